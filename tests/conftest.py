@@ -1,0 +1,112 @@
+"""Loads the pack the way its host does, and fixtures that several test files share."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from scripts.server import Server
+
+ROOT = Path(__file__).absolute().parents[1]
+# Real photos that lie in scikit-image's wheel; its other pictures are downloaded on first use.
+PHOTOS = (
+    "astronaut",
+    "camera",
+    "chelsea",
+    "coffee",
+    "coins",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "rocket",
+)
+
+
+def folder_from_environment(name: str) -> Path:
+    """The folder that an environment variable set by dev.py names; ends the test run without it."""
+    value = os.environ.get(name)
+    if not value or not Path(value).is_dir():
+        pytest.exit(
+            f"{name} is {value!r}, not a folder: run the tests with `python dev.py test`", returncode=4
+        )
+    return Path(value)
+
+
+HOST = folder_from_environment("JEPA_HOST")
+
+
+def put_first(*folders: Path) -> None:
+    """Put folders at the front of sys.path, in this order.
+
+    The host goes before the pack: its nodes.py and the pack's nodes/ share a name.
+    """
+    names = [str(folder) for folder in folders]
+    sys.path[:] = names + [entry for entry in sys.path if entry not in names]
+
+
+def use_the_cpu_without_cuda() -> None:
+    """Tell the host to compute on the CPU when there is no CUDA; it raises on import otherwise."""
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+
+
+def load_pack() -> ModuleType:
+    """Load the repository as the package jepa_guidance, as a host loads a custom node folder.
+
+    jepa_core is one package under two names, so that a class seen through either is the same class.
+    """
+    spec = importlib.util.spec_from_file_location(
+        "jepa_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules["jepa_guidance"] = pack
+    core = importlib.import_module("jepa_core")
+    for file in sorted((ROOT / "jepa_core").rglob("*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        sys.modules[f"jepa_guidance.{name}"] = importlib.import_module(name)
+    pack.jepa_core = core  # type: ignore[attr-defined]
+    spec.loader.exec_module(pack)
+    return pack
+
+
+put_first(HOST, ROOT)
+use_the_cpu_without_cuda()
+load_pack()
+
+
+@pytest.fixture(scope="session")
+def encoder_dir() -> Path:
+    """The folder of a real trained encoder (a fine-tuned DINOv2 ViT-S/14)."""
+    return folder_from_environment("JEPA_ENCODER")
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[torch.Tensor]:
+    """Eight varied photos, float32 (H, W, 3) in [0, 1] and of different sizes; do not write into them."""
+    from skimage import data
+
+    arrays = [getattr(data, name)() for name in PHOTOS]
+    images = [torch.from_numpy(array).to(torch.float32) / 255 for array in arrays]
+    return [image if image.ndim == 3 else image[:, :, None].repeat(1, 1, 3) for image in images]
+
+
+@pytest.fixture(scope="session")
+def server(encoder_dir: Path) -> Iterator[Server]:
+    """A running ComfyUI with this pack and the real encoder (models/jepa/<its folder's name>)."""
+    from scripts.server import Server
+
+    links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{encoder_dir.name}": encoder_dir}
+    with Server(HOST, links, cpu=not torch.cuda.is_available()) as running:
+        yield running
