@@ -307,7 +307,7 @@ def pip(python: Path, arguments: Sequence[str], lock: int) -> None:
     if code != 0:
         raise SetupError(
             f"pip {' '.join(arguments)} ended with exit code {code} (its message is above). "
-            "If it says that it cannot connect, the package index is out of reach; "
+            "If it cannot connect or knows no version at all, the package index is out of reach; "
             "the set-up goes on from where it stopped when dev.py runs again."
         )
 

@@ -68,7 +68,8 @@ def load_pack() -> ModuleType:
     spec = importlib.util.spec_from_file_location(
         "jepa_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     pack = importlib.util.module_from_spec(spec)
     sys.modules["jepa_guidance"] = pack
     core = importlib.import_module("jepa_core")

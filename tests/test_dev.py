@@ -76,7 +76,8 @@ def test_environment_key_changes_with_what_is_installed(monkeypatch: pytest.Monk
     monkeypatch.undo()
     monkeypatch.setattr(platform, "machine", lambda: "another")
     changed.add(dev.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.11"))
-    assert key not in changed and len(changed) == 5
+    assert key not in changed
+    assert len(changed) == 5
 
 
 def test_encoder_key_changes_with_conversion_and_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,10 +168,13 @@ def test_component_of_a_killed_process_is_made_again(tmp_path: Path) -> None:
         f"dev.build('thing', Path({str(folder)!r}), Path({str(lock)!r}), make)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 9
-    assert (folder / "half").exists() and not dev.is_complete(folder)
+    assert (folder / "half").exists()
+    assert not dev.is_complete(folder)
 
     dev.build("thing", folder, lock, lambda folder, lock: (folder / "whole").touch())
-    assert dev.is_complete(folder) and (folder / "whole").exists() and not (folder / "half").exists()
+    assert dev.is_complete(folder)
+    assert (folder / "whole").exists()
+    assert not (folder / "half").exists()
 
 
 def test_lock_is_exclusive_and_ends_with_its_holder(tmp_path: Path) -> None:
@@ -181,7 +185,8 @@ def test_lock_is_exclusive_and_ends_with_its_holder(tmp_path: Path) -> None:
         f"with dev.setup_lock(Path({str(lock)!r})):\n    print('held', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
         with open(lock, "a") as file:
             assert not dev.try_lock(file.fileno())
         holder.kill()
@@ -327,13 +332,20 @@ def test_server_ends_its_process_and_removes_its_folder_after_an_exception(tmp_p
     (tmp_path / "main.py").write_text(STUB)
     (tmp_path / "model").mkdir()
     links = {"models/jepa/thing": tmp_path / "model"}
-    with pytest.raises(ZeroDivisionError), server_module.Server(tmp_path, links) as running:
-        base, process = running.base, running.process
-        assert (base / "models/jepa/thing").samefile(tmp_path / "model")
-        assert "'--listen', '127.0.0.1'" in running.log() and "'--cpu'" in running.log()
-        raise ZeroDivisionError
-    assert process.poll() is not None
-    assert not base.exists() and (tmp_path / "model").exists()
+    running = server_module.Server(tmp_path, links)
+
+    def use_and_fail() -> None:
+        with running:
+            assert (running.base / "models/jepa/thing").samefile(tmp_path / "model")
+            assert "'--listen', '127.0.0.1'" in running.log()
+            assert "'--cpu'" in running.log()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use_and_fail()
+    assert running.process.poll() is not None
+    assert not running.base.exists()
+    assert (tmp_path / "model").exists()
 
 
 def test_a_link_is_replaced_and_a_real_folder_is_not(tmp_path: Path) -> None:
@@ -355,6 +367,7 @@ def test_server_environment_has_no_foreign_import_path() -> None:
     environ = server_module.server_environment(
         {"PYTHONPATH": "x", "PYTHONHOME": "y", "KEPT": "1"}, offline=True
     )
-    assert "PYTHONPATH" not in environ and "PYTHONHOME" not in environ
+    assert "PYTHONPATH" not in environ
+    assert "PYTHONHOME" not in environ
     assert (environ["KEPT"], environ["HF_HUB_OFFLINE"]) == ("1", "1")
     assert "HF_HUB_OFFLINE" not in server_module.server_environment({}, offline=False)

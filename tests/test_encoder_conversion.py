@@ -44,7 +44,8 @@ def test_hidden_states_equal_the_graphs(
         with_output.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     model, report = Dinov2Model.from_pretrained(str(encoder_dir), output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
     model.eval()
     for photo in photos[:2]:
         image = pixels(photo)
@@ -58,7 +59,8 @@ def test_hidden_states_equal_the_graphs(
 
 def test_folder_says_what_it_is(encoder_dir: Path) -> None:
     text = (encoder_dir / "README.md").read_text(encoding="utf-8")
-    assert dev.ENCODER_ARCHIVE.sha256 in text and "fine-tuned" in text
+    assert dev.ENCODER_ARCHIVE.sha256 in text
+    assert "fine-tuned" in text
 
 
 def test_another_graph_is_refused(graph: onnx.ModelProto) -> None:
