@@ -42,7 +42,7 @@ NOT_COPIED = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", ".work")
 
 
 class ServerError(RuntimeError):
-    """The server did not start, died, or answered with an HTTP error."""
+    """The server did not start, or it is gone."""
 
 
 class PromptRefused(ServerError):
@@ -255,11 +255,13 @@ class Server:
     def queue(self, prompt: Mapping[str, Any]) -> str:
         """Queue a workflow in API format; returns its prompt id.
 
-        Raises PromptRefused when the server finds fault with any of its outputs.
+        Raises PromptRefused when the server finds fault with any of its outputs (it may run the others).
         """
         try:
             answer = self._json("/prompt", {"prompt": prompt})
         except urllib.error.HTTPError as error:
+            if error.code != 400:
+                raise
             raise PromptRefused(json.loads(error.read())) from None
         if answer.get("node_errors"):
             raise PromptRefused(answer)
