@@ -1,0 +1,178 @@
+"""The demo generator as the host's own model: small enough to travel with the pack, sampled by stock nodes.
+
+A class-conditional UNet of the host's own class that makes 64 x 64 pixel emoji, trained by
+generator/train.py. Its latents are pixels in [-1, 1] folded 2 x 2 into channels (12 x 32 x 32), so the VAE
+only folds and unfolds.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.pixel_space_convert
+import comfy.sd
+import comfy.supported_models_base
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHTS = Path(__file__).absolute().parents[1] / "generator" / "emoji64.safetensors"
+MAX_BYTES = 20_000_000
+FORMAT = "jepa-demo-generator-1"
+FOLD = 2
+CHANNELS = 3 * FOLD * FOLD
+# Row of the weights' class table -> name. A constant, since a saved workflow holds these names.
+CLASSES = (
+    "any",
+    "face",
+    "heart",
+    "hand",
+    "person",
+    "animal",
+    "plant",
+    "food",
+    "drink",
+    "vehicle",
+    "place",
+    "sky",
+    "clothing",
+    "object",
+)
+
+Conditioning = list[list[Any]]
+
+
+class DemoFileError(ValueError):
+    """The demo generator's file is missing, damaged or another one. The message names the file."""
+
+
+class FoldedPixels(comfy.latent_formats.LatentFormat):
+    """Pixels in [-1, 1] folded 2 x 2 into channels, unscaled."""
+
+    latent_channels = CHANNELS
+    spacial_downscale_ratio = FOLD
+    # The preview is the mean of each fold; channels run through the fold first, then through the colours.
+    latent_rgb_factors = [
+        [float(colour == channel // FOLD**2) / FOLD**2 for colour in range(3)] for channel in range(CHANNELS)
+    ]
+
+
+class DemoConfig(comfy.supported_models_base.BASE):
+    """What the host wants to know of a model beside its weights."""
+
+    unet_extra_config: dict[str, Any] = {}
+    latent_format = FoldedPixels
+    supported_inference_dtypes = [torch.float32]
+    # The host's estimate of working memory, relative to its own networks, which have five times the channels.
+    memory_usage_factor = 0.4
+
+
+class FoldingVAE(comfy.pixel_space_convert.PixelspaceConversionVAE):
+    """Folds pixels into latents and back, without loss."""
+
+    def encode(self, pixels: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 12, H/2, W/2). H and W must be even."""
+        return F.pixel_unshuffle(pixels, FOLD)
+
+    def decode(self, samples: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        """(B, 12, H, W) -> (B, 3, 2H, 2W), the inverse of encode."""
+        return F.pixel_shuffle(samples, FOLD)
+
+
+def load_demo_generator() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
+    """Load the demo generator and its VAE for the host's samplers, in float32.
+
+    Raises:
+        DemoFileError: the weights are missing, damaged or not this generator's.
+    """
+    settings, tensors = _read(WEIGHTS)
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    del tensors["classes.weight"]
+    weights = {name.removeprefix("unet."): tensor.float() for name, tensor in tensors.items()}
+    # The file's tensors become parameters of a module that outlives this call, so they should be normal
+    # tensors even when a host calls under inference mode.
+    with torch.inference_mode(False):
+        try:
+            config = DemoConfig(settings)
+            config.set_inference_dtype(torch.float32, None)
+            kind = comfy.model_base.ModelType.V_PREDICTION
+            model = comfy.model_base.BaseModel(config, kind, device=offload_device)
+            model.diffusion_model.load_state_dict(weights)
+        except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise DemoFileError(f"{WEIGHTS}: weights and header do not fit each other ({error})") from error
+    # Plain, never dynamic: guidance differentiates through it, and there is nothing to save on 38 MB.
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    return patcher, _folding_vae()
+
+
+def demo_classes() -> list[str]:
+    """The classes that the demo generator knows; the first, "any", is the unconditional one."""
+    return list(CLASSES)
+
+
+def demo_conditioning(name: str) -> Conditioning:
+    """Return the conditioning of a class: one context token (1, 1, 128), float32.
+
+    Raises:
+        ValueError: no such class.
+        DemoFileError: the weights are missing, damaged or not this generator's.
+    """
+    if name not in CLASSES:
+        raise ValueError(f"the demo generator has no class {name!r}; it has {', '.join(CLASSES)}")
+    _, tensors = _read(WEIGHTS)
+    row = tensors["classes.weight"][CLASSES.index(name)]
+    return [[row.float()[None, None], {}]]
+
+
+def _folding_vae() -> comfy.sd.VAE:
+    # The host's pixel-space VAE brings everything but the folding. Half precision, its choice on a GPU, would
+    # round the pixels.
+    vae = comfy.sd.VAE({"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    with torch.inference_mode(False):
+        vae.first_stage_model = FoldingVAE().eval().requires_grad_(False)
+    vae.patcher = comfy.model_patcher.ModelPatcher(
+        vae.first_stage_model,
+        load_device=vae.device,
+        offload_device=comfy.model_management.vae_offload_device(),
+    )
+    vae.downscale_ratio = vae.upscale_ratio = FOLD
+    vae.latent_channels = CHANNELS
+    return vae
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the UNet's configuration and all tensors, as stored; raise DemoFileError if anything is wrong."""
+    if not file.is_file():
+        raise DemoFileError(f"{file} does not exist; it belongs to this pack, so install the pack again")
+    if file.stat().st_size > MAX_BYTES:
+        raise DemoFileError(f"{file} is larger than the {MAX_BYTES // 10**6} MB that the generator takes")
+    try:
+        with torch.inference_mode(False), safe_open(file, framework="pt") as content:
+            header = content.metadata() or {}
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DemoFileError(f"{file} is damaged ({error}); install the pack again") from error
+    if header.get("format") != FORMAT:
+        raise DemoFileError(f"{file} has format {header.get('format')!r}, expected {FORMAT!r}")
+    try:
+        settings = json.loads(header["unet"])
+        classes, fold = json.loads(header["classes"]), int(header["fold"])
+        shape = (settings["in_channels"], settings["out_channels"], fold)
+        table = (len(CLASSES), settings["context_dim"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DemoFileError(f"{file} has an incomplete header ({error!r})") from error
+    if tuple(classes) != CLASSES or shape != (CHANNELS, CHANNELS, FOLD):
+        raise DemoFileError(f"{file} is a generator of other classes or of another folding")
+    if "classes.weight" not in tensors or tuple(tensors["classes.weight"].shape) != table:
+        raise DemoFileError(f"{file} has no class table of shape {table}")
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise DemoFileError(f"{file} is damaged (some weights are not finite); install the pack again")
+    return settings, tensors

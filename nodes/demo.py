@@ -1,0 +1,60 @@
+"""Two small nodes that make the demo generator usable with stock nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..host.demo_model import demo_classes, demo_conditioning, load_demo_generator
+
+CATEGORY = "JEPA/demo"
+
+
+class JEPADemoLoader(io.ComfyNode):
+    """The demo generator -> MODEL, VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JEPADemoLoader",
+            display_name="JEPA Demo Generator",
+            category=CATEGORY,
+            description="Load the small emoji generator that comes with this pack (64 x 64 pixels, 19 MB, fast "
+            "enough on a CPU), to try the guidance without downloading a model. Use it with JEPA Demo Class, an "
+            "Empty Latent Image of 64 x 64 and any stock sampler.",
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The generator, for any sampler."),
+                io.Vae.Output(display_name="VAE", tooltip="Its VAE: folds and unfolds pixels, without loss."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_demo_generator())
+
+
+class JEPADemoClass(io.ComfyNode):
+    """A class of the demo generator -> CONDITIONING."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JEPADemoClass",
+            display_name="JEPA Demo Class",
+            category=CATEGORY,
+            description="What the demo generator should draw, in place of a text prompt.",
+            inputs=[
+                io.Combo.Input(
+                    "class_name",
+                    options=demo_classes(),
+                    default="face",
+                    tooltip="The kind of emoji to draw. The class any is for the negative.",
+                )
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="CONDITIONING", tooltip="For positive or negative.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, class_name: str) -> io.NodeOutput:
+        return io.NodeOutput(demo_conditioning(class_name))
