@@ -1,0 +1,22 @@
+"""The mathematics of JEPA-guided minority sampling (arXiv 2605.24631), in torch alone.
+
+Nothing here knows a host application: it works the same in a notebook, a script or a node.
+"""
+
+from .encoder import Encoder, EncoderFileError, load_encoder
+from .gradient import Rarity, RarityGradient
+from .jacobian import JacobianOperator
+from .precision import differentiable, full_precision
+from .score import jepa_score
+
+__all__ = [
+    "Encoder",
+    "EncoderFileError",
+    "JacobianOperator",
+    "Rarity",
+    "RarityGradient",
+    "differentiable",
+    "full_precision",
+    "jepa_score",
+    "load_encoder",
+]

@@ -1,0 +1,75 @@
+"""The two scoped changes of torch's state that the mathematics needs: gradients, and full precision."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """Return a normal tensor over the storage of an inference tensor (no copy)."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, context = tensor.__tensor_flatten__()
+        inner = {name: _alias(getattr(tensor, name)) for name in names}
+        return type(tensor).__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+@contextmanager
+def differentiable(*modules: nn.Module) -> Iterator[None]:
+    """Let autograd differentiate through `modules` with respect to their input, even under inference mode.
+
+    Weights made under torch.inference_mode() cannot be saved for a backward pass. For the length of the
+    block each one is replaced by a normal tensor over the same storage, without a copy; the originals are
+    put back on any exit. Weights never receive gradients.
+    """
+    originals: list[tuple[dict, str, Tensor]] = []
+    aliases: dict[int, Tensor] = {}
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            for module in {id(part): part for root in modules for part in root.modules()}.values():
+                for table in (module._parameters, module._buffers):
+                    for name, tensor in table.items():
+                        if tensor is None or tensor.is_meta:
+                            continue
+                        if not tensor.is_inference() and not tensor.requires_grad:
+                            continue
+                        if id(tensor) not in aliases:
+                            alias = _alias(tensor) if tensor.is_inference() else tensor.detach()
+                            is_parameter = isinstance(tensor, nn.Parameter)
+                            aliases[id(tensor)] = nn.Parameter(alias, False) if is_parameter else alias
+                        originals.append((table, name, tensor))
+                        table[name] = aliases[id(tensor)]
+            yield
+        finally:
+            for table, name, tensor in originals:
+                table[name] = tensor
+
+
+# Every switch that lets torch compute a float32 product with fewer bits.
+_MATMUL_BACKENDS = (
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute float32 as float32: no autocast on `device`'s type, no TF32, no bfloat16 shortcuts.
+
+    Differences of encoder outputs lose most of their digits in anything less (method: half precision keeps
+    a quarter of the singular subspace).
+    """
+    before = [backend.fp32_precision for backend in _MATMUL_BACKENDS]
+    try:
+        for backend in _MATMUL_BACKENDS:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, value in zip(_MATMUL_BACKENDS, before, strict=True):
+            backend.fp32_precision = value

@@ -1,0 +1,68 @@
+"""The JEPA score: how typical an encoder finds an image. Lower is rarer."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .encoder import Encoder
+from .jacobian import JacobianOperator
+from .precision import differentiable, full_precision
+from .range_finder import find_range, gram, numerical_rank_floor
+
+
+def log_sum(sigma: Tensor, embed_dim: int, eps: float) -> Tensor:
+    """Return sum_i log max(sigma_i, eps), counting rounding noise as eps. sigma (r,) -> scalar."""
+    sigma = torch.where(sigma < numerical_rank_floor(sigma, embed_dim), eps, sigma)
+    return sigma.clamp(min=eps).log().sum()
+
+
+def jepa_score(
+    encoder: Encoder,
+    x: Tensor,
+    *,
+    top_k: int | None = None,
+    eps: float = 1e-6,
+    chunk: int | None = None,
+    on_pass: Callable[[], None] | None = None,
+) -> Tensor:
+    """Return the JEPA score JS(x) = sum_i log max(sigma_i(J), eps) of each image (arXiv 2605.24631, eq. 3).
+
+    Exact unless top_k is given: every row of J, and the eigenvalues of J J^T in float64. Singular values
+    below the numerical rank sigma_1 * d * 2^-23 are rounding noise and count as eps (a final LayerNorm makes
+    two of them), so that correct programs agree.
+
+    Args:
+        x: (B, 3, S, S), preprocessed.
+        top_k: sum only the k largest singular values, found by a range finder of rank k, oversampling 10
+            and two power iterations. Much cheaper; not comparable with exact scores or with another k.
+        eps: floor of a singular value.
+        chunk: directions per encoder pass; None takes what fits memory.
+        on_pass: called without arguments after every encoder pass; may raise to stop.
+
+    Returns:
+        (B,) float64 on the CPU.
+
+    Raises:
+        ValueError: x of another shape or not finite, top_k outside 1..d, eps not positive.
+    """
+    size = encoder.image_size
+    if x.ndim != 4 or x.shape[1:] != (3, size, size):
+        raise ValueError(f"x must be (batch, 3, {size}, {size}) from encoder.preprocess, got {tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise ValueError("x holds NaN or infinite pixels; there is no score for them")
+    if top_k is not None and not 1 <= top_k <= encoder.embed_dim:
+        raise ValueError(f"top_k must be 1 to {encoder.embed_dim}, the embedding's length, got {top_k}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+    scores = []
+    with differentiable(encoder), full_precision(encoder.weight.device):
+        for image in x:
+            jacobian = JacobianOperator(encoder, image, chunk=chunk, on_pass=on_pass)
+            if top_k is None:
+                identity = torch.eye(encoder.embed_dim, device="cpu")
+                sigma = torch.linalg.eigvalsh(gram(jacobian.vjp(identity))).clamp(min=0).sqrt()
+            else:
+                sigma = find_range(jacobian, rank=top_k, oversample=10, power_iterations=2, seed=0).sigma
+            scores.append(log_sum(sigma, encoder.embed_dim, eps))
+    return torch.stack(scores)
