@@ -1,7 +1,7 @@
 """The demo generator as the host's own model: small enough to travel with the pack, sampled by stock nodes.
 
 A class-conditional UNet of the host's own class that makes 64 x 64 pixel emoji, trained by
-generator/train.py. Its latents are pixels in [-1, 1] folded 2 x 2 into channels (12 x 32 x 32), so the VAE
+generator/train.py. Its latents are pixels in [-1, 1] folded 4 x 4 into channels (48 x 16 x 16), so the VAE
 only folds and unfolds.
 """
 
@@ -26,25 +26,10 @@ from torch import Tensor
 WEIGHTS = Path(__file__).absolute().parents[1] / "generator" / "emoji64.safetensors"
 MAX_BYTES = 20_000_000
 FORMAT = "jepa-demo-generator-1"
-FOLD = 2
+FOLD = 4
 CHANNELS = 3 * FOLD * FOLD
 # Row of the weights' class table -> name. A constant, since a saved workflow holds these names.
-CLASSES = (
-    "any",
-    "face",
-    "heart",
-    "hand",
-    "person",
-    "animal",
-    "plant",
-    "food",
-    "drink",
-    "vehicle",
-    "place",
-    "sky",
-    "clothing",
-    "object",
-)
+CLASSES = ("any", "face", "person", "heart", "hand", "sky", "fruit", "clock")
 
 Conditioning = list[list[Any]]
 
@@ -54,7 +39,7 @@ class DemoFileError(ValueError):
 
 
 class FoldedPixels(comfy.latent_formats.LatentFormat):
-    """Pixels in [-1, 1] folded 2 x 2 into channels, unscaled."""
+    """Pixels in [-1, 1] folded 4 x 4 into channels, unscaled."""
 
     latent_channels = CHANNELS
     spacial_downscale_ratio = FOLD
@@ -70,7 +55,7 @@ class DemoConfig(comfy.supported_models_base.BASE):
     unet_extra_config: dict[str, Any] = {}
     latent_format = FoldedPixels
     supported_inference_dtypes = [torch.float32]
-    # The host's estimate of working memory, relative to its own networks, which have five times the channels.
+    # The host's estimate of working memory, relative to its own networks, which have three times the channels.
     memory_usage_factor = 0.4
 
 
@@ -78,11 +63,11 @@ class FoldingVAE(comfy.pixel_space_convert.PixelspaceConversionVAE):
     """Folds pixels into latents and back, without loss."""
 
     def encode(self, pixels: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 12, H/2, W/2). H and W must be even."""
+        """(B, 3, H, W) in [-1, 1] -> (B, 48, H/4, W/4). H and W must be multiples of 4."""
         return F.pixel_unshuffle(pixels, FOLD)
 
     def decode(self, samples: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        """(B, 12, H, W) -> (B, 3, 2H, 2W), the inverse of encode."""
+        """(B, 48, H, W) -> (B, 3, 4H, 4W), the inverse of encode."""
         return F.pixel_shuffle(samples, FOLD)
 
 
@@ -108,7 +93,7 @@ def load_demo_generator() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VA
             model.diffusion_model.load_state_dict(weights)
         except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DemoFileError(f"{WEIGHTS}: weights and header do not fit each other ({error})") from error
-    # Plain, never dynamic: guidance differentiates through it, and there is nothing to save on 38 MB.
+    # Plain, never dynamic: guidance differentiates through it, and there is nothing to save on so few weights.
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
     return patcher, _folding_vae()
 

@@ -1,0 +1,48 @@
+"""The models/jepa folder: the names in the loader's menu and the files behind them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import folder_paths
+
+from ..jepa_core.hub import ENCODERS, fetch_encoder
+
+FOLDER = "jepa"
+
+
+def register_folder() -> None:
+    """Make models/jepa known to the host, keeping folders that the user's own configuration added."""
+    default = Path(folder_paths.models_dir) / FOLDER
+    default.mkdir(parents=True, exist_ok=True)
+    paths, _ = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
+    paths = list(dict.fromkeys([*paths, str(default)]))
+    # .safetensors alone: the host's usual set of endings admits pickles
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+
+
+def encoder_names() -> list[str]:
+    """Names for the menu: the encoders of the hub, then every other .safetensors file in models/jepa."""
+    local = folder_paths.get_filename_list(FOLDER)
+    return [*ENCODERS, *(name for name in local if Path(name).parts[0] not in ENCODERS)]
+
+
+def encoder_file(name: str, on_progress: Callable[[int, int], None] | None = None) -> Path:
+    """Return the weights file of an encoder named in the menu, fetching a hub encoder on first use.
+
+    Raises:
+        ValueError: a name that is not in the menu.
+        jepa_core.hub.EncoderDownloadError: the hub cannot be reached; says which file to put where.
+    """
+    if name not in encoder_names():
+        raise ValueError(
+            f"There is no encoder {name!r}; put its .safetensors file (and config.json) into models/{FOLDER}, "
+            f"or choose one of {', '.join(ENCODERS)}."
+        )
+    if name not in ENCODERS:
+        return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    folders = [Path(path) for path in folder_paths.get_folder_paths(FOLDER)]
+    for folder in folders:
+        if (folder / name / "model.safetensors").is_file():
+            return folder / name / "model.safetensors"
+    default = Path(folder_paths.models_dir) / FOLDER
+    return fetch_encoder(name, default, on_progress=on_progress) / "model.safetensors"

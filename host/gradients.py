@@ -1,0 +1,54 @@
+"""Differentiating the host's own modules, which run under inference mode with weights made there."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import nn
+
+from ..jepa_core import differentiable
+
+
+@contextmanager
+def host_differentiable(*modules: nn.Module) -> Iterator[None]:
+    """`jepa_core.differentiable` for the host's modules: asks its operations for versions with a backward.
+
+    The host's flag for training is global; it is set for the block and put back on any exit.
+    """
+    before = comfy.model_management.in_training
+    with differentiable(*modules):
+        comfy.model_management.in_training = True
+        try:
+            yield
+        finally:
+            comfy.model_management.in_training = before
+
+
+def normal_tensors(value: Any) -> Any:
+    """Copy nested dicts and lists with every inference tensor cloned, so that autograd may keep them.
+
+    Call outside inference mode. Objects that carry a tensor as `cond` (the host's conditionings) are copied
+    with it.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {key: normal_tensors(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [normal_tensors(item) for item in value]
+    if hasattr(value, "_copy_with") and hasattr(value, "cond"):
+        return value._copy_with(normal_tensors(value.cond))
+    return value
+
+
+def differentiable_attention(options: dict) -> dict:
+    """Return the host's model options with attention forced to torch's, which has a backward everywhere."""
+
+    def override(_: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return attention_pytorch(*args, **kwargs)
+
+    transformer = {**options.get("transformer_options", {}), "optimized_attention_override": override}
+    return {**options, "transformer_options": transformer}

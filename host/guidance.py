@@ -1,0 +1,269 @@
+"""JEPA guidance as a MODEL patch: any stock sampler, guided (arXiv 2605.24631, algorithm 1)."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..jepa_core import RarityGradient
+from .gradients import differentiable_attention, host_differentiable, normal_tensors
+from .latent_gradient import LatentGradient, Slope
+from .models import (
+    HostEncoder,
+    check_finite,
+    check_one_device,
+    check_vae_fits,
+    refuse_streamed,
+    resident_model,
+    resident_vae,
+)
+from .steps import (
+    Schedule,
+    first_calls,
+    latent_scale,
+    normalise,
+    posterior_variance,
+    sampler_refusal,
+    signal_rate,
+)
+
+KEY = "jepa_guidance"
+
+# (denoise, x, sigma, base model) -> Slope, see LatentGradient.__call__
+GradientFunction = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor, Any], Slope]
+
+
+@dataclass
+class Trace:
+    """What guidance did in one sampler call.
+
+    Attributes:
+        steps: one dict a step: step, sigma, guided, and where guided score, gradient_norm, shift (a float per
+            image; shift is the largest change of x in sampler units, 0 where a gradient was not finite).
+        message: one line for people.
+    """
+
+    steps: list[dict] = field(default_factory=list)
+    message: str = "JEPA guidance: has not run yet"
+
+    def summarise(self) -> None:
+        guided = [step for step in self.steps if step["guided"]]
+        if not guided:
+            self.message = "JEPA guidance: no step of this run lies in the guided range; the image is the stock sampler's"
+            return
+        first, last = (sum(s["score"]) / len(s["score"]) for s in (guided[0], guided[-1]))
+        skipped = sum(shift == 0 for step in guided for shift in step["shift"])
+        self.message = (
+            f"JEPA guidance: {len(guided)} of {len(self.steps)} steps guided, score {first:.2f} to {last:.2f}"
+            + (f"; {skipped} shift(s) skipped, their gradient was not finite" if skipped else "")
+        )
+
+
+class _GuidedModel:
+    """Stands in for the model inside a sampler function; shifts x where a guided step begins."""
+
+    def __init__(self, model: Any, shifts: dict[int, int], guide: Callable[[Any, Tensor, Tensor, dict, int], None]):
+        self._model = model
+        self._shifts = shifts
+        self._guide = guide
+        self._calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        step = self._shifts.get(self._calls)
+        self._calls += 1
+        if step is not None:
+            self._guide(self._model, x, sigma, kwargs, step)
+        return self._model(x, sigma, **kwargs)
+
+
+def apply_guidance(
+    model: Any,
+    vae: Any,
+    encoder: HostEncoder,
+    schedule: Schedule,
+    rarity: RarityGradient,
+    *,
+    through_denoiser: bool = False,
+    fit: str = "squash",
+    antialias: bool = True,
+    gradient: GradientFunction | None = None,
+    report: Callable[[Trace], None] = lambda trace: None,
+) -> Any:
+    """Return a clone of MODEL that any sampler of the host runs with guidance.
+
+    Args:
+        model: MODEL. vae: the VAE that decodes it. encoder: the guide.
+        rarity: gradient of the guided score; its on_pass is used for interrupts.
+        through_denoiser: see LatentGradient.
+        gradient: replaces the whole chain, for comparisons; the encoder and VAE are then not used.
+        report: called with the trace after every step.
+
+    Raises:
+        ValueError: models that do not fit each other, or that cannot be differentiated as loaded.
+    """
+    check_vae_fits(vae, model)
+    check_one_device(model)
+    if rarity.k > encoder.encoder.embed_dim:
+        raise ValueError(
+            f"rank {rarity.k} is larger than the embedding of {encoder.name}, {encoder.encoder.embed_dim}; lower it"
+        )
+    vae = resident_vae(vae)
+    chain = gradient or LatentGradient(
+        vae, encoder.encoder, rarity, through_denoiser=through_denoiser, fit=fit, antialias=antialias
+    )
+    patched = resident_model(model) if through_denoiser else model.clone()
+    patched.set_additional_models(KEY, [vae.patcher, encoder.patcher])
+
+    def sample_guided(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any) -> Tensor:
+        refuse_streamed(vae.patcher, "the VAE")
+        refuse_streamed(encoder.patcher, "the JEPA encoder")
+        if through_denoiser:
+            refuse_streamed(guider.model_patcher, "the denoiser")
+        run = _GuidedRun(executor.class_obj, guider, schedule, chain, through_denoiser, report)
+        # the wrappers that come after this one run as they would have, around the guided sampler
+        rest = executor.wrappers[executor.idx + 1 :]
+        guided = run.sampler()
+        following = comfy.patcher_extension.WrapperExecutor.new_class_executor(guided.sample, guided, rest)
+        return following.execute(guider, sigmas, extra_args, *args)
+
+    patched.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, sample_guided)
+    return patched
+
+
+class _GuidedRun:
+    """State of one sampler call."""
+
+    def __init__(
+        self,
+        sampler: Any,
+        guider: Any,
+        schedule: Schedule,
+        gradient: GradientFunction,
+        through_denoiser: bool,
+        report: Callable[[Trace], None],
+    ) -> None:
+        if not isinstance(sampler, comfy.samplers.KSAMPLER):
+            raise ValueError(f"JEPA guidance does not know samplers of type {type(sampler).__name__}; use a stock one")
+        refusal = sampler_refusal(sampler.sampler_function)
+        if refusal:
+            raise ValueError(refusal)
+        self.stock = sampler
+        self.guider = guider
+        self.base_model = guider.inner_model
+        self.schedule = schedule
+        self.gradient = gradient
+        self.through_denoiser = through_denoiser
+        self.report = report
+        self.trace = Trace()
+        self.guided: list[int] = []
+        self.sigmas = torch.empty(0)
+
+    def sampler(self) -> comfy.samplers.KSAMPLER:
+        """The stock sampler with its function replaced by the guided one."""
+        return comfy.samplers.KSAMPLER(self.sample, self.stock.extra_options, self.stock.inpaint_options)
+
+    def sample(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None, **options: Any
+    ) -> Tensor:
+        """Run the stock sampler function on a model that shifts x where a guided step begins."""
+        if x.ndim != 4:
+            raise ValueError(f"JEPA guidance works on still images; this latent has shape {tuple(x.shape)}")
+        check_finite(x)
+        calls, total = first_calls(self.stock.sampler_function, sigmas, options, model)
+        self.guided = self.schedule.guided_steps(total)
+        self.sigmas = sigmas
+        shifts = {call: step for call, step in calls.items() if step in self.guided}
+        if not shifts:
+            logging.warning("JEPA guidance: none of the %d steps lies in the guided range", total)
+
+        def after_step(state: dict) -> None:
+            # guided steps were recorded when they were shifted
+            if len(self.trace.steps) <= state["i"]:
+                self.trace.steps.append({"step": state["i"], "sigma": float(state["sigma"]), "guided": False})
+            self.trace.summarise()
+            self.report(self.trace)
+            if callback is not None:
+                callback(state)
+
+        # clones: some samplers write into their arguments
+        return self.stock.sampler_function(
+            _GuidedModel(model, shifts, self.shift),
+            x.clone(),
+            sigmas.clone(),
+            extra_args=extra_args,
+            callback=after_step,
+            disable=disable,
+            **options,
+        )
+
+    def shift(self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict, step: int) -> None:
+        """Move x in place down the gradient of the score: z_t <- z_t - eta * g / max|g|, in x's own scale."""
+        sigma = sigmas.flatten()[0]
+        mask = kwargs.get("denoise_mask")
+        if self.through_denoiser:
+            score, gradient = self._through_denoiser(model, x, sigmas, kwargs)
+        else:
+            score, gradient = self.gradient(lambda z: model(z, sigmas, **kwargs), x, sigma, self.base_model)
+            if mask is not None:
+                # the clean estimate is fixed where nothing is inpainted
+                gradient = gradient * mask
+        finite = gradient.flatten(1).isfinite().all(1)
+        norm = gradient.flatten(1).norm(dim=1)
+        scale = latent_scale(self.base_model.model_sampling, sigma)
+        # from per unit of x to per unit of z_t = x / scale
+        direction = normalise(torch.where(finite[:, None, None, None], gradient * scale, 0.0), self.schedule.normalisation)
+        eta = self.schedule.step_strength(len(self.guided))
+        if self.schedule.variance:
+            eta *= self._posterior_variance(sigma, step)
+        change = (eta * scale) * direction
+        x -= change.to(x)
+        if not finite.all():
+            logging.warning(
+                "JEPA guidance: step %d, image(s) %s not shifted, their gradient is not finite",
+                step,
+                (~finite).nonzero().flatten().tolist(),
+            )
+        self.trace.steps.append(
+            {
+                "step": step,
+                "sigma": float(sigma),
+                "guided": True,
+                "score": score.tolist(),
+                "gradient_norm": norm.tolist(),
+                "shift": change.flatten(1).abs().amax(1).tolist(),
+            }
+        )
+
+    def _posterior_variance(self, sigma: Tensor, step: int) -> float:
+        sampling = self.base_model.model_sampling
+        following = self.sigmas[step + 1]
+        return posterior_variance(signal_rate(sampling, sigma), signal_rate(sampling, following))
+
+    def _through_denoiser(self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict) -> Slope:
+        modules = [patcher.model for patcher in (self.guider.model_patcher, *self.guider.loaded_models)]
+        modules = [module for module in modules if isinstance(module, torch.nn.Module)]
+        conds = self.guider.conds
+        with host_differentiable(*modules):
+            kwargs = normal_tensors(kwargs)
+            kwargs["model_options"] = differentiable_attention(kwargs.get("model_options", {}))
+            sigmas, x = sigmas.clone(), x.clone()
+            self.guider.conds = normal_tensors(conds)
+            try:
+                return self.gradient(lambda z: model(z, sigmas, **kwargs), x, sigmas.flatten()[0], self.base_model)
+            finally:
+                self.guider.conds = conds
+
+
+def interrupt_check() -> None:
+    """Raise the host's interruption when the user asked for one; the encoder's modules do not."""
+    comfy.model_management.throw_exception_if_processing_interrupted()

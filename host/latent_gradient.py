@@ -1,0 +1,104 @@
+"""The chain encoder -> image -> latent -> noisy latent, as three separate vector-Jacobian products."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..jepa_core import Encoder, RarityGradient
+from .gradients import host_differentiable
+
+
+class Slope(NamedTuple):
+    """Guided score (B,) float64 and its gradient with respect to the sampler's x (B, C, H, W)."""
+
+    score: Tensor
+    gradient: Tensor
+
+
+def decoded(vae: Any, latent: Tensor) -> Tensor:
+    """Decode latent (1, C, h, w), in the VAE's own scale, to an image (1, H, W, 3) in [0, 1], differentiably."""
+    # The VAE's own decode falls back to tiles under inference mode when memory is short; its parts do not.
+    pixels = vae.first_stage_model.decode(latent.to(vae.vae_dtype).to(vae.device))
+    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+    # clone: the host's last step works in place, and a pixel-space VAE returns its input
+    return vae.process_output(pixels.clone()).movedim(1, -1)
+
+
+class LatentGradient:
+    """Gradient of the guided JEPA score of the decoded clean estimate.
+
+    Args:
+        vae: a VAE whose weights stay in place (models.resident_vae).
+        rarity: the gradient with respect to the preprocessed image.
+        through_denoiser: differentiate the denoiser too (the paper); otherwise its output is held constant
+            and the clean estimate moves with x alone (MPGD, ICLR 2024).
+        fit, antialias: how the encoder sees the image, see Encoder.preprocess.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        encoder: Encoder,
+        rarity: RarityGradient,
+        *,
+        through_denoiser: bool = False,
+        fit: str = "squash",
+        antialias: bool = True,
+    ) -> None:
+        self.vae = vae
+        self.encoder = encoder
+        self.rarity = rarity
+        self.through_denoiser = through_denoiser
+        self.fit = fit
+        self.antialias = antialias
+
+    def of_latent(self, latents: Tensor) -> Slope:
+        """Score and gradient for clean latents (B, C, h, w) in the VAE's scale, one image at a time."""
+        scores, gradients = [], []
+        with host_differentiable(self.vae.first_stage_model):
+            for index, latent in enumerate(latents.split(1)):
+                latent = latent.detach().clone().requires_grad_()
+                image = decoded(self.vae, latent).to(self.encoder.weight.device)
+                x = self.encoder.preprocess(image, fit=self.fit, antialias=self.antialias)
+                rarity = self.rarity(self.encoder, x.detach(), ids=[index])
+                (gradient,) = torch.autograd.grad(x, latent, rarity.grad)
+                scores.append(rarity.score)
+                gradients.append(gradient)
+        return Slope(torch.cat(scores), torch.cat(gradients))
+
+    def __call__(self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
+        """Score and gradient at the noisy latent.
+
+        Args:
+            denoise: x -> clean estimate, in the scale of the model's latents; differentiable when
+                through_denoiser.
+            x: (B, C, H, W), the sampler's own scale.
+            sigma: scalar tensor.
+            base_model: the host's model, for its latent scale and its sampling class.
+        """
+        clean = denoise(x)
+        with torch.inference_mode(False), torch.no_grad():
+            latents = base_model.process_latent_out(clean.clone())
+            # process_latent_out is affine per channel; its slope carries the gradient back to the model's scale
+            unit = base_model.process_latent_out(torch.ones_like(latents))
+            origin = base_model.process_latent_out(torch.zeros_like(latents))
+        score, gradient = self.of_latent(latents)
+        gradient = gradient.to(x.device) * (unit - origin)
+        if not self.through_denoiser:
+            return Slope(score, gradient * held_constant_slope(base_model.model_sampling, sigma))
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            # some denoisers add to their residual stream in place
+            with torch.autograd.graph.allow_mutation_on_saved_tensors():
+                (gradient,) = torch.autograd.grad(denoise(leaf), leaf, gradient.clone())
+        return Slope(score, gradient)
+
+
+def held_constant_slope(model_sampling: Any, sigma: Tensor) -> float:
+    """d(clean estimate) / dx with the network's output held constant: 1 for eps and flow, less for v."""
+    zero, one = torch.zeros(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1).double()
+    slope = float(model_sampling.calculate_denoised(sigma.reshape(1).double().cpu(), zero, one))
+    # Networks that predict the clean image itself have no path but the network.
+    return slope or 1.0

@@ -1,0 +1,145 @@
+"""Encoder and VAE as models that the host's memory manager loads, and the refusal of streamed weights."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+
+from ..jepa_core import Encoder, load_encoder
+
+
+@dataclass(frozen=True)
+class HostEncoder:
+    """What a JEPA_ENCODER link carries: the encoder in a patcher that the host can load and unload."""
+
+    name: str
+    patcher: comfy.model_patcher.ModelPatcher
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.patcher.model
+
+
+def load_host_encoder(path: Path, name: str, image_size: int) -> HostEncoder:
+    """Load an encoder file as a model that the host manages.
+
+    Raises:
+        jepa_core.EncoderFileError: a missing, damaged or unsupported file.
+    """
+    encoder = load_encoder(path, image_size=image_size)
+    # The base patcher on purpose: the dynamic one streams weights through buffers that a backward pass
+    # would read after they were overwritten.
+    patcher = comfy.model_patcher.ModelPatcher(
+        encoder,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    return HostEncoder(name, patcher)
+
+
+def use_encoder(encoder: HostEncoder) -> Encoder:
+    """Have the host load the encoder onto its device now, and return it."""
+    comfy.model_management.load_models_gpu([encoder.patcher])
+    refuse_streamed(encoder.patcher, "the JEPA encoder")
+    return encoder.encoder
+
+
+def resident_model(model: Any) -> Any:
+    """Return a clone of a MODEL whose weights stay in place while they are differentiated.
+
+    Raises:
+        ValueError: the host streams this model's weights and knows no other way to load it.
+    """
+    if not model.is_dynamic():
+        return model.clone()
+    try:
+        return model.get_non_dynamic_delegate()
+    except RuntimeError as error:
+        raise ValueError(
+            "The model is loaded by the host's dynamic memory manager, which gives wrong gradients, and its "
+            "loader offers no other way. Set gradient_path to 'denoiser constant', or start ComfyUI with "
+            "--disable-dynamic-vram."
+        ) from error
+
+
+def resident_vae(vae: Any) -> Any:
+    """Return the VAE, or a copy of it whose weights the host does not stream.
+
+    Loaders that keep no recipe for a second load are copied weight by weight into a plain patcher.
+    """
+    if not vae.patcher.is_dynamic():
+        return vae
+    resident = copy.copy(vae)
+    try:
+        resident.patcher = vae.patcher.get_non_dynamic_delegate()
+    except RuntimeError:
+        logging.info("JEPA guidance: copying the VAE, because its loader cannot load it without streaming")
+        resident.patcher = comfy.model_patcher.ModelPatcher(
+            copy.deepcopy(vae.first_stage_model), vae.patcher.load_device, vae.patcher.offload_device
+        )
+    resident.first_stage_model = resident.patcher.model
+    return resident
+
+
+def refuse_streamed(patcher: Any, what: str) -> None:
+    """Raise if the host keeps only part of these weights on the device: a backward pass would be wrong.
+
+    Raises:
+        ValueError: names the model and what to do.
+    """
+    if patcher.is_dynamic() or patcher.model.model_lowvram:
+        raise ValueError(
+            f"JEPA guidance cannot differentiate {what} while its weights are streamed from system memory "
+            "(the gradients would be silently wrong). Free memory: a smaller image, a smaller model, or fewer "
+            "models in the graph; for the denoiser set gradient_path to 'denoiser constant'."
+        )
+
+
+def check_vae_fits(vae: Any, model: Any) -> None:
+    """Refuse a VAE that cannot decode the model's latents, before anything is loaded.
+
+    Raises:
+        ValueError: names both sides.
+    """
+    vae.throw_exception_if_invalid()
+    latent_format = model.get_model_object("latent_format")
+    if vae.latent_dim != 2 or latent_format.latent_dimensions != 2:
+        raise ValueError(
+            f"JEPA guidance works on still images; this model's latents have {latent_format.latent_dimensions} "
+            f"dimensions and this VAE's {vae.latent_dim}."
+        )
+    if vae.latent_channels != latent_format.latent_channels:
+        raise ValueError(
+            f"The VAE decodes latents of {vae.latent_channels} channels, the model makes "
+            f"{latent_format.latent_channels}. Connect the VAE that belongs to the model."
+        )
+
+
+def check_one_device(model: Any) -> None:
+    """Refuse a model that the host spreads over several devices.
+
+    Raises:
+        ValueError: always says how many.
+    """
+    clones = model.get_additional_models_with_key("multigpu")
+    if clones:
+        raise ValueError(
+            f"JEPA guidance runs on one device; this model is spread over {len(clones) + 1}. "
+            "Remove the multi-GPU node in front of it."
+        )
+
+
+def check_finite(latent: torch.Tensor) -> None:
+    """Refuse a latent with NaN or infinite values.
+
+    Raises:
+        ValueError: says which images of the batch.
+    """
+    bad = [i for i, image in enumerate(latent) if not image.isfinite().all()]
+    if bad:
+        raise ValueError(f"latent_image holds NaN or infinite values in image(s) {bad} of the batch")

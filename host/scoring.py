@@ -1,0 +1,35 @@
+"""Scoring a batch of the host's images."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..jepa_core import jepa_score
+from .guidance import interrupt_check
+from .models import HostEncoder, use_encoder
+
+
+def score_images(
+    images: Tensor,
+    encoder: HostEncoder,
+    *,
+    top_k: int | None,
+    fit: str = "squash",
+    antialias: bool = True,
+    on_image: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Return the JEPA score of each image of images (B, H, W, 3) in [0, 1]; see jepa_core.jepa_score.
+
+    Raises:
+        ValueError: top_k larger than the embedding, or an image with NaN pixels.
+    """
+    judge = use_encoder(encoder)
+    scores = []
+    for index, image in enumerate(images.split(1)):
+        if not image.isfinite().all():
+            raise ValueError(f"images: image {index} of the batch holds NaN or infinite pixels")
+        # an alpha channel does not reach the encoder
+        x = judge.preprocess(image[..., :3].to(judge.weight.device), fit=fit, antialias=antialias)
+        scores.append(jepa_score(judge, x, top_k=top_k, on_pass=interrupt_check).item())
+        on_image()
+    return scores

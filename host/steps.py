@@ -1,0 +1,160 @@
+"""Which steps are guided, which model call begins each of them, and how far a step may move the latent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Samplers whose state the shift does not reach at the top of each step, by the name of their function.
+UNSUPPORTED = {
+    "sample_unipc": "uni_pc",
+    "sample_unipc_bh2": "uni_pc_bh2",
+    "sample_sa_solver": "sa_solver",
+    "sample_sa_solver_pece": "sa_solver_pece",
+    "dpm_adaptive_function": "dpm_adaptive",
+}
+# The strength that the paper published was for runs with this many guided steps.
+PUBLISHED_GUIDED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When and how strongly to guide.
+
+    Attributes:
+        strength: the paper's eta at three guided steps; negative steers to the typical.
+        start_percent, end_percent: fractions of the steps that this sampler call runs; deferral tau is
+            1 - start_percent. Equal values are the empty range.
+        interval: N, guide every N-th step.
+        strength_rule: "spread" keeps the total of three guided steps when there are more; "per_step" is the
+            paper's letter, eta at every guided step.
+        variance: multiply by the posterior variance of the step (the paper's "variance" schedule).
+        normalisation: "max" (the paper: largest entry 1), "rms" (root mean square 1) or "none".
+    """
+
+    strength: float = 0.5
+    start_percent: float = 0.2
+    end_percent: float = 1.0
+    interval: int = 1
+    strength_rule: str = "spread"
+    variance: bool = False
+    normalisation: str = "max"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_percent <= 1 or not 0 <= self.end_percent <= 1:
+            raise ValueError(
+                f"start_percent and end_percent must be 0 to 1, got {self.start_percent} and {self.end_percent}"
+            )
+        if self.start_percent > self.end_percent:
+            raise ValueError(
+                f"start_percent {self.start_percent} is larger than end_percent {self.end_percent}; "
+                "swap them, or set both equal to guide nothing"
+            )
+        if self.interval < 1:
+            raise ValueError(f"interval must be at least 1, got {self.interval}")
+        if not -1e4 <= self.strength <= 1e4:
+            raise ValueError(f"strength must be a number of ordinary size, got {self.strength}")
+
+    @property
+    def guides_nothing(self) -> bool:
+        """True when no step of any run is guided: the output is the stock sampler's, bit for bit."""
+        return self.strength == 0 or self.start_percent == self.end_percent
+
+    def guided_steps(self, total: int) -> list[int]:
+        """Steps i of `total` with start <= i / total < end and i mod interval = 0."""
+        slack = 1e-6  # percentages typed as 0.3 are not exact
+        low, high = self.start_percent * total - slack, self.end_percent * total - slack
+        return [i for i in range(total) if low <= i < high and i % self.interval == 0]
+
+    def step_strength(self, guided: int) -> float:
+        """The eta of each of `guided` guided steps."""
+        if self.strength_rule == "per_step":
+            return self.strength
+        return self.strength * min(1.0, PUBLISHED_GUIDED_STEPS / guided)
+
+
+def latent_scale(model_sampling: Any, sigma: Tensor) -> float:
+    """Sampler units per unit of the variance-preserving latent z_t: sqrt(sigma^2 + sigma_data^2), flow 1."""
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    return 1 / float(model_sampling.calculate_input(sigma.reshape(1).double().cpu(), one))
+
+
+def signal_rate(model_sampling: Any, sigma: Tensor) -> float:
+    """alpha-bar at sigma, alpha^2 / (alpha^2 + sigma_t^2) of x = alpha * latent + sigma_t * noise."""
+    sigma = sigma.reshape(1).double().cpu()
+    zero, one = torch.zeros(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1).double()
+    # clones: the host scales noise in place
+    alpha = float(model_sampling.noise_scaling(sigma, zero.clone(), one.clone()))
+    noise = float(model_sampling.noise_scaling(sigma, one.clone(), zero.clone()))
+    return alpha**2 / (alpha**2 + noise**2)
+
+
+def posterior_variance(rate: float, next_rate: float) -> float:
+    """Var_t = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev); `next_rate` is abar_prev, less noisy."""
+    if rate >= 1:
+        return 0.0
+    return (1 - next_rate) / (1 - rate) * (1 - rate / next_rate)
+
+
+def normalise(gradient: Tensor, how: str) -> Tensor:
+    """Scale each sample of gradient (B, ...): by its largest entry, its root mean square, or not at all."""
+    if how == "none":
+        return gradient
+    flat = gradient.flatten(1)
+    size = flat.abs().amax(1) if how == "max" else flat.square().mean(1).sqrt()
+    size = torch.where(size > 0, size, 1.0)  # a zero gradient stays zero
+    return gradient / size.reshape(-1, *[1] * (gradient.ndim - 1))
+
+
+def first_calls(sampler_function: Callable, sigmas: Tensor, options: dict, model: Any) -> tuple[dict[int, int], int]:
+    """Run the sampler on one number and note which model call begins which step.
+
+    Samplers call the model once or several times a step, at sigmas that repeat, and report each step right
+    after its first call. The run touches no global random state.
+
+    Args:
+        model: what the host passes to sampler functions; only its attributes are read.
+
+    Returns:
+        {index of the model call: step}, and the number of steps.
+    """
+    calls, first = 0, {}
+
+    class OneNumber:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+        def __call__(self, x: Tensor, sigma: Tensor, model_options: dict | None = None, **_: Any) -> Tensor:
+            nonlocal calls
+            calls += 1
+            denoised = x * 0.5
+            # samplers of the cfg++ kind take the unconditional estimate from this hook
+            for hook in (model_options or {}).get("sampler_post_cfg_function", []):
+                keys = ("denoised", "cond_denoised", "uncond_denoised", "input")
+                denoised = hook({key: denoised for key in keys} | {"sigma": sigma, "cond_scale": 1.0})
+            return denoised
+
+    def note(report: dict) -> None:
+        first[calls - 1] = len(first)
+
+    # a noise sampler made for the real latent would be advanced by a rehearsal
+    options = {name: value for name, value in options.items() if name != "noise_sampler"}
+    devices = [sigmas.device] if sigmas.device.type == "cuda" else []
+    x = torch.ones(1, 1, 1, 1, device=sigmas.device) * sigmas[0]
+    arguments = {"model_options": {"transformer_options": {}}, "seed": 0}
+    with torch.random.fork_rng(devices):
+        sampler_function(OneNumber(), x, sigmas.clone(), extra_args=arguments, callback=note, disable=True, **options)
+    return first, len(first)
+
+
+def sampler_refusal(sampler_function: Callable) -> str | None:
+    """Why this sampler cannot be guided, or None."""
+    name = UNSUPPORTED.get(getattr(sampler_function, "__name__", ""))
+    if name is None:
+        return None
+    return (
+        f"JEPA guidance does not support the sampler {name!r}: it keeps a copy of the latent that the guidance "
+        "cannot shift. Choose another, for instance euler, dpmpp_2m or ddim."
+    )
