@@ -1,0 +1,45 @@
+"""JEPAGuidance: guidance as a MODEL patch, for any sampler node."""
+
+from comfy_api.latest import io
+
+from ..host.guidance import apply_guidance
+from ..host.sampling import show_text, show_trace
+from .guidance_inputs import chain_of, guidance_inputs, range_message, schedule_of
+
+
+class JEPAGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JEPAGuidance",
+            display_name="JEPA Guidance",
+            category="JEPA",
+            description="Patches a model so that whatever samples it (KSampler, SamplerCustomAdvanced, ...) is guided "
+            "toward images that the encoder finds rare. The message under the node says what each run did.",
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model to guide."),
+                *guidance_inputs(),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The guided model, for any sampler.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
+        return range_message(start_percent, end_percent) or True
+
+    @classmethod
+    def execute(cls, model, **settings) -> io.NodeOutput:
+        schedule = schedule_of(settings)
+        node_id = cls.hidden.unique_id
+        if schedule.guides_nothing:
+            show_text(node_id, "JEPA guidance: off (strength 0 or an empty range); the model is unchanged")
+            return io.NodeOutput(model)
+        return io.NodeOutput(
+            apply_guidance(
+                model,
+                schedule=schedule,
+                report=lambda trace: show_trace(node_id, trace),
+                **chain_of(settings),
+            )
+        )

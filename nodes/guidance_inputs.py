@@ -1,0 +1,158 @@
+"""The inputs that the guided sampler and the MODEL patch share, and what they mean to the host adapter."""
+
+from comfy_api.latest import io
+
+from ..host.guidance import interrupt_check
+from ..host.steps import Schedule
+from ..jepa_core import RarityGradient
+from .types import JEPAEncoder
+
+HELD_CONSTANT = "denoiser constant"
+THROUGH_DENOISER = "through denoiser"
+
+
+def guidance_inputs() -> list[io.Input]:
+    """Schema inputs, in their frozen order; saved workflows depend on it."""
+    return [
+        io.Vae.Input("vae", tooltip="The VAE that belongs to the model; the encoder judges the decoded image."),
+        JEPAEncoder.Input("encoder", tooltip="The encoder that says what is rare, from JEPA Encoder Loader."),
+        io.Float.Input(
+            "strength",
+            default=0.5,
+            min=-10.0,
+            max=10.0,
+            step=0.05,
+            tooltip="How far to steer. Positive: rarer. Negative: more typical (this can reinforce bias). "
+            "0: exactly the stock sampler. The paper's eta; 0.5 is its value.",
+        ),
+        io.Float.Input(
+            "start_percent",
+            default=0.2,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Fraction of this sampler's steps that run free before guidance begins (deferral; the paper's "
+            "tau is 1 - start_percent, 0.8). Early estimates are too blurry to judge.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Fraction of this sampler's steps after which guidance stops. Equal to start_percent: "
+            "nothing is guided.",
+        ),
+        io.Int.Input(
+            "interval",
+            default=1,
+            min=1,
+            max=100,
+            tooltip="Guide every N-th step. 2 halves the cost; with strength_rule 'spread' the remaining steps "
+            "move further in return.",
+        ),
+        io.Int.Input(
+            "rank",
+            default=9,
+            min=1,
+            max=256,
+            tooltip="k, the number of singular triplets that make up the guided score. The paper's 9 is a good "
+            "balance; cost grows with it.",
+        ),
+        io.Int.Input(
+            "oversampling",
+            default=2,
+            min=0,
+            max=64,
+            tooltip="p, extra directions that make the range finder more accurate.",
+        ),
+        io.Int.Input(
+            "power_iterations",
+            default=2,
+            min=0,
+            max=8,
+            tooltip="q, rounds of the range finder. Each costs one forward and one backward product for "
+            "rank + oversampling directions; 1 is enough for most images.",
+        ),
+        io.Combo.Input(
+            "schedule",
+            options=["constant", "variance"],
+            default="constant",
+            tooltip="constant: the same push at every guided step (the paper's default). variance: scaled by the "
+            "posterior variance of the step, so late steps move less.",
+        ),
+        io.Combo.Input(
+            "normalisation",
+            options=["max", "rms", "none"],
+            default="max",
+            tooltip="max: the largest entry of the gradient becomes 1, so strength means the same for every image "
+            "(the paper). rms: the root mean square becomes 1. none: the raw gradient.",
+        ),
+        io.Combo.Input(
+            "gradient_path",
+            options=[HELD_CONSTANT, THROUGH_DENOISER],
+            default=HELD_CONSTANT,
+            tooltip="denoiser constant: cheaper, and much less memory. through denoiser: differentiates the "
+            "diffusion model too (the paper).",
+        ),
+        io.Combo.Input(
+            "strength_rule",
+            options=["spread", "per_step"],
+            default="spread",
+            tooltip="spread: strength is the paper's eta at three guided steps, and more steps share the same "
+            "total. per_step: strength is applied in full at every guided step.",
+        ),
+        io.Combo.Input(
+            "fit",
+            options=["squash", "crop"],
+            default="squash",
+            tooltip="How an image that is not square reaches the encoder: squashed to a square (the paper) or its "
+            "centre square alone. Score with the same setting.",
+        ),
+        io.Boolean.Input(
+            "antialias",
+            default=True,
+            tooltip="Low-pass before shrinking, as the encoder was trained. Off: the plain resize of the paper's "
+            "code.",
+        ),
+    ]
+
+
+def schedule_of(settings: dict) -> Schedule:
+    """The Schedule that the inputs describe. Raises ValueError on a range that makes no sense."""
+    return Schedule(
+        strength=settings["strength"],
+        start_percent=settings["start_percent"],
+        end_percent=settings["end_percent"],
+        interval=settings["interval"],
+        strength_rule=settings["strength_rule"],
+        variance=settings["schedule"] == "variance",
+        normalisation=settings["normalisation"],
+    )
+
+
+def chain_of(settings: dict) -> dict:
+    """The arguments of apply_guidance that the inputs describe, besides model, schedule and report."""
+    return {
+        "vae": settings["vae"],
+        "encoder": settings["encoder"],
+        "rarity": RarityGradient(
+            settings["rank"],
+            settings["oversampling"],
+            settings["power_iterations"],
+            on_pass=interrupt_check,
+        ),
+        "through_denoiser": settings["gradient_path"] == THROUGH_DENOISER,
+        "fit": settings["fit"],
+        "antialias": settings["antialias"],
+    }
+
+
+def range_message(start_percent: float | None, end_percent: float | None) -> str | None:
+    """Why a range typed into the node is refused before the graph runs, or None."""
+    if start_percent is not None and end_percent is not None and start_percent > end_percent:
+        return (
+            f"start_percent {start_percent} is larger than end_percent {end_percent}; "
+            "swap them, or set both equal to guide nothing"
+        )
+    return None

@@ -1,0 +1,127 @@
+"""JEPAGuidedKSampler: the stock KSampler with one more dial."""
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ..host.guidance import Trace, apply_guidance
+from ..host.models import check_finite
+from ..host.sampling import show_text, show_trace, stock_sample
+from ..host.steps import sampler_refusal
+from .guidance_inputs import chain_of, guidance_inputs, range_message, schedule_of
+from .types import JEPATrace
+
+
+class JEPAGuidedKSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JEPAGuidedKSampler",
+            display_name="JEPA Guided KSampler",
+            category="JEPA",
+            description="KSampler that steers toward images which the encoder finds rare: same prompt, same seed, "
+            "rarer image. With strength 0 it is the stock KSampler, bit for bit.",
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model that denoises the latent."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The random seed of the noise. The same seed gives the same image.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=10000,
+                    tooltip="The number of denoising steps.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=8.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Classifier-free guidance: how closely to follow the prompt.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    default="euler",
+                    tooltip="The sampling algorithm. uni_pc, sa_solver and dpm_adaptive cannot be guided yet.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="normal",
+                    tooltip="How noise is removed over the steps.",
+                ),
+                io.Conditioning.Input("positive", tooltip="What the image should show."),
+                io.Conditioning.Input("negative", tooltip="What the image should not show."),
+                io.Latent.Input("latent_image", tooltip="The latent to denoise."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much is denoised; less than 1 keeps structure of the latent for image to image.",
+                ),
+                *guidance_inputs(),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
+                JEPATrace.Output(
+                    display_name="trace",
+                    tooltip="What guidance did at each step: sigma, score, gradient norm, size of the shift.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        sampler_name: str | None = None,
+        strength: float | None = None,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+    ) -> bool | str:
+        message = range_message(start_percent, end_percent)
+        if message is None and sampler_name is not None and strength not in (None, 0) and start_percent != end_percent:
+            message = sampler_refusal(comfy.samplers.sampler_object(sampler_name).sampler_function)
+        return message or True
+
+    @classmethod
+    def execute(
+        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, **settings
+    ) -> io.NodeOutput:
+        schedule = schedule_of(settings)
+        node_id = cls.hidden.unique_id
+        trace = Trace()
+
+        def report(current: Trace) -> None:
+            trace.steps, trace.message = current.steps, current.message
+            show_trace(node_id, current)
+
+        if schedule.guides_nothing:
+            trace.message = "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
+            show_text(node_id, trace.message)
+        else:
+            check_finite(latent_image["samples"])
+            model = apply_guidance(model, schedule=schedule, report=report, **chain_of(settings))
+        latent = stock_sample(
+            model,
+            latent_image,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            sampler_name=sampler_name,
+            scheduler=scheduler,
+            positive=positive,
+            negative=negative,
+            denoise=denoise,
+        )
+        return io.NodeOutput(latent, trace)

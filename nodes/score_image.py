@@ -1,0 +1,75 @@
+"""JEPAScoreImage: how rare an encoder finds each image of a batch."""
+
+import comfy.utils
+from comfy_api.latest import io, ui
+
+from ..host.scoring import score_images
+from .types import JEPAEncoder
+
+
+class JEPAScoreImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JEPAScoreImage",
+            display_name="JEPA Score Image",
+            category="JEPA",
+            description="Scores every image of a batch. Lower is rarer; negative numbers are normal. Compare scores "
+            "only under the same encoder, image size and mode.",
+            inputs=[
+                io.Image.Input("images", tooltip="A batch of images; each one is scored."),
+                JEPAEncoder.Input("encoder", tooltip="The judge, from JEPA Encoder Loader."),
+                io.Combo.Input(
+                    "mode",
+                    options=["exact", "top-k"],
+                    default="exact",
+                    tooltip="exact: all singular values of the encoder's Jacobian, one backward pass for each "
+                    "embedding entry. top-k: only the largest, many times faster, not comparable with exact.",
+                ),
+                io.Int.Input(
+                    "top_k",
+                    default=32,
+                    min=1,
+                    max=256,
+                    tooltip="How many of the largest singular values the top-k mode sums. Ignored by exact.",
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=["squash", "crop"],
+                    default="squash",
+                    tooltip="How an image that is not square reaches the encoder: squashed to a square (the paper) "
+                    "or its centre square alone.",
+                ),
+                io.Boolean.Input(
+                    "antialias",
+                    default=True,
+                    tooltip="Low-pass before shrinking, as the encoder was trained.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="One score an image, in the order of the batch. Lower is rarer.",
+                ),
+                io.String.Output(display_name="text", tooltip="The scores as a ranked list, rarest first."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images, encoder, mode, top_k, fit, antialias) -> io.NodeOutput:
+        bar = comfy.utils.ProgressBar(len(images))
+        scores = score_images(
+            images,
+            encoder,
+            top_k=top_k if mode == "top-k" else None,
+            fit=fit,
+            antialias=antialias,
+            on_image=lambda: bar.update(1),
+        )
+        ranked = sorted(enumerate(scores), key=lambda item: item[1])
+        how = "exact" if mode == "exact" else f"top {top_k}"
+        lines = [f"{rank}. image {index}: {score:.2f}" for rank, (index, score) in enumerate(ranked, 1)]
+        text = "\n".join([f"JEPA score ({how}, {encoder.name}), rarest first:", *lines])
+        return io.NodeOutput(scores, text, ui=ui.PreviewText(text))

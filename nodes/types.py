@@ -1,0 +1,6 @@
+"""Link types of this pack."""
+
+from comfy_api.latest import io
+
+JEPAEncoder = io.Custom("JEPA_ENCODER")
+JEPATrace = io.Custom("JEPA_TRACE")
