@@ -72,13 +72,13 @@ def simple_times(steps: int) -> list[int]:
 
 
 def test_stock_sampler_equals_ddim(demo: tuple) -> None:
-    noise = torch.randn(1, 12, 32, 32, generator=torch.Generator().manual_seed(SEED))
+    noise = torch.randn(1, 48, 16, 16, generator=torch.Generator().manual_seed(SEED))
     positive, negative = (demo_model.demo_conditioning(name)[0][0] for name in ("face", "any"))
     # The stock sampler starts at noise * sqrt(1 + sigma^2) in its own scale, which is the noise itself in
     # variance-preserving scale.
     expected = ddim(demo[0].model.diffusion_model, noise, positive, negative, simple_times(STEPS))
     found = run_stock(demo)
-    assert found.shape == (1, 12, 32, 32)
+    assert found.shape == (1, 48, 16, 16)
     assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
@@ -90,13 +90,13 @@ def test_schedule_is_the_one_trained_with(demo: tuple) -> None:
 def test_same_seed_same_image_and_class_matters(demo: tuple) -> None:
     first = run_stock(demo)
     assert torch.equal(first, run_stock(demo))
-    assert not torch.equal(first, run_stock(demo, "food"))
+    assert not torch.equal(first, run_stock(demo, "fruit"))
 
 
 def test_batch_holds_different_images(demo: tuple) -> None:
     (latent,) = host_nodes.EmptyLatentImage().generate(64, 64, 2)
     pair = run_stock(demo, latent=latent)
-    assert pair.shape == (2, 12, 32, 32)
+    assert pair.shape == (2, 48, 16, 16)
     assert not torch.equal(pair[0], pair[1])
 
 
@@ -105,7 +105,7 @@ def test_image_size_follows_the_empty_latent(demo: tuple) -> None:
     latent_image = comfy.sample.fix_empty_latent_channels(
         demo[0], latent["samples"], latent["downscale_ratio_spacial"]
     )
-    assert latent_image.shape == (1, 12, 32, 48)
+    assert latent_image.shape == (1, 48, 16, 24)
 
 
 def test_vae_round_trip_is_exact(demo: tuple) -> None:
@@ -113,16 +113,16 @@ def test_vae_round_trip_is_exact(demo: tuple) -> None:
     levels = torch.randint(0, 256, (2, 64, 48, 3), generator=torch.Generator().manual_seed(0))
     pixels = levels.float() / 255
     latent = vae.encode(pixels)
-    assert latent.shape == (2, 12, 32, 24)
+    assert latent.shape == (2, 48, 16, 12)
     assert latent.dtype == torch.float32
     # Within a rounding of the map to [-1, 1] and back; the folding only moves numbers.
     torch.testing.assert_close(vae.decode(latent), pixels, rtol=0, atol=1e-7)
-    assert torch.equal(latent, F.pixel_unshuffle(pixels.movedim(-1, 1) * 2 - 1, 2))
+    assert torch.equal(latent, F.pixel_unshuffle(pixels.movedim(-1, 1) * 2 - 1, 4))
     assert torch.equal((vae.decode(latent) * 255).round().long(), levels)
 
 
 def test_vae_decodes_noise_into_range_and_leaves_it_alone(demo: tuple) -> None:
-    latent = torch.randn(1, 12, 32, 32)
+    latent = torch.randn(1, 48, 16, 16)
     before = latent.clone()
     pixels = demo[1].decode(latent)
     assert pixels.shape == (1, 64, 64, 3)
@@ -136,15 +136,15 @@ def test_tiled_vae_agrees(demo: tuple) -> None:
     with torch.inference_mode():
         latent = demo[1].encode(pixels)
         torch.testing.assert_close(demo[1].encode_tiled(pixels, tile_x=64, tile_y=64, overlap=16), latent)
-        torch.testing.assert_close(demo[1].decode_tiled(latent, tile_x=32, tile_y=32, overlap=8), pixels)
+        torch.testing.assert_close(demo[1].decode_tiled(latent, tile_x=16, tile_y=16, overlap=4), pixels)
 
 
-def test_preview_is_the_picture_at_half_size(demo: tuple) -> None:
+def test_preview_is_the_picture_at_quarter_size(demo: tuple) -> None:
     pixels = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     latent_format = demo[0].get_model_object("latent_format")
     previewer = latent_preview.Latent2RGBPreviewer(latent_format.latent_rgb_factors)
     preview = torch.tensor(list(previewer.decode_latent_to_preview(demo[1].encode(pixels)).getdata()))
-    expected = F.avg_pool2d(pixels.movedim(-1, 1), 2)[0].movedim(0, -1).reshape(-1, 3) * 255
+    expected = F.avg_pool2d(pixels.movedim(-1, 1), 4)[0].movedim(0, -1).reshape(-1, 3) * 255
     assert (preview - expected).abs().max() <= 1
 
 
@@ -156,7 +156,7 @@ def test_weights_are_usable_under_autograd(demo: tuple) -> None:
     assert all(p.dtype == torch.float32 for p in patcher.model.parameters())
 
 
-@pytest.mark.parametrize("name", ["any", "object"])
+@pytest.mark.parametrize("name", ["any", "clock"])
 def test_conditioning_is_the_class_row(name: str) -> None:
     table = load_file(demo_model.WEIGHTS)["classes.weight"].float()
     ((token, extra),) = demo_model.demo_conditioning(name)
@@ -212,9 +212,9 @@ def damaged(folder: Path, kind: str) -> Path:
     elif kind == "unknown option":
         head["unet"] = json.dumps({**json.loads(head["unet"]), "surprise": 1})
     elif kind == "another network":
-        head["unet"] = json.dumps({**json.loads(head["unet"]), "model_channels": 96})
+        head["unet"] = json.dumps({**json.loads(head["unet"]), "model_channels": 64})
     elif kind == "another folding":
-        head["fold"] = "4"
+        head["fold"] = "2"
     elif kind == "other classes":
         head["classes"] = json.dumps(["any", "face"])
     elif kind == "missing tensor":

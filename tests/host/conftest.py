@@ -1,0 +1,125 @@
+"""Tiny random models of the host's own classes, built the way the host builds them: under inference mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models_base
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model
+
+from jepa_core import Encoder
+
+UNET = {
+    "image_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1],
+    "channel_mult": [1],
+    "num_head_channels": 16,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1],
+    "transformer_depth_output": [1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": 8,
+    "use_linear_in_transformer": True,
+    "legacy": False,
+}
+
+
+class TinyConfig(comfy.supported_models_base.BASE):
+    unet_extra_config: dict[str, Any] = {}
+    latent_format = comfy.latent_formats.SD15
+    memory_usage_factor = 1.0
+
+
+def randomise(module: torch.nn.Module, seed: int, size: float = 0.3) -> None:
+    """Give every weight a random value; the host's layers come uninitialised."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator) * size
+            if parameter.ndim > 1:
+                values = values / parameter[0].numel() ** 0.5 * 3
+            parameter.copy_(values + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+
+
+def tiny_model(kind: str = "EPS", dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
+    """A UNet MODEL of 4 x 8 x 8 latents, predicting eps, v or flow velocity."""
+    with torch.inference_mode():
+        config = TinyConfig(dict(UNET))
+        config.set_inference_dtype(dtype, None)
+        model = comfy.model_base.BaseModel(config, getattr(comfy.model_base.ModelType, kind), device="cpu")
+        randomise(model.diffusion_model, seed=1)
+        return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+def tiny_vae(dtype: torch.dtype = torch.float32, channels: int = 4) -> comfy.sd.VAE:
+    """A KL autoencoder whose decoder doubles each side."""
+    sizes = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    sizes |= {"double_z": True, "z_channels": channels, "resolution": 16, "in_channels": 3, "out_ch": 3}
+    with torch.inference_mode():
+        config = {"params": {"ddconfig": sizes, "embed_dim": channels}}
+        vae = comfy.sd.VAE(sd={}, config=config, dtype=dtype, device=torch.device("cpu"))
+        vae.latent_channels = channels
+        randomise(vae.first_stage_model, seed=2)
+    return vae
+
+
+def tiny_encoder(dtype: torch.dtype = torch.float32) -> Any:
+    """A HostEncoder of a random DINOv2 that sees 28 x 28 pixels, embedding length 16."""
+    from jepa_guidance.host.models import HostEncoder
+
+    torch.manual_seed(3)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, attn_implementation="eager"
+    )
+    with torch.inference_mode():
+        model = Dinov2Model(config).eval()
+        randomise(model, seed=3)
+        encoder = Encoder(model.to(dtype), 28)
+    patcher = comfy.model_patcher.ModelPatcher(encoder, torch.device("cpu"), torch.device("cpu"))
+    return HostEncoder("tiny", patcher)
+
+
+def tiny_conditioning(seed: int) -> list:
+    return [[torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+@pytest.fixture
+def tiny() -> SimpleNamespace:
+    """The builders above, and one of each in float32."""
+    return SimpleNamespace(
+        make_model=tiny_model,
+        make_vae=tiny_vae,
+        make_encoder=tiny_encoder,
+        model=tiny_model(),
+        vae=tiny_vae(),
+        encoder=tiny_encoder(),
+        positive=tiny_conditioning(10),
+        negative=tiny_conditioning(11),
+    )
+
+
+@pytest.fixture
+def stock() -> Callable[..., torch.Tensor]:
+    """Sample with the host's KSampler node under inference mode, as its executor does."""
+    import nodes as host_nodes
+
+    def run(model: Any, tiny: SimpleNamespace, **changes: Any) -> torch.Tensor:
+        settings = {"seed": 5, "steps": 5, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
+        settings |= {"denoise": 1.0, "positive": tiny.positive, "negative": tiny.negative}
+        settings["latent_image"] = {"samples": torch.zeros(2, 4, 8, 8)}
+        settings |= changes
+        with torch.inference_mode():
+            return host_nodes.KSampler().sample(model, **settings)[0]["samples"].clone()
+
+    return run

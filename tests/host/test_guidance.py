@@ -1,0 +1,278 @@
+"""Guided sampling against a plain loop, against the stock sampler, and under faults."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.samplers
+import pytest
+import torch
+from jepa_guidance.host.guidance import Trace, apply_guidance, interrupt_check
+from jepa_guidance.host.latent_gradient import Slope
+from jepa_guidance.host.models import refuse_streamed
+from jepa_guidance.host.steps import Schedule
+
+from jepa_core import RarityGradient
+
+RARITY = {"k": 3, "oversample": 2, "power_iterations": 1}
+
+
+def guide(tiny, schedule=None, *, model=None, vae=None, encoder=None, **settings):
+    """The tiny MODEL, guided; settings are apply_guidance's."""
+    rarity = settings.pop("rarity", None) or RarityGradient(**RARITY)
+    schedule = schedule or Schedule()
+    return apply_guidance(
+        model or tiny.model, vae or tiny.vae, encoder or tiny.encoder, schedule, rarity, **settings
+    )
+
+
+def waves(x):
+    """A smooth stand-in for the gradient, a function of x alone."""
+    return torch.sin(3 * x) + 0.1 * x
+
+
+def wave_gradient(denoise, x, sigma, base_model):
+    return Slope(torch.zeros(len(x)), waves(x))
+
+
+# --- the paper's update ---------------------------------------------------------------------------------------
+
+
+def paper_loop(tiny, model, noise, sigmas, cfg, schedule):
+    """DDIM in the paper's variance-preserving scale, steps 1 to 4 of its algorithm, in float64."""
+    network = model.model
+
+    def clean_estimate(z, sigma):
+        x = (z * (1 + sigma**2) ** 0.5).float()
+        estimates = [
+            network.apply_model(x, sigma.float().expand(len(x)), c_crossattn=cond[0][0].expand(len(x), -1, -1))
+            for cond in (tiny.positive, tiny.negative)
+        ]
+        return (estimates[1] + cfg * (estimates[0] - estimates[1])).double()
+
+    total = len(sigmas) - 1
+    guided = [i for i in range(total) if 0.2 <= i / total]
+    eta = schedule.strength * min(1, 3 / len(guided))
+    # the host starts from noise alone at the highest sigma
+    z = noise.double()
+    for i in range(total):
+        sigma, following = sigmas[i].double(), sigmas[i + 1].double()
+        abar, abar_prev = 1 / (1 + sigma**2), 1 / (1 + following**2)
+        if i in guided:
+            g = waves(z * (1 + sigma**2) ** 0.5)
+            g = g / g.abs().amax((1, 2, 3), keepdim=True)
+            variance = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev) if schedule.variance else 1.0
+            z = z - eta * variance * g
+        x0 = clean_estimate(z, sigma)
+        eps = (z - abar.sqrt() * x0) / (1 - abar).sqrt()
+        z = abar_prev.sqrt() * x0 + (1 - abar_prev).sqrt() * eps
+    return z
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ddim"])
+@pytest.mark.parametrize("variance", [False, True])
+def test_guided_euler_is_the_papers_update(tiny, stock, sampler, variance):
+    schedule = Schedule(strength=0.7, variance=variance)
+    guided = stock(
+        guide(tiny, schedule, gradient=wave_gradient), tiny, steps=6, sampler_name=sampler, scheduler="normal"
+    )
+    sampling = tiny.model.model.model_sampling
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", 6)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.manual_seed(5))
+    expected = paper_loop(tiny, tiny.model, noise, sigmas, 3.0, schedule) / 0.18215
+    plain = stock(tiny.model, tiny, steps=6, sampler_name=sampler, scheduler="normal")
+    # without guidance the two loops differ by rounding alone; with it they must agree as well as that
+    assert (guided - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (guided - plain).abs().max() > 0.005 * plain.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "EDM", "FLOW"])
+def test_the_shift_is_the_same_in_the_latents_own_scale(tiny, stock, kind):
+    """Largest change of z_t = x * calculate_input is eta, whatever the sampling class."""
+    model = tiny.make_model(kind)
+    trace = []
+    patched = guide(tiny, Schedule(strength=0.3), model=model, gradient=wave_gradient, report=trace.append)
+    stock(patched, tiny, steps=4)
+    guided = [step for step in trace[-1].steps if step["guided"]]
+    assert [step["step"] for step in guided] == [1, 2, 3]
+    for step in guided:
+        sigma = torch.tensor([step["sigma"]])
+        scale = float(model.model.model_sampling.calculate_input(sigma, torch.ones(1, 1, 1, 1)))
+        assert [shift * scale for shift in step["shift"]] == pytest.approx([0.3, 0.3], rel=1e-5)
+
+
+# --- parity with the stock sampler ----------------------------------------------------------------------------
+
+GUIDED_SAMPLERS = [name for name in comfy.samplers.SAMPLER_NAMES if not name.startswith(("uni_pc", "sa_", "dpm_adap"))]
+
+
+@pytest.mark.parametrize("sampler", GUIDED_SAMPLERS)
+def test_a_zero_shift_is_bit_identical_to_the_stock_sampler(tiny, stock, sampler):
+    def zero(denoise, x, sigma, base_model):
+        return Slope(torch.zeros(len(x)), torch.zeros_like(x))
+
+    latent = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
+    settings = {"sampler_name": sampler, "denoise": 0.7, "latent_image": latent}
+    patched = guide(tiny, gradient=zero)
+    assert torch.equal(stock(patched, tiny, **settings), stock(tiny.model, tiny, **settings))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpmpp_sde", "lcm", "dpm_fast"])
+def test_a_shift_reaches_the_image_once_for_each_guided_step(tiny, stock, sampler):
+    calls = []
+
+    def count(denoise, x, sigma, base_model):
+        calls.append(float(sigma))
+        return wave_gradient(denoise, x, sigma, base_model)
+
+    trace = []
+    guided = stock(guide(tiny, gradient=count, report=trace.append), tiny, sampler_name=sampler)
+    assert not torch.equal(guided, stock(tiny.model, tiny, sampler_name=sampler))
+    assert len(calls) == sum(step["guided"] for step in trace[-1].steps)
+    assert len(set(calls)) == len(calls)
+    assert [step["step"] for step in trace[-1].steps] == list(range(len(trace[-1].steps)))
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_same_seed_same_image_and_the_image_of_a_batch_is_its_own(tiny, stock, through):
+    patched = guide(tiny, through_denoiser=through)
+    both = stock(patched, tiny)
+    assert torch.equal(both, stock(patched, tiny))
+    assert not torch.equal(both, stock(tiny.model, tiny))
+    swapped = {"samples": torch.zeros(1, 4, 8, 8)}
+    alone = stock(patched, tiny, latent_image=swapped)
+    assert torch.allclose(both[:1], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_negative_strength_raises_the_score_that_positive_strength_lowers(tiny, stock):
+    traces = {}
+    for strength in (-1.0, 1.0):
+        reports = []
+        stock(guide(tiny, Schedule(strength=strength), report=reports.append), tiny, steps=8)
+        traces[strength] = [step for step in reports[-1].steps if step["guided"]]
+    # the first guided step sees the same latent
+    assert traces[-1.0][0]["score"] == traces[1.0][0]["score"]
+    assert sum(traces[1.0][-1]["score"]) < sum(traces[-1.0][-1]["score"])
+
+
+def test_other_wrappers_still_run_and_a_second_patch_replaces_the_first(tiny, stock):
+    seen = []
+
+    def wrapper(executor, *args, **kwargs):
+        seen.append(type(executor.class_obj).__name__)
+        return executor(*args, **kwargs)
+
+    model = tiny.model.clone()
+    for key in ("before", "zafter"):
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key, wrapper)
+    calls = []
+
+    def count(denoise, x, sigma, base_model):
+        calls.append(1)
+        return wave_gradient(denoise, x, sigma, base_model)
+
+    once = guide(tiny, model=model, gradient=count)
+    twice = guide(tiny, model=once, gradient=count)
+    stock(twice, tiny, steps=5)
+    assert seen == ["KSAMPLER", "KSAMPLER"]
+    assert len(calls) == 4
+
+
+# --- nothing leaks, and faults --------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_an_interrupt_leaves_weights_flags_and_random_state_as_they_were(tiny, stock, through):
+    passes = []
+
+    def stop():
+        passes.append(1)
+        if len(passes) == 4:
+            raise Stop
+
+    patched = guide(tiny, through_denoiser=through, rarity=RarityGradient(**RARITY, on_pass=stop))
+    modules = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.encoder)
+    before = [{id(t) for t in (*m.parameters(), *m.buffers())} for m in modules]
+    with pytest.raises(Stop):
+        stock(patched, tiny)
+    assert len(passes) == 4
+    assert before == [{id(t) for t in (*m.parameters(), *m.buffers())} for m in modules]
+    assert comfy.model_management.in_training is False
+    assert torch.equal(stock(tiny.model, tiny), stock(tiny.model, tiny))
+
+
+def test_guidance_does_not_touch_the_global_random_state(tiny, stock):
+    states = []
+    for model in (tiny.model, guide(tiny)):
+        stock(model, tiny)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_the_hosts_interrupt_stops_guidance():
+    interrupt_check()
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        interrupt_check()
+
+
+def test_a_gradient_that_is_not_finite_skips_that_image_and_says_so(tiny, stock):
+    def broken(denoise, x, sigma, base_model):
+        gradient = waves(x)
+        gradient[0, 0, 0, 0] = torch.nan
+        return Slope(torch.zeros(len(x)), gradient)
+
+    reports = []
+    out = stock(guide(tiny, gradient=broken, report=reports.append), tiny)
+    plain = stock(tiny.model, tiny)
+    assert out.isfinite().all()
+    assert torch.equal(out[0], plain[0])
+    assert not torch.equal(out[1], plain[1])
+    assert "4 shift(s) skipped" in reports[-1].message
+
+
+def test_a_run_without_guided_steps_says_so_and_is_the_stock_image(tiny, stock):
+    reports = []
+    patched = guide(tiny, Schedule(start_percent=0.9), report=reports.append)
+    assert torch.equal(stock(patched, tiny, steps=4), stock(tiny.model, tiny, steps=4))
+    assert "no step" in reports[-1].message
+
+
+@pytest.mark.parametrize("sampler", ["uni_pc", "sa_solver", "dpm_adaptive"])
+def test_an_unsupported_sampler_is_refused_by_name(tiny, stock, sampler):
+    with pytest.raises(ValueError, match=f"'{sampler}'"):
+        stock(guide(tiny), tiny, sampler_name=sampler)
+
+
+def test_a_vae_of_another_model_is_refused_before_sampling(tiny):
+    with pytest.raises(ValueError, match="16 channels, the model makes 4"):
+        guide(tiny, vae=tiny.make_vae(channels=16))
+
+
+def test_a_rank_larger_than_the_embedding_is_refused_before_sampling(tiny):
+    with pytest.raises(ValueError, match="rank 17 is larger than the embedding of tiny, 16"):
+        guide(tiny, rarity=RarityGradient(k=17))
+
+
+def test_a_latent_with_nan_is_refused_before_sampling(tiny, stock):
+    latent = torch.zeros(2, 4, 8, 8)
+    latent[1, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"image\(s\) \[1\]"):
+        stock(guide(tiny), tiny, latent_image={"samples": latent})
+
+
+def test_streamed_weights_are_refused(tiny):
+    patcher = tiny.vae.patcher
+    refuse_streamed(patcher, "the VAE")
+    # the host's own partial load: one byte of weights stays on the device, the rest is streamed
+    patcher.load(torch.device("cpu"), lowvram_model_memory=1)
+    with pytest.raises(ValueError, match="the VAE while its weights are streamed"):
+        refuse_streamed(patcher, "the VAE")
+
+
+def test_a_trace_before_any_run_has_a_message():
+    assert "not run" in Trace().message

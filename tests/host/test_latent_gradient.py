@@ -1,0 +1,114 @@
+"""The chain image -> latent -> noisy latent against finite differences, on tiny models in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from jepa_guidance.host.guidance import apply_guidance
+from jepa_guidance.host.latent_gradient import LatentGradient, Slope, decoded
+from jepa_guidance.host.steps import Schedule
+
+from jepa_core import JacobianOperator, RarityGradient, differentiable
+
+K = 3
+RARITY = {"k": K, "oversample": 4, "power_iterations": 6}
+
+
+def dense_score(encoder, x):
+    """Sum of the logs of the K largest singular values of the dense Jacobian at x (1, 3, S, S)."""
+    with differentiable(encoder):
+        rows = JacobianOperator(encoder, x[0]).vjp(torch.eye(encoder.embed_dim))
+    return torch.linalg.svdvals(rows)[:K].log().sum().item()
+
+
+def score_of_latent(tiny_vae, encoder, latent):
+    with torch.no_grad():
+        return dense_score(encoder, encoder.preprocess(decoded(tiny_vae, latent)))
+
+
+def directional(function, point, direction, step):
+    return (function(point + step * direction) - function(point - step * direction)) / (2 * step)
+
+
+def random_like(tensor, seed):
+    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=tensor.dtype)
+
+
+def test_gradient_of_a_clean_latent_is_the_finite_difference(tiny):
+    vae, encoder = tiny.make_vae(torch.float64), tiny.make_encoder(torch.float64).encoder
+    latent = random_like(torch.empty(1, 4, 8, 8, dtype=torch.float64), 1)
+    chain = LatentGradient(vae, encoder, RarityGradient(**RARITY))
+    score, gradient = chain.of_latent(latent)
+    assert score.item() == pytest.approx(score_of_latent(vae, encoder, latent), rel=1e-9)
+    for seed in (2, 3, 4):
+        direction = random_like(latent, seed)
+        expected = directional(lambda z: score_of_latent(vae, encoder, z), latent, direction, 1e-5)
+        assert (gradient * direction).sum().item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+@pytest.mark.parametrize("through", [False, True])
+def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, cfg, through):
+    """Taken inside a real sampler call of the host, at a guided step, under inference mode."""
+    dtype = torch.float64
+    model, vae, encoder = tiny.make_model(kind, dtype), tiny.make_vae(dtype), tiny.make_encoder(dtype)
+    chain = LatentGradient(vae, encoder.encoder, RarityGradient(**RARITY), through_denoiser=through)
+    checked = []
+
+    def check(denoise, x, sigma, base_model):
+        slope = chain(denoise, x, sigma, base_model)
+        with torch.inference_mode(False):
+            x, clean = x.detach().clone(), denoise(x).detach().clone().double()
+
+        def score(point):
+            # by the definition of each path: the network runs again, or its output stays
+            if through:
+                estimate = denoise(point.to(x.dtype)).detach().clone().double()
+            else:
+                per_x = {"EPS": 1.0, "FLOW": 1.0, "V_PREDICTION": 1 / (1 + sigma.item() ** 2)}[kind]
+                estimate = clean + per_x * (point - x)
+            return score_of_latent(vae, encoder.encoder, estimate[:1] / 0.18215)
+
+        # The host's models return float32 whatever their weights, so steps through them are coarse.
+        step, tolerance = (1e-3, 5e-3) if through else (1e-5, 1e-4)
+        for seed in (5, 6):
+            direction = random_like(x, seed).double()
+            direction[1:] = 0
+            expected = directional(score, x.double(), direction, step)
+            found = (slope.gradient.double() * direction).sum().item()
+            checked.append((found, expected))
+            assert found == pytest.approx(expected, abs=tolerance * slope.gradient.norm().item())
+        return slope
+
+    patched = apply_guidance(
+        model,
+        vae,
+        encoder,
+        Schedule(start_percent=0.4, end_percent=0.6),
+        RarityGradient(**RARITY),
+        through_denoiser=through,
+        gradient=check,
+    )
+    stock(patched, tiny, cfg=cfg)
+    assert len(checked) == 2
+    assert any(abs(expected) > 1e-3 for _, expected in checked)
+
+
+def test_gradient_ignores_pixels_outside_the_inpainting_mask(tiny, stock):
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :4] = 1
+    latent = {"samples": random_like(torch.empty(1, 4, 8, 8), 1), "noise_mask": mask}
+
+    def gradient(denoise, x, sigma, base_model):
+        return Slope(torch.zeros(1), torch.ones_like(x))
+
+    patched = apply_guidance(
+        tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=K), gradient=gradient
+    )
+
+    guided = stock(patched, tiny, latent_image=latent)
+    plain = stock(tiny.model, tiny, latent_image=latent)
+    shifts = (guided - plain).abs().amax((0, 1))
+    assert shifts[:3].min() > 0
+    assert torch.equal(guided[..., 5:, :], plain[..., 5:, :])
