@@ -55,7 +55,7 @@ class DemoConfig(comfy.supported_models_base.BASE):
     unet_extra_config: dict[str, Any] = {}
     latent_format = FoldedPixels
     supported_inference_dtypes = [torch.float32]
-    # The host's estimate of working memory, relative to its own networks, which have three times the channels.
+    # The host's estimate of working memory; its own networks, of three times the channels, have 2.
     memory_usage_factor = 0.4
 
 
@@ -93,7 +93,7 @@ def load_demo_generator() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VA
             model.diffusion_model.load_state_dict(weights)
         except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DemoFileError(f"{WEIGHTS}: weights and header do not fit each other ({error})") from error
-    # Plain, never dynamic: guidance differentiates through it, and there is nothing to save on so few weights.
+    # Plain, never dynamic: guidance differentiates through it, and so few weights need no streaming.
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
     return patcher, _folding_vae()
 

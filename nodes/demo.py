@@ -18,9 +18,9 @@ class JEPADemoLoader(io.ComfyNode):
             node_id="JEPADemoLoader",
             display_name="JEPA Demo Generator",
             category=CATEGORY,
-            description="Load the small emoji generator that comes with this pack (64 x 64 pixels, 19 MB, fast "
-            "enough on a CPU), to try the guidance without downloading a model. Use it with JEPA Demo Class, an "
-            "Empty Latent Image of 64 x 64 and any stock sampler.",
+            description="Load the small emoji generator that comes with this pack (64 x 64 pixels, fast "
+            "enough on a CPU), to try the guidance without downloading a model. Use it with JEPA Demo Class, "
+            "an Empty Latent Image of 64 x 64 and any stock sampler.",
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The generator, for any sampler."),
                 io.Vae.Output(display_name="VAE", tooltip="Its VAE: folds and unfolds pixels, without loss."),
