@@ -35,7 +35,11 @@ class JEPAEncoderLoader(io.ComfyNode):
                     "paper's; cost grows with the square. Scores at different sizes are not comparable.",
                 ),
             ],
-            outputs=[JEPAEncoder.Output(display_name="encoder", tooltip="For the JEPA sampler, guidance and score nodes.")],
+            outputs=[
+                JEPAEncoder.Output(
+                    display_name="encoder", tooltip="For the JEPA sampler, guidance and score nodes."
+                )
+            ],
         )
 
     @classmethod

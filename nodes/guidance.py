@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..host.guidance import apply_guidance
 from ..host.sampling import show_text, show_trace
-from .guidance_inputs import chain_of, guidance_inputs, range_message, schedule_of
+from .guidance_inputs import chain_of, guidance_inputs, settings_message, schedule_of
 
 
 class JEPAGuidance(io.ComfyNode):
@@ -25,8 +25,13 @@ class JEPAGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
-        return range_message(start_percent, end_percent) or True
+    def validate_inputs(
+        cls,
+        strength: float | None = None,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+    ) -> bool | str:
+        return settings_message(strength, start_percent, end_percent) or True
 
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:

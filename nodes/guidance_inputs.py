@@ -9,18 +9,21 @@ from .types import JEPAEncoder
 
 HELD_CONSTANT = "denoiser constant"
 THROUGH_DENOISER = "through denoiser"
+MAX_STRENGTH = 10.0
 
 
 def guidance_inputs() -> list[io.Input]:
     """Schema inputs, in their frozen order; saved workflows depend on it."""
     return [
-        io.Vae.Input("vae", tooltip="The VAE that belongs to the model; the encoder judges the decoded image."),
+        io.Vae.Input(
+            "vae", tooltip="The VAE that belongs to the model; the encoder judges the decoded image."
+        ),
         JEPAEncoder.Input("encoder", tooltip="The encoder that says what is rare, from JEPA Encoder Loader."),
         io.Float.Input(
             "strength",
             default=0.5,
-            min=-10.0,
-            max=10.0,
+            min=-MAX_STRENGTH,
+            max=MAX_STRENGTH,
             step=0.05,
             tooltip="How far to steer. Positive: rarer. Negative: more typical (this can reinforce bias). "
             "0: exactly the stock sampler. The paper's eta; 0.5 is its value.",
@@ -148,11 +151,21 @@ def chain_of(settings: dict) -> dict:
     }
 
 
-def range_message(start_percent: float | None, end_percent: float | None) -> str | None:
-    """Why a range typed into the node is refused before the graph runs, or None."""
-    if start_percent is not None and end_percent is not None and start_percent > end_percent:
-        return (
-            f"start_percent {start_percent} is larger than end_percent {end_percent}; "
-            "swap them, or set both equal to guide nothing"
-        )
+def settings_message(
+    strength: float | None, start_percent: float | None, end_percent: float | None
+) -> str | None:
+    """Why values typed into the node are refused before the graph runs, or None.
+
+    The host leaves range checks of an input to whoever asks for its value. A linked input is None here.
+    """
+    if strength is not None and not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
+        return f"strength {strength} is outside -{MAX_STRENGTH} to {MAX_STRENGTH}"
+    typed = {"start_percent": start_percent, "end_percent": end_percent}
+    typed = {name: value for name, value in typed.items() if value is not None}
+    if len(typed) == 1:  # the other one is linked and is checked when it is known
+        typed = dict.fromkeys(("start_percent", "end_percent"), *typed.values())
+    try:
+        Schedule(**typed)
+    except ValueError as error:
+        return str(error)
     return None

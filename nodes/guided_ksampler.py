@@ -7,7 +7,7 @@ from ..host.guidance import Trace, apply_guidance
 from ..host.models import check_finite
 from ..host.sampling import show_text, show_trace, stock_sample
 from ..host.steps import sampler_refusal
-from .guidance_inputs import chain_of, guidance_inputs, range_message, schedule_of
+from .guidance_inputs import chain_of, guidance_inputs, settings_message, schedule_of
 from .types import JEPATrace
 
 
@@ -89,14 +89,28 @@ class JEPAGuidedKSampler(io.ComfyNode):
         start_percent: float | None = None,
         end_percent: float | None = None,
     ) -> bool | str:
-        message = range_message(start_percent, end_percent)
-        if message is None and sampler_name is not None and strength not in (None, 0) and start_percent != end_percent:
-            message = sampler_refusal(comfy.samplers.sampler_object(sampler_name).sampler_function)
+        message = settings_message(strength, start_percent, end_percent)
+        if message is None and sampler_name is not None:
+            if sampler_name not in comfy.samplers.KSampler.SAMPLERS:
+                message = f"sampler_name {sampler_name!r} is not one of the host's samplers"
+            elif strength != 0 and (start_percent is None or start_percent != end_percent):
+                message = sampler_refusal(comfy.samplers.sampler_object(sampler_name).sampler_function)
         return message or True
 
     @classmethod
     def execute(
-        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, **settings
+        cls,
+        model,
+        seed,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        positive,
+        negative,
+        latent_image,
+        denoise,
+        **settings,
     ) -> io.NodeOutput:
         schedule = schedule_of(settings)
         node_id = cls.hidden.unique_id
@@ -107,7 +121,9 @@ class JEPAGuidedKSampler(io.ComfyNode):
             show_trace(node_id, current)
 
         if schedule.guides_nothing:
-            trace.message = "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
+            trace.message = (
+                "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
+            )
             show_text(node_id, trace.message)
         else:
             check_finite(latent_image["samples"])

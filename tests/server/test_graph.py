@@ -1,0 +1,241 @@
+"""The real server runs the real graph over HTTP: demo generator, real encoder, guided and scored."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts.server import Server
+
+SNAPSHOT = Path(__file__).with_name("schema.json")
+NODES = (
+    "JEPAEncoderLoader",
+    "JEPAGuidedKSampler",
+    "JEPAGuidance",
+    "JEPAScoreImage",
+    "JEPADemoLoader",
+    "JEPADemoClass",
+)
+GUIDANCE = {
+    "strength": 2.0,
+    "start_percent": 0.2,
+    "end_percent": 1.0,
+    "interval": 1,
+    "rank": 3,
+    "oversampling": 2,
+    "power_iterations": 0,
+    "schedule": "constant",
+    "normalisation": "max",
+    "gradient_path": "denoiser constant",
+    "strength_rule": "spread",
+    "fit": "squash",
+    "antialias": True,
+}
+SAMPLING = {"seed": 3, "steps": 4, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+CONDS = {"positive": ["face", 0], "negative": ["any", 0], "latent_image": ["empty", 0]}
+
+
+def node(kind: str, **inputs: Any) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def graph(encoder: str, sampler: dict[str, dict], latent: list | None = None) -> dict[str, dict]:
+    """A prompt: the demo generator, `sampler` (nodes named by id; its LATENT is `latent`), an image saved."""
+    return {
+        "demo": node("JEPADemoLoader"),
+        "face": node("JEPADemoClass", class_name="face"),
+        "any": node("JEPADemoClass", class_name="any"),
+        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=2),
+        # small, to keep the test short; everything else is as an artist runs it
+        "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
+        **sampler,
+        "decode": node("VAEDecode", samples=latent or ["sample", 0], vae=["demo", 1]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="test"),
+    }
+
+
+def guided(**changes: Any) -> dict[str, dict]:
+    inputs = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0]}
+    return {"sample": node("JEPAGuidedKSampler", **inputs, **CONDS, **SAMPLING, **GUIDANCE | changes)}
+
+
+def stock(model: list | None = None, **changes: Any) -> dict[str, dict]:
+    return {"sample": node("KSampler", model=model or ["demo", 0], **CONDS, **SAMPLING | changes)}
+
+
+def patch(**changes: Any) -> dict[str, dict]:
+    inputs = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0]}
+    return {"patch": node("JEPAGuidance", **inputs, **GUIDANCE | changes)}
+
+
+@pytest.fixture(scope="module")
+def encoder(server: Server) -> str:
+    options = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+    (local,) = [name for name in options if name.endswith(".safetensors")]
+    return local
+
+
+@pytest.fixture(scope="module")
+def run(server: Server):
+    """Run a prompt to its end and return its images as arrays (N, 64, 64, 3) uint8."""
+
+    def pictures(prompt: dict) -> np.ndarray:
+        entry = server.wait(server.queue(prompt), timeout=300)
+        images = entry["outputs"]["save"]["images"]
+        return np.stack([np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in images])
+
+    return pictures
+
+
+def schema_of(info: dict[str, Any]) -> dict[str, Any]:
+    """What saved workflows depend on: ids, order, types, defaults and ranges; not menus, not tooltips."""
+    inputs = []
+    for section in ("required", "optional"):
+        for name in info["input_order"].get(section, []):
+            kind, *rest = info["input"][section][name]
+            options = {key: value for key, value in (rest[0] if rest else {}).items()}
+            kept = {key: options[key] for key in ("default", "min", "max", "step") if key in options}
+            inputs.append([name, section, kind if isinstance(kind, str) else "COMBO", kept])
+    return {"inputs": inputs, "outputs": list(zip(info["output_name"], info["output"], strict=True))}
+
+
+def test_ids_order_and_defaults_are_the_frozen_ones(server):
+    info = server.object_info()
+    found = json.loads(json.dumps({name: schema_of(info[name]) for name in NODES}))
+    assert found == json.loads(SNAPSHOT.read_text()), (
+        "A node's schema changed. Saved workflows depend on ids and order: append, never reorder or rename. "
+        "If the change only appends, update tests/server/schema.json."
+    )
+
+
+def test_every_input_and_output_has_a_tooltip(server):
+    info = server.object_info()
+    for name in NODES:
+        for section in info[name]["input"].values():
+            for key, (_, *rest) in section.items():
+                if key != "unique_id" and name != "hidden" and isinstance(rest, list) and rest:
+                    assert rest[0].get("tooltip"), f"{name}.{key}"
+        assert all(info[name]["output_tooltips"]), name
+
+
+def test_the_same_seed_gives_another_image_when_guided_and_the_same_one_again(run, encoder):
+    plain = run(graph(encoder, stock()))
+    first = run(graph(encoder, guided()))
+    assert first.shape == plain.shape == (2, 64, 64, 3)
+    difference = np.abs(first.astype(int) - plain.astype(int))
+    assert difference.max(axis=(1, 2, 3)).min() > 10
+    # another end of the range, with the same steps in it, forces the server to run again instead of serving its cache
+    again = run(graph(encoder, guided(end_percent=0.999)))
+    assert np.array_equal(first, again)
+
+
+@pytest.mark.parametrize("off", [{"strength": 0.0}, {"start_percent": 0.5, "end_percent": 0.5}])
+def test_strength_zero_or_an_empty_range_is_the_stock_image_bit_for_bit(run, encoder, off):
+    plain = run(graph(encoder, stock()))
+    assert np.array_equal(run(graph(encoder, guided(**off))), plain)
+    assert np.array_equal(run(graph(encoder, {**patch(**off), **stock(["patch", 0])})), plain)
+
+
+def test_the_patch_guides_the_stock_sampler_like_the_guided_node(run, encoder):
+    assert np.array_equal(
+        run(graph(encoder, {**patch(), **stock(["patch", 0])})), run(graph(encoder, guided()))
+    )
+
+
+def test_the_patch_guides_sampler_custom_advanced(run, encoder):
+    advanced = {
+        **patch(),
+        "guider": node(
+            "CFGGuider", model=["patch", 0], positive=["face", 0], negative=["any", 0], cfg=SAMPLING["cfg"]
+        ),
+        "noise": node("RandomNoise", noise_seed=SAMPLING["seed"]),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("BasicScheduler", model=["patch", 0], scheduler="normal", steps=4, denoise=1.0),
+        "sample": node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["guider", 0],
+            sampler=["euler", 0],
+            sigmas=["sigmas", 0],
+            latent_image=["empty", 0],
+        ),
+    }
+    assert np.array_equal(run(graph(encoder, advanced)), run(graph(encoder, guided())))
+
+
+def test_through_the_denoiser_is_another_image(run, encoder):
+    through = run(graph(encoder, guided(gradient_path="through denoiser")))
+    assert not np.array_equal(through, run(graph(encoder, guided())))
+
+
+def test_every_image_of_a_batch_is_scored_and_ranked(server, encoder):
+    prompt = graph(encoder, stock())
+    prompt["score"] = node(
+        "JEPAScoreImage",
+        images=["decode", 0],
+        encoder=["encoder", 0],
+        mode="exact",
+        top_k=32,
+        fit="squash",
+        antialias=True,
+    )
+    prompt["show"] = node("PreviewAny", source=["score", 0])
+    entry = server.wait(server.queue(prompt), timeout=300)
+    (text,) = entry["outputs"]["score"]["text"]
+    lines = text.splitlines()
+    assert "rarest first" in lines[0]
+    assert len(lines) == 3
+    shown = [float(value) for value in entry["outputs"]["show"]["text"]]
+    ranked = [float(line.rsplit(" ", 1)[1]) for line in lines[1:]]
+    assert ranked == sorted(ranked)
+    assert sorted(shown) == pytest.approx(ranked, abs=0.01)
+    assert all(-2000 < score < 0 for score in shown)
+
+
+REFUSED = {
+    "a range that ends before it starts": ({"start_percent": 0.8, "end_percent": 0.3}, "start_percent 0.8"),
+    "a sampler that cannot be guided": ({"sampler_name": "dpm_adaptive"}, "dpm_adaptive"),
+    "a strength out of range": ({"strength": 1e9}, "strength"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_settings_are_refused_before_anything_runs(server, encoder, case):
+    changes, named = REFUSED[case]
+    prompt = graph(encoder, guided())
+    prompt["sample"]["inputs"] |= changes
+    with pytest.raises(Exception, match=named):
+        server.queue(prompt)
+
+
+def test_a_rank_larger_than_the_embedding_is_refused_with_a_message(server, encoder):
+    prompt = graph(encoder, guided())
+    prompt["score"] = node(
+        "JEPAScoreImage", images=["decode", 0], encoder=["encoder", 0], mode="top-k", top_k=256
+    )
+    prompt["sample"]["inputs"]["rank"] = 257
+    with pytest.raises(Exception, match="rank"):
+        server.queue(prompt)
+
+
+def test_an_encoder_that_is_not_in_the_menu_is_refused(server):
+    with pytest.raises(Exception, match="encoder"):
+        server.queue(graph("../../secret.safetensors", guided()))
+
+
+def test_an_encoder_that_cannot_be_fetched_names_file_and_folder(server):
+    prompt = graph("dinov2-with-registers-small", guided())
+    with pytest.raises(Exception, match="model.safetensors") as error:
+        server.wait(server.queue(prompt), timeout=120)
+    assert "dinov2-with-registers-small" in str(error.value)
+    assert "MB" in str(error.value)
+
+
+def test_the_server_runs_on_after_a_refusal(run, encoder):
+    assert run(graph(encoder, guided())).shape == (2, 64, 64, 3)
