@@ -46,9 +46,13 @@ def _archive(package: str, sha256: str, folder: Path) -> tarfile.TarFile:
     path = folder / name
     if not path.exists():
         if npm is None:
-            raise SystemExit(f"npm is needed to fetch {package}; install Node.js or put {name} into {folder}.")
+            raise SystemExit(
+                f"npm is needed to fetch {package}; install Node.js or put {name} into {folder}."
+            )
         print(f"fetching {package}", flush=True)
-        subprocess.run([npm, "pack", package, "--pack-destination", str(folder)], check=True, capture_output=True)
+        subprocess.run(
+            [npm, "pack", package, "--pack-destination", str(folder)], check=True, capture_output=True
+        )
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:

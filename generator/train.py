@@ -82,7 +82,9 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 @torch.no_grad()
-def sample(model: Generator, labels: torch.Tensor, *, steps: int = 20, cfg: float = 2.0, seed: int = 0) -> torch.Tensor:
+def sample(
+    model: Generator, labels: torch.Tensor, *, steps: int = 20, cfg: float = 2.0, seed: int = 0
+) -> torch.Tensor:
     """DDIM from pure noise with classifier-free guidance; returns (B, 3, 64, 64) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(len(labels), UNET["in_channels"], SIZE // FOLD, SIZE // FOLD, generator=generator)
@@ -125,14 +127,18 @@ def plot_losses(losses: list[list[float]], path: Path) -> None:
     plt.close(figure)
 
 
-def velocity_error(model: Generator, pixels: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def velocity_error(
+    model: Generator, pixels: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """Mean square error of the predicted velocity at random timesteps; pixels (B, 3, 64, 64) in [0, 1]."""
     clean = F.pixel_unshuffle(pixels * 2 - 1, FOLD)
     t = torch.randint(0, 1000, (len(clean),), generator=generator)
     noise = torch.randn(clean.shape, generator=generator)
     alpha, sigma = ALPHA_BAR[t].sqrt()[:, None, None, None], (1 - ALPHA_BAR[t]).sqrt()[:, None, None, None]
     with torch.autocast("cpu", torch.bfloat16):
-        predicted = model((alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last), t, labels)
+        predicted = model(
+            (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last), t, labels
+        )
     return F.mse_loss(predicted.float(), alpha * noise - sigma * clean)
 
 
@@ -157,7 +163,9 @@ def export(model: Generator, folder: Path, settings: dict, losses: list[list[flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, required=True, help="downloads, checkpoint and progress sheets")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="downloads, checkpoint and progress sheets"
+    )
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak", type=float, default=7e-4, help="peak learning rate")

@@ -1,11 +1,11 @@
 """The host adapter: the one place that knows ComfyUI's internals.
 
-    folders.py          model folder, names in menus, files behind them
-    models.py           loading and memory: encoder and VAE as models that the host manages
-    gradients.py        differentiating the host's modules inside its inference mode
-    latent_gradient.py  the chain image -> latent -> noisy latent
-    steps.py            which model call begins which step; sizes of the shift
-    guidance.py         the MODEL patch that guides any sampler
-    sampling.py         the stock sampler, and messages to the page
-    demo_model.py       the small generator of the demo
+folders.py          model folder, names in menus, files behind them
+models.py           loading and memory: encoder and VAE as models that the host manages
+gradients.py        differentiating the host's modules inside its inference mode
+latent_gradient.py  the chain image -> latent -> noisy latent
+steps.py            which model call begins which step; sizes of the shift
+guidance.py         the MODEL patch that guides any sampler
+sampling.py         the stock sampler, and messages to the page
+demo_model.py       the small generator of the demo
 """

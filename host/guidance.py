@@ -68,7 +68,9 @@ class Trace:
 class _GuidedModel:
     """Stands in for the model inside a sampler function; shifts x where a guided step begins."""
 
-    def __init__(self, model: Any, shifts: dict[int, int], guide: Callable[[Any, Tensor, Tensor, dict, int], None]):
+    def __init__(
+        self, model: Any, shifts: dict[int, int], guide: Callable[[Any, Tensor, Tensor, dict, int], None]
+    ):
         self._model = model
         self._shifts = shifts
         self._guide = guide
@@ -153,7 +155,9 @@ class _GuidedRun:
         report: Callable[[Trace], None],
     ) -> None:
         if not isinstance(sampler, comfy.samplers.KSAMPLER):
-            raise ValueError(f"JEPA guidance does not know samplers of type {type(sampler).__name__}; use a stock one")
+            raise ValueError(
+                f"JEPA guidance does not know samplers of type {type(sampler).__name__}; use a stock one"
+            )
         refusal = sampler_refusal(sampler.sampler_function)
         if refusal:
             raise ValueError(refusal)
@@ -173,7 +177,14 @@ class _GuidedRun:
         return comfy.samplers.KSAMPLER(self.sample, self.stock.extra_options, self.stock.inpaint_options)
 
     def sample(
-        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None, **options: Any
+        self,
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Any = None,
+        callback: Any = None,
+        disable: Any = None,
+        **options: Any,
     ) -> Tensor:
         """Run the stock sampler function on a model that shifts x where a guided step begins."""
         if x.ndim != 4:
@@ -221,7 +232,9 @@ class _GuidedRun:
         norm = gradient.flatten(1).norm(dim=1)
         scale = latent_scale(self.base_model.model_sampling, sigma)
         # from per unit of x to per unit of z_t = x / scale
-        direction = normalise(torch.where(finite[:, None, None, None], gradient * scale, 0.0), self.schedule.normalisation)
+        direction = normalise(
+            torch.where(finite[:, None, None, None], gradient * scale, 0.0), self.schedule.normalisation
+        )
         eta = self.schedule.step_strength(len(self.guided))
         if self.schedule.variance:
             eta *= self._posterior_variance(sigma, step)
@@ -259,7 +272,9 @@ class _GuidedRun:
             sigmas, x = sigmas.clone(), x.clone()
             self.guider.conds = normal_tensors(conds)
             try:
-                return self.gradient(lambda z: model(z, sigmas, **kwargs), x, sigmas.flatten()[0], self.base_model)
+                return self.gradient(
+                    lambda z: model(z, sigmas, **kwargs), x, sigmas.flatten()[0], self.base_model
+                )
             finally:
                 self.guider.conds = conds
 

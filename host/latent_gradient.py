@@ -68,7 +68,9 @@ class LatentGradient:
                 gradients.append(gradient)
         return Slope(torch.cat(scores), torch.cat(gradients))
 
-    def __call__(self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
+    def __call__(
+        self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any
+    ) -> Slope:
         """Score and gradient at the noisy latent.
 
         Args:

@@ -26,4 +26,6 @@ def show_text(node_id: str | None, text: str) -> None:
 def show_trace(node_id: str | None, trace: Trace) -> None:
     """Show the trace's message under a node and send its steps as a `jepa.trace` event."""
     show_text(node_id, trace.message)
-    PromptServer.instance.send_sync("jepa.trace", {"node": node_id, "message": trace.message, "steps": trace.steps})
+    PromptServer.instance.send_sync(
+        "jepa.trace", {"node": node_id, "message": trace.message, "steps": trace.steps}
+    )

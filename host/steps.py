@@ -108,7 +108,9 @@ def normalise(gradient: Tensor, how: str) -> Tensor:
     return gradient / size.reshape(-1, *[1] * (gradient.ndim - 1))
 
 
-def first_calls(sampler_function: Callable, sigmas: Tensor, options: dict, model: Any) -> tuple[dict[int, int], int]:
+def first_calls(
+    sampler_function: Callable, sigmas: Tensor, options: dict, model: Any
+) -> tuple[dict[int, int], int]:
     """Run the sampler on one number and note which model call begins which step.
 
     Samplers call the model once or several times a step, at sigmas that repeat, and report each step right
@@ -145,7 +147,9 @@ def first_calls(sampler_function: Callable, sigmas: Tensor, options: dict, model
     x = torch.ones(1, 1, 1, 1, device=sigmas.device) * sigmas[0]
     arguments = {"model_options": {"transformer_options": {}}, "seed": 0}
     with torch.random.fork_rng(devices):
-        sampler_function(OneNumber(), x, sigmas.clone(), extra_args=arguments, callback=note, disable=True, **options)
+        sampler_function(
+            OneNumber(), x, sigmas.clone(), extra_args=arguments, callback=note, disable=True, **options
+        )
     return first, len(first)
 
 
