@@ -135,7 +135,7 @@ def first_calls(
             # samplers of the cfg++ kind take the unconditional estimate from this hook
             for hook in (model_options or {}).get("sampler_post_cfg_function", []):
                 keys = ("denoised", "cond_denoised", "uncond_denoised", "input")
-                denoised = hook({key: denoised for key in keys} | {"sigma": sigma, "cond_scale": 1.0})
+                denoised = hook(dict.fromkeys(keys, denoised) | {"sigma": sigma, "cond_scale": 1.0})
             return denoised
 
     def note(report: dict) -> None:

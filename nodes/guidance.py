@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..host.guidance import apply_guidance
 from ..host.sampling import show_text, show_trace
-from .guidance_inputs import chain_of, guidance_inputs, settings_message, schedule_of
+from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
 
 
 class JEPAGuidance(io.ComfyNode):

@@ -7,7 +7,7 @@ from ..host.guidance import Trace, apply_guidance
 from ..host.models import check_finite
 from ..host.sampling import show_text, show_trace, stock_sample
 from ..host.steps import sampler_refusal
-from .guidance_inputs import chain_of, guidance_inputs, settings_message, schedule_of
+from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
 from .types import JEPATrace
 
 

@@ -11,14 +11,13 @@ from types import ModuleType
 import comfy.sample
 import jepa_guidance.host.demo_model as demo_model
 import latent_preview
+import nodes as host_nodes
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-import nodes as host_nodes
 
 SEED, STEPS, CFG = 7, 6, 2.0
 ROOT = Path(__file__).absolute().parents[2]

@@ -45,13 +45,15 @@ def paper_loop(tiny, model, noise, sigmas, cfg, schedule):
     def clean_estimate(z, sigma):
         x = (z * (1 + sigma**2) ** 0.5).float()
         estimates = [
-            network.apply_model(x, sigma.float().expand(len(x)), c_crossattn=cond[0][0].expand(len(x), -1, -1))
+            network.apply_model(
+                x, sigma.float().expand(len(x)), c_crossattn=cond[0][0].expand(len(x), -1, -1)
+            )
             for cond in (tiny.positive, tiny.negative)
         ]
         return (estimates[1] + cfg * (estimates[0] - estimates[1])).double()
 
     total = len(sigmas) - 1
-    guided = [i for i in range(total) if 0.2 <= i / total]
+    guided = [i for i in range(total) if i / total >= 0.2]
     eta = schedule.strength * min(1, 3 / len(guided))
     # the host starts from noise alone at the highest sigma
     z = noise.double()
@@ -103,7 +105,9 @@ def test_the_shift_is_the_same_in_the_latents_own_scale(tiny, stock, kind):
 
 # --- parity with the stock sampler ----------------------------------------------------------------------------
 
-GUIDED_SAMPLERS = [name for name in comfy.samplers.SAMPLER_NAMES if not name.startswith(("uni_pc", "sa_", "dpm_adap"))]
+GUIDED_SAMPLERS = [
+    name for name in comfy.samplers.SAMPLER_NAMES if not name.startswith(("uni_pc", "sa_", "dpm_adap"))
+]
 
 
 @pytest.mark.parametrize("sampler", GUIDED_SAMPLERS)

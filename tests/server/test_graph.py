@@ -99,7 +99,7 @@ def schema_of(info: dict[str, Any]) -> dict[str, Any]:
     for section in ("required", "optional"):
         for name in info["input_order"].get(section, []):
             kind, *rest = info["input"][section][name]
-            options = {key: value for key, value in (rest[0] if rest else {}).items()}
+            options = rest[0] if rest else {}
             kept = {key: options[key] for key in ("default", "min", "max", "step") if key in options}
             inputs.append([name, section, kind if isinstance(kind, str) else "COMBO", kept])
     return {"inputs": inputs, "outputs": list(zip(info["output_name"], info["output"], strict=True))}
@@ -231,7 +231,7 @@ def test_an_encoder_that_is_not_in_the_menu_is_refused(server):
 
 def test_an_encoder_that_cannot_be_fetched_names_file_and_folder(server):
     prompt = graph("dinov2-with-registers-small", guided())
-    with pytest.raises(Exception, match="model.safetensors") as error:
+    with pytest.raises(Exception, match=r"model\.safetensors") as error:
         server.wait(server.queue(prompt), timeout=120)
     assert "dinov2-with-registers-small" in str(error.value)
     assert "MB" in str(error.value)
