@@ -1,0 +1,77 @@
+"""Small random encoders and the dense matrices that the tests compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from jepa_core import Encoder, load_encoder
+
+
+def random_model(family: str, **settings: object) -> Dinov2Model | Dinov2WithRegistersModel:
+    """Return a small model of transformers' own, with weights so large that it is far from linear."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 14,
+        "image_size": 28,
+        "attn_implementation": "eager",
+    } | settings
+    if family == "dinov2":
+        model = Dinov2Model(Dinov2Config(**sizes))
+    else:
+        model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if "norm" in name or "lambda1" in name:
+                weight.copy_(1 + 0.3 * noise if name.endswith(("weight", "lambda1")) else 0.3 * noise)
+            elif weight.ndim >= 2 and "embeddings" not in name:
+                weight.copy_(1.5 * noise / weight.shape[1] ** 0.5)
+            elif name.endswith("projection.weight"):
+                weight.copy_(noise / weight[0].numel() ** 0.5)
+            else:
+                weight.copy_(0.5 * noise)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that saves a random model (family, **config) into a new folder."""
+
+    def save(family: str = "dinov2", **settings: object) -> Path:
+        folder = tmp_path_factory.mktemp(family)
+        random_model(family, **settings).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def encoder(save_model: Callable[..., Path]) -> Encoder:
+    """A random encoder in float64: d = 32, images of 28 x 28."""
+    return load_encoder(save_model(), dtype=torch.float64, image_size=28)
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    """Three random preprocessed images (3, 3, 28, 28), float64."""
+    return torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def dense() -> Callable[[Encoder, Tensor], Tensor]:
+    """Return a function (encoder, image (3, S, S)) -> J (d, n), by torch's own Jacobian."""
+
+    def jacobian(encoder: Encoder, image: Tensor) -> Tensor:
+        rows = torch.autograd.functional.jacobian(lambda x: encoder(x[None])[0], image)
+        return rows.flatten(1)
+
+    return jacobian

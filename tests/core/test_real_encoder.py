@@ -1,0 +1,80 @@
+"""Score and gradient of a trained encoder on real photos, against its dense Jacobian in float64.
+
+A dense Jacobian takes about a minute, so each photo's is computed once; most photos are marked long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from jepa_core import Encoder, RarityGradient, jepa_score, load_encoder
+
+K = 9
+PHOTOS = [0, 3, *(pytest.param(i, marks=pytest.mark.long) for i in (1, 2, 4, 5, 6, 7))]
+
+
+class Exact(NamedTuple):
+    """What the dense Jacobian (384 x 150528) says of one photo, all in float64."""
+
+    x: Tensor  # (3, 224, 224), preprocessed
+    sigma: Tensor  # (384,)
+    left: Tensor  # (9, 384), the top left singular vectors
+    grad: Tensor  # (3, 224, 224), of the sum of the logs of the top nine singular values
+
+
+@pytest.fixture(scope="module")
+def real(encoder_dir) -> Encoder:
+    return load_encoder(encoder_dir)
+
+
+@pytest.fixture(scope="module")
+def exact(encoder_dir, photos) -> Callable[[int], Exact]:
+    encoder = load_encoder(encoder_dir, dtype=torch.float64)
+
+    @cache
+    def compute(index: int) -> Exact:
+        x = encoder.preprocess(photos[index][None].double())[0].requires_grad_()
+        output = encoder(x[None])[0]
+        rows = [torch.autograd.grad(value, x, retain_graph=True)[0].flatten() for value in output]
+        matrix = torch.stack(rows)
+        # J^T = Q R, so R^T has the left singular vectors and values of J, and none of its width
+        u, sigma, _ = torch.linalg.svd(torch.linalg.qr(matrix.T, mode="r").R.T)
+        grad = torch.zeros_like(x)
+        for i in range(K):
+            v = matrix.T @ u[:, i] / sigma[i]
+            (row,) = torch.autograd.grad(encoder(x[None])[0] @ u[:, i], x, create_graph=True)
+            grad += torch.autograd.grad(row.flatten() @ v, x)[0] / sigma[i]
+        return Exact(x.detach(), sigma, u[:, :K].T, grad.detach())
+
+    return compute
+
+
+@pytest.mark.parametrize("index", [PHOTOS[0], pytest.param(3, marks=pytest.mark.long), *PHOTOS[2:]])
+def test_exact_score(real, exact, index):
+    x, sigma, _, _ = exact(index)
+    expected = sigma.clamp(min=1e-6).log().sum()
+    found = jepa_score(real, x[None].float())[0]
+    print(f"photo {index}: score {expected:.4f}, relative error {(found - expected) / expected:.1e}")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("index", PHOTOS)
+def test_a_cold_gradient_has_the_direction_of_the_exact_one(real, exact, index):
+    reference = exact(index)
+    x = reference.x[None].float()
+    found = RarityGradient()(real, x)
+    cosine = torch.cosine_similarity(found.grad[0].double().flatten(), reference.grad.flatten(), dim=0)
+    share = (found.u[0].double() @ reference.left.T).square().sum() / K
+    print(f"photo {index}: cosine {cosine:.5f}, share of the left subspace {share:.4f}")
+    assert cosine > 0.98
+    assert share > 0.95  # products in bfloat16 would leave about a quarter
+    torch.testing.assert_close(found.score[0], reference.sigma[:K].log().sum(), rtol=0, atol=0.05)
+    with torch.autocast("cpu", torch.bfloat16 if index == PHOTOS[0] else torch.float16):
+        under = RarityGradient()(real, x)
+    assert torch.equal(under.grad, found.grad)  # so the cosine is the same

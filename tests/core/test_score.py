@@ -1,0 +1,119 @@
+"""The JEPA score against dense singular values in float64."""
+
+import pytest
+import torch
+
+from jepa_core import jepa_score, load_encoder
+from jepa_core.score import log_sum
+
+
+def reference(matrix, top_k=None, eps=1e-6):
+    """sum log max(sigma, eps), values below the numerical rank of a float32 encoder counting as eps."""
+    sigma = torch.linalg.svdvals(matrix)
+    sigma[sigma < sigma[0] * matrix.shape[0] * 2.0**-23] = eps
+    return sigma.clamp(min=eps)[:top_k].log().sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, None])
+def test_exact_score(encoder, images, dense, chunk):
+    found = jepa_score(encoder, images, chunk=chunk)
+    assert found.shape == (3,)
+    assert found.dtype == torch.float64
+    assert found.device.type == "cpu"
+    expected = torch.stack([reference(dense(encoder, image)) for image in images])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    assert expected.std() > 1  # three images, three scores
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-6, 0.1, 100.0])
+def test_the_two_null_directions_and_all_small_values_count_as_eps(encoder, images, dense, eps):
+    matrix = dense(encoder, images[0])
+    sigma = torch.linalg.svdvals(matrix)
+    assert (
+        1e-12 < sigma[30] < 1e-7 < 1e-2 < sigma[29]
+    )  # two values of rounding noise, one above the smallest eps
+    found = jepa_score(encoder, images[:1], eps=eps)
+    expected = sigma[:30].clamp(min=eps).log().sum() + 2 * torch.tensor(eps).double().log()
+    torch.testing.assert_close(found[0], expected, rtol=1e-6, atol=0)
+
+
+def test_float32_agrees_with_float64_in_spite_of_the_null_directions(save_model, images):
+    folder = save_model()
+    exact = jepa_score(load_encoder(folder, dtype=torch.float64, image_size=28), images, eps=1e-12)
+    single = jepa_score(load_encoder(folder, image_size=28), images.float(), eps=1e-12)
+    torch.testing.assert_close(single, exact, rtol=1e-5, atol=0)
+
+
+def test_log_sum_by_hand():
+    # floor 4 * 384 * 2^-23 = 1.83e-4: the last two count as eps
+    sigma = torch.tensor([4.0, 1.0, 2e-4, 1e-4, 0.0], dtype=torch.float64)
+    expected = sum(torch.tensor([4.0, 1.0, 2e-4, 1e-6, 1e-6]).double().log())
+    torch.testing.assert_close(log_sum(sigma, 384, 1e-6), expected, rtol=1e-6, atol=0)
+    expected = sum(torch.tensor([4.0, 1.0, 0.5, 0.5, 0.5]).double().log())
+    torch.testing.assert_close(log_sum(sigma, 384, 0.5), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("top_k", [1, 4, 10])
+def test_top_k_sums_the_largest_values(encoder, images, dense, top_k):
+    found = jepa_score(encoder, images, top_k=top_k)
+    expected = torch.stack([reference(dense(encoder, image), top_k) for image in images])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_top_k_of_the_whole_embedding_is_the_exact_score(encoder, images):
+    exact = jepa_score(encoder, images[:1])
+    torch.testing.assert_close(jepa_score(encoder, images[:1], top_k=32), exact, rtol=1e-6, atol=0)
+
+
+def test_on_pass_follows_every_pass_and_can_stop(encoder, images):
+    seen = []
+    jepa_score(encoder, images, chunk=10, on_pass=lambda: seen.append(1))
+    assert len(seen) == 3 * (1 + 4)
+
+    def stop():
+        raise InterruptedError
+
+    weights = list(encoder.parameters())
+    with pytest.raises(InterruptedError):
+        jepa_score(encoder, images, on_pass=stop)
+    assert all(a is b for a, b in zip(weights, encoder.parameters(), strict=True))
+
+
+def test_inference_mode_autocast_and_a_default_device_change_no_bit(save_model, images):
+    encoder = load_encoder(save_model(), image_size=28)
+    x = images.float()
+    expected = jepa_score(encoder, x)
+    with torch.inference_mode():
+        assert torch.equal(jepa_score(encoder, x.clone()), expected)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(jepa_score(encoder, x), expected)
+    with torch.device("meta"):
+        found = jepa_score(encoder, x)
+    assert torch.equal(found, expected)
+
+
+def test_a_batch_equals_its_images_one_by_one_and_no_random_state_moves(encoder, images):
+    before = torch.get_rng_state()
+    for top_k in (None, 5):
+        together = jepa_score(encoder, images, top_k=top_k)
+        alone = torch.cat([jepa_score(encoder, image[None], top_k=top_k) for image in images])
+        assert torch.equal(together, alone)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_arguments_that_do_not_fit_are_refused(encoder, images):
+    for x in (images[0], images[:, :, :14], images[:, :2], images[:, :, :, 0]):
+        with pytest.raises(ValueError, match="3, 28, 28"):
+            jepa_score(encoder, x)
+    for bad in (torch.nan, torch.inf):
+        x = images.clone()
+        x[2, 1, 0, 0] = bad
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            jepa_score(encoder, x)
+    for top_k in (0, -1, 33):
+        with pytest.raises(ValueError, match=f"32.*{top_k}"):
+            jepa_score(encoder, images, top_k=top_k)
+    for eps in (0.0, -1e-6, float("nan")):
+        with pytest.raises(ValueError, match="eps must be positive"):
+            jepa_score(encoder, images, eps=eps)
