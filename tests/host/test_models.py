@@ -1,0 +1,137 @@
+"""Models that the host would stream are loaded another way or refused."""
+
+from __future__ import annotations
+
+import comfy.model_patcher
+import comfy_aimdo.host_buffer
+import pytest
+import torch
+from jepa_guidance.host.models import check_one_device, refuse_streamed, resident_model, resident_vae
+from safetensors.torch import save_file
+
+from jepa_core import EncoderFileError
+
+
+class NoBuffer:
+    """Stands in for the host's pinned buffer, whose native library wants a CUDA driver."""
+
+    def __init__(self, *_: int) -> None: ...
+
+
+@pytest.fixture
+def dynamic(monkeypatch):
+    """Wrap a module in the host's dynamic patcher, as its loaders do on CUDA. No weight is ever moved."""
+    monkeypatch.setattr(comfy_aimdo.host_buffer, "HostBuffer", NoBuffer)
+
+    def wrap(module: torch.nn.Module):
+        patcher = comfy.model_patcher.ModelPatcherDynamic(module, torch.device("cuda"), torch.device("cpu"))
+        assert patcher.is_dynamic()
+        return patcher
+
+    return wrap
+
+
+def with_recipe(patcher, module):
+    """Give a patcher what the host's own loaders leave: how to load it once more, without streaming."""
+
+    def load(disable_dynamic: bool = False):
+        return comfy.model_patcher.ModelPatcher(module, patcher.load_device, patcher.offload_device)
+
+    patcher.cached_patcher_init = (load, ())
+    return patcher
+
+
+def test_a_vae_without_a_recipe_is_copied_into_a_plain_patcher(tiny, dynamic):
+    tiny.vae.patcher = dynamic(tiny.vae.first_stage_model)
+    resident = resident_vae(tiny.vae)
+    assert not resident.patcher.is_dynamic()
+    assert resident.first_stage_model is resident.patcher.model
+    assert resident.first_stage_model is not tiny.vae.first_stage_model
+    for copied, original in zip(
+        resident.first_stage_model.parameters(), tiny.vae.first_stage_model.parameters(), strict=True
+    ):
+        assert torch.equal(copied, original)
+        assert copied.data_ptr() != original.data_ptr()
+    assert tiny.vae.patcher.is_dynamic()
+
+
+def test_a_vae_with_a_recipe_is_loaded_by_it(tiny, dynamic):
+    other = tiny.make_vae().first_stage_model
+    tiny.vae.patcher = with_recipe(dynamic(tiny.vae.first_stage_model), other)
+    resident = resident_vae(tiny.vae)
+    assert not resident.patcher.is_dynamic()
+    assert resident.first_stage_model is other
+
+
+def test_a_model_without_a_recipe_is_refused_and_the_message_says_what_to_do(tiny, dynamic):
+    with pytest.raises(ValueError, match="'denoiser constant'"):
+        resident_model(dynamic(tiny.model.model))
+
+
+def test_a_model_with_a_recipe_is_loaded_by_it(tiny, dynamic):
+    other = tiny.make_model().model
+    resident = resident_model(with_recipe(dynamic(tiny.model.model), other))
+    assert not resident.is_dynamic()
+    assert resident.model is other
+
+
+def test_plain_models_are_used_as_they_are(tiny):
+    assert resident_vae(tiny.vae) is tiny.vae
+    assert resident_model(tiny.model).model is tiny.model.model
+
+
+def test_a_dynamic_patcher_is_refused_at_the_moment_of_sampling(tiny, dynamic):
+    with pytest.raises(ValueError, match="the denoiser while its weights are streamed"):
+        refuse_streamed(dynamic(tiny.model.model), "the denoiser")
+
+
+def test_a_model_on_several_devices_is_refused(tiny):
+    model = tiny.model.clone()
+    check_one_device(model)
+    model.set_additional_models("multigpu", [tiny.model.clone()])
+    with pytest.raises(ValueError, match="spread over 2"):
+        check_one_device(model)
+
+
+def test_the_encoder_is_one_of_the_models_that_the_host_loads(tiny):
+    from jepa_guidance.host.models import use_encoder
+
+    assert type(tiny.encoder.patcher) is comfy.model_patcher.ModelPatcher
+    assert tiny.encoder.patcher.model_size() == sum(
+        weight.nbytes for weight in tiny.encoder.encoder.state_dict().values()
+    )
+    use_encoder(tiny.encoder)
+    loaded = comfy.model_management.loaded_models()
+    assert any(patcher.model is tiny.encoder.encoder for patcher in loaded)
+
+
+def test_the_folder_admits_safetensors_alone_and_keeps_the_users_own_paths(tmp_path, monkeypatch):
+    import folder_paths
+    from jepa_guidance.host.folders import encoder_file, encoder_names, register_folder
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    save_file({"x": torch.zeros(1)}, mine / "mine.safetensors")
+    (mine / "pickle.pt").write_bytes(b"\x80\x04N.")
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "jepa", ([str(mine)], {".pt", ".safetensors"}))
+    register_folder()
+    register_folder()
+    assert folder_paths.get_folder_paths("jepa") == [str(mine), str(tmp_path / "models" / "jepa")]
+    names = encoder_names()
+    assert "mine.safetensors" in names
+    assert "dinov2-with-registers-small" in names
+    assert not any("pickle" in name for name in names)
+    assert encoder_file("mine.safetensors") == mine / "mine.safetensors"
+    for name in ("pickle.pt", "../mine/mine.safetensors", "/etc/passwd", "absent.safetensors"):
+        with pytest.raises(ValueError, match="There is no encoder"):
+            encoder_file(name)
+
+
+def test_a_file_that_is_no_encoder_is_refused_with_its_name(tmp_path):
+    from jepa_guidance.host.models import load_host_encoder
+
+    file = tmp_path / "unet.safetensors"
+    save_file({"model.diffusion_model.out.weight": torch.zeros(1)}, file)
+    with pytest.raises(EncoderFileError, match=r"unet\.safetensors"):
+        load_host_encoder(file, "unet", 224)
