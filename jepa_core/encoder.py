@@ -116,12 +116,16 @@ def load_encoder(
         ValueError: an unusable dtype or image_size.
     """
     if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be float32 or float64 (half precision destroys the gradient), got {dtype}")
+        raise ValueError(
+            f"dtype must be float32 or float64 (half precision destroys the gradient), got {dtype}"
+        )
     file = _weights_file(Path(path))
     tensors = _read_tensors(file)
     config = _architecture(file, tensors)
     if image_size < config.patch_size or image_size % config.patch_size:
-        raise ValueError(f"image_size must be a multiple of the patch size {config.patch_size}, got {image_size}")
+        raise ValueError(
+            f"image_size must be a multiple of the patch size {config.patch_size}, got {image_size}"
+        )
     # Weights made here are normal tensors even when a host calls under inference mode.
     with torch.inference_mode(False):
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
@@ -131,7 +135,9 @@ def load_encoder(
         held = sum(tensor.numel() for tensor in tensors.values())
         # a few shapes decide the architecture, so a small file could ask for a large model
         if held + config.hidden_size < needed:  # the mask token may be missing
-            raise EncoderFileError(f"{file} holds {held} weights, its architecture has {needed}; tensors are missing")
+            raise EncoderFileError(
+                f"{file} holds {held} weights, its architecture has {needed}; tensors are missing"
+            )
         # Eager attention is the one that forward-mode differentiation supports everywhere; scoped to this
         # model, where torch's own switches would be process-wide.
         try:
@@ -156,7 +162,9 @@ def load_encoder(
 def _weights_file(path: Path) -> Path:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise EncoderFileError(f"{file} does not exist; expected a .safetensors file or a folder with model.safetensors")
+        raise EncoderFileError(
+            f"{file} does not exist; expected a .safetensors file or a folder with model.safetensors"
+        )
     if file.suffix != ".safetensors":
         raise EncoderFileError(f"{file} is not a .safetensors file; no other format is loaded")
     return file
@@ -177,13 +185,19 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
                 )
             with torch.inference_mode(False):
                 tensors = {
-                    name.removeprefix(prefix): content.get_tensor(name) for name in names if name.startswith(prefix)
+                    name.removeprefix(prefix): content.get_tensor(name)
+                    for name in names
+                    if name.startswith(prefix)
                 }
     except (SafetensorError, OSError) as error:
-        raise EncoderFileError(f"{file} is damaged or not a safetensors file ({error}); download it again") from error
+        raise EncoderFileError(
+            f"{file} is damaged or not a safetensors file ({error}); download it again"
+        ) from error
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
-            raise EncoderFileError(f"{file}: {name} is {tensor.dtype}; only float16, bfloat16 and wider are supported")
+            raise EncoderFileError(
+                f"{file}: {name} is {tensor.dtype}; only float16, bfloat16 and wider are supported"
+            )
     return tensors
 
 
@@ -223,10 +237,14 @@ def _architecture(file: Path, tensors: dict[str, Tensor]) -> Dinov2Config | Dino
         raise EncoderFileError(f"{file}: num_attention_heads {heads!r} does not divide the width {hidden}")
     epsilon = settings.get("layer_norm_eps", 1e-6)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        raise EncoderFileError(f"{file.parent / 'config.json'}: layer_norm_eps {epsilon!r} is not between 0 and 1")
+        raise EncoderFileError(
+            f"{file.parent / 'config.json'}: layer_norm_eps {epsilon!r} is not between 0 and 1"
+        )
     activation = settings.get("hidden_act", "gelu")
     if activation != "gelu":
-        raise EncoderFileError(f"{file.parent / 'config.json'}: hidden_act {activation!r} is not supported, only 'gelu'")
+        raise EncoderFileError(
+            f"{file.parent / 'config.json'}: hidden_act {activation!r} is not supported, only 'gelu'"
+        )
     return FAMILIES[family](
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -254,4 +272,3 @@ def _config_file(file: Path) -> dict:
     if not isinstance(settings, dict):
         raise EncoderFileError(f"{path} is not a configuration (a JSON object)")
     return settings
-

@@ -85,7 +85,9 @@ class RarityGradient:
         """
         size = encoder.image_size
         if x.ndim != 4 or x.shape[1:] != (3, size, size):
-            raise ValueError(f"x must be (batch, 3, {size}, {size}) from encoder.preprocess, got {tuple(x.shape)}")
+            raise ValueError(
+                f"x must be (batch, 3, {size}, {size}) from encoder.preprocess, got {tuple(x.shape)}"
+            )
         if self.k > encoder.embed_dim:
             raise ValueError(f"rank k = {self.k} is larger than the embedding, {encoder.embed_dim}")
         if ids is not None and len(ids) != len(x):
@@ -127,7 +129,9 @@ class RarityGradient:
 def _not_finite(jacobian: JacobianOperator, rank: int) -> Triplets:
     embed_dim, size = jacobian.shape
     nan = jacobian.embedding.new_full((rank, size), torch.nan)
-    return Triplets(torch.full((rank, embed_dim), torch.nan).double(), torch.full((rank,), torch.nan).double(), nan)
+    return Triplets(
+        torch.full((rank, embed_dim), torch.nan).double(), torch.full((rank,), torch.nan).double(), nan
+    )
 
 
 def _stack(parts: list[Rarity]) -> Rarity:

@@ -66,7 +66,9 @@ def _new_directions(basis: Tensor, candidates: Tensor) -> Tensor:
     return candidates[:room]
 
 
-def find_range(jacobian: JacobianOperator, *, rank: int, oversample: int, power_iterations: int, seed: int) -> Triplets:
+def find_range(
+    jacobian: JacobianOperator, *, rank: int, oversample: int, power_iterations: int, seed: int
+) -> Triplets:
     """Return the top `rank` singular triplets of J as this range finder sees them.
 
     Costs (power_iterations + 1) JVPs and as many VJPs, each batched over rank + oversample directions.

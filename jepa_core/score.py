@@ -48,7 +48,9 @@ def jepa_score(
     """
     size = encoder.image_size
     if x.ndim != 4 or x.shape[1:] != (3, size, size):
-        raise ValueError(f"x must be (batch, 3, {size}, {size}) from encoder.preprocess, got {tuple(x.shape)}")
+        raise ValueError(
+            f"x must be (batch, 3, {size}, {size}) from encoder.preprocess, got {tuple(x.shape)}"
+        )
     if not x.isfinite().all():
         raise ValueError("x holds NaN or infinite pixels; there is no score for them")
     if top_k is not None and not 1 <= top_k <= encoder.embed_dim:
