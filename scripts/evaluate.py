@@ -149,15 +149,23 @@ def class_of(seed: int, classes: Sequence[str]) -> str:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """The JSON lines of a file; a last line that was cut off is left out."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The JSON lines of a file; lines that a killed process left unfinished are left out."""
+    parsed = (parse_row(line) for line in (file.read_text().splitlines() if file.exists() else []))
+    return [row for row in parsed if row is not None]
+
+
+def parse_row(line: str) -> Row | None:
+    """A line as an object, or None if it is none."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return None
 
 
 def append_row(file: Path, row: Row) -> None:
-    """Add a JSON line in one write, so that two processes can share the file."""
+    """Add a JSON line in one write, so that two processes can share the file, below whatever stands there."""
     with open(file, "a") as lines:
-        lines.write(json.dumps(row) + "\n")
+        lines.write(f"\n{json.dumps(row)}\n")
 
 
 def picture_file(folder: Path, seed: int, arm: str) -> Path:
@@ -302,7 +310,7 @@ def finish(folder: Path, target: Path, sampler: Sampler, settings: Row) -> None:
     rows = list(merged.values())
     record = {
         "settings": {**settings, "seeds": len(seeds)},
-        "arms": (__doc__ or "").partition("in turn:\n\n")[2].strip().splitlines(),
+        "arms": [line.strip() for line in (__doc__ or "").partition("in turn:")[2].splitlines() if line],
         "seconds_per_image": {
             arm: round(statistics.median(row["seconds"] for row in samples if row["arm"] == arm), 1)
             for arm in ARMS

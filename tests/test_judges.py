@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from scripts.evaluate import ARMS, class_of, complete_seeds, dump, shard, summarise
+from scripts.evaluate import ARMS, append_row, class_of, complete_seeds, dump, read_rows, shard, summarise
 from scripts.judges import (
     CLASS_COUNT,
     Bank,
@@ -90,6 +91,16 @@ def test_summary_pairs_by_seed() -> None:
 def test_only_complete_seeds_count() -> None:
     rows = [{"seed": seed, "arm": arm} for seed in (3, 1) for arm in ARMS]
     assert complete_seeds([*rows, {"seed": 0, "arm": "guided"}]) == [1, 3]
+
+
+def test_unfinished_lines_are_done_again(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    assert read_rows(file) == []
+    append_row(file, {"seed": 0})
+    with open(file, "a") as lines:
+        lines.write('{"seed": 1, "trace": {}')
+    append_row(file, {"seed": 2})
+    assert read_rows(file) == [{"seed": 0}, {"seed": 2}]
 
 
 def test_shards_cover_every_seed_once() -> None:
