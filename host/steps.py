@@ -122,7 +122,8 @@ def first_calls(
     Returns:
         {index of the model call: step}, and the number of steps.
     """
-    calls, first = 0, {}
+    calls = 0
+    first: dict[int, int] = {}
 
     class OneNumber:
         def __getattr__(self, name: str) -> Any:

@@ -4,12 +4,19 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    PreTrainedModel,
+)
 
 from .precision import full_precision
 
@@ -35,7 +42,7 @@ class Encoder(nn.Module):
         family: the architecture, a key of FAMILIES.
     """
 
-    def __init__(self, model: nn.Module, image_size: int) -> None:
+    def __init__(self, model: PreTrainedModel, image_size: int) -> None:
         super().__init__()
         self.model = model
         self.image_size = image_size
@@ -50,7 +57,7 @@ class Encoder(nn.Module):
     @property
     def activation_bytes(self) -> int:
         """Estimated bytes that one image's forward pass keeps for its backward pass."""
-        config = self.model.config
+        config: Any = self.model.config
         tokens = (self.image_size // config.patch_size) ** 2 + 5
         per_token = 16 * config.hidden_size + 3 * config.num_attention_heads * tokens
         return config.num_hidden_layers * tokens * per_token * self.weight.element_size()
@@ -129,7 +136,7 @@ def load_encoder(
     # Weights made here are normal tensors even when a host calls under inference mode.
     with torch.inference_mode(False):
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-        model_class = Dinov2Model if config.model_type == "dinov2" else Dinov2WithRegistersModel
+        model_class: Any = Dinov2Model if config.model_type == "dinov2" else Dinov2WithRegistersModel
         with torch.device("meta"):
             needed = sum(weight.numel() for weight in model_class(config).parameters())
         held = sum(tensor.numel() for tensor in tensors.values())
@@ -201,7 +208,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _architecture(file: Path, tensors: dict[str, Tensor]) -> Dinov2Config | Dinov2WithRegistersConfig:
+def _architecture(file: Path, tensors: dict[str, Tensor]) -> Any:
     """Build the config from tensor shapes, so that a hostile config.json cannot ask for more than the weights hold.
 
     config.json adds the head count and LayerNorm's epsilon, and is checked for its family and activation.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ def _alias(tensor: Tensor) -> Tensor:
     if hasattr(tensor, "__tensor_flatten__"):
         names, context = tensor.__tensor_flatten__()
         inner = {name: _alias(getattr(tensor, name)) for name in names}
-        return type(tensor).__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
+        subclass: Any = type(tensor)
+        return subclass.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
 
@@ -30,7 +32,8 @@ def differentiable(*modules: nn.Module) -> Iterator[None]:
     with torch.inference_mode(False), torch.enable_grad():
         try:
             for module in {id(part): part for root in modules for part in root.modules()}.values():
-                for table in (module._parameters, module._buffers):
+                tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+                for table in tables:
                     for name, tensor in table.items():
                         if tensor is None or tensor.is_meta:
                             continue
@@ -49,12 +52,9 @@ def differentiable(*modules: nn.Module) -> Iterator[None]:
 
 
 # Every switch that lets torch compute a float32 product with fewer bits.
-_MATMUL_BACKENDS = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,
-    torch.backends.mkldnn.matmul,
-    torch.backends.mkldnn.conv,
-)
+_CUDNN: Any = torch.backends.cudnn
+_MKLDNN: Any = torch.backends.mkldnn
+_MATMUL_BACKENDS = (torch.backends.cuda.matmul, _CUDNN.conv, _MKLDNN.matmul, _MKLDNN.conv)
 
 
 @contextmanager
