@@ -51,10 +51,14 @@ def differentiable(*modules: nn.Module) -> Iterator[None]:
                 table[name] = tensor
 
 
-# Every switch that lets torch compute a float32 product with fewer bits.
-_CUDNN: Any = torch.backends.cudnn
-_MKLDNN: Any = torch.backends.mkldnn
-_MATMUL_BACKENDS = (torch.backends.cuda.matmul, _CUDNN.conv, _MKLDNN.matmul, _MKLDNN.conv)
+def _switches() -> list[tuple[Any, str, Any]]:
+    """Every switch that lets torch compute a float32 product with fewer bits: owner, name, the exact setting."""
+    backends: Any = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        owners = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+        return [(owner, "fp32_precision", "ieee") for owner in owners]
+    # torch before 2.9
+    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
 
 
 @contextmanager
@@ -64,12 +68,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
     Differences of encoder outputs lose most of their digits in anything less (method: half precision keeps
     a quarter of the singular subspace).
     """
-    before = [backend.fp32_precision for backend in _MATMUL_BACKENDS]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in _switches()]
     try:
-        for backend in _MATMUL_BACKENDS:
-            backend.fp32_precision = "ieee"
+        for owner, name, exact in _switches():
+            setattr(owner, name, exact)
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, value in zip(_MATMUL_BACKENDS, before, strict=True):
-            backend.fp32_precision = value
+        for owner, name, value in before:
+            setattr(owner, name, value)
