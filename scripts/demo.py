@@ -195,8 +195,8 @@ def sentences(summary: Row, rows: Sequence[Row], exact: bool) -> list[str]:
     distance = summary["rarity_classifier"]
     how = "exact score" if exact else f"score (top {TOP_K} singular values)"
     return [
-        f"Under the encoder that guides, the {how} falls in {rarer} of {count} pairs, "
-        f"by {-summary['score']['difference']['mean']:.2f} on average (lower is rarer).",
+        f"Under the encoder that guides, the {how} is lower, which is rarer, for {rarer} of {count} guided "
+        f"images; the mean difference is {summary['score']['difference']['mean']:+.2f}.",
         f"Under a classifier trained separately, {farther} of {count} guided images lie farther from "
         f"training images than their unguided twins do (mean {distance['guided']['mean']:.3f} against "
         f"{distance['unguided']['mean']:.3f}); it recognises the class of {named['guided']:.0f} guided and "
