@@ -108,7 +108,7 @@ def _download(
             url = hf_hub_url(source.repo_id, file, revision=commit, endpoint=endpoint)
             answer = get_hf_file_metadata(url, token=False, timeout=_ANSWER_S)
             commit = commit or answer.commit_hash
-            sizes.append(answer.size or 0)
+            sizes.append(answer.size or 1)  # unknown; a total of zero bytes would be no fraction of anything
         progress.total = sum(sizes)
         for file, size in zip(FILES, sizes, strict=True):
             bar: dict[str, Any] = {"tqdm_class": progress.bar()} if on_progress else {}

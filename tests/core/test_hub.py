@@ -39,6 +39,8 @@ class Hub(ThreadingHTTPServer):
         self.tokens: list[str] = []
         self.break_after: list[int | None] = []  # bytes after which each next GET of the weights is cut off
         self.commit: str | None = COMMIT
+        self.ranges = True
+        self.lengths = True
         self.status = 200
 
     @property
@@ -70,7 +72,8 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return None
         first = 0
-        if span := self.headers.get("Range"):
+        span = self.headers.get("Range")
+        if span and self.server.ranges:
             first = int(span.removeprefix("bytes=").rstrip("-"))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
@@ -79,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.commit:
             self.send_header("X-Repo-Commit", self.server.commit)
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("Content-Length", str(len(content) - first))
+        if self.command == "GET" or self.server.lengths:
+            self.send_header("Content-Length", str(len(content) - first))
         self.end_headers()
         return content[first:]
 
@@ -200,6 +204,29 @@ def test_a_connection_that_breaks_is_resumed(hub, files, tmp_path, monkeypatch):
     assert seen[-1] == sum(map(len, files.values()))
 
 
+def test_a_server_without_ranges_starts_again_and_progress_never_goes_back(hub, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    hub.ranges = False
+    hub.break_after = [100_000]
+    seen = []
+    path = fetch_encoder(
+        NAME, tmp_path, endpoint=hub.endpoint, on_progress=lambda *pair: seen.append(pair[0])
+    )
+    assert (path / "model.safetensors").read_bytes() == files["model.safetensors"]
+    assert hub.count("GET", "model.safetensors") == 2
+    assert seen == sorted(seen)
+    assert seen[-1] == sum(map(len, files.values()))
+
+
+def test_progress_without_known_sizes_stays_below_its_total(hub, files, tmp_path):
+    hub.lengths = False
+    seen = []
+    path = fetch_encoder(NAME, tmp_path, endpoint=hub.endpoint, on_progress=lambda *pair: seen.append(pair))
+    assert (path / "model.safetensors").read_bytes() == files["model.safetensors"]
+    assert seen
+    assert all(0 <= done <= total and total > 0 for done, total in seen)
+
+
 def test_a_killed_download_is_not_taken_for_complete_and_leaves_no_waste(hub, files, tmp_path):
     script = (
         "import os, sys, huggingface_hub\n"
@@ -209,10 +236,11 @@ def test_a_killed_download_is_not_taken_for_complete_and_leaves_no_waste(hub, fi
         f"fetch_encoder({NAME!r}, sys.argv[1], endpoint=sys.argv[2], on_progress=half)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), hub.endpoint], env=environment)
-    assert done.returncode == 9
-    assert not (tmp_path / NAME).exists()
-    assert any(name.endswith(".incomplete") for name in held(tmp_path))
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script, str(tmp_path), hub.endpoint], env=environment)
+        assert done.returncode == 9
+        assert not (tmp_path / NAME).exists()
+        assert sum(name.endswith(".incomplete") for name in held(tmp_path)) == 1
     path = fetch_encoder(NAME, tmp_path, endpoint=hub.endpoint)
     assert (path / "model.safetensors").read_bytes() == files["model.safetensors"]
     assert held(tmp_path) == COMPLETE
@@ -272,7 +300,7 @@ def test_an_unreachable_hub_fails_fast_and_says_what_to_do(tmp_path):
     start = time.monotonic()
     with pytest.raises(EncoderDownloadError) as caught:
         fetch_encoder(NAME, tmp_path, endpoint=closed_port())
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10
     assert isinstance(caught.value, OSError)
     check_says_what_to_do(str(caught.value), tmp_path)
     assert "ConnectError" in str(caught.value)
@@ -287,7 +315,7 @@ def test_a_hub_that_never_answers_counts_as_unreachable(tmp_path, monkeypatch):
         start = time.monotonic()
         with pytest.raises(EncoderDownloadError, match="Timeout"):
             fetch_encoder(NAME, tmp_path, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 10
 
 
 def test_offline_mode_asks_nobody(hub, tmp_path):
@@ -298,7 +326,7 @@ def test_offline_mode_asks_nobody(hub, tmp_path):
         "try:\n"
         f"    fetch_encoder({NAME!r}, sys.argv[1], endpoint=sys.argv[2])\n"
         "except EncoderDownloadError as error:\n"
-        "    assert time.monotonic() - start < 5\n"
+        "    assert time.monotonic() - start < 10\n"
         "    print(error)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -320,7 +348,7 @@ def test_a_hub_that_refuses_is_reported_at_once(hub, tmp_path, status):
     start = time.monotonic()
     with pytest.raises(EncoderDownloadError) as caught:
         fetch_encoder(NAME, tmp_path, endpoint=hub.endpoint)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10
     check_says_what_to_do(str(caught.value), tmp_path)
     assert str(status) in str(caught.value)
 
@@ -337,7 +365,7 @@ def test_a_second_process_does_not_wait_forever(hub, tmp_path):
     start = time.monotonic()
     with FileLock(tmp_path / f".{NAME}.lock"), pytest.raises(EncoderDownloadError, match="another process"):
         fetch_encoder(NAME, tmp_path, endpoint=hub.endpoint)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10
     assert hub.requests == []
 
 

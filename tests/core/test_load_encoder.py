@@ -151,10 +151,10 @@ def test_loading_under_inference_mode_gives_normal_weights_and_moves_no_random_s
     folder = save_model()
     before = torch.get_rng_state()
     with torch.inference_mode():
-        encoder = load_encoder(folder, dtype=torch.float64, image_size=28)
+        encoder = load_encoder(folder, image_size=28)
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(weight.is_inference() for weight in encoder.parameters())
-    x = images.clone().requires_grad_()
+    x = images.float().requires_grad_()
     encoder(x).sum().backward()
     assert x.grad.abs().max() > 0
 
@@ -167,8 +167,9 @@ def test_evaluation_is_never_below_float32(save_model, images):
     assert encoder(images.half()).dtype == torch.float32
 
 
-def test_estimated_activations_are_of_the_right_size(save_model):
-    encoder = load_encoder(save_model(num_hidden_layers=4, hidden_size=64), image_size=112)
+@pytest.mark.parametrize(("width", "size"), [(32, 224), (64, 112), (128, 28)])
+def test_estimated_activations_are_of_the_right_size(save_model, width, size):
+    encoder = load_encoder(save_model(num_hidden_layers=4, hidden_size=width), image_size=size)
     kept = []
 
     def keep(tensor):
@@ -176,10 +177,11 @@ def test_estimated_activations_are_of_the_right_size(save_model):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        encoder(torch.zeros(1, 3, 112, 112).requires_grad_())
+        encoder(torch.zeros(1, 3, size, size).requires_grad_())
     weights = {weight.untyped_storage().data_ptr() for weight in encoder.parameters()}
     measured = sum(size for pointer, size in set(kept) if pointer not in weights)
-    assert 0.5 * measured < encoder.activation_bytes < 2 * measured
+    # no less, so that a chunk fits; the excess is left for what the backward passes hold
+    assert measured < encoder.activation_bytes < 3 * measured
 
 
 # Files that are refused
@@ -332,7 +334,7 @@ def test_a_misshapen_tensor(edit, name, change):
 
 
 def test_a_small_file_that_asks_for_a_large_model_allocates_nothing(edit):
-    width = 64_000  # attention alone would take 64 GiB
+    width = 4096  # the layers would take 1.6 GiB
 
     def widen(tensors):
         tensors[PROJECTION] = torch.zeros(width, 3, 1, 1)
@@ -340,6 +342,12 @@ def test_a_small_file_that_asks_for_a_large_model_allocates_nothing(edit):
 
     folder = edit(widen)
     refused(folder, folder / "model.safetensors", "weights")
+
+
+@pytest.mark.parametrize("shape", [(32, 3, 0, 0), (0, 3, 14, 14), (32, 4, 14, 14), (32, 3, 14, 7), (32, 3)])
+def test_a_projection_of_an_impossible_shape(edit, shape):
+    folder = edit(lambda tensors: tensors.update({PROJECTION: torch.zeros(shape)}))
+    refused(folder, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("layers", [[0], [0, 2], [1]])

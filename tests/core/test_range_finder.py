@@ -36,8 +36,22 @@ class Linear(nn.Module):
         return x.flatten(1) @ self.weight.T
 
 
+class Counted(JacobianOperator):
+    """Counts the directions of all products."""
+
+    directions = 0
+
+    def vjp(self, cotangents):
+        self.directions += len(cotangents)
+        return super().vjp(cotangents)
+
+    def jvp(self, tangents):
+        self.directions += len(tangents)
+        return super().jvp(tangents)
+
+
 def find(encoder, rank, oversample=2, power_iterations=2, seed=0, chunk=None):
-    jacobian = JacobianOperator(encoder, torch.zeros(3, SIDE, SIDE), chunk=chunk)
+    jacobian = Counted(encoder, torch.zeros(3, SIDE, SIDE), chunk=chunk)
     return find_range(
         jacobian, rank=rank, oversample=oversample, power_iterations=power_iterations, seed=seed
     ), jacobian
@@ -131,8 +145,9 @@ def test_chunks_change_nothing(chunk):
 @pytest.mark.parametrize(("rank", "oversample"), [(12, 0), (12, 5), (10, 100), (1, 11)])
 def test_a_sketch_as_wide_as_the_embedding_is_exact(rank, oversample):
     encoder = Linear(0.8 ** torch.arange(12), embed_dim=12)
-    found, _ = find(encoder, rank, oversample, power_iterations=2)
+    found, jacobian = find(encoder, rank, oversample, power_iterations=2)
     check_is_a_decomposition(found, encoder, rank)
+    assert jacobian.directions <= 12 * 3  # a JVP and a VJP of at most 12, and a JVP that adds nothing
     torch.testing.assert_close(found.sigma, encoder.sigma[:rank], rtol=1e-10, atol=0)
 
 
@@ -144,8 +159,9 @@ def test_blocks_that_fill_the_embedding_space_are_exact(rank, oversample, rounds
     torch.testing.assert_close(found.sigma, encoder.sigma[:rank], rtol=1e-9, atol=0)
 
 
-def test_singular_values_that_are_zero_stay_near_zero():
-    encoder = Linear([3.0, 1.0], embed_dim=16, dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_singular_values_that_are_zero_stay_near_zero(dtype):
+    encoder = Linear([3.0, 1.0], embed_dim=16, dtype=dtype)
     (_, sigma, v), _ = find(encoder, rank=6)
     torch.testing.assert_close(sigma[:2], encoder.sigma[:2], rtol=1e-5, atol=0)
     assert bool((sigma[2:] < numerical_rank_floor(sigma, 16)).all())
