@@ -1,0 +1,269 @@
+"""The templates in workflows/ are what the web page would save, and the server takes them as they are."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts.server import PromptRefused, Server
+
+FOLDER = Path(__file__).absolute().parents[2] / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+# Nodes that live in the web page alone: they are drawn and never queued.
+PAGE_ONLY = ("MarkdownNote", "Note")
+# Inputs that name a file which the user has and a test host has not.
+MODEL_FILES = ("ckpt_name",)
+CONTROLS = ("fixed", "increment", "decrement", "randomize")
+TITLE_HEIGHT = 30
+
+Workflow = dict[str, Any]
+Node = dict[str, Any]
+
+
+def workflow(name: str) -> Workflow:
+    content: Workflow = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def real_nodes(graph: Workflow) -> list[Node]:
+    return [node for node in graph["nodes"] if node["type"] not in PAGE_ONLY]
+
+
+def declared(info: Workflow) -> Iterator[tuple[str, str | list, dict]]:
+    """Name, type (a list for an old-style menu) and options of every input, in the page's order."""
+    for section in ("required", "optional"):
+        for name in info["input_order"].get(section, []):
+            kind, *rest = info["input"][section][name]
+            yield name, kind, rest[0] if rest else {}
+
+
+def is_widget(kind: str | list, options: dict) -> bool:
+    typed = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    return typed and not options.get("forceInput")
+
+
+def companion(name: str, kind: str | list, options: dict) -> tuple[str, ...]:
+    """What the page's extra widget after this input may hold; () when there is no such widget."""
+    if options.get("image_upload"):
+        return ("image",)
+    seed = kind == "INT" and name in ("seed", "noise_seed")
+    return CONTROLS if options.get("control_after_generate", seed) else ()
+
+
+def widgets(node: Node, info: Workflow) -> dict[str, Any]:
+    """The node's widget values by input name; fails when they are too few, too many or misplaced."""
+    values = list(node.get("widgets_values", []))
+    named: dict[str, Any] = {}
+    for name, kind, options in declared(info):
+        if not is_widget(kind, options):
+            continue
+        assert values, f"{node['type']} has no value for {name}"
+        named[name] = values.pop(0)
+        if allowed := companion(name, kind, options):
+            assert values, f"{node['type']} has no value for the widget after {name}"
+            assert values.pop(0) in allowed, f"{node['type']}, after {name}"
+    assert not values, f"{node['type']} has values to spare: {values}"
+    return named
+
+
+def check_value(name: str, value: Any, kind: str | list, options: dict) -> None:
+    """Fail unless the widget could hold the value."""
+    if isinstance(kind, list) or kind == "COMBO":
+        menu = kind if isinstance(kind, list) else options["options"]
+        assert value in menu or name in MODEL_FILES, f"{name}: {value} is not in {menu}"
+        return
+    expected = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}[kind]
+    assert isinstance(value, expected), name
+    if kind in ("INT", "FLOAT"):
+        assert not isinstance(value, bool), name
+        assert options.get("min", value) <= value <= options.get("max", value), name
+
+
+def api_prompt(graph: Workflow, infos: Workflow) -> dict[str, Node]:
+    """The graph as the page would queue it."""
+    source = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
+    prompt = {}
+    for node in real_nodes(graph):
+        linked = {slot["name"]: source[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
+        inputs = widgets(node, infos[node["type"]]) | linked
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def of_type(prompt: dict[str, Node], kind: str) -> dict[str, Node]:
+    found = {key: node for key, node in prompt.items() if node["class_type"] == kind}
+    assert found, kind
+    return found
+
+
+@pytest.fixture(scope="module")
+def infos(server: Server) -> Workflow:
+    return server.object_info()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def example_image(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Put example.png, which every host has, into the test server's empty input folder."""
+    path = tmp_path_factory.mktemp("input") / "example.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    assert server.upload(path) == "example.png"
+
+
+@pytest.fixture(scope="module")
+def local(infos: Workflow) -> str:
+    """The encoder that the test server has."""
+    menu = infos["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+    (name,) = [name for name in menu if name.endswith(".safetensors")]
+    return name
+
+
+def small(prompt: dict[str, Node], encoder: str) -> dict[str, Node]:
+    """The prompt with the local encoder, at a size that keeps the test short."""
+    for node in of_type(prompt, "JEPAEncoderLoader").values():
+        node["inputs"] |= {"encoder": encoder, "image_size": 56}
+    return prompt
+
+
+def test_there_are_templates_and_they_lie_where_the_host_looks():
+    assert len(NAMES) >= 5
+    assert all(path.suffix in (".json", ".jpg") for path in FOLDER.iterdir())
+    assert {path.stem for path in FOLDER.glob("*.jpg")} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_is_plain_text_without_paths(name):
+    text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
+    assert text.isascii()
+    assert not any(mark in text for mark in ("/root", "/home", "/Users", "C:\\", "://"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_node_exists_with_these_inputs_and_outputs(infos, name):
+    for node in real_nodes(workflow(name)):
+        info = infos[node["type"]]
+        kinds = {key: "COMBO" if isinstance(kind, list) else kind for key, kind, _ in declared(info)}
+        slots = [key for key, kind, options in declared(info) if not is_widget(kind, options)]
+        # sockets come first, in the declared order; the sockets of widgets that are linked follow
+        shown = [slot["name"] for slot in node["inputs"]]
+        assert shown[: len(slots)] == slots, node["type"]
+        assert all(slot["widget"]["name"] == slot["name"] for slot in node["inputs"][len(slots) :])
+        assert {slot["name"]: slot["type"] for slot in node["inputs"]}.items() <= kinds.items()
+        assert [slot["name"] for slot in node["outputs"]] == info["output_name"], node["type"]
+        assert [slot["type"] for slot in node["outputs"]] == info["output"], node["type"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_join_what_they_say(name):
+    graph = workflow(name)
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    assert len(nodes) == len(graph["nodes"])
+    assert max(nodes) <= graph["last_node_id"]
+    assert max(link[0] for link in graph["links"]) <= graph["last_link_id"]
+    for number, start, output, end, slot, kind in graph["links"]:
+        sender, receiver = nodes[start]["outputs"][output], nodes[end]["inputs"][slot]
+        assert number in sender["links"]
+        assert receiver["link"] == number
+        assert sender["type"] == kind
+        assert receiver["type"] in (kind, "*")
+    joined = {link[0] for link in graph["links"]}
+    sockets = [slot for node in graph["nodes"] for slot in node["inputs"]]
+    assert {slot["link"] for slot in sockets} == joined, (
+        "a socket is open, or tells of a link that is not there"
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_widget_holds_a_value_that_it_takes(infos, name):
+    for node in real_nodes(workflow(name)):
+        info = infos[node["type"]]
+        named = widgets(node, info)
+        for key, kind, options in declared(info):
+            if key in named:
+                check_value(key, named[key], kind, options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_node_covers_another_and_a_note_explains(name):
+    graph = workflow(name)
+    boxes = []
+    for node in graph["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        boxes.append((x, y - TITLE_HEIGHT, x + width, y + height, node.get("title", node["type"])))
+    for index, (left, top, right, bottom, title) in enumerate(boxes):
+        for other in boxes[index + 1 :]:
+            apart = other[0] >= right or other[2] <= left or other[1] >= bottom or other[3] <= top
+            assert apart, f"{title} and {other[4]}"
+    assert any(node["type"] in PAGE_ONLY for node in graph["nodes"])
+    assert all(group["title"] for group in graph["groups"])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "demo" not in name and "score" not in name])
+def test_the_server_misses_nothing_but_the_checkpoint(server, infos, name):
+    prompt = api_prompt(workflow(name), infos)
+
+    def faults(candidate: dict[str, Node]) -> set[tuple[str, str]]:
+        with pytest.raises(PromptRefused) as refused:
+            server.queue(candidate)
+        reported = refused.value.answer["node_errors"].values()
+        return {(fault["class_type"], error["type"]) for fault in reported for error in fault["errors"]}
+
+    missing = {("CheckpointLoaderSimple", "value_not_in_list")}
+    assert faults(prompt) == missing
+    # the same question about a graph with one more fault, so that the answer above means something
+    broken = copy.deepcopy(prompt)
+    (latent,) = of_type(broken, "EmptyLatentImage").values()
+    latent["inputs"]["width"] = 1
+    assert faults(broken) == missing | {("EmptyLatentImage", "value_smaller_than_min")}
+
+
+@pytest.mark.parametrize("name", ["jepa_compare_ab", "jepa_demo_ab"])
+def test_one_dial_sets_the_seed_of_both_samplers(infos, name):
+    prompt = api_prompt(workflow(name), infos)
+    (dial,) = of_type(prompt, "PrimitiveInt")
+    (stock,) = of_type(prompt, "KSampler").values()
+    (guided,) = of_type(prompt, "JEPAGuidedKSampler").values()
+    assert stock["inputs"]["seed"] == guided["inputs"]["seed"] == [dial, 0]
+    # and whatever else a stock sampler has is equal, so that guidance is the only difference
+    assert stock["inputs"].items() <= guided["inputs"].items()
+
+
+def test_the_demo_runs_and_gives_pictures_and_scores(server, infos, local):
+    prompt = small(api_prompt(workflow("jepa_demo_ab"), infos), local)
+    for kind in ("KSampler", "JEPAGuidedKSampler"):
+        for node in of_type(prompt, kind).values():
+            node["inputs"]["steps"] = 4
+    (latent,) = of_type(prompt, "EmptyLatentImage").values()
+    latent["inputs"]["batch_size"] = 2
+    for node in of_type(prompt, "JEPAScoreImage").values():
+        node["inputs"]["top_k"] = 4
+    entry = server.wait(server.queue(prompt), timeout=300)
+    pictures = {}
+    for key, node in of_type(prompt, "SaveImage").items():
+        files = entry["outputs"][key]["images"]
+        assert all(file["subfolder"] == "jepa" for file in files)
+        pixels = [np.asarray(Image.open(io.BytesIO(server.image(file)))) for file in files]
+        pictures[node["inputs"]["filename_prefix"]] = np.stack(pixels)
+    unguided, guided = pictures["jepa/demo_unguided"], pictures["jepa/demo_guided"]
+    assert unguided.shape == guided.shape == (2, 256, 256, 3)
+    assert not np.array_equal(unguided, guided)
+    for key in of_type(prompt, "PreviewAny"):
+        (text,) = entry["outputs"][key]["text"]
+        assert len(text.splitlines()) == 3
+
+
+def test_scoring_runs_and_shows_the_score(server, infos, local):
+    prompt = small(api_prompt(workflow("jepa_score_images"), infos), local)
+    entry = server.wait(server.queue(prompt), timeout=300)
+    shown = sorted(entry["outputs"][key]["text"][0] for key in of_type(prompt, "PreviewAny"))
+    number, text = float(shown[0]), shown[1]
+    assert "exact" in text.splitlines()[0]
+    assert text.splitlines()[1].endswith(f"{number:.2f}")
