@@ -51,6 +51,7 @@ TOOLS = (
     "hypothesis==6.170.15",
     "ruff==0.17.6",
     "mypy==2.4.1",
+    "matplotlib==3.11.2",  # the loss curve of generator/train.py
     "scikit-image==0.26.0",
     "onnx==1.23.2",
     "onnxruntime==1.32.0",

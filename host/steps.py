@@ -36,7 +36,7 @@ class Schedule:
 
     strength: float = 0.5
     start_percent: float = 0.2
-    end_percent: float = 1.0
+    end_percent: float = 0.8
     interval: int = 1
     strength_rule: str = "spread"
     variance: bool = False

@@ -39,12 +39,12 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "end_percent",
-            default=1.0,
+            default=0.8,
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Fraction of this sampler's steps after which guidance stops. Equal to start_percent: "
-            "nothing is guided.",
+            tooltip="Fraction of this sampler's steps after which guidance stops. The last steps can no longer "
+            "denoise a push away; 1.0 guides to the end, as the paper does. Equal to start_percent: nothing is guided.",
         ),
         io.Int.Input(
             "interval",

@@ -20,7 +20,7 @@ RARITY = {"k": 3, "oversample": 2, "power_iterations": 1}
 def guide(tiny, schedule=None, *, model=None, vae=None, encoder=None, **settings):
     """The tiny MODEL, guided; settings are apply_guidance's."""
     rarity = settings.pop("rarity", None) or RarityGradient(**RARITY)
-    schedule = schedule or Schedule()
+    schedule = schedule or Schedule(end_percent=1.0)
     return apply_guidance(
         model or tiny.model, vae or tiny.vae, encoder or tiny.encoder, schedule, rarity, **settings
     )
@@ -74,7 +74,7 @@ def paper_loop(tiny, model, noise, sigmas, cfg, schedule):
 @pytest.mark.parametrize("sampler", ["euler", "ddim"])
 @pytest.mark.parametrize("variance", [False, True])
 def test_guided_euler_is_the_papers_update(tiny, stock, sampler, variance):
-    schedule = Schedule(strength=0.7, variance=variance)
+    schedule = Schedule(strength=0.7, variance=variance, end_percent=1.0)
     guided = stock(
         guide(tiny, schedule, gradient=wave_gradient), tiny, steps=6, sampler_name=sampler, scheduler="normal"
     )
