@@ -71,7 +71,7 @@ def fetch_encoder(
         folder: where encoders live; made if need be.
         on_progress: called with (bytes done, bytes in all) while downloading, besides the bar on the
             terminal; may raise to stop. Needs huggingface_hub 1.0.
-        endpoint: base address of the hub; None takes HF_ENDPOINT or https://huggingface.co.
+        endpoint: base address of the hub; None takes HF_ENDPOINT or the hub's own.
 
     Raises:
         ValueError: a name that is not in ENCODERS.

@@ -24,14 +24,15 @@ class JEPAScoreImage(io.ComfyNode):
                     options=["exact", "top-k"],
                     default="exact",
                     tooltip="exact: all singular values of the encoder's Jacobian, one backward pass for each "
-                    "embedding entry. top-k: only the largest, many times faster, not comparable with exact.",
+                    "embedding entry. top-k: only the largest, several times faster, not comparable with exact.",
                 ),
                 io.Int.Input(
                     "top_k",
-                    default=32,
+                    default=9,
                     min=1,
                     max=256,
-                    tooltip="How many of the largest singular values the top-k mode sums. Ignored by exact.",
+                    tooltip="How many of the largest singular values the top-k mode sums; 9 is what guidance uses. Costs 6 (k + 4) "
+                    "products against 384 for exact under a small encoder. Ignored by exact.",
                 ),
                 io.Combo.Input(
                     "fit",
