@@ -156,7 +156,7 @@ def _by_hand(name: str, target: Path, reason: str) -> str:
     source = ENCODERS[name]
     return (
         f"cannot download {name} from the Hugging Face hub ({reason}). Put {' and '.join(FILES)} "
-        f"({source.megabytes} MB) of https://huggingface.co/{source.repo_id} into {target}"
+        f"({source.megabytes} MB) of its repository {source.repo_id} into {target}"
     )
 
 

@@ -290,7 +290,7 @@ def check_says_what_to_do(message: str, folder: Path) -> None:
         "config.json",
         "model.safetensors",
         "88 MB",
-        "https://huggingface.co/facebook/dinov2-small",
+        "facebook/dinov2-small",
         str(folder / NAME),
     ):
         assert words in message
