@@ -75,7 +75,7 @@ def comparison(seed: int, class_name: str, encoder: str, exact: bool) -> dict[st
         "encoder": ["encoder", 0],
         "strength": 0.5,
         "start_percent": 0.2,
-        "end_percent": 1.0,
+        "end_percent": 0.8,
         "interval": 1,
         "rank": 9,
         "oversampling": 2,
