@@ -87,7 +87,8 @@ def fetch_encoder(
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(target.with_name(f".{name}.lock"), timeout=1):
-            _download(name, target, on_progress, endpoint)
+            if not _is_complete(target):  # another process may have finished meanwhile
+                _download(name, target, on_progress, endpoint)
     except Timeout:
         raise EncoderDownloadError(f"another process is downloading {name} into {target.parent}") from None
     return target
