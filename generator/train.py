@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, required=True, help="downloads, checkpoint and progress sheets"
     )
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak", type=float, default=7e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
