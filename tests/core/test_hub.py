@@ -369,6 +369,24 @@ def test_a_second_process_does_not_wait_forever(hub, tmp_path):
     assert hub.requests == []
 
 
+def test_what_another_process_finished_meanwhile_is_taken(hub, files, tmp_path):
+    lock = FileLock(tmp_path / f".{NAME}.lock", thread_local=False)
+    lock.acquire()
+
+    def finish():
+        time.sleep(0.3)
+        (tmp_path / NAME).mkdir()
+        for name, content in files.items():
+            (tmp_path / NAME / name).write_bytes(content)
+        lock.release()
+
+    other = threading.Thread(target=finish)
+    other.start()
+    assert fetch_encoder(NAME, tmp_path, endpoint=hub.endpoint) == tmp_path / NAME
+    other.join()
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "../dinov2-small", "dinov2-small/..", "/etc", "facebook/dinov2-small", "DINOV2-SMALL"],
