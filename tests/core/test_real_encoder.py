@@ -15,6 +15,8 @@ from torch import Tensor
 
 from jepa_core import Encoder, RarityGradient, jepa_score, load_encoder
 
+pytestmark = pytest.mark.timeout(3600)  # a busy machine takes many times longer
+
 K = 9
 PHOTOS = [0, 3, *(pytest.param(i, marks=pytest.mark.long) for i in (1, 2, 4, 5, 6, 7))]
 
