@@ -31,7 +31,7 @@ def test_workflow_fills_every_input(node: Any, monkeypatch: pytest.MonkeyPatch) 
         assert set(part["inputs"]) == names
 
 
-def test_workflow_differs_from_the_defaults_in_power_iterations_alone() -> None:
+def test_workflow_differs_from_the_defaults_where_it_says_so_alone() -> None:
     part = comparison(0, "face", "encoder", False)["guided"]
     sampling = ("seed", "steps", "cfg", "sampler_name", "scheduler")
     defaults = {
@@ -42,7 +42,7 @@ def test_workflow_differs_from_the_defaults_in_power_iterations_alone() -> None:
         for name, value in part["inputs"].items()
         if not isinstance(value, list) and name not in sampling and value != defaults[name]
     ]
-    assert changed == ["power_iterations"]
+    assert set(changed) == {"power_iterations", "gradient_path"}
 
 
 def test_both_arms_start_from_the_same_noise() -> None:
