@@ -390,9 +390,7 @@ def main() -> None:
     parser.add_argument(
         "--power-iterations", type=int, default=1, help="of the guidance; the node's default is 2"
     )
-    parser.add_argument(
-        "--interval", type=int, default=1, help="guide every N-th step, as the node's input"
-    )
+    parser.add_argument("--interval", type=int, default=1, help="guide every N-th step, as the node's input")
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="begin nothing new after this long"
     )

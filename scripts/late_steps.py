@@ -43,16 +43,27 @@ def main() -> None:
             picture, _ = sampler(seed, "guided", end_percent=end)
             seconds = time.monotonic() - begun
             pixels = pil_to_tensor(picture).float() / 255
-            score = jacobian_score(sampler.core, encoder, encoder.preprocess(pixels.movedim(0, -1)[None]), outputs)
-            detail = (pixels[:, 1:] - pixels[:, :-1]).abs().mean() + (pixels[..., 1:] - pixels[..., :-1]).abs().mean()
-            row = {"seed": seed, "end_percent": end, "score": round(score, 3), "detail": round(detail.item() / 2, 5)}
+            score = jacobian_score(
+                sampler.core, encoder, encoder.preprocess(pixels.movedim(0, -1)[None]), outputs
+            )
+            detail = (pixels[:, 1:] - pixels[:, :-1]).abs().mean() + (
+                pixels[..., 1:] - pixels[..., :-1]
+            ).abs().mean()
+            row = {
+                "seed": seed,
+                "end_percent": end,
+                "score": round(score, 3),
+                "detail": round(detail.item() / 2, 5),
+            }
             rows.append({**row, "seconds": round(seconds, 1)})
             pictures[seed, end] = picture
             print(rows[-1], flush=True)
     plain = {row["seed"]: row for row in rows if row["end_percent"] == ENDS[0]}
     changes = {
         str(end): {
-            name: mean_and_error([row[name] - plain[row["seed"]][name] for row in rows if row["end_percent"] == end])
+            name: mean_and_error(
+                [row[name] - plain[row["seed"]][name] for row in rows if row["end_percent"] == end]
+            )
             for name in ("score", "detail", "seconds")
         }
         for end in ENDS[1:]
