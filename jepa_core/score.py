@@ -35,7 +35,8 @@ def jepa_score(
     Args:
         x: (B, 3, S, S), preprocessed.
         top_k: sum only the k largest singular values, found by a range finder of rank k, oversampling 4
-            and two power iterations. Costs 6 (k + 4) directions against d; not comparable with exact scores or with another k.
+            and two power iterations. Costs 6 (k + 4) directions against d; not comparable with exact
+            scores or with another k.
         eps: floor of a singular value.
         chunk: directions per encoder pass; None takes what fits memory.
         on_pass: called without arguments after every encoder pass; may raise to stop.

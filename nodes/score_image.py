@@ -31,8 +31,8 @@ class JEPAScoreImage(io.ComfyNode):
                     default=9,
                     min=1,
                     max=256,
-                    tooltip="How many of the largest singular values the top-k mode sums; 9 is what guidance uses. Costs 6 (k + 4) "
-                    "products against 384 for exact under a small encoder. Ignored by exact.",
+                    tooltip="How many of the largest singular values the top-k mode sums; 9 is what guidance uses. "
+                    "Costs 6 (k + 4) products against 384 for exact under a small encoder. Ignored by exact.",
                 ),
                 io.Combo.Input(
                     "fit",

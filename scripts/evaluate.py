@@ -10,7 +10,7 @@ use two processes, give one `--shard 0/2` and the other `--shard 1/2`.
 Arms, all with 10 Euler steps, CFG 2 and the sampler's defaults, classes in turn:
 
     unguided   the stock sampler
-    guided     the default: strength 0.5 from 20 % to 80 % of the steps, denoiser held constant
+    guided     strength 0.5 from 20 % to 80 % of the steps, denoiser held constant; "settings" has the rest
     reversed   strength -0.5
     random     a random direction of the same largest entry, at the same steps
     through    guided through the denoiser

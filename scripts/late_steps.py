@@ -16,7 +16,6 @@ import os
 import time
 from pathlib import Path
 
-import torch
 from torchvision.transforms.functional import pil_to_tensor
 
 from scripts.evaluate import Sampler, jacobian_score, scored_outputs
