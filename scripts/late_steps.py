@@ -1,6 +1,6 @@
-"""What the last guided steps add: how benchmarks/late_steps.json, which set the default end_percent, was made.
+"""What the last guided steps add, for the choice of the default end_percent.
 
-    python dev.py run scripts/late_steps.py --output benchmarks/late_steps.json
+    python dev.py run scripts/late_steps.py --seeds 0 2 --output benchmarks/late_steps.json
 
 The demo generator, 10 Euler steps, strength 0.5 spread over the guided steps, guidance from 20 % to several
 ends. A shift at a low sigma is not denoised away any more, so the question is whether late steps add noise:
