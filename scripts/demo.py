@@ -17,6 +17,8 @@ import io
 import json
 import os
 import re
+import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -236,6 +238,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error("--seeds must be at least 1")
+    # a terminated demo takes its server with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     bank = load_bank()
     links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{options.encoder.name}": options.encoder}
     print("starting ComfyUI ...", flush=True)
