@@ -52,16 +52,25 @@ class Trace:
     steps: list[dict] = field(default_factory=list)
     message: str = "JEPA guidance: has not run yet"
 
-    def summarise(self) -> None:
+    def summarise(self, total: int) -> None:
+        """Write the message after some or all of `total` steps."""
         guided = [step for step in self.steps if step["guided"]]
         if not guided:
-            self.message = "JEPA guidance: no step of this run lies in the guided range; the image is the stock sampler's"
+            done = len(self.steps)
+            self.message = (
+                f"JEPA guidance: step {done} of {total}, not guided yet"
+                if done < total
+                else "JEPA guidance: no step of this run lies in the guided range; the image is the stock sampler's"
+            )
             return
-        first, last = (sum(s["score"]) / len(s["score"]) for s in (guided[0], guided[-1]))
+        scores = [sum(step["score"]) / len(step["score"]) for step in guided]
+        moved = f"{scores[0]:.2f} to {scores[-1]:.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"
+        last = guided[-1]
         skipped = sum(shift == 0 for step in guided for shift in step["shift"])
         self.message = (
-            f"JEPA guidance: {len(guided)} of {len(self.steps)} steps guided, score {first:.2f} to {last:.2f}"
-            + (f"; {skipped} shift(s) skipped, their gradient was not finite" if skipped else "")
+            f"JEPA guidance: {len(guided)} of {total} steps guided\nscore {moved}\n"
+            f"step {last['step']}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}"
+            + (f"\n{skipped} shift(s) skipped, their gradient was not finite" if skipped else "")
         )
 
 
@@ -201,7 +210,7 @@ class _GuidedRun:
             # guided steps were recorded when they were shifted
             if len(self.trace.steps) <= state["i"]:
                 self.trace.steps.append({"step": state["i"], "sigma": float(state["sigma"]), "guided": False})
-            self.trace.summarise()
+            self.trace.summarise(total)
             self.report(self.trace)
             if callback is not None:
                 callback(state)

@@ -5,8 +5,6 @@ from typing import Any
 import nodes as host_nodes
 from server import PromptServer
 
-from .guidance import Trace
-
 
 def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
     """Run the host's own KSampler code; returns a LATENT.
@@ -22,11 +20,3 @@ def show_text(node_id: str | None, text: str) -> None:
     """Show text under a node while the graph runs."""
     if node_id is not None:
         PromptServer.instance.send_progress_text(text, node_id)
-
-
-def show_trace(node_id: str | None, trace: Trace) -> None:
-    """Show the trace's message under a node and send its steps as a `jepa.trace` event."""
-    show_text(node_id, trace.message)
-    PromptServer.instance.send_sync(
-        "jepa.trace", {"node": node_id, "message": trace.message, "steps": trace.steps}
-    )

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..host.guidance import apply_guidance
-from ..host.sampling import show_text, show_trace
+from ..host.sampling import show_text
 from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
 
 
@@ -44,7 +44,7 @@ class JEPAGuidance(io.ComfyNode):
             apply_guidance(
                 model,
                 schedule=schedule,
-                report=lambda trace: show_trace(node_id, trace),
+                report=lambda trace: show_text(node_id, trace.message),
                 **chain_of(settings),
             )
         )

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..host.guidance import Trace, apply_guidance
 from ..host.models import check_finite
-from ..host.sampling import show_text, show_trace, stock_sample
+from ..host.sampling import show_text, stock_sample
 from ..host.steps import sampler_refusal
 from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
 from .types import JEPATrace
@@ -118,7 +118,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
 
         def report(current: Trace) -> None:
             trace.steps, trace.message = current.steps, current.message
-            show_trace(node_id, current)
+            show_text(node_id, current.message)
 
         if schedule.guides_nothing:
             trace.message = (

@@ -3,6 +3,7 @@
 import comfy.utils
 from comfy_api.latest import io, ui
 
+from ..host.sampling import show_text
 from ..host.scoring import score_images
 from .types import JEPAEncoder
 
@@ -55,6 +56,7 @@ class JEPAScoreImage(io.ComfyNode):
                 ),
                 io.String.Output(display_name="text", tooltip="The scores as a ranked list, rarest first."),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -73,4 +75,5 @@ class JEPAScoreImage(io.ComfyNode):
         how = "exact" if mode == "exact" else f"top {top_k}"
         lines = [f"{rank}. image {index}: {score:.2f}" for rank, (index, score) in enumerate(ranked, 1)]
         text = "\n".join([f"JEPA score ({how}, {encoder.name}), rarest first:", *lines])
+        show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(scores, text, ui=ui.PreviewText(text))

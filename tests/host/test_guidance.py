@@ -241,7 +241,7 @@ def test_a_gradient_that_is_not_finite_skips_that_image_and_says_so(tiny, stock)
 
 def test_a_run_without_guided_steps_says_so_and_is_the_stock_image(tiny, stock):
     reports = []
-    patched = guide(tiny, Schedule(start_percent=0.9), report=reports.append)
+    patched = guide(tiny, Schedule(start_percent=0.9, end_percent=1.0), report=reports.append)
     assert torch.equal(stock(patched, tiny, steps=4), stock(tiny.model, tiny, steps=4))
     assert "no step" in reports[-1].message
 
