@@ -1,0 +1,179 @@
+"""The paper's algorithm (arXiv 2605.24631) the way its authors run it: the slow partner of every comparison.
+
+One image, one direction and one encoder pass at a time, cold at every call, nothing reused that the authors
+do not reuse. It shares no code with jepa_core beyond the encoder's weights. Numbers in comments are the
+paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jepa_core import Encoder
+
+# Forward difference along a direction; the authors' value.
+STEP = 1e-4
+EPS = 1e-6
+
+
+@dataclass
+class Calls:
+    """Encoder passes, one image each.
+
+    Attributes:
+        forwards: plain forward passes.
+        vjps: backward passes whose result is a constant.
+        vjps_with_graph: backward passes that are recorded, to be differentiated again.
+        double_backwards: differentiations of those; each goes back through every recorded row and once
+            through the forward pass that they share.
+    """
+
+    forwards: int = 0
+    vjps: int = 0
+    vjps_with_graph: int = 0
+    double_backwards: int = 0
+
+    @property
+    def sequential(self) -> int:
+        """All passes, each of which waits for the one before it, a double backward counted as what it goes through.
+
+        (Its matrix products are r + 1 times those of a VJP, its other operations more.)
+        """
+        double = self.double_backwards * (self.vjps_with_graph + 1)
+        return self.forwards + self.vjps + self.vjps_with_graph + double
+
+
+@dataclass(frozen=True)
+class NaiveRarity:
+    """Guided score of one image and its gradient.
+
+    Attributes:
+        score: sum of the logs of the top k singular values of Q^T J.
+        sigma: (k,), largest first.
+        grad: (3, S, S).
+        basis: Q (d, k + p), orthonormal columns.
+        calls: encoder passes that it took.
+    """
+
+    score: float
+    sigma: Tensor
+    grad: Tensor
+    basis: Tensor
+    calls: Calls = field(default_factory=Calls)
+
+
+@contextmanager
+def _precision(image: Tensor, half: torch.dtype | None) -> Iterator[None]:
+    """Run under autocast to `half`, as the authors run SDXL; None computes in the encoder's own dtype."""
+    if half is None:
+        yield
+    else:
+        with torch.autocast(image.device.type, dtype=half):
+            yield
+
+
+def _embed(encoder: Encoder, x: Tensor) -> Tensor:
+    """f(x): (1, 3, S, S) -> (1, d). Past Encoder.forward, which would switch autocast off."""
+    return encoder.model(pixel_values=x).last_hidden_state[:, 0]
+
+
+def naive_gradient(
+    encoder: Encoder,
+    image: Tensor,
+    *,
+    k: int = 9,
+    oversample: int = 2,
+    power_iterations: int = 2,
+    step: float = STEP,
+    seed: int = 0,
+    half: torch.dtype | None = None,
+) -> NaiveRarity:
+    """Return the guided score (section 4.1) and its gradient (section 4.2) of one preprocessed image.
+
+    With k, p, q = 9, 2, 2: 34 forwards, 22 VJPs, 11 VJPs with graph and one double backward.
+
+    Args:
+        image: (3, S, S). oversample: p. power_iterations: q.
+        step: of the forward differences.
+        half: run everything under autocast to this dtype (float16 or bfloat16).
+    """
+    calls = Calls()
+    rank = k + oversample
+    with torch.enable_grad(), _precision(image, half):
+        x = image.detach().to(encoder.weight).clone()[None].requires_grad_()
+        embedding = _embed(encoder, x)
+        calls.forwards += 1
+
+        def times(directions: Tensor) -> Tensor:
+            """J V by forward differences: (n, r) -> (d, r)."""
+            columns = []
+            for direction in directions.T:
+                with torch.no_grad():
+                    moved = _embed(encoder, x + step * direction.reshape(x.shape))
+                calls.forwards += 1
+                columns.append((moved - embedding.detach())[0] / step)
+            return torch.stack(columns, dim=1)
+
+        def transposed_times(cotangents: Tensor) -> Tensor:
+            """J^T Q: (d, r) -> (n, r)."""
+            columns = []
+            for cotangent in cotangents.T:
+                (row,) = torch.autograd.grad(embedding, x, cotangent[None].to(embedding), retain_graph=True)
+                calls.vjps += 1
+                columns.append(row.flatten())
+            return torch.stack(columns, dim=1)
+
+        # range finder: a Gaussian sketch, then power iterations with a QR after every product
+        generator = torch.Generator().manual_seed(seed)
+        sketch = torch.randn(x.numel(), rank, generator=generator, dtype=torch.float64).to(x)
+        basis = _orthonormal(times(sketch))
+        for _ in range(power_iterations):
+            basis = _orthonormal(times(_orthonormal(transposed_times(basis))))
+
+        # Q^T J with Q constant (envelope theorem), one recorded row at a time
+        rows = []
+        for cotangent in basis.T:
+            (row,) = torch.autograd.grad(embedding, x, cotangent[None].to(embedding), create_graph=True)
+            calls.vjps_with_graph += 1
+            rows.append(row.flatten())
+        projected = torch.stack(rows).to(image.dtype)
+        # JS* = sum of the logs of the top k singular values of Q^T J, differentiated through the small SVD
+        sigma = torch.linalg.svdvals(projected)[:k]
+        score = sigma.clamp(min=EPS).log().sum()
+        (grad,) = torch.autograd.grad(score, x)
+        calls.double_backwards += 1
+    return NaiveRarity(score.item(), sigma.detach(), grad[0].detach(), basis.detach(), calls)
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """Orthonormal columns of the same span, in float32 or better (there is no QR in half precision)."""
+    return torch.linalg.qr(columns.to(torch.promote_types(columns.dtype, torch.float32))).Q
+
+
+def naive_score(
+    encoder: Encoder, image: Tensor, *, half: torch.dtype | None = None, calls: Calls | None = None
+) -> float:
+    """Return the JEPA score of one preprocessed image (eq. 3): d VJPs in turn, then the SVD of the whole J.
+
+    Args:
+        image: (3, S, S).
+        half: run everything under autocast to this dtype.
+        calls: counts the encoder passes.
+    """
+    calls = calls if calls is not None else Calls()
+    with torch.enable_grad(), _precision(image, half):
+        x = image.detach().to(encoder.weight).clone()[None].requires_grad_()
+        embedding = _embed(encoder, x)
+        calls.forwards += 1
+        rows = []
+        for output in embedding[0]:
+            (row,) = torch.autograd.grad(output, x, retain_graph=True)
+            calls.vjps += 1
+            rows.append(row.flatten())
+        jacobian = torch.stack(rows)
+    return torch.linalg.svdvals(jacobian).clamp(min=EPS).log().sum().item()
