@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..jepa_core import RarityGradient
+from .decoders import FULL, choose_decoder
 from .gradients import differentiable_attention, host_differentiable, normal_tensors
 from .latent_gradient import LatentGradient, Slope
 from .models import (
@@ -21,7 +22,6 @@ from .models import (
     check_vae_fits,
     refuse_streamed,
     resident_model,
-    resident_vae,
 )
 from .steps import (
     Schedule,
@@ -104,6 +104,7 @@ def apply_guidance(
     rarity: RarityGradient,
     *,
     through_denoiser: bool = False,
+    decoder: str = FULL,
     fit: str = "squash",
     antialias: bool = True,
     gradient: GradientFunction | None = None,
@@ -115,6 +116,7 @@ def apply_guidance(
         model: MODEL. vae: the VAE that decodes it. encoder: the guide.
         rarity: gradient of the guided score; its on_pass is used for interrupts.
         through_denoiser: see LatentGradient.
+        decoder: how the clean latent becomes an image, see decoders.choose_decoder.
         gradient: replaces the whole chain, for comparisons; the encoder and VAE are then not used.
         report: called with the trace after every step.
 
@@ -127,9 +129,17 @@ def apply_guidance(
         raise ValueError(
             f"rank {rarity.k} is larger than the embedding of {encoder.name}, {encoder.encoder.embed_dim}; lower it"
         )
-    vae = resident_vae(vae)
+    latent_format = model.get_model_object("latent_format")
+    latent_decoder = choose_decoder(decoder, vae, latent_format, encoder.encoder.image_size, fit)
+    vae = latent_decoder.vae
     chain = gradient or LatentGradient(
-        vae, encoder.encoder, rarity, through_denoiser=through_denoiser, fit=fit, antialias=antialias
+        vae,
+        encoder.encoder,
+        rarity,
+        through_denoiser=through_denoiser,
+        fit=fit,
+        antialias=antialias,
+        prepare=latent_decoder.prepare,
     )
     patched = resident_model(model) if through_denoiser else model.clone()
     patched.set_additional_models(KEY, [vae.patcher, encoder.patcher])

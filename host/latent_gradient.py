@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..jepa_core import Encoder, RarityGradient
+from .decoders import decoded
 from .gradients import host_differentiable
 
 
@@ -17,24 +18,17 @@ class Slope(NamedTuple):
     gradient: Tensor
 
 
-def decoded(vae: Any, latent: Tensor) -> Tensor:
-    """Decode latent (1, C, h, w), in the VAE's own scale, to an image (1, H, W, 3) in [0, 1], differentiably."""
-    # The VAE's own decode falls back to tiles under inference mode when memory is short; its parts do not.
-    pixels = vae.first_stage_model.decode(latent.to(vae.vae_dtype).to(vae.device))
-    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-    # clone: the host's last step works in place, and a pixel-space VAE returns its input
-    return vae.process_output(pixels.clone()).movedim(1, -1)
-
-
 class LatentGradient:
     """Gradient of the guided JEPA score of the decoded clean estimate.
 
     Args:
-        vae: a VAE whose weights stay in place (models.resident_vae).
+        vae: what decodes; its weights stay in place (models.resident_vae).
         rarity: the gradient with respect to the preprocessed image.
         through_denoiser: differentiate the denoiser too (the paper); otherwise its output is held constant
             and the clean estimate moves with x alone (MPGD, ICLR 2024).
         fit, antialias: how the encoder sees the image, see Encoder.preprocess.
+        prepare: clean latent in the scale of the model's VAE -> the latent that `vae` decodes; see
+            decoders.LatentDecoder.
     """
 
     def __init__(
@@ -46,6 +40,7 @@ class LatentGradient:
         through_denoiser: bool = False,
         fit: str = "squash",
         antialias: bool = True,
+        prepare: Callable[[Tensor], Tensor] = lambda latent: latent,
     ) -> None:
         self.vae = vae
         self.encoder = encoder
@@ -53,6 +48,7 @@ class LatentGradient:
         self.through_denoiser = through_denoiser
         self.fit = fit
         self.antialias = antialias
+        self.prepare = prepare
 
     def of_latent(self, latents: Tensor) -> Slope:
         """Score and gradient for clean latents (B, C, h, w) in the VAE's scale, one image at a time."""
@@ -60,7 +56,7 @@ class LatentGradient:
         with host_differentiable(self.vae.first_stage_model):
             for index, latent in enumerate(latents.split(1)):
                 latent = latent.detach().clone().requires_grad_()
-                image = decoded(self.vae, latent).to(self.encoder.weight.device)
+                image = decoded(self.vae, self.prepare(latent)).to(self.encoder.weight.device)
                 x = self.encoder.preprocess(image, fit=self.fit, antialias=self.antialias)
                 rarity = self.rarity(self.encoder, x.detach(), ids=[index])
                 (gradient,) = torch.autograd.grad(x, latent, rarity.grad)

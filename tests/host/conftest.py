@@ -70,6 +70,7 @@ def tiny_vae(dtype: torch.dtype = torch.float32, channels: int = 4) -> comfy.sd.
         config = {"params": {"ddconfig": sizes, "embed_dim": channels}}
         vae = comfy.sd.VAE(sd={}, config=config, dtype=dtype, device=torch.device("cpu"))
         vae.latent_channels = channels
+        vae.upscale_ratio = vae.downscale_ratio = 2
         randomise(vae.first_stage_model, seed=2)
     return vae
 
@@ -101,6 +102,7 @@ def tiny() -> SimpleNamespace:
         make_model=tiny_model,
         make_vae=tiny_vae,
         make_encoder=tiny_encoder,
+        randomise=randomise,
         model=tiny_model(),
         vae=tiny_vae(),
         encoder=tiny_encoder(),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from jepa_guidance.host.decoders import ENCODER_RESOLUTION, choose_decoder, decoded
 from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import LatentGradient, Slope, decoded
+from jepa_guidance.host.latent_gradient import LatentGradient, Slope
 from jepa_guidance.host.steps import Schedule
 
 from jepa_core import JacobianOperator, RarityGradient, differentiable
@@ -21,9 +22,9 @@ def dense_score(encoder, x):
     return torch.linalg.svdvals(rows)[:K].log().sum().item()
 
 
-def score_of_latent(tiny_vae, encoder, latent):
+def score_of_latent(tiny_vae, encoder, latent, fit="squash"):
     with torch.no_grad():
-        return dense_score(encoder, encoder.preprocess(decoded(tiny_vae, latent)))
+        return dense_score(encoder, encoder.preprocess(decoded(tiny_vae, latent), fit=fit))
 
 
 def directional(function, point, direction, step):
@@ -43,6 +44,24 @@ def test_gradient_of_a_clean_latent_is_the_finite_difference(tiny):
     for seed in (2, 3, 4):
         direction = random_like(latent, seed)
         expected = directional(lambda z: score_of_latent(vae, encoder, z), latent, direction, 1e-5)
+        assert (gradient * direction).sum().item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_gradient_of_a_shrunk_latent_is_the_finite_difference(tiny, fit):
+    vae, encoder = tiny.make_vae(torch.float64), tiny.make_encoder(torch.float64).encoder
+    decoder = choose_decoder(ENCODER_RESOLUTION, vae, None, encoder.image_size, fit)
+    chain = LatentGradient(vae, encoder, RarityGradient(**RARITY), prepare=decoder.prepare, fit=fit)
+    latent = random_like(torch.empty(1, 4, 20, 17, dtype=torch.float64), 1)
+
+    def score_at(point):
+        return score_of_latent(vae, encoder, decoder.prepare(point), fit)
+
+    score, gradient = chain.of_latent(latent)
+    assert score.item() == pytest.approx(score_at(latent), rel=1e-9)
+    for seed in (2, 3, 4):
+        direction = random_like(latent, seed)
+        expected = directional(score_at, latent, direction, 1e-5)
         assert (gradient * direction).sum().item() == pytest.approx(expected, rel=1e-4)
 
 

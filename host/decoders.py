@@ -1,0 +1,155 @@
+"""How a clean latent becomes the image that the encoder sees: the VAE, the VAE on a smaller latent, a tiny decoder."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import comfy.sd
+import folder_paths
+import torch
+import torch.nn.functional as F
+from comfy.taesd.taesd import TAESD
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .models import resident_vae
+
+FULL = "full"
+ENCODER_RESOLUTION = "encoder resolution"
+TINY = "tiny autoencoder"
+# What a user may choose, and what a preset may ask for beside that.
+DECODERS = (FULL, ENCODER_RESOLUTION, TINY)
+TINY_OR_SMALL = "tiny autoencoder, else encoder resolution"
+TINY_FOLDER = "vae_approx"
+
+
+class LatentDecoder(NamedTuple):
+    """A way from a clean latent to the image.
+
+    Attributes:
+        vae: what decodes; its weights stay in place (models.resident_vae).
+        prepare: clean latent (1, C, h, w) in the model's VAE's scale -> the latent that `vae` decodes.
+        description: what it is, for people.
+    """
+
+    vae: Any
+    prepare: Callable[[Tensor], Tensor]
+    description: str
+
+
+def decoded(vae: Any, latent: Tensor) -> Tensor:
+    """Decode latent (1, C, h, w), in the VAE's own scale, to an image (1, H, W, 3) in [0, 1], differentiably."""
+    # The VAE's own decode falls back to tiles under inference mode when memory is short; its parts do not.
+    pixels = vae.first_stage_model.decode(latent.to(vae.vae_dtype).to(vae.device))
+    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+    # clone: the host's last step works in place, and a pixel-space VAE returns its input
+    return vae.process_output(pixels.clone()).movedim(1, -1)
+
+
+def shrink(latent: Tensor, side: int, fit: str) -> Tensor:
+    """Resize latent (1, C, h, w) to at most side x side, differentiably; one that is no larger is returned as it is.
+
+    Args:
+        side: latent pixels that the encoder can tell apart in a row.
+        fit: "crop" cuts the centre square first; "squash" shrinks each side on its own. See Encoder.preprocess.
+    """
+    height, width = latent.shape[-2:]
+    if max(height, width) <= side:
+        return latent
+    if fit == "crop":
+        square = min(height, width)
+        top, left = (height - square) // 2, (width - square) // 2
+        latent = latent[..., top : top + square, left : left + square]
+        height = width = square
+    size = (min(height, side), min(width, side))
+    if size == (height, width):
+        return latent
+    return F.interpolate(latent, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def choose_decoder(choice: str, vae: Any, latent_format: Any, image_size: int, fit: str) -> LatentDecoder:
+    """The decoder that `choice` names, for latents of `latent_format` that `vae` decodes.
+
+    Args:
+        choice: one of DECODERS, or TINY_OR_SMALL.
+        image_size: pixels a side that the encoder sees. fit: how it sees them.
+
+    Raises:
+        ValueError: an unknown choice, or a tiny autoencoder that is missing or damaged; says what to do.
+    """
+    if choice not in (*DECODERS, TINY_OR_SMALL):
+        raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {choice!r}")
+    if choice == FULL:
+        return LatentDecoder(resident_vae(vae), lambda latent: latent, "full decoder")
+    # Rounded up: the encoder's own resize then shrinks a little, and nothing is ever enlarged.
+    side = math.ceil(image_size / vae.spacial_compression_decode())
+    if choice != ENCODER_RESOLUTION:
+        name = tiny_decoder_name(latent_format)
+        if name is not None:
+            tiny = resident_vae(load_tiny_decoder(name, latent_format.latent_channels))
+            # process_in is affine per channel; called here, since a format's own tensors may be inference
+            # tensors, which autograd refuses.
+            with torch.inference_mode(False), torch.no_grad():
+                one = torch.ones(1, latent_format.latent_channels, 1, 1)
+                origin = latent_format.process_in(0 * one)
+                unit = latent_format.process_in(one) - origin
+
+            def to_models_scale(latent: Tensor) -> Tensor:
+                return shrink(latent, side, fit) * unit.to(latent) + origin.to(latent)
+
+            return LatentDecoder(tiny, to_models_scale, f"tiny autoencoder {name}")
+        if choice == TINY:
+            raise ValueError(_missing(latent_format))
+    description = "decoder at encoder resolution"
+    if choice == TINY_OR_SMALL:
+        wanted = latent_format.taesd_decoder_name
+        description += (
+            f" (no {wanted}.safetensors in models/{TINY_FOLDER})" if wanted else " (no tiny one exists)"
+        )
+    return LatentDecoder(resident_vae(vae), lambda latent: shrink(latent, side, fit), description)
+
+
+def tiny_decoder_name(latent_format: Any) -> str | None:
+    """The file in models/vae_approx that decodes such latents, or None."""
+    wanted = latent_format.taesd_decoder_name
+    if wanted is None:
+        return None
+    names = folder_paths.get_filename_list(TINY_FOLDER)
+    # the host's own rule, but the folder admits pickles too
+    found = (name for name in names if name.startswith(wanted) and name.endswith(".safetensors"))
+    return next(found, None)
+
+
+def load_tiny_decoder(name: str, latent_channels: int) -> Any:
+    """Load a tiny decoder of the host's kind as a VAE that the host manages; it takes latents in the model's scale.
+
+    Args:
+        name: of a .safetensors file in models/vae_approx.
+
+    Raises:
+        ValueError: the file is damaged, or decodes other latents.
+    """
+    file = folder_paths.get_full_path_or_raise(TINY_FOLDER, name)
+    try:
+        # The host's VAE class would take a file that lacks weights; this class refuses it.
+        tensors = TAESD(None, file, latent_channels=latent_channels).state_dict()
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"{file} is damaged or no tiny decoder for latents of {latent_channels} channels ({error}); "
+            "download it again, or set decoder to 'encoder resolution'"
+        ) from error
+    return comfy.sd.VAE(sd=tensors, metadata={"tae_latent_channels": latent_channels})
+
+
+def _missing(latent_format: Any) -> str:
+    wanted = latent_format.taesd_decoder_name
+    other = f"or set decoder to {ENCODER_RESOLUTION!r}"
+    if wanted is None:
+        return (
+            f"There is no tiny autoencoder for this model's latents; set decoder to {ENCODER_RESOLUTION!r}."
+        )
+    pickles = [name for name in folder_paths.get_filename_list(TINY_FOLDER) if name.startswith(wanted)]
+    return (
+        f"decoder 'tiny autoencoder' needs {wanted}.safetensors in models/{TINY_FOLDER}; put it there, {other}."
+        + (f" {pickles[0]} is there, but only .safetensors files are loaded." if pickles else "")
+    )

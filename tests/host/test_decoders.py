@@ -1,0 +1,251 @@
+"""The ways from a clean latent to the image, against slow references and the host's own tiny decoders."""
+
+from __future__ import annotations
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.taesd.taesd
+import folder_paths
+import latent_preview
+import pytest
+import torch
+from jepa_guidance.host.decoders import (
+    DECODERS,
+    ENCODER_RESOLUTION,
+    FULL,
+    TINY,
+    TINY_OR_SMALL,
+    choose_decoder,
+    decoded,
+    shrink,
+    tiny_decoder_name,
+)
+from jepa_guidance.host.guidance import apply_guidance
+from jepa_guidance.host.latent_gradient import LatentGradient
+from jepa_guidance.host.models import check_vae_fits
+from jepa_guidance.host.steps import Schedule
+from safetensors.torch import save_file
+
+from jepa_core import RarityGradient
+
+SD15 = comfy.latent_formats.SD15()
+
+
+def random(shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def choice(tiny, name, vae=None, fit="squash", latent_format=SD15):
+    return choose_decoder(name, vae or tiny.vae, latent_format, tiny.encoder.encoder.image_size, fit)
+
+
+@pytest.fixture
+def approx(tmp_path, monkeypatch):
+    """An empty models/vae_approx."""
+    extensions = {".safetensors", ".pth"}
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], extensions))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+def save_tiny(folder, name, channels=4, randomise=None):
+    """A tiny decoder of the host's class with random weights."""
+    tensors = comfy.taesd.taesd.TAESD(latent_channels=channels).taesd_decoder
+    randomise(tensors, seed=4)
+    save_file(tensors.state_dict(), folder / f"{name}.safetensors")
+
+
+# --- shrinking the latent -------------------------------------------------------------------------------------
+
+
+def triangle_weights(old, new):
+    """Rows of the antialiased bilinear resize: a triangle as wide as two new pixels around each new centre."""
+    scale = old / new
+    rows = torch.zeros(new, old, dtype=torch.float64)
+    for i in range(new):
+        for j in range(old):
+            rows[i, j] = max(0.0, 1 - abs((j + 0.5) - (i + 0.5) * scale) / scale)
+    return rows / rows.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "fit", "window", "expected"),
+    [
+        ((20, 20), "squash", (0, 20, 0, 20), (14, 14)),
+        ((30, 18), "squash", (0, 30, 0, 18), (14, 14)),
+        ((30, 10), "squash", (0, 30, 0, 10), (14, 10)),  # the short side is not enlarged
+        ((30, 18), "crop", (6, 24, 0, 18), (14, 14)),
+        ((16, 25), "crop", (0, 16, 4, 20), (14, 14)),
+        ((30, 10), "crop", (10, 20, 0, 10), (10, 10)),  # the square is small enough
+    ],
+)
+def test_shrinking_is_the_resize_by_definition_and_so_is_its_gradient(size, fit, window, expected):
+    latent = random((1, 4, *size)).requires_grad_()
+    small = shrink(latent, 14, fit)
+    assert small.shape[-2:] == expected
+    top, bottom, left, right = window
+    part = latent[..., top:bottom, left:right]
+    rows = triangle_weights(bottom - top, expected[0])
+    columns = triangle_weights(right - left, expected[1])
+    reference = rows @ part @ columns.T
+    assert torch.allclose(small, reference, atol=1e-12)
+    cotangent = random(small.shape, 1)
+    (found,) = torch.autograd.grad(small, latent, cotangent)
+    wanted = torch.zeros_like(latent)
+    wanted[..., top:bottom, left:right] = rows.T @ cotangent @ columns
+    assert torch.allclose(found, wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+@pytest.mark.parametrize("size", [(14, 14), (14, 9), (5, 5)])
+def test_latents_that_are_small_enough_decode_like_the_full_decoder_bit_for_bit(tiny, size, fit):
+    latents = random((2, 4, *size), dtype=torch.float32)
+    slopes = []
+    for name in (FULL, ENCODER_RESOLUTION):
+        decoder = choice(tiny, name, fit=fit)
+        rarity = RarityGradient(k=3)
+        chain = LatentGradient(
+            decoder.vae, tiny.encoder.encoder, rarity, prepare=decoder.prepare, fit=fit, antialias=True
+        )
+        slopes.append(chain.of_latent(latents))
+    assert torch.equal(slopes[0].score, slopes[1].score)
+    assert torch.equal(slopes[0].gradient, slopes[1].gradient)
+
+
+@pytest.mark.parametrize(("fit", "size"), [("squash", (20, 20)), ("squash", (16, 24)), ("crop", (16, 24))])
+def test_the_decoded_picture_has_the_side_that_the_encoder_sees(tiny, fit, size):
+    decoder = choice(tiny, ENCODER_RESOLUTION, fit=fit)
+    with torch.inference_mode():
+        image = decoded(decoder.vae, decoder.prepare(random((1, 4, *size), dtype=torch.float32)))
+    assert image.shape == (1, 28, 28, 3)
+
+
+def test_the_ratio_is_the_vaes_and_rounds_up(tiny):
+    tiny.vae.upscale_ratio = 8
+    decoder = choice(tiny, ENCODER_RESOLUTION)  # 28 / 8 = 3.5
+    assert decoder.prepare(random((1, 4, 8, 8))).shape == (1, 4, 4, 4)
+
+
+class Enlarge(torch.nn.Module):
+    """Decodes three channels to pixels of twice the side; the same picture at any resolution."""
+
+    def decode(self, latent):
+        return latent[:, :3].repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_a_smooth_latent_shows_the_encoder_the_same_part_of_the_picture(tiny, fit):
+    tiny.vae.first_stage_model = Enlarge()
+    y, x = torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(-1, 1, 42), indexing="ij")
+    latent = torch.stack([y, x, x * y, y])[None]
+    seen = {}
+    for name in (FULL, ENCODER_RESOLUTION):
+        decoder = choice(tiny, name, fit=fit)
+        image = decoded(decoder.vae, decoder.prepare(latent))
+        seen[name] = tiny.encoder.encoder.preprocess(image, fit=fit)
+    # half a pixel of latent, at most
+    assert (seen[FULL] - seen[ENCODER_RESOLUTION]).abs().max() < 0.2 * seen[FULL].std()
+
+
+# --- the tiny autoencoder -------------------------------------------------------------------------------------
+
+FORMATS = ("SD15", "SDXL", "SDXL_Playground_2_5", "SD3", "Flux", "Flux2")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_tiny_autoencoder_is_the_hosts_preview_decoder(tiny, approx, monkeypatch, name):
+    with torch.inference_mode():  # as the host makes them
+        latent_format = getattr(comfy.latent_formats, name)()
+    channels = latent_format.latent_channels
+    save_tiny(approx, latent_format.taesd_decoder_name, channels, tiny.randomise)
+    monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.TAESD)
+    previewer = latent_preview.get_previewer(torch.device("cpu"), latent_format)
+    x0 = random((1, channels, 3, 3), dtype=torch.float32)
+    with torch.inference_mode():
+        decoder = choice(tiny, TINY, latent_format=latent_format)
+        expected = (previewer.taesd.decode(x0) + 1).div(2).clamp(0, 1).movedim(1, -1)
+        found = decoded(decoder.vae, decoder.prepare(latent_format.process_out(x0)))
+    assert 0 <= found.min() < found.max() <= 1
+    assert torch.allclose(found, expected, atol=1e-5)
+    latent = latent_format.process_out(x0).requires_grad_()
+    with torch.inference_mode(False):
+        decoder.prepare(latent).sum().backward()
+    assert latent.grad is not None
+
+
+def test_gradient_through_the_tiny_autoencoder_is_the_finite_difference(tiny, approx):
+    save_tiny(approx, "taesd_decoder", randomise=tiny.randomise)
+    decoder = choice(tiny, TINY, fit="crop")
+    decoder.vae.first_stage_model.double()
+    decoder.vae.vae_dtype = torch.float64
+    latent = random((1, 4, 20, 17)).requires_grad_()
+    image = decoded(decoder.vae, decoder.prepare(latent))
+    cotangent, direction = random(image.shape, 1), random(latent.shape, 2)
+    (gradient,) = torch.autograd.grad(image, latent, cotangent)
+    with torch.no_grad():
+        ends = [decoded(decoder.vae, decoder.prepare(latent + step * direction)) for step in (-1e-6, 1e-6)]
+    expected = ((ends[1] - ends[0]) * cotangent).sum() / 2e-6
+    assert (gradient * direction).sum().item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_guided_run_loads_the_decoder_that_it_uses_and_no_other(tiny, approx, stock, name):
+    save_tiny(approx, "taesd_decoder", randomise=tiny.randomise)
+    with torch.inference_mode():
+        patched = apply_guidance(
+            tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3), decoder=name
+        )
+    extra = patched.get_additional_models_with_key("jepa_guidance")
+    assert (tiny.vae.patcher in extra) == (name != TINY)
+    assert len(extra) == 2
+    latent = {"samples": torch.zeros(1, 4, 20, 20)}
+    guided = stock(patched, tiny, latent_image=latent)
+    assert guided.isfinite().all()
+    assert not torch.equal(guided, stock(tiny.model, tiny, latent_image=latent))
+    assert comfy.model_management.in_training is False
+    loaded = [patcher.model for patcher in comfy.model_management.loaded_models()]
+    assert all(any(patcher.model is model for model in loaded) for patcher in extra)
+
+
+def test_a_missing_tiny_autoencoder_is_refused_with_file_folder_and_fix(tiny, approx):
+    with pytest.raises(ValueError, match=r"taesd_decoder\.safetensors in models/vae_approx") as refused:
+        choice(tiny, TINY)
+    assert "'encoder resolution'" in str(refused.value)
+    (approx / "taesd_decoder.pth").write_bytes(b"\x80\x04N.")
+    with pytest.raises(ValueError, match=r"taesd_decoder\.pth is there, but only \.safetensors"):
+        choice(tiny, TINY)
+    assert tiny_decoder_name(SD15) is None
+
+
+def test_a_format_without_a_tiny_autoencoder_is_refused(tiny, approx):
+    with pytest.raises(ValueError, match="no tiny autoencoder for this model's latents"):
+        choice(tiny, TINY, latent_format=comfy.latent_formats.LatentFormat())
+
+
+def test_the_fast_preset_falls_back_and_says_so(tiny, approx):
+    fallback = choice(tiny, TINY_OR_SMALL)
+    assert fallback.vae is tiny.vae
+    assert "taesd_decoder.safetensors" in fallback.description
+    assert fallback.prepare(torch.zeros(1, 4, 20, 20)).shape == (1, 4, 14, 14)
+    none = choice(tiny, TINY_OR_SMALL, latent_format=comfy.latent_formats.LatentFormat())
+    assert "no tiny one exists" in none.description
+    save_tiny(approx, "taesd_decoder", randomise=tiny.randomise)
+    assert choice(tiny, TINY_OR_SMALL).description == "tiny autoencoder taesd_decoder.safetensors"
+
+
+@pytest.mark.parametrize("fault", ["truncated", "incomplete", "other channels"])
+def test_a_tiny_autoencoder_that_does_not_fit_is_refused_by_name(tiny, approx, fault):
+    save_tiny(approx, "taesd_decoder", 16 if fault == "other channels" else 4, tiny.randomise)
+    file = approx / "taesd_decoder.safetensors"
+    if fault == "truncated":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif fault == "incomplete":
+        save_file({"1.weight": torch.zeros(64, 4, 3, 3)}, file)
+    with pytest.raises(ValueError, match=r"taesd_decoder\.safetensors is damaged or no tiny decoder"):
+        choice(tiny, TINY)
+
+
+def test_an_unknown_decoder_is_refused(tiny):
+    with pytest.raises(ValueError, match="decoder must be one of full"):
+        choice(tiny, "fastest")
+    check_vae_fits(tiny.vae, tiny.model)
