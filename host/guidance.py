@@ -14,7 +14,7 @@ from torch import Tensor
 from ..jepa_core import RarityGradient
 from .decoders import FULL, choose_decoder
 from .gradients import differentiable_attention, host_differentiable, normal_tensors
-from .latent_gradient import LatentGradient, Slope
+from .latent_gradient import LatentGradient, Slope, held_constant_slope
 from .models import (
     HostEncoder,
     check_finite,
@@ -34,6 +34,8 @@ from .steps import (
 )
 
 KEY = "jepa_guidance"
+TWO_CALLS = "two"
+ONE_CALL = "one"
 
 # (denoise, x, sigma, base model) -> Slope, see LatentGradient.__call__
 GradientFunction = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor, Any], Slope]
@@ -78,7 +80,7 @@ class _GuidedModel:
     """Stands in for the model inside a sampler function; shifts x where a guided step begins."""
 
     def __init__(
-        self, model: Any, shifts: dict[int, int], guide: Callable[[Any, Tensor, Tensor, dict, int], None]
+        self, model: Any, shifts: dict[int, int], guide: Callable[[Any, Tensor, Tensor, dict, int], Tensor]
     ):
         self._model = model
         self._shifts = shifts
@@ -92,7 +94,7 @@ class _GuidedModel:
         step = self._shifts.get(self._calls)
         self._calls += 1
         if step is not None:
-            self._guide(self._model, x, sigma, kwargs, step)
+            return self._guide(self._model, x, sigma, kwargs, step)
         return self._model(x, sigma, **kwargs)
 
 
@@ -105,6 +107,7 @@ def apply_guidance(
     *,
     through_denoiser: bool = False,
     decoder: str = FULL,
+    denoiser_calls: str = TWO_CALLS,
     fit: str = "squash",
     antialias: bool = True,
     gradient: GradientFunction | None = None,
@@ -117,6 +120,8 @@ def apply_guidance(
         rarity: gradient of the guided score; its on_pass is used for interrupts.
         through_denoiser: see LatentGradient.
         decoder: how the clean latent becomes an image, see decoders.choose_decoder.
+        denoiser_calls: "two" evaluates the denoiser again at the shifted latent (the paper); "one" continues the
+            first answer along the shift with the network's output held constant.
         gradient: replaces the whole chain, for comparisons; the encoder and VAE are then not used.
         report: called with the trace after every step.
 
@@ -149,7 +154,9 @@ def apply_guidance(
         refuse_streamed(encoder.patcher, "the JEPA encoder")
         if through_denoiser:
             refuse_streamed(guider.model_patcher, "the denoiser")
-        run = _GuidedRun(executor.class_obj, guider, schedule, chain, through_denoiser, report)
+        run = _GuidedRun(
+            executor.class_obj, guider, schedule, chain, through_denoiser, denoiser_calls == ONE_CALL, report
+        )
         # the wrappers that come after this one run as they would have, around the guided sampler
         rest = executor.wrappers[executor.idx + 1 :]
         guided = run.sampler()
@@ -171,6 +178,7 @@ class _GuidedRun:
         schedule: Schedule,
         gradient: GradientFunction,
         through_denoiser: bool,
+        one_call: bool,
         report: Callable[[Trace], None],
     ) -> None:
         if not isinstance(sampler, comfy.samplers.KSAMPLER):
@@ -186,10 +194,12 @@ class _GuidedRun:
         self.schedule = schedule
         self.gradient = gradient
         self.through_denoiser = through_denoiser
+        self.one_call = one_call
         self.report = report
         self.trace = Trace()
         self.guided: list[int] = []
         self.sigmas = torch.empty(0)
+        self.hooks = 0
 
     def sampler(self) -> comfy.samplers.KSAMPLER:
         """The stock sampler with its function replaced by the guided one."""
@@ -212,6 +222,7 @@ class _GuidedRun:
         calls, total = first_calls(self.stock.sampler_function, sigmas, options, model)
         self.guided = self.schedule.guided_steps(total)
         self.sigmas = sigmas
+        self.hooks = len(post_cfg_hooks(extra_args or {}))
         shifts = {call: step for call, step in calls.items() if step in self.guided}
         if not shifts:
             logging.warning("JEPA guidance: none of the %d steps lies in the guided range", total)
@@ -227,7 +238,7 @@ class _GuidedRun:
 
         # clones: some samplers write into their arguments
         return self.stock.sampler_function(
-            _GuidedModel(model, shifts, self.shift),
+            _GuidedModel(model, shifts, self.guided_call),
             x.clone(),
             sigmas.clone(),
             extra_args=extra_args,
@@ -236,17 +247,44 @@ class _GuidedRun:
             **options,
         )
 
-    def shift(self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict, step: int) -> None:
-        """Move x in place down the gradient of the score: z_t <- z_t - eta * g / max|g|, in x's own scale."""
-        sigma = sigmas.flatten()[0]
-        mask = kwargs.get("denoise_mask")
-        if self.through_denoiser:
-            score, gradient = self._through_denoiser(model, x, sigmas, kwargs)
-        else:
-            score, gradient = self.gradient(lambda z: model(z, sigmas, **kwargs), x, sigma, self.base_model)
-            if mask is not None:
-                # the clean estimate is fixed where nothing is inpainted
-                gradient = gradient * mask
+    def guided_call(self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict, step: int) -> Tensor:
+        """Shift x in place where a step begins; return the denoiser's clean estimate at the shifted x."""
+        # what the sampler itself hung on, beside the hooks of the model
+        own = post_cfg_hooks(kwargs)[self.hooks :] if self.one_call else []
+        heard: list[dict] = []
+        estimates: list[Tensor] = []
+
+        def call(z: Tensor, sigmas: Tensor, kwargs: dict) -> Tensor:
+            estimates.append(model(z, sigmas, **kwargs))
+            return estimates[-1]
+
+        listening = with_listener(kwargs, heard) if own else kwargs
+        score, gradient = self._slope(call, x, sigmas, listening)
+        mask = inpainting_mask(model, sigmas, kwargs)
+        if mask is not None and not self.through_denoiser:
+            # masked on the way into the network and once more on the way out
+            gradient = gradient * mask * mask
+        # the first estimate is at x; a gradient of the caller's own may need none
+        estimate = (estimates or [call(x, sigmas, listening)])[0].detach() if self.one_call else None
+        estimates.clear()
+        change = self.shift(x, sigmas.flatten()[0], score, gradient, step)
+        if estimate is None:
+            return model(x, sigmas, **kwargs)
+        weight = 1.0 if mask is None else mask
+        moved = weight * change * held_constant_slope(self.base_model.model_sampling, sigmas.flatten()[0])
+        # cfg++ samplers take the unconditional estimate from a hook; it has moved as well
+        for hook in own:
+            (args,) = heard
+            names = ("denoised", "cond_denoised", "uncond_denoised")
+            hook({**args, "input": x, **{name: args[name].detach() - moved.to(x) for name in names}})
+        return estimate - (weight * moved).to(estimate)
+
+    def shift(self, x: Tensor, sigma: Tensor, score: Tensor, gradient: Tensor, step: int) -> Tensor:
+        """Move x in place down the gradient: z_t <- z_t - eta * g / max|g|, in x's own scale.
+
+        Returns:
+            What was subtracted from x, zero for images whose gradient is not finite.
+        """
         finite = gradient.flatten(1).isfinite().all(1)
         norm = gradient.flatten(1).norm(dim=1)
         scale = latent_scale(self.base_model.model_sampling, sigma)
@@ -275,13 +313,19 @@ class _GuidedRun:
                 "shift": change.flatten(1).abs().amax(1).tolist(),
             }
         )
+        return change
 
     def _posterior_variance(self, sigma: Tensor, step: int) -> float:
         sampling = self.base_model.model_sampling
         following = self.sigmas[step + 1]
         return posterior_variance(signal_rate(sampling, sigma), signal_rate(sampling, following))
 
-    def _through_denoiser(self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict) -> Slope:
+    def _slope(
+        self, call: Callable[[Tensor, Tensor, dict], Tensor], x: Tensor, sigmas: Tensor, kwargs: dict
+    ) -> Slope:
+        sigma = sigmas.flatten()[0]
+        if not self.through_denoiser:
+            return self.gradient(lambda z: call(z, sigmas, kwargs), x, sigma, self.base_model)
         modules = [patcher.model for patcher in (self.guider.model_patcher, *self.guider.loaded_models)]
         modules = [module for module in modules if isinstance(module, torch.nn.Module)]
         conds = self.guider.conds
@@ -292,10 +336,35 @@ class _GuidedRun:
             self.guider.conds = normal_tensors(conds)
             try:
                 return self.gradient(
-                    lambda z: model(z, sigmas, **kwargs), x, sigmas.flatten()[0], self.base_model
+                    lambda z: call(z, sigmas, kwargs), x, sigmas.flatten()[0], self.base_model
                 )
             finally:
                 self.guider.conds = conds
+
+
+def post_cfg_hooks(kwargs: dict) -> list[Callable[[dict], Tensor]]:
+    """The hooks that see a model call's clean estimates, in the order they run."""
+    return kwargs.get("model_options", {}).get("sampler_post_cfg_function", [])
+
+
+def with_listener(kwargs: dict, heard: list[dict]) -> dict:
+    """The arguments of a model call, with one more hook that notes what the others were told."""
+
+    def listen(args: dict) -> Tensor:
+        heard[:] = [args]
+        return args["denoised"]
+
+    options = {**kwargs["model_options"], "sampler_post_cfg_function": [*post_cfg_hooks(kwargs), listen]}
+    return {**kwargs, "model_options": options}
+
+
+def inpainting_mask(model: Any, sigmas: Tensor, kwargs: dict) -> Tensor | None:
+    """What share of the clean estimate this call leaves to the denoiser, or None when it is all of it."""
+    mask = kwargs.get("denoise_mask")
+    change_mask = kwargs.get("model_options", {}).get("denoise_mask_function")
+    if mask is None or change_mask is None:
+        return mask
+    return change_mask(sigmas, mask, extra_options={"model": model.inner_model, "sigmas": model.sigmas})
 
 
 def interrupt_check() -> None:

@@ -182,6 +182,115 @@ def test_other_wrappers_still_run_and_a_second_patch_replaces_the_first(tiny, st
     assert len(calls) == 4
 
 
+# --- one denoiser call a guided step --------------------------------------------------------------------------
+
+
+def constant_network(tiny, kind):
+    """A MODEL whose network answers the same whatever x is; it depends on the conditioning alone."""
+    model = tiny.make_model(kind)
+    answer = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+
+    def forward(x, timesteps, context, **_):
+        return answer.to(x) * (1 + context.mean((1, 2))[:, None, None, None].to(x))
+
+    model.model.diffusion_model.forward = forward
+    return model
+
+
+def count_network_calls(model):
+    calls = []
+    forward = model.model.diffusion_model.forward
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return forward(*args, **kwargs)
+
+    model.model.diffusion_model.forward = counted
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+@pytest.mark.parametrize(
+    "sampler", ["euler", "ddim", "dpmpp_2m", "heun", "lcm", "euler_cfg_pp", "dpmpp_2m_cfg_pp"]
+)
+def test_one_call_equals_two_where_the_network_is_constant(tiny, stock, kind, sampler):
+    model = constant_network(tiny, kind)
+    images = [
+        stock(
+            guide(tiny, model=model, gradient=wave_gradient, denoiser_calls=calls), tiny, sampler_name=sampler
+        )
+        for calls in ("two", "one")
+    ]
+    size = images[0].abs().max()
+    assert (images[0] - images[1]).abs().max() < 1e-4 * size
+    assert (images[0] - stock(model, tiny, sampler_name=sampler)).abs().max() > 1e-2 * size
+
+
+@pytest.mark.parametrize("differential", [False, True])
+def test_one_call_keeps_what_is_not_inpainted(tiny, stock, differential):
+    model = constant_network(tiny, "EPS")
+    if differential:
+        model.model_options["denoise_mask_function"] = lambda sigma, mask, extra_options: (mask > 0.3).to(
+            mask
+        )
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :4], mask[:, 4] = 1, 0.5
+    latent = {"samples": torch.randn(1, 4, 8, 8, generator=torch.manual_seed(1)), "noise_mask": mask}
+    images = [
+        stock(
+            guide(tiny, model=model, gradient=wave_gradient, denoiser_calls=calls), tiny, latent_image=latent
+        )
+        for calls in ("two", "one")
+    ]
+    assert torch.allclose(*images, rtol=1e-4, atol=1e-4 * float(images[0].abs().max()))
+    assert torch.equal(images[1][..., 5:, :], stock(model, tiny, latent_image=latent)[..., 5:, :])
+
+
+@pytest.mark.parametrize(("calls", "through", "expected"), [("two", False, 9), ("one", False, 5)])
+def test_network_calls_of_five_steps_four_of_them_guided(tiny, stock, calls, through, expected):
+    patched = guide(tiny, through_denoiser=through, denoiser_calls=calls)
+    counted = count_network_calls(tiny.model)
+    stock(patched, tiny)
+    assert len(counted) == expected
+
+
+@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("sampler", ["euler", "euler_cfg_pp"])
+def test_one_call_guides_and_leaves_no_graph(tiny, stock, through, sampler):
+    settings = {"sampler_name": sampler, "steps": 3, "latent_image": {"samples": torch.zeros(1, 4, 8, 8)}}
+    patched = guide(tiny, through_denoiser=through, denoiser_calls="one")
+    guided = stock(patched, tiny, **settings)
+    assert not guided.requires_grad
+    assert guided.isfinite().all()
+    assert not torch.equal(guided, stock(tiny.model, tiny, **settings))
+    assert torch.equal(guided, stock(patched, tiny, **settings))
+
+
+@pytest.mark.parametrize("sampler", GUIDED_SAMPLERS)
+def test_one_call_and_a_zero_shift_are_bit_identical_to_the_stock_sampler(tiny, stock, sampler):
+    def zero(denoise, x, sigma, base_model):
+        denoise(x)
+        return Slope(torch.zeros(len(x)), torch.zeros_like(x))
+
+    patched = guide(tiny, gradient=zero, denoiser_calls="one")
+    assert torch.equal(
+        stock(patched, tiny, sampler_name=sampler), stock(tiny.model, tiny, sampler_name=sampler)
+    )
+
+
+def test_one_call_skips_an_image_whose_gradient_is_not_finite(tiny, stock):
+    def broken(denoise, x, sigma, base_model):
+        gradient = waves(x)
+        gradient[0, 0, 0, 0] = torch.inf
+        return Slope(torch.zeros(len(x)), gradient)
+
+    out = stock(guide(tiny, gradient=broken, denoiser_calls="one"), tiny)
+    plain = stock(tiny.model, tiny)
+    assert torch.equal(out[0], plain[0])
+    assert out.isfinite().all()
+    assert not torch.equal(out[1], plain[1])
+
+
 # --- nothing leaks, and faults --------------------------------------------------------------------------------
 
 
