@@ -1,4 +1,4 @@
-"""The gradient of the guided JEPA score, in closed form."""
+"""The gradient of the guided JEPA score, in closed form, tracked from one image to the next."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,16 @@ from torch import Tensor
 from .encoder import Encoder
 from .jacobian import JacobianOperator
 from .precision import differentiable, full_precision
-from .range_finder import Triplets, find_range, numerical_rank_floor
+from .range_finder import (
+    Range,
+    basis_to_track,
+    extend,
+    in_double,
+    numerical_rank_floor,
+    project,
+    ritz_triplets,
+    sketch_range,
+)
 from .score import log_sum
 
 EPS = 1e-6
@@ -24,9 +33,11 @@ class Rarity:
         sigma: (B, k) float64, largest first.
         grad: (B, 3, S, S), gradient of the score with respect to the preprocessed image; NaN where the
             Jacobian was not finite.
-        u: (B, k, d) and v: (B, k, n), left and right singular vectors.
-        residual: (B, k), |J v_i - sigma_i u_i| / sigma_i: how far the range finder is from converged.
-        encoder_calls: sequential encoder passes per image, forward or backward, before chunking.
+        u: (B, k, d) and v: (B, k, n), left and right singular vectors; J^T u_i = sigma_i v_i.
+        residual: (B, k), |J v_i - sigma_i u_i| / sigma_i: how far the range finder is from converged. The
+            gradient is better than this says, since it takes its left vectors from J v_i.
+        encoder_calls: sequential encoder passes per image, forward or backward, before chunking; the largest
+            of the batch.
     """
 
     score: Tensor
@@ -42,13 +53,24 @@ class RarityGradient:
     """Gradient of JS*(x) = sum_{i<=k} log sigma_i(J(x)) (arXiv 2605.24631, section 4).
 
     By the envelope theorem the top triplets count as constants, and the gradient is
-    sum_i (1 / sigma_i) grad_x <u_i, J(x) v_i>: k Hessian-vector products. It is exact as far as the range
+    sum_i (1 / sigma_i) grad_x <u_i, J(x) v_i>: Hessian-vector products. It is exact as far as the range
     finder has converged, which `residual` measures.
 
+    An image starts from a Gaussian sketch, or, under an id that was seen before, from the range found then:
+    the images of neighbouring sampling steps differ little. Each round is one VJP of the range and one
+    differentiation along its right vectors; the left vectors come out of the latter, and so do the
+    Hessian-vector products. While the residual is above the tolerance, another round follows.
+
     Args:
-        k: rank kept. oversample: p. power_iterations: q. (Paper: 9, 2, 2.)
+        k: rank kept. oversample: p. (Paper: 9, 2.)
+        power_iterations: q, rounds after the first, at most. (Paper: 2.)
         seed: of the sketch, drawn on the CPU and the same for every image.
-        chunk: directions per encoder pass; None takes what fits memory.
+        tracked: start from the previous range of the same id; otherwise every call starts cold.
+        tolerance: largest residual that needs no further round; 0 always takes all power iterations.
+        half: multiply in bfloat16 where the device is fast at it. Several times cheaper; the gradient keeps a
+            cosine of about 0.995 with the exact one.
+        memory: bytes that one encoder pass may keep; None takes what suits the device.
+        chunk: directions per encoder pass, in place of what memory and device suggest.
         on_pass: called without arguments after every encoder pass; may raise to stop.
     """
 
@@ -59,26 +81,35 @@ class RarityGradient:
         power_iterations: int = 2,
         seed: int = 0,
         *,
+        tracked: bool = True,
+        tolerance: float = 0.3,
+        half: bool = False,
+        memory: int | None = None,
         chunk: int | None = None,
         on_pass: Callable[[], None] | None = None,
     ) -> None:
-        if k < 1 or oversample < 0 or power_iterations < 0:
+        if k < 1 or oversample < 0 or power_iterations < 0 or not tolerance >= 0:
             raise ValueError(
-                f"k must be at least 1, oversample and power_iterations at least 0; "
-                f"got {k}, {oversample}, {power_iterations}"
+                f"k must be at least 1, oversample, power_iterations and tolerance at least 0; "
+                f"got {k}, {oversample}, {power_iterations}, {tolerance}"
             )
         self.k = k
         self.oversample = oversample
         self.power_iterations = power_iterations
         self.seed = seed
+        self.tracked = tracked
+        self.tolerance = tolerance
+        self.half = half
+        self.memory = memory
         self.chunk = chunk
         self.on_pass = on_pass
+        self._bases: dict[Hashable, Tensor] = {}
 
     def __call__(self, encoder: Encoder, x: Tensor, ids: Sequence[Hashable] | None = None) -> Rarity:
         """Return score and gradient for x (B, 3, S, S), preprocessed, one image at a time.
 
         Args:
-            ids: names under which an image's state is tracked from call to call, default range(B).
+            ids: names under which an image's range is tracked from call to call, default range(B).
 
         Raises:
             ValueError: x of another shape, k larger than the embedding, or ids of another length.
@@ -90,47 +121,80 @@ class RarityGradient:
             )
         if self.k > encoder.embed_dim:
             raise ValueError(f"rank k = {self.k} is larger than the embedding, {encoder.embed_dim}")
-        if ids is not None and len(ids) != len(x):
-            raise ValueError(f"ids names {len(ids)} images, the batch has {len(x)}")
+        names = range(len(x)) if ids is None else ids
+        if len(names) != len(x):
+            raise ValueError(f"ids names {len(names)} images, the batch has {len(x)}")
         with differentiable(encoder), full_precision(encoder.weight.device):
-            return _stack([self._one(encoder, image) for image in x])
+            return _stack([self._one(encoder, image, name) for image, name in zip(x, names, strict=True)])
 
     def reset(self, ids: Sequence[Hashable] | None = None) -> None:
-        """Forget the tracked state of `ids`, or of all. This range finder starts cold and tracks none."""
+        """Forget the ranges of `ids`, or of all: they start cold again."""
+        for name in list(self._bases) if ids is None else ids:
+            self._bases.pop(name, None)
 
-    def _one(self, encoder: Encoder, image: Tensor) -> Rarity:
-        jacobian = JacobianOperator(encoder, image, chunk=self.chunk, on_pass=self.on_pass)
+    def _one(self, encoder: Encoder, image: Tensor, name: Hashable) -> Rarity:
+        jacobian = JacobianOperator(
+            encoder,
+            image,
+            half=self.half,
+            memory=self.memory,
+            chunk=self.chunk,
+            on_pass=self.on_pass,
+        )
+        # taken out, so that whatever fails leaves no range behind
+        basis = self._bases.pop(name, None)
         try:
-            triplets = find_range(
-                jacobian,
-                rank=self.k,
-                oversample=self.oversample,
-                power_iterations=self.power_iterations,
-                seed=self.seed,
-            )
+            if basis is None or basis.shape[1] != encoder.embed_dim:
+                found = sketch_range(jacobian, self.k + self.oversample, self.seed)
+            else:
+                found = project(jacobian, basis)
+            return self._rarity(jacobian, found, name, image.shape)
         except FloatingPointError:
-            triplets = _not_finite(jacobian, self.k)
-        u, sigma, v = triplets
-        weight = torch.where(sigma < numerical_rank_floor(sigma, encoder.embed_dim), 0.0, 1 / sigma)
-        u_here, sigma_here = u.to(v), sigma.to(v)
-        hessian_v, jacobian_v = jacobian.curvature(u_here, v, sigma_here[:, None] * v)
-        residual = (jacobian_v - sigma_here[:, None] * u_here).norm(dim=1).cpu().double() / sigma
+            return _not_finite(encoder, image, self.k)
+
+    def _rarity(self, jacobian: JacobianOperator, found: Range, name: Hashable, shape: torch.Size) -> Rarity:
+        embed_dim, _ = jacobian.shape
+        k = self.k
+        for rounds_left in range(self.power_iterations, -1, -1):
+            u, sigma, v = ritz_triplets(found, min(k + self.oversample, embed_dim))
+            products, pull = jacobian.curvature(v)
+            products = in_double(products)
+            residual = (products - sigma[:, None] * u).norm(dim=1) / sigma.clamp(
+                min=numerical_rank_floor(sigma, embed_dim).item()
+            )
+            if not rounds_left or residual[:k].max() <= self.tolerance:
+                break
+            del pull  # and the graph that it holds
+            found = extend(jacobian, found, products)
+        if self.tracked:
+            self._bases[name] = basis_to_track(found, products)
+        # Within these right vectors the products are all there is of J, so they give the best left vectors:
+        # J v_i = sum_j mix_ij s_j left_j, and J (mix^T v)_j = s_j left_j.
+        mix, s, left = torch.linalg.svd(products, full_matrices=False)
+        weight = torch.where(s < numerical_rank_floor(s, embed_dim), 0.0, 1 / s)
+        gradient = pull((mix[:, :k] * weight[:k]) @ left[:k])  # noqa: F821 (deleted, then bound again)
         return Rarity(
-            score=log_sum(sigma, encoder.embed_dim, EPS),
-            sigma=sigma,
-            grad=(weight.to(v) @ hessian_v).reshape(image.shape),
-            u=u_here,
-            v=v,
-            residual=residual,
+            score=log_sum(sigma[:k], embed_dim, EPS),
+            sigma=sigma[:k],
+            grad=gradient.reshape(shape),
+            u=u[:k].to(v),
+            v=v[:k],
+            residual=residual[:k],
             encoder_calls=jacobian.encoder_calls,
         )
 
 
-def _not_finite(jacobian: JacobianOperator, rank: int) -> Triplets:
-    embed_dim, size = jacobian.shape
-    nan = jacobian.embedding.new_full((rank, size), torch.nan)
-    return Triplets(
-        torch.full((rank, embed_dim), torch.nan).double(), torch.full((rank,), torch.nan).double(), nan
+def _not_finite(encoder: Encoder, image: Tensor, k: int) -> Rarity:
+    nan = encoder.weight.new_full((), torch.nan)
+    nan64 = torch.full((), torch.nan, dtype=torch.float64, device="cpu")
+    return Rarity(
+        score=nan64,
+        sigma=nan64.expand(k),
+        grad=nan.expand(image.shape),
+        u=nan.expand(k, encoder.embed_dim),
+        v=nan.expand(k, image.numel()),
+        residual=nan64.expand(k),
+        encoder_calls=0,
     )
 
 

@@ -66,39 +66,105 @@ def _new_directions(basis: Tensor, candidates: Tensor) -> Tensor:
     return candidates[:room]
 
 
+class Range(NamedTuple):
+    """What a range finder holds: basis Q (b, d), orthonormal, CPU float64, and Q J (b, n) on the device."""
+
+    basis: Tensor
+    rows: Tensor
+
+
+def sketch_range(jacobian: JacobianOperator, directions: int, seed: int) -> Range:
+    """Start from nothing: the range of J on a Gaussian sketch. A JVP and a VJP of `directions`.
+
+    Raises:
+        FloatingPointError: the Jacobian is not finite.
+    """
+    embed_dim, size = jacobian.shape
+    products = jacobian.jvp(draw_sketch(min(directions, embed_dim), size, seed))
+    return project(jacobian, _new_directions(_nothing(embed_dim), in_double(products)))
+
+
+def project(jacobian: JacobianOperator, basis: Tensor) -> Range:
+    """The range spanned by a given orthonormal basis (b, d). A VJP of b directions."""
+    return Range(basis, jacobian.vjp(basis))
+
+
+def extend(jacobian: JacobianOperator, found: Range, products: Tensor) -> Range:
+    """Add the directions of products J v_i (r, d): the second half of a power iteration. A VJP of r directions."""
+    new = _new_directions(found.basis, products)
+    if len(new) == 0:  # the basis already spans the embedding space
+        return found
+    return Range(torch.cat([found.basis, new]), torch.cat([found.rows, jacobian.vjp(new)]))
+
+
+def ritz_triplets(found: Range, rank: int) -> Triplets:
+    """The top `rank` singular triplets of J within the range: of Q^T Q J. No products.
+
+    J^T u_i = sigma_i v_i holds exactly; J v_i = sigma_i u_i only as far as the range has converged.
+
+    Raises:
+        FloatingPointError: the Jacobian is zero or not finite.
+    """
+    squares = gram(found.rows)
+    if not squares.isfinite().all():
+        raise FloatingPointError("the encoder's Jacobian is not finite at this image")
+    values, vectors = torch.linalg.eigh(squares)
+    if not values[-1] > 0:
+        raise FloatingPointError("the encoder's Jacobian is zero at this image")
+    sigma = values.flip(0)[:rank].clamp(min=0).sqrt()
+    rotation = vectors.flip(1)[:, :rank].T
+    safe = sigma.clamp(min=numerical_rank_floor(sigma, found.basis.shape[1]).item())
+    v = (rotation / safe[:, None]).to(found.rows) @ found.rows
+    return Triplets(rotation @ found.basis, sigma, v)
+
+
 def find_range(
     jacobian: JacobianOperator, *, rank: int, oversample: int, power_iterations: int, seed: int
 ) -> Triplets:
-    """Return the top `rank` singular triplets of J as this range finder sees them.
+    """Return the top `rank` singular triplets of J from a cold start with a fixed number of rounds.
 
     Costs (power_iterations + 1) JVPs and as many VJPs, each batched over rank + oversample directions.
-    J^T u_i = sigma_i v_i holds exactly; J v_i = sigma_i u_i only as far as the range has converged.
 
     Raises:
         FloatingPointError: the Jacobian is not finite or is zero.
     """
-    embed_dim, size = jacobian.shape
-    directions = min(rank + oversample, embed_dim)
-    tangents = draw_sketch(directions, size, seed).to(jacobian.embedding)
-    basis = torch.zeros(0, embed_dim, dtype=torch.float64, device="cpu")
-    rows: list[Tensor] = []
-    for block in range(power_iterations + 1):
-        if block:
-            tangents = _orthonormal_rows(rows[-1], embed_dim)
-        candidates = jacobian.jvp(tangents).cpu().double()
-        if not candidates.isfinite().all():
-            raise FloatingPointError("the encoder's Jacobian is not finite at this image")
-        new = _new_directions(basis, candidates)
-        if len(new) == 0:  # the basis already spans the embedding space
+    found = sketch_range(jacobian, rank + oversample, seed)
+    newest = found.rows
+    for _ in range(power_iterations):
+        before = len(found.basis)
+        products = in_double(jacobian.jvp(_orthonormal_rows(newest, jacobian.shape[0])))
+        found = extend(jacobian, found, products)
+        newest = found.rows[before:]
+        if len(newest) == 0:
             break
-        basis = torch.cat([basis, new])
-        rows.append(jacobian.vjp(new))
-    projected = torch.cat(rows)  # Q^T J
-    values, vectors = torch.linalg.eigh(gram(projected))
-    if not values[-1] > 0:
-        raise FloatingPointError("the encoder's Jacobian is zero or not finite at this image")
-    sigma = values.flip(0)[:rank].clamp(min=0).sqrt()
-    rotation = vectors.flip(1)[:, :rank].T
-    safe = sigma.clamp(min=numerical_rank_floor(sigma, embed_dim).item())
-    v = (rotation / safe[:, None]).to(projected) @ projected
-    return Triplets(rotation @ basis, sigma, v)
+    return ritz_triplets(found, rank)
+
+
+def basis_to_track(found: Range, products: Tensor) -> Tensor:
+    """The orthonormal basis (2 r or less, d) to start from at the next, similar image. No products.
+
+    It spans the products J v_i (r, d), which are half a power iteration ahead of the range, and as many
+    directions again of what is strongest in the range beside them.
+    """
+    basis = _new_directions(_nothing(found.basis.shape[1]), products)
+    u, sigma, _ = ritz_triplets(found, len(found.basis))
+    beside = sigma[:, None] * (u - u @ basis.T @ basis)
+    _, strength, directions = torch.linalg.svd(beside, full_matrices=False)
+    keep = strength > numerical_rank_floor(sigma, u.shape[1])
+    return torch.cat([basis, directions[keep][: len(basis)]])
+
+
+def _nothing(embed_dim: int) -> Tensor:
+    return torch.zeros(0, embed_dim, dtype=torch.float64, device="cpu")
+
+
+def in_double(products: Tensor) -> Tensor:
+    """Return products with the Jacobian (r, d) as the small matrices here have them: CPU, float64.
+
+    Raises:
+        FloatingPointError: the products are not finite.
+    """
+    products = products.cpu().double()
+    if not products.isfinite().all():
+        raise FloatingPointError("the encoder's Jacobian is not finite at this image")
+    return products

@@ -176,12 +176,22 @@ def test_estimated_activations_are_of_the_right_size(save_model, width, size):
         kept.append((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        encoder(torch.zeros(1, 3, size, size).requires_grad_())
     weights = {weight.untyped_storage().data_ptr() for weight in encoder.parameters()}
-    measured = sum(size for pointer, size in set(kept) if pointer not in weights)
+    image = torch.zeros(1, 3, size, size).requires_grad_()
+
+    def measured():
+        return sum(size for pointer, size in set(kept) if pointer not in weights)
+
     # no less, so that a chunk fits; the excess is left for what the backward passes hold
-    assert measured < encoder.activation_bytes < 3 * measured
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with encoder.fused_attention():
+            fused = encoder(image)
+        assert 0.9 * measured() < encoder.activation_bytes < 3 * measured()
+        kept.clear()
+        eager = encoder(image)
+    assert measured() / 4 < encoder.layer_bytes < 3 * measured() / 4
+    torch.testing.assert_close(fused, eager)
+    assert encoder.model.config._attn_implementation == "eager"
 
 
 # Files that are refused
