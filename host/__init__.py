@@ -4,6 +4,7 @@ folders.py          model folder, names in menus, files behind them
 models.py           loading and memory: encoder and VAE as models that the host manages
 gradients.py        differentiating the host's modules inside its inference mode
 decoders.py         clean latent -> image: the VAE, the VAE at the encoder's resolution, a tiny decoder
+checkpointing.py    less kept for the backward pass, computed again
 latent_gradient.py  the chain image -> latent -> noisy latent
 steps.py            which model call begins which step; sizes of the shift
 guidance.py         the MODEL patch that guides any sampler

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..jepa_core import RarityGradient
+from .checkpointing import checkpointed
 from .decoders import FULL, choose_decoder
 from .gradients import differentiable_attention, host_differentiable, normal_tensors
 from .latent_gradient import LatentGradient, Slope, held_constant_slope
@@ -48,11 +50,13 @@ class Trace:
     Attributes:
         steps: one dict a step: step, sigma, guided, and where guided score, gradient_norm, shift (a float per
             image; shift is the largest change of x in sampler units, 0 where a gradient was not finite).
-        message: one line for people.
+        message: a few lines for people.
+        how: how the gradient was computed, a line for people.
     """
 
     steps: list[dict] = field(default_factory=list)
     message: str = "JEPA guidance: has not run yet"
+    how: str = ""
 
     def summarise(self, total: int) -> None:
         """Write the message after some or all of `total` steps."""
@@ -72,6 +76,7 @@ class Trace:
         self.message = (
             f"JEPA guidance: {len(guided)} of {total} steps guided\nscore {moved}\n"
             f"step {last['step']}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}"
+            + (f"\n{self.how}" if self.how else "")
             + (f"\n{skipped} shift(s) skipped, their gradient was not finite" if skipped else "")
         )
 
@@ -108,6 +113,7 @@ def apply_guidance(
     through_denoiser: bool = False,
     decoder: str = FULL,
     denoiser_calls: str = TWO_CALLS,
+    checkpointing: bool = False,
     fit: str = "squash",
     antialias: bool = True,
     gradient: GradientFunction | None = None,
@@ -122,6 +128,8 @@ def apply_guidance(
         decoder: how the clean latent becomes an image, see decoders.choose_decoder.
         denoiser_calls: "two" evaluates the denoiser again at the shifted latent (the paper); "one" continues the
             first answer along the shift with the network's output held constant.
+        checkpointing: keep less of the decoder, and of the denoiser where it is differentiated, for the backward
+            pass and compute it again: less memory, more time, the same gradient.
         gradient: replaces the whole chain, for comparisons; the encoder and VAE are then not used.
         report: called with the trace after every step.
 
@@ -137,6 +145,15 @@ def apply_guidance(
     latent_format = model.get_model_object("latent_format")
     latent_decoder = choose_decoder(decoder, vae, latent_format, encoder.encoder.image_size, fit)
     vae = latent_decoder.vae
+    how = ", ".join(
+        [
+            "through denoiser" if through_denoiser else "denoiser constant",
+            latent_decoder.description,
+            f"{denoiser_calls} call" + ("s" if denoiser_calls == TWO_CALLS else ""),
+            "tracked" if rarity.tracked else "cold",
+            *(["checkpointing"] if checkpointing else []),
+        ]
+    )
     chain = gradient or LatentGradient(
         vae,
         encoder.encoder,
@@ -144,6 +161,7 @@ def apply_guidance(
         through_denoiser=through_denoiser,
         fit=fit,
         antialias=antialias,
+        checkpointing=checkpointing,
         prepare=latent_decoder.prepare,
     )
     patched = resident_model(model) if through_denoiser else model.clone()
@@ -154,8 +172,18 @@ def apply_guidance(
         refuse_streamed(encoder.patcher, "the JEPA encoder")
         if through_denoiser:
             refuse_streamed(guider.model_patcher, "the denoiser")
+        # what the gradient tracks from step to step belongs to one run, however the last one ended
+        rarity.reset()
         run = _GuidedRun(
-            executor.class_obj, guider, schedule, chain, through_denoiser, denoiser_calls == ONE_CALL, report
+            executor.class_obj,
+            guider,
+            schedule,
+            chain,
+            Trace(how=how),
+            report,
+            through_denoiser=through_denoiser,
+            one_call=denoiser_calls == ONE_CALL,
+            checkpointing=checkpointing,
         )
         # the wrappers that come after this one run as they would have, around the guided sampler
         rest = executor.wrappers[executor.idx + 1 :]
@@ -177,9 +205,12 @@ class _GuidedRun:
         guider: Any,
         schedule: Schedule,
         gradient: GradientFunction,
+        trace: Trace,
+        report: Callable[[Trace], None],
+        *,
         through_denoiser: bool,
         one_call: bool,
-        report: Callable[[Trace], None],
+        checkpointing: bool,
     ) -> None:
         if not isinstance(sampler, comfy.samplers.KSAMPLER):
             raise ValueError(
@@ -195,8 +226,9 @@ class _GuidedRun:
         self.gradient = gradient
         self.through_denoiser = through_denoiser
         self.one_call = one_call
+        self.checkpointing = checkpointing
         self.report = report
-        self.trace = Trace()
+        self.trace = trace
         self.guided: list[int] = []
         self.sigmas = torch.empty(0)
         self.hooks = 0
@@ -329,7 +361,10 @@ class _GuidedRun:
         modules = [patcher.model for patcher in (self.guider.model_patcher, *self.guider.loaded_models)]
         modules = [module for module in modules if isinstance(module, torch.nn.Module)]
         conds = self.guider.conds
-        with host_differentiable(*modules):
+        with (
+            host_differentiable(*modules),
+            checkpointed(*modules) if self.checkpointing else nullcontext(),
+        ):
             kwargs = normal_tensors(kwargs)
             kwargs["model_options"] = differentiable_attention(kwargs.get("model_options", {}))
             sigmas, x = sigmas.clone(), x.clone()

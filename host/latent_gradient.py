@@ -1,12 +1,14 @@
 """The chain encoder -> image -> latent -> noisy latent, as three separate vector-Jacobian products."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..jepa_core import Encoder, RarityGradient
+from .checkpointing import checkpointed
 from .decoders import decoded
 from .gradients import host_differentiable
 
@@ -27,6 +29,8 @@ class LatentGradient:
         through_denoiser: differentiate the denoiser too (the paper); otherwise its output is held constant
             and the clean estimate moves with x alone (MPGD, ICLR 2024).
         fit, antialias: how the encoder sees the image, see Encoder.preprocess.
+        checkpointing: keep less of the decoder for its backward pass and compute it again. The denoiser is
+            its caller's.
         prepare: clean latent in the scale of the model's VAE -> the latent that `vae` decodes; see
             decoders.LatentDecoder.
     """
@@ -40,6 +44,7 @@ class LatentGradient:
         through_denoiser: bool = False,
         fit: str = "squash",
         antialias: bool = True,
+        checkpointing: bool = False,
         prepare: Callable[[Tensor], Tensor] = lambda latent: latent,
     ) -> None:
         self.vae = vae
@@ -48,12 +53,14 @@ class LatentGradient:
         self.through_denoiser = through_denoiser
         self.fit = fit
         self.antialias = antialias
+        self.checkpointing = checkpointing
         self.prepare = prepare
 
     def of_latent(self, latents: Tensor) -> Slope:
         """Score and gradient for clean latents (B, C, h, w) in the VAE's scale, one image at a time."""
         scores, gradients = [], []
-        with host_differentiable(self.vae.first_stage_model):
+        module = self.vae.first_stage_model
+        with host_differentiable(module), checkpointed(module) if self.checkpointing else nullcontext():
             for index, latent in enumerate(latents.split(1)):
                 latent = latent.detach().clone().requires_grad_()
                 image = decoded(self.vae, self.prepare(latent)).to(self.encoder.weight.device)
@@ -76,22 +83,27 @@ class LatentGradient:
             sigma: scalar tensor.
             base_model: the host's model, for its latent scale and its sampling class.
         """
-        clean = denoise(x)
+        if not self.through_denoiser:
+            score, gradient = self._of_estimate(denoise(x), base_model)
+            return Slope(score, gradient * held_constant_slope(base_model.model_sampling, sigma))
+        # some denoisers add to their residual stream in place
+        mutable = torch.autograd.graph.allow_mutation_on_saved_tensors
+        with torch.inference_mode(False), torch.enable_grad(), mutable():
+            leaf = x.detach().clone().requires_grad_()
+            clean = denoise(leaf)
+            score, gradient = self._of_estimate(clean.detach(), base_model)
+            (gradient,) = torch.autograd.grad(clean, leaf, gradient)
+        return Slope(score, gradient)
+
+    def _of_estimate(self, clean: Tensor, base_model: Any) -> Slope:
+        """Score and gradient for clean estimates in the scale of the model's latents."""
         with torch.inference_mode(False), torch.no_grad():
             latents = base_model.process_latent_out(clean.clone())
             # process_latent_out is affine per channel; its slope carries the gradient back to the model's scale
             unit = base_model.process_latent_out(torch.ones_like(latents))
             origin = base_model.process_latent_out(torch.zeros_like(latents))
-        score, gradient = self.of_latent(latents)
-        gradient = gradient.to(x.device) * (unit - origin)
-        if not self.through_denoiser:
-            return Slope(score, gradient * held_constant_slope(base_model.model_sampling, sigma))
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
-            # some denoisers add to their residual stream in place
-            with torch.autograd.graph.allow_mutation_on_saved_tensors():
-                (gradient,) = torch.autograd.grad(denoise(leaf), leaf, gradient.clone())
-        return Slope(score, gradient)
+            score, gradient = self.of_latent(latents)
+            return Slope(score, gradient.to(clean.device) * (unit - origin))
 
 
 def held_constant_slope(model_sampling: Any, sigma: Tensor) -> float:

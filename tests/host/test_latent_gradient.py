@@ -12,7 +12,7 @@ from jepa_guidance.host.steps import Schedule
 from jepa_core import JacobianOperator, RarityGradient, differentiable
 
 K = 3
-RARITY = {"k": K, "oversample": 4, "power_iterations": 6}
+RARITY = {"k": K, "oversample": 4, "power_iterations": 6, "tolerance": 0.0}
 
 
 def dense_score(encoder, x):
