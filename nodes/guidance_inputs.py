@@ -2,14 +2,60 @@
 
 from comfy_api.latest import io
 
-from ..host.guidance import interrupt_check
+from ..host.decoders import DECODERS, ENCODER_RESOLUTION, FULL, TINY_OR_SMALL
+from ..host.guidance import ONE_CALL, TWO_CALLS, interrupt_check
 from ..host.steps import Schedule
 from ..jepa_core import RarityGradient
 from .types import JEPAEncoder
 
 HELD_CONSTANT = "denoiser constant"
 THROUGH_DENOISER = "through denoiser"
+TRACKED = "tracked"
+COLD = "cold"
+CUSTOM = "custom"
 MAX_STRENGTH = 10.0
+# Defaults of inputs that came later: optional, so that the host still takes prompts that were saved without them.
+LATER_INPUTS = {
+    "decoder": FULL,
+    "denoiser_calls": TWO_CALLS,
+    "checkpointing": False,
+    "range_finder": TRACKED,
+    "preset": CUSTOM,
+}
+# What each preset puts in place of the inputs of these names. Only how the gradient is computed: never how
+# strongly, when, or how the encoder sees the image.
+PRESETS = {
+    "faithful": {
+        "rank": 9,
+        "oversampling": 2,
+        "power_iterations": 2,
+        "gradient_path": THROUGH_DENOISER,
+        "decoder": FULL,
+        "denoiser_calls": TWO_CALLS,
+        "checkpointing": True,
+        "range_finder": COLD,
+    },
+    "balanced": {
+        "rank": 9,
+        "oversampling": 2,
+        "power_iterations": 1,
+        "gradient_path": HELD_CONSTANT,
+        "decoder": ENCODER_RESOLUTION,
+        "denoiser_calls": ONE_CALL,
+        "checkpointing": False,
+        "range_finder": TRACKED,
+    },
+    "fast": {
+        "rank": 9,
+        "oversampling": 2,
+        "power_iterations": 1,
+        "gradient_path": HELD_CONSTANT,
+        "decoder": TINY_OR_SMALL,
+        "denoiser_calls": ONE_CALL,
+        "checkpointing": False,
+        "range_finder": TRACKED,
+    },
+}
 
 
 def guidance_inputs() -> list[io.Input]:
@@ -118,6 +164,49 @@ def guidance_inputs() -> list[io.Input]:
             tooltip="Low-pass before shrinking, as the encoder was trained. Off: the plain resize of the paper's "
             "code.",
         ),
+        io.Combo.Input(
+            "decoder",
+            options=list(DECODERS),
+            optional=True,
+            default=LATER_INPUTS["decoder"],
+            tooltip="How the encoder gets to see the latent. full: the whole image is decoded (the paper). encoder "
+            "resolution: the latent is shrunk first, so the VAE decodes only the pixels that the encoder sees; much "
+            "less time and memory. tiny autoencoder: the host's preview decoder (TAESD) at that size, the cheapest; "
+            "needs its .safetensors file in models/vae_approx.",
+        ),
+        io.Combo.Input(
+            "denoiser_calls",
+            options=[TWO_CALLS, ONE_CALL],
+            optional=True,
+            default=LATER_INPUTS["denoiser_calls"],
+            tooltip="two: a guided step asks the diffusion model again after the push (the paper), which doubles the "
+            "time of that step. one: its first answer is carried along with the push; no extra call.",
+        ),
+        io.Boolean.Input(
+            "checkpointing",
+            optional=True,
+            default=LATER_INPUTS["checkpointing"],
+            tooltip="Keep less in memory for the gradient and compute it again: two to eight times less memory for "
+            "about a third more time, the same image. For 'through denoiser' and the full decoder.",
+        ),
+        io.Combo.Input(
+            "range_finder",
+            options=[TRACKED, COLD],
+            optional=True,
+            default=LATER_INPUTS["range_finder"],
+            tooltip="tracked: each guided step starts from the singular vectors of the one before, so fewer "
+            "power_iterations reach the same accuracy. cold: each starts from noise (the paper).",
+        ),
+        io.Combo.Input(
+            "preset",
+            options=[CUSTOM, *PRESETS],
+            optional=True,
+            default=LATER_INPUTS["preset"],
+            tooltip="custom: the inputs above as they stand. faithful: the paper's way, slow. balanced: much faster, "
+            "nearly the same gradient. fast: the cheapest. A preset replaces "
+            + ", ".join(PRESETS["faithful"])
+            + "; strength, percents, interval, schedule and the rest stay yours.",
+        ),
     ]
 
 
@@ -136,6 +225,8 @@ def schedule_of(settings: dict) -> Schedule:
 
 def chain_of(settings: dict) -> dict:
     """The arguments of apply_guidance that the inputs describe, besides model, schedule and report."""
+    settings = LATER_INPUTS | settings
+    settings |= PRESETS.get(settings["preset"], {})
     return {
         "vae": settings["vae"],
         "encoder": settings["encoder"],
@@ -143,9 +234,13 @@ def chain_of(settings: dict) -> dict:
             settings["rank"],
             settings["oversampling"],
             settings["power_iterations"],
+            tracked=settings["range_finder"] == TRACKED,
             on_pass=interrupt_check,
         ),
         "through_denoiser": settings["gradient_path"] == THROUGH_DENOISER,
+        "decoder": settings["decoder"],
+        "denoiser_calls": settings["denoiser_calls"],
+        "checkpointing": settings["checkpointing"],
         "fit": settings["fit"],
         "antialias": settings["antialias"],
     }

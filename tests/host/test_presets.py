@@ -1,0 +1,89 @@
+"""What a preset changes and what it leaves alone, from the node's inputs to the guided image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from jepa_guidance.host.guidance import apply_guidance
+from jepa_guidance.nodes.guidance_inputs import LATER_INPUTS, PRESETS, chain_of, guidance_inputs, schedule_of
+
+# How strongly, when, and what the encoder is shown: the user's alone.
+STRENGTH_AND_TIME = {
+    *("strength", "start_percent", "end_percent", "interval", "schedule", "normalisation", "strength_rule"),
+    *("fit", "antialias", "vae", "encoder", "preset"),
+}
+
+
+def settings(tiny, **changes):
+    defaults = {entry.id: entry.default for entry in guidance_inputs() if hasattr(entry, "default")}
+    return defaults | {"vae": tiny.vae, "encoder": tiny.encoder, "rank": 3} | changes
+
+
+def how(chain):
+    rarity = chain["rarity"]
+    named = ("through_denoiser", "decoder", "denoiser_calls", "checkpointing")
+    return [chain[name] for name in named] + [
+        rarity.k,
+        rarity.oversample,
+        rarity.power_iterations,
+        rarity.tracked,
+    ]
+
+
+def test_the_defaults_are_the_inputs_as_they_stand(tiny):
+    assert how(chain_of(settings(tiny, rank=9))) == [False, "full", "two", False, 9, 2, 2, True]
+    # a prompt that was saved before these inputs were there
+    old = {name: value for name, value in settings(tiny).items() if name not in LATER_INPUTS}
+    assert how(chain_of(old)) == how(chain_of(settings(tiny)))
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("faithful", [True, "full", "two", True, 9, 2, 2, False]),
+        ("balanced", [False, "encoder resolution", "one", False, 9, 2, 1, True]),
+        ("fast", [False, "tiny autoencoder, else encoder resolution", "one", False, 9, 2, 1, True]),
+    ],
+)
+def test_a_preset_overrides_how_and_nothing_else(tiny, preset, expected):
+    typed = {"oversampling": 7, "power_iterations": 5, "range_finder": "cold", "checkpointing": True}
+    mine = settings(tiny, preset=preset, fit="crop", antialias=False, strength=-1.5, interval=3, **typed)
+    chain = chain_of(mine)
+    assert how(chain) == expected
+    assert (chain["fit"], chain["antialias"]) == ("crop", False)
+    schedule = schedule_of(mine)
+    assert (schedule.strength, schedule.interval) == (-1.5, 3)
+
+
+def test_presets_agree_on_what_they_set_and_every_input_is_either_theirs_or_the_users():
+    ids = {entry.id for entry in guidance_inputs()}
+    for preset in PRESETS.values():
+        assert set(preset) == ids - STRENGTH_AND_TIME
+
+
+def test_later_inputs_come_last_and_are_optional_and_the_preset_is_the_last():
+    entries = guidance_inputs()
+    assert [entry.id for entry in entries if entry.optional] == list(LATER_INPUTS)
+    assert [entry.id for entry in entries][-len(LATER_INPUTS) :] == list(LATER_INPUTS)
+    assert all(entry.tooltip for entry in entries)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_guides_and_says_how(tiny, stock, preset):
+    mine = settings(tiny, preset=preset, end_percent=1.0)
+    reports = []
+    latent = {"samples": torch.zeros(1, 4, 20, 20)}
+    with torch.inference_mode():
+        patched = apply_guidance(
+            tiny.model, schedule=schedule_of(mine), report=reports.append, **chain_of(mine)
+        )
+    guided = stock(patched, tiny, steps=3, latent_image=latent)
+    assert not torch.equal(guided, stock(tiny.model, tiny, steps=3, latent_image=latent))
+    said = {
+        "faithful": "through denoiser, full decoder, two calls, cold, checkpointing",
+        "balanced": "denoiser constant, decoder at encoder resolution, one call, tracked",
+        # no tiny decoder among the test host's files
+        "fast": "denoiser constant, decoder at encoder resolution (no taesd_decoder.safetensors in "
+        "models/vae_approx), one call, tracked",
+    }
+    assert said[preset] in reports[-1].message.splitlines()
