@@ -8,7 +8,7 @@ from torch import Tensor
 from .encoder import Encoder
 from .jacobian import JacobianOperator
 from .precision import differentiable, full_precision
-from .range_finder import find_range, gram, numerical_rank_floor
+from .range_finder import draw_sketch, find_range, gram, numerical_rank_floor
 
 
 def log_sum(sigma: Tensor, embed_dim: int, eps: float) -> Tensor:
@@ -22,21 +22,25 @@ def jepa_score(
     x: Tensor,
     *,
     top_k: int | None = None,
+    projection: int | None = None,
     eps: float = 1e-6,
     chunk: int | None = None,
     on_pass: Callable[[], None] | None = None,
 ) -> Tensor:
     """Return the JEPA score JS(x) = sum_i log max(sigma_i(J), eps) of each image (arXiv 2605.24631, eq. 3).
 
-    Exact unless top_k is given: every row of J, and the eigenvalues of J J^T in float64. Singular values
-    below the numerical rank sigma_1 * d * 2^-23 are rounding noise and count as eps (a final LayerNorm makes
-    two of them), so that correct programs agree.
+    Exact unless top_k or projection is given: every row of J by VJPs that share one forward pass, and the
+    eigenvalues of J J^T in float64. Singular values below the numerical rank sigma_1 * d * 2^-23 are rounding
+    noise and count as eps (a final LayerNorm makes two of them), so that correct programs agree.
 
     Args:
         x: (B, 3, S, S), preprocessed.
         top_k: sum only the k largest singular values, found by a range finder of rank k, oversampling 4
             and two power iterations. Costs 6 (k + 4) directions against d; not comparable with exact
             scores or with another k.
+        projection: the score of P J for a fixed random P of this many orthonormal rows, from VJPs in half
+            precision where the device is fast at it. Ranks as the exact score does, better for its cost than
+            top_k (benchmarks/score.json); not comparable with exact scores or with another number.
         eps: floor of a singular value.
         chunk: directions per encoder pass; None takes what fits memory.
         on_pass: called without arguments after every encoder pass; may raise to stop.
@@ -45,7 +49,8 @@ def jepa_score(
         (B,) float64 on the CPU.
 
     Raises:
-        ValueError: x of another shape or not finite, top_k outside 1..d, eps not positive.
+        ValueError: x of another shape or not finite, top_k or projection outside 1..d or both given, eps not
+            positive.
     """
     size = encoder.image_size
     if x.ndim != 4 or x.shape[1:] != (3, size, size):
@@ -54,18 +59,29 @@ def jepa_score(
         )
     if not x.isfinite().all():
         raise ValueError("x holds NaN or infinite pixels; there is no score for them")
-    if top_k is not None and not 1 <= top_k <= encoder.embed_dim:
-        raise ValueError(f"top_k must be 1 to {encoder.embed_dim}, the embedding's length, got {top_k}")
+    for name, count in (("top_k", top_k), ("projection", projection)):
+        if count is not None and not 1 <= count <= encoder.embed_dim:
+            raise ValueError(f"{name} must be 1 to {encoder.embed_dim}, the embedding's length, got {count}")
+    if top_k is not None and projection is not None:
+        raise ValueError(f"top_k {top_k} and projection {projection} exclude each other; give one")
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
     scores = []
+    embed_dim = encoder.embed_dim
+    outputs = random_outputs(projection, embed_dim) if projection else torch.eye(embed_dim, device="cpu")
     with differentiable(encoder), full_precision(encoder.weight.device):
         for image in x:
-            jacobian = JacobianOperator(encoder, image, chunk=chunk, on_pass=on_pass)
-            if top_k is None:
-                identity = torch.eye(encoder.embed_dim, device="cpu")
-                sigma = torch.linalg.eigvalsh(gram(jacobian.vjp(identity))).clamp(min=0).sqrt()
-            else:
+            half = projection is not None
+            jacobian = JacobianOperator(encoder, image, half=half, chunk=chunk, on_pass=on_pass)
+            if top_k is not None:
                 sigma = find_range(jacobian, rank=top_k, oversample=4, power_iterations=2, seed=0).sigma
-            scores.append(log_sum(sigma, encoder.embed_dim, eps))
+            else:
+                rows = jacobian.vjp(outputs)
+                sigma = torch.linalg.eigvalsh(gram(rows)).clamp(min=0).sqrt()
+            scores.append(log_sum(sigma, embed_dim, eps))
     return torch.stack(scores)
+
+
+def random_outputs(count: int, embed_dim: int) -> Tensor:
+    """Return the fixed random P of projected scores: (count, embed_dim), orthonormal rows, CPU float64."""
+    return torch.linalg.qr(draw_sketch(count, embed_dim, seed=0).T).Q.T

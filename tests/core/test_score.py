@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jepa_core import jepa_score, load_encoder
-from jepa_core.score import log_sum
+from jepa_core.score import log_sum, random_outputs
 
 
 def reference(matrix, top_k=None, eps=1e-6):
@@ -65,10 +65,39 @@ def test_top_k_of_the_whole_embedding_is_the_exact_score(encoder, images):
     torch.testing.assert_close(jepa_score(encoder, images[:1], top_k=32), exact, rtol=1e-6, atol=0)
 
 
+def test_a_projected_score_is_that_of_fixed_random_outputs(encoder, images, dense):
+    found = jepa_score(encoder, images, projection=7)
+    outputs = random_outputs(7, 32)
+    torch.testing.assert_close(outputs @ outputs.T, torch.eye(7).double(), rtol=0, atol=1e-12)
+    expected = torch.stack([reference(outputs @ dense(encoder, image)) for image in images])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    assert torch.equal(jepa_score(encoder, images, projection=7), found)
+
+
+def test_a_projection_on_the_whole_embedding_is_the_exact_score(encoder, images):
+    exact = jepa_score(encoder, images)
+    torch.testing.assert_close(jepa_score(encoder, images, projection=32), exact, rtol=1e-6, atol=0)
+
+
+def test_projected_scores_in_half_precision_stay_close(monkeypatch, save_model, images):
+    for module in ("jacobian", "precision"):
+        monkeypatch.setattr(f"jepa_core.{module}.has_fast_bfloat16", lambda device: True)
+    folder = save_model()
+    exact = jepa_score(load_encoder(folder, dtype=torch.float64, image_size=28), images, projection=12)
+    single = load_encoder(folder, image_size=28)
+    half = jepa_score(single, images.float(), projection=12)
+    torch.testing.assert_close(half, exact, rtol=0, atol=0.5)
+    assert (half - exact).abs().max() > 1e-4  # it was in half precision
+    assert exact.argsort().tolist() == half.argsort().tolist()
+
+
 def test_on_pass_follows_every_pass_and_can_stop(encoder, images):
     seen = []
     jepa_score(encoder, images, chunk=10, on_pass=lambda: seen.append(1))
     assert len(seen) == 3 * (1 + 4)
+    seen.clear()
+    jepa_score(encoder, images, projection=8, chunk=4, on_pass=lambda: seen.append(1))
+    assert len(seen) == 3 * (1 + 2)
 
     def stop():
         raise InterruptedError
@@ -114,6 +143,11 @@ def test_arguments_that_do_not_fit_are_refused(encoder, images):
     for top_k in (0, -1, 33):
         with pytest.raises(ValueError, match=f"32.*{top_k}"):
             jepa_score(encoder, images, top_k=top_k)
+    for projection in (0, -1, 33):
+        with pytest.raises(ValueError, match=f"32.*{projection}"):
+            jepa_score(encoder, images, projection=projection)
+    with pytest.raises(ValueError, match="exclude each other"):
+        jepa_score(encoder, images, top_k=4, projection=4)
     for eps in (0.0, -1e-6, float("nan")):
         with pytest.raises(ValueError, match="eps must be positive"):
             jepa_score(encoder, images, eps=eps)
