@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.trajectories import guided_mask, trajectories, trajectory
+from jepa_core import RarityGradient
 from scripts import evaluate
 
 STEPS = 5
 
 
-class Brightness:
-    """Stands in for a RarityGradient: cheap, and it moves the image."""
-
-    k = 1
+class Brightness(RarityGradient):
+    """A gradient that is cheap and moves the image."""
 
     def __init__(self) -> None:
+        super().__init__(k=1)
         self.calls = 0
 
-    def reset(self) -> None:
+    def reset(self, ids: object = None) -> None:
         self.calls = 0
 
     def __call__(self, encoder: Any, x: Tensor, ids: object = None) -> Any:
