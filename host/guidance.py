@@ -150,7 +150,7 @@ def apply_guidance(
             "through denoiser" if through_denoiser else "denoiser constant",
             latent_decoder.description,
             f"{denoiser_calls} call" + ("s" if denoiser_calls == TWO_CALLS else ""),
-            "tracked" if rarity.tracked else "cold",
+            ("tracked" if rarity.tracked else "cold") + (" in half precision" if rarity.half else ""),
             *(["checkpointing"] if checkpointing else []),
         ]
     )

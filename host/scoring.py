@@ -13,7 +13,8 @@ def score_images(
     images: Tensor,
     encoder: HostEncoder,
     *,
-    top_k: int | None,
+    top_k: int | None = None,
+    projection: int | None = None,
     fit: str = "squash",
     antialias: bool = True,
     on_image: Callable[[], None] = lambda: None,
@@ -21,7 +22,7 @@ def score_images(
     """Return the JEPA score of each image of images (B, H, W, 3) in [0, 1]; see jepa_core.jepa_score.
 
     Raises:
-        ValueError: top_k larger than the embedding, or an image with NaN pixels.
+        ValueError: top_k or projection larger than the embedding, or an image with NaN pixels.
     """
     judge = use_encoder(encoder)
     scores = []
@@ -30,6 +31,7 @@ def score_images(
             raise ValueError(f"images: image {index} of the batch holds NaN or infinite pixels")
         # an alpha channel does not reach the encoder
         x = judge.preprocess(image[..., :3].to(judge.weight.device), fit=fit, antialias=antialias)
-        scores.append(jepa_score(judge, x, top_k=top_k, on_pass=interrupt_check).item())
+        score = jepa_score(judge, x, top_k=top_k, projection=projection, on_pass=interrupt_check)
+        scores.append(score.item())
         on_image()
     return scores

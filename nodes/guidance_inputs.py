@@ -1,5 +1,7 @@
 """The inputs that the guided sampler and the MODEL patch share, and what they mean to the host adapter."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..host.decoders import DECODERS, ENCODER_RESOLUTION, FULL, TINY_OR_SMALL
@@ -11,6 +13,7 @@ from .types import JEPAEncoder
 HELD_CONSTANT = "denoiser constant"
 THROUGH_DENOISER = "through denoiser"
 TRACKED = "tracked"
+TRACKED_HALF = "tracked in half precision"
 COLD = "cold"
 CUSTOM = "custom"
 MAX_STRENGTH = 10.0
@@ -43,18 +46,27 @@ PRESETS = {
         "decoder": ENCODER_RESOLUTION,
         "denoiser_calls": ONE_CALL,
         "checkpointing": False,
-        "range_finder": TRACKED,
+        "range_finder": TRACKED_HALF,
     },
     "fast": {
         "rank": 9,
-        "oversampling": 2,
-        "power_iterations": 1,
+        "oversampling": 1,
+        "power_iterations": 0,
         "gradient_path": HELD_CONSTANT,
         "decoder": TINY_OR_SMALL,
         "denoiser_calls": ONE_CALL,
         "checkpointing": False,
-        "range_finder": TRACKED,
+        "range_finder": TRACKED_HALF,
     },
+}
+
+
+# The arguments of RarityGradient that each choice of range_finder stands for. The paper's takes a fixed number of
+# rounds; in half precision the residual itself has noise of 0.15, and smaller ones say nothing.
+RANGE_FINDERS: dict[str, dict[str, Any]] = {
+    TRACKED: {"tracked": True, "tolerance": 0.3},
+    TRACKED_HALF: {"tracked": True, "tolerance": 0.5, "half": True},
+    COLD: {"tracked": False, "tolerance": 0.0},
 }
 
 
@@ -191,11 +203,13 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "range_finder",
-            options=[TRACKED, COLD],
+            options=list(RANGE_FINDERS),
             optional=True,
             default=LATER_INPUTS["range_finder"],
-            tooltip="tracked: each guided step starts from the singular vectors of the one before, so fewer "
-            "power_iterations reach the same accuracy. cold: each starts from noise (the paper).",
+            tooltip="tracked: each guided step starts from the singular vectors of the one before and takes power "
+            "iterations only while it has to. In half precision: several times faster, the gradient keeps a cosine of "
+            "about 0.995; where the device has no fast bfloat16 it is computed in full. cold: each step starts from "
+            "noise and takes all power iterations (the paper).",
         ),
         io.Combo.Input(
             "preset",
@@ -234,7 +248,7 @@ def chain_of(settings: dict) -> dict:
             settings["rank"],
             settings["oversampling"],
             settings["power_iterations"],
-            tracked=settings["range_finder"] == TRACKED,
+            **RANGE_FINDERS[settings["range_finder"]],
             on_pass=interrupt_check,
         ),
         "through_denoiser": settings["gradient_path"] == THROUGH_DENOISER,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from jepa_guidance.host.decoders import TINY_OR_SMALL
 from jepa_guidance.host.guidance import apply_guidance
 from jepa_guidance.nodes.guidance_inputs import LATER_INPUTS, PRESETS, chain_of, guidance_inputs, schedule_of
 
@@ -27,11 +28,13 @@ def how(chain):
         rarity.oversample,
         rarity.power_iterations,
         rarity.tracked,
+        rarity.half,
+        rarity.tolerance,
     ]
 
 
 def test_the_defaults_are_the_inputs_as_they_stand(tiny):
-    assert how(chain_of(settings(tiny, rank=9))) == [False, "full", "two", False, 9, 2, 2, True]
+    assert how(chain_of(settings(tiny, rank=9))) == [False, "full", "two", False, 9, 2, 2, True, False, 0.3]
     # a prompt that was saved before these inputs were there
     old = {name: value for name, value in settings(tiny).items() if name not in LATER_INPUTS}
     assert how(chain_of(old)) == how(chain_of(settings(tiny)))
@@ -40,9 +43,9 @@ def test_the_defaults_are_the_inputs_as_they_stand(tiny):
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        ("faithful", [True, "full", "two", True, 9, 2, 2, False]),
-        ("balanced", [False, "encoder resolution", "one", False, 9, 2, 1, True]),
-        ("fast", [False, "tiny autoencoder, else encoder resolution", "one", False, 9, 2, 1, True]),
+        ("faithful", [True, "full", "two", True, 9, 2, 2, False, False, 0.0]),
+        ("balanced", [False, "encoder resolution", "one", False, 9, 2, 1, True, True, 0.5]),
+        ("fast", [False, TINY_OR_SMALL, "one", False, 9, 1, 0, True, True, 0.5]),
     ],
 )
 def test_a_preset_overrides_how_and_nothing_else(tiny, preset, expected):
@@ -81,9 +84,9 @@ def test_every_preset_guides_and_says_how(tiny, stock, preset):
     assert not torch.equal(guided, stock(tiny.model, tiny, steps=3, latent_image=latent))
     said = {
         "faithful": "through denoiser, full decoder, two calls, cold, checkpointing",
-        "balanced": "denoiser constant, decoder at encoder resolution, one call, tracked",
+        "balanced": "denoiser constant, decoder at encoder resolution, one call, tracked in half precision",
         # no tiny decoder among the test host's files
         "fast": "denoiser constant, decoder at encoder resolution (no taesd_decoder.safetensors in "
-        "models/vae_approx), one call, tracked",
+        "models/vae_approx), one call, tracked in half precision",
     }
     assert said[preset] in reports[-1].message.splitlines()
