@@ -4,6 +4,7 @@
     python dev.py run FILE [args]               run a Python file in the environment
     python dev.py encoder                       print the folder of a real trained encoder
     python dev.py demo [args]                   run scripts/demo.py
+    python dev.py bench [args]                  run the benchmarks, benchmarks/run.py
     python dev.py serve [--port N]              start ComfyUI with this pack, in the foreground
     python dev.py setup                         only the set-up
 
@@ -60,6 +61,8 @@ TOOLS = (
 TEMPLATES = "comfyui-workflow-templates"
 TEMPLATES_INDEX = ("comfyui-workflow-templates-core", "comfyui-workflow-templates-json")
 # Exact versions of everything else, used with the pinned host only: another host states its own needs.
+# Commands that hand their arguments to a program.
+PROGRAMS = {"demo": ROOT / "scripts" / "demo.py", "bench": ROOT / "benchmarks" / "run.py"}
 CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
 CONVERTER = ROOT / "scripts" / "convert_encoder.py"
 
@@ -549,11 +552,12 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     run.add_argument("arguments", nargs=argparse.REMAINDER)
     commands.add_parser("encoder", parents=[common], help="print the folder of a real trained encoder")
     commands.add_parser("demo", add_help=False, allow_abbrev=False, help="run scripts/demo.py")
+    commands.add_parser("bench", add_help=False, allow_abbrev=False, help="run the benchmarks")
     serve = commands.add_parser("serve", parents=[common], help="start ComfyUI with this pack")
     serve.add_argument("--port", type=int, default=8188)
     commands.add_parser("setup", parents=[common], help="only the set-up")
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("test", "demo"):
+    if rest and options.command not in ("test", *PROGRAMS):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options, rest
 
@@ -573,8 +577,8 @@ def main(arguments: Sequence[str]) -> int:
         return run_file(setup, options.file, options.arguments)
     if options.command == "encoder":
         print(setup.encoder)
-    if options.command == "demo":
-        return run_file(setup, str(ROOT / "scripts" / "demo.py"), rest)
+    if options.command in PROGRAMS:
+        return run_file(setup, str(PROGRAMS[options.command]), rest)
     if options.command == "serve":
         arguments_of_server = serve_arguments(setup, cache / "serve", options.port)
         return run_file(setup, str(ROOT / "scripts" / "server.py"), arguments_of_server)

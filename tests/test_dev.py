@@ -272,6 +272,7 @@ def test_arguments_reach_the_program_that_a_command_runs() -> None:
     assert (options.comfyui, options.file) == ("/x", "file.py")
     assert options.arguments == ["--comfyui", "theirs", "-h"]
     assert dev.parse(["demo", "--steps", "3", "--help"])[1] == ["--steps", "3", "--help"]
+    assert dev.parse(["bench", "gradient", "--folder", "x"])[1] == ["gradient", "--folder", "x"]
     with pytest.raises(SystemExit):
         dev.parse(["setup", "--unknown"])
 

@@ -1,0 +1,198 @@
+"""The guided gradient along real sampling trajectories: seconds, encoder calls and cosine with the exact one.
+
+    python dev.py run benchmarks/gradient.py --folder WORK
+
+Clean estimates of the demo generator, sampled with 4, 20 and 50 Euler steps, at the steps that the default
+schedule guides. Each arm sees every estimate in order, as guidance shows them to it; the paper's algorithm
+(benchmarks/naive.py), which starts cold every time, and the cold arm see some of them, and every time ratio
+is between figures of one run. The exact gradients (benchmarks/reference.py) are made first and kept in WORK,
+as are the trajectories. Half an hour to an hour on two cores.
+
+Conclusion: tracked in half precision is the preset "balanced", because it is the fastest arm whose worst step
+keeps a cosine above 0.97; tracked in full precision is the default of the input, because it alone keeps 0.998.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.naive import naive_gradient
+from benchmarks.reference import Reference, cosine, references
+from benchmarks.trajectories import guided_mask, trajectories
+from jepa_core import Encoder, RarityGradient, load_encoder
+from scripts.evaluate import Sampler
+
+# (steps, seeds): three classes where runs are short.
+RUNS = ((4, (0, 1, 2)), (20, (0, 2)), (50, (2,)))
+ARMS: dict[str, dict[str, Any]] = {
+    "cold, full precision (faithful)": {"tracked": False, "tolerance": 0.0},
+    "tracked, full precision (custom)": {},
+    "tracked, half precision (balanced)": {"power_iterations": 1, "tolerance": 0.5, "half": True},
+    "tracked, half precision (fast)": {
+        "oversample": 1,
+        "power_iterations": 0,
+        "tolerance": 0.5,
+        "half": True,
+    },
+}
+PAPER = "the paper's algorithm"
+# The arms that start afresh each time are measured at every third guided step; so is the cosine of long runs.
+SPARSE = (PAPER, "cold, full precision (faithful)")
+EVERY = 3
+LONG = 40
+
+
+class Row(NamedTuple):
+    """One gradient: which, how long it took, what it is worth (None where there is no exact one)."""
+
+    trajectory: str
+    place: int
+    arm: str
+    seconds: float
+    cosine: float | None
+    calls: int
+
+
+def measure(
+    encoder: Encoder, name: str, images: Sequence[Tensor], exact: Mapping[str, Reference]
+) -> list[Row]:
+    """Show one trajectory's preprocessed images (3, S, S) to every arm, arms in turn at each image."""
+    arms = {arm: RarityGradient(**settings) for arm, settings in ARMS.items()}
+    rows = []
+    for place, image in enumerate(images):
+        truth = exact.get(f"{name}-{place:02d}")
+        for arm in (PAPER, *arms):
+            if arm in SPARSE and place % EVERY:
+                continue
+            begun = time.perf_counter()
+            if arm == PAPER:
+                found = naive_gradient(encoder, image)
+                grad, calls = found.grad, found.calls.sequential
+            else:
+                rarity = arms[arm](encoder, image[None])
+                grad, calls = rarity.grad[0], rarity.encoder_calls
+            seconds = time.perf_counter() - begun
+            rows.append(Row(name, place, arm, seconds, truth and cosine(grad, truth.grad), calls))
+            print(f"{name} {place} {arm}: {seconds:.2f} s, cosine {rows[-1].cosine}", flush=True)
+    return rows
+
+
+def under_autocast(encoder: Encoder, image: Tensor, truth: Reference) -> dict[str, dict[str, float]]:
+    """Cosine with the exact gradient when the host is in half precision: the paper's algorithm and two arms.
+
+    Beside it the share of the true top left subspace that the paper's range finder captures.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        paper = naive_gradient(encoder, image, half=dtype)
+        share = (paper.basis.T.double() @ truth.u.T).square().sum().item() / len(truth.u)
+        figures = {PAPER: cosine(paper.grad, truth.grad), "share of the subspace, " + PAPER: share}
+        with torch.autocast(image.device.type, dtype):
+            for arm in list(ARMS)[1:3]:
+                figures[arm] = cosine(RarityGradient(**ARMS[arm])(encoder, image[None]).grad[0], truth.grad)
+        found[str(dtype).removeprefix("torch.")] = {key: round(value, 5) for key, value in figures.items()}
+    return found
+
+
+def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """{run or "all": {arm: figures}}; ratios are of mean seconds, the paper's over the arm's."""
+    kinds = sorted({row.trajectory.split("-")[1] for row in rows}, key=lambda kind: int(kind[1:]))
+    table = {}
+    for kind in (*kinds, "all"):
+        chosen = [row for row in rows if kind in ("all", row.trajectory.split("-")[1])]
+        paper = statistics.fmean(row.seconds for row in chosen if row.arm == PAPER)
+        table[kind] = {
+            arm: _figures([row for row in chosen if row.arm == arm], paper) for arm in (PAPER, *ARMS)
+        }
+    return table
+
+
+def _figures(rows: Sequence[Row], paper: float) -> dict[str, float]:
+    cosines = sorted(row.cosine for row in rows if row.cosine is not None)
+    later = [row for row in rows if row.place] or list(rows)
+    return {
+        "gradients": len(rows),
+        "seconds": round(statistics.fmean(row.seconds for row in rows), 3),
+        "ratio": round(paper / statistics.fmean(row.seconds for row in rows), 2),
+        "ratio_after_first_step": round(paper / statistics.fmean(row.seconds for row in later), 2),
+        "cosine_median": round(statistics.median(cosines), 5),
+        "cosine_worst": round(cosines[0], 5),
+        "calls_mean": round(statistics.fmean(row.calls for row in rows), 2),
+        "calls_most": max(row.calls for row in rows),
+    }
+
+
+def batches(encoder: Encoder, image: Tensor, sizes: Sequence[int] = (1, 2, 4, 8)) -> dict[str, float]:
+    """Seconds of one warm gradient per image, for batches of these sizes (balanced)."""
+    arm = list(ARMS)[2]
+    found = {}
+    for size in sizes:
+        x = image.expand(size, -1, -1, -1)
+        gradient = RarityGradient(**ARMS[arm])
+        gradient(encoder, x)
+        begun = time.perf_counter()
+        gradient(encoder, x)
+        found[str(size)] = round((time.perf_counter() - begun) / size, 3)
+    return found
+
+
+def collect(folder: Path, encoder_folder: Path, encoder: Encoder) -> Mapping[str, list[Tensor]]:
+    """Preprocessed images (3, S, S) at the guided steps of every trajectory, made where WORK lacks them."""
+    sampler = Sampler(encoder_folder, power_iterations=1)
+    found = {}
+    for steps, seeds in RUNS:
+        made = trajectories(folder / "traj", sampler, seeds=seeds, steps=(steps,))
+        for name, images in made.items():
+            guided = images[torch.tensor(guided_mask(sampler, steps))]
+            found[name] = list(encoder.preprocess(guided))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="where trajectories and references are kept"
+    )
+    parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--references", action="store_true", help="only make the exact gradients")
+    options = parser.parse_args()
+    encoder = load_encoder(options.encoder)
+    images = collect(options.folder, options.encoder, encoder)
+    named = {
+        f"{name}-{place:02d}": image for name, part in images.items() for place, image in enumerate(part)
+    }
+    exact = references(options.folder / f"references-{options.encoder.name}", encoder, named)
+    if options.references:
+        return
+    rows = []
+    for name, part in images.items():
+        rows += measure(encoder, name, part, exact)
+    hardest = next(name for name in images if "-s20-" in name)
+    result = {
+        "command": "python dev.py run benchmarks/gradient.py --folder WORK",
+        "encoder": options.encoder.name,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "residual_of_references": max(one.residual.max().item() for one in exact.values()),
+        "table": summary(rows),
+        "host_in_half_precision": under_autocast(encoder, images[hardest][3], exact[f"{hardest}-03"]),
+        "seconds_per_image_by_batch": batches(encoder, images[hardest][3]),
+        "rows": [row._asdict() for row in rows],
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Every benchmark in one run, side by side, and the README's table of their figures.
+
+    python dev.py bench [--folder WORK] [PART ...]     run the parts (default: all), then print the table
+    python dev.py bench --table                        only print the table of the figures that are there
+
+Parts are the other files of this folder that measure something; each is a program of its own, runs in a process of
+its own, and writes its figures beside itself. All of them take some two hours on two cores, "score" the most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).absolute().parent
+PARTS = ("gradient", "score", "step", "memory", "paths")
+
+
+def read(folder: Path = FOLDER) -> dict[str, Any]:
+    """{part: its figures} of the parts that have some."""
+    files = {part: folder / f"{part}.json" for part in PARTS}
+    return {part: json.loads(file.read_text()) for part, file in files.items() if file.exists()}
+
+
+def markdown(head: list[str], rows: list[list[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def gradient_table(figures: Mapping[str, Any]) -> str:
+    """Time, accuracy and calls of the guided gradient, over all trajectories and for each length."""
+    rows = []
+    for arm, all_runs in figures["table"]["all"].items():
+        kinds = [kind for kind in figures["table"] if kind != "all"]
+        worst = ", ".join(f"{figures['table'][kind][arm]['cosine_worst']:.3f}" for kind in kinds)
+        rows.append(
+            [
+                arm,
+                f"{all_runs['seconds']:.1f}",
+                f"{all_runs['ratio']:.1f}",
+                f"{all_runs['cosine_median']:.4f} / {all_runs['cosine_worst']:.4f}",
+                worst,
+                f"{all_runs['calls_mean']:.1f} / {all_runs['calls_most']}",
+            ]
+        )
+    head = [
+        "gradient",
+        "s",
+        "times faster",
+        "cosine, median / worst",
+        "worst at 4, 20, 50 steps",
+        "calls, mean / most",
+    ]
+    return markdown(head, rows)
+
+
+def score_table(figures: Mapping[str, Any]) -> str:
+    """How well each cheap score ranks."""
+    rows = [
+        [name, f"{one['spearman']:.3f}", f"{one['times_less']:.1f}"]
+        for name, one in sorted(figures["approximations"].items(), key=lambda item: -item[1]["spearman"])
+    ]
+    return markdown(["score", "Spearman with exact", "times less time"], rows)
+
+
+def plain_table(figures: Mapping[str, Any]) -> str:
+    """A table whose rows are {name: {column: value}}."""
+    table = figures["table"]
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    return markdown(
+        ["", *columns], [[name, *(row.get(column, "") for column in columns)] for name, row in table.items()]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="dev.py bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--folder", type=Path, default=FOLDER / "work", help="where parts keep what they resume from"
+    )
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"there is no part {sorted(unknown)[0]!r}; parts: {', '.join(PARTS)}")
+    if not options.table:
+        for part in options.parts or PARTS:
+            print(f"== {part}", flush=True)
+            words = [sys.executable, "-P", str(FOLDER / f"{part}.py")]
+            if part in ("gradient", "score", "paths"):
+                words += ["--folder", str(options.folder)]
+            if subprocess.run(words).returncode != 0:
+                return 1
+    for part, figures in read().items():
+        tables = {"gradient": gradient_table, "score": score_table}
+        print(f"\n{part}: {figures['machine']}, {figures['encoder']}\n")
+        print(tables.get(part, plain_table)(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
