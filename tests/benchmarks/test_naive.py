@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.naive import Calls, naive_gradient, naive_score
+from benchmarks.naive import Calls, _WideAccumulation, naive_gradient, naive_score
 from jepa_core import Encoder, jepa_score, load_encoder
 
 
@@ -99,3 +99,20 @@ def test_half_precision_reaches_the_encoder(
     # near, but not equal: half precision did take part
     assert score != exact
     assert score == pytest.approx(exact, rel=0.5)
+
+
+def test_emulated_float16_is_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(4, 64, 64, generator=generator).half().requires_grad_() for _ in range(3))
+
+    def run() -> list[Tensor]:
+        products = [a @ b, torch.addmm(c[0], a[0], b[0]), torch.conv2d(a[None], b[:, :4, :3, None])]
+        return [*products, *torch.autograd.grad([part.float().sum() for part in products], (a, b, c))]
+
+    plain = run()
+    with _WideAccumulation():
+        emulated = run()
+    for one, other in zip(plain, emulated, strict=True):
+        assert other.dtype == torch.float16
+        # the last digit may be rounded another way
+        torch.testing.assert_close(other, one, rtol=2e-3, atol=5e-2)
