@@ -82,7 +82,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether `device` multiplies bfloat16 in hardware; emulation is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         abilities = torch.cpu.get_capabilities()
         return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))

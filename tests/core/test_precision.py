@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from jepa_core import differentiable, full_precision
+from jepa_core.precision import half_precision, has_fast_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -225,3 +226,38 @@ def test_float32_products_are_float32_products(restore_flags):
 def test_autocast_of_another_device_type_is_left_alone():
     with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cuda")):
         assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capability", "fast"), [((6, 1), False), ((7, 5), False), ((8, 0), True), ((12, 0), True)]
+)
+def test_bfloat16_is_fast_on_cards_that_multiply_it(monkeypatch, capability, fast):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_fast_bfloat16(torch.device("cuda", 0)) is fast
+
+
+@pytest.mark.parametrize(
+    ("abilities", "fast"),
+    [({}, False), ({"avx512_bf16": False}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)],
+)
+def test_bfloat16_is_fast_on_processors_that_multiply_it(monkeypatch, abilities, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
+    assert has_fast_bfloat16(torch.device("cpu")) is fast
+
+
+def test_bfloat16_is_slow_where_nothing_is_known(monkeypatch):
+    assert not has_fast_bfloat16(torch.device("mps"))
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # an older torch
+    assert not has_fast_bfloat16(torch.device("cpu"))
+
+
+def test_half_precision_multiplies_in_bfloat16_where_it_is_fast_and_restores_everything(monkeypatch):
+    a = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    for fast in (True, False):
+        monkeypatch.setattr("jepa_core.precision.has_fast_bfloat16", lambda device, fast=fast: fast)
+        with half_precision(CPU):
+            assert (a @ a).dtype == (torch.bfloat16 if fast else torch.float32)
+            assert (a.double() @ a.double()).dtype == torch.float64
+        assert not torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", torch.float16), half_precision(CPU):
+        assert (a @ a).dtype == torch.float32
