@@ -36,8 +36,8 @@ def markdown(head: list[str], rows: list[list[Any]]) -> str:
 def gradient_table(figures: Mapping[str, Any]) -> str:
     """Time, accuracy and calls of the guided gradient, over all trajectories and for each length."""
     rows = []
+    kinds = [kind for kind in figures["table"] if kind != "all"]
     for arm, all_runs in figures["table"]["all"].items():
-        kinds = [kind for kind in figures["table"] if kind != "all"]
         worst = ", ".join(f"{figures['table'][kind][arm]['cosine_worst']:.3f}" for kind in kinds)
         rows.append(
             [
@@ -54,7 +54,7 @@ def gradient_table(figures: Mapping[str, Any]) -> str:
         "s",
         "times faster",
         "cosine, median / worst",
-        "worst at 4, 20, 50 steps",
+        "worst at " + ", ".join(kinds),
         "calls, mean / most",
     ]
     return markdown(head, rows)
