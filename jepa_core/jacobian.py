@@ -61,9 +61,10 @@ class JacobianOperator:
         # clone: the image may be an inference tensor or need gradients of its own
         self._image = image.detach().to(weight.device, weight.dtype).clone()[None].requires_grad_()
         self._half = half and has_fast_bfloat16(weight.device)
-        # A direction of a product holds one layer's activations at a time; what is differentiated again keeps all.
+        # A direction of a product holds one layer's activations at a time. What is differentiated again keeps
+        # all, beside what the point itself keeps twice.
         self._chunk = chunk or max(1, min(directions, memory // encoder.layer_bytes))
-        self._kept = chunk or max(1, memory // encoder.activation_bytes)
+        self._kept = chunk or max(1, memory // encoder.activation_bytes - 2)
         self._on_pass = on_pass or (lambda: None)
         self._output: Tensor | None = None
         self.shape = (encoder.embed_dim, self._image.numel())

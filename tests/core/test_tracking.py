@@ -209,7 +209,7 @@ def test_where_bfloat16_is_slow_half_changes_nothing(monkeypatch, save_model, im
 
 def test_points_computed_again_give_the_same_gradient(encoder, images):
     whole = RarityGradient(4)(encoder, images[:1])
-    parts = RarityGradient(4, memory=3 * encoder.activation_bytes)(encoder, images[:1])
+    parts = RarityGradient(4, memory=5 * encoder.activation_bytes)(encoder, images[:1])
     torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-5, atol=1e-7)
 
 
