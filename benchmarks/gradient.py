@@ -46,15 +46,15 @@ from jepa_core.range_finder import project, ritz_triplets
 from jepa_core.score import random_outputs
 from scripts.evaluate import Sampler
 
-# (steps, seeds): three classes where runs are short.
-RUNS = ((4, (0, 1, 2)), (20, (0, 2)), (50, (2,)))
+# (steps, seeds): three classes where runs are short. The class of seed 2 moves most.
+RUNS = ((4, (0, 1, 2)), (20, (2,)), (50, (2,)))
 ARMS: dict[str, dict[str, Any]] = {
-    "cold, full precision (faithful)": {"tracked": False, "tolerance": 0.0},
+    "cold, full precision (faithful)": {"tracked": False},
     "tracked, full precision (custom)": {},
-    "tracked, half precision (balanced)": {"power_iterations": 1, "tolerance": 0.5, "half": True},
+    "tracked, half precision (balanced)": {"tolerance": 0.5, "half": True},
     "tracked, half precision (fast)": {
         "oversample": 1,
-        "power_iterations": 0,
+        "power_iterations": 1,
         "tolerance": 0.5,
         "half": True,
     },
@@ -62,8 +62,9 @@ ARMS: dict[str, dict[str, Any]] = {
 PAPER = "the paper's algorithm"
 FLOOR = "floor: random left singular vectors"
 FOCUS = "photo-focus-0"
-# The arms that start afresh each time are measured at every third guided step; so is the cosine of long runs.
+# The arms that start afresh each time are measured at every sixth guided step, the cosine of long runs at every third.
 SPARSE = (PAPER, "cold, full precision (faithful)", FLOOR)
+SPARSE_EVERY = 6
 EVERY = 3
 LONG_RUN = 20
 
@@ -88,7 +89,7 @@ def measure(
     for place, image in enumerate(images):
         truth = exact.get(f"{name}-{place:02d}")
         for arm in (PAPER, *arms, FLOOR):
-            if arm in SPARSE and place % EVERY:
+            if arm in SPARSE and place % SPARSE_EVERY:
                 continue
             begun = time.perf_counter()
             if arm == PAPER:
@@ -208,8 +209,10 @@ def main() -> None:
     )
     parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
     parser.add_argument("--references", action="store_true", help="only make the exact gradients")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     encoder = load_encoder(options.encoder)
     images = collect(options.folder, options.encoder, encoder)
     named = {

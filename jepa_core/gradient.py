@@ -59,14 +59,15 @@ class RarityGradient:
     An image starts from a Gaussian sketch, or, under an id that was seen before, from the range found then:
     the images of neighbouring sampling steps differ little. Each round is one VJP of the range and one
     differentiation along its right vectors; the left vectors come out of the latter, and so do the
-    Hessian-vector products. While the residual is above the tolerance, another round follows.
+    Hessian-vector products. A cold start takes all rounds; a tracked image takes another one only while its
+    residual is above the tolerance.
 
     Args:
         k: rank kept. oversample: p. (Paper: 9, 2.)
         power_iterations: q, rounds after the first, at most. (Paper: 2.)
         seed: of the sketch, drawn on the CPU and the same for every image.
         tracked: start from the previous range of the same id; otherwise every call starts cold.
-        tolerance: largest residual that needs no further round; 0 always takes all power iterations.
+        tolerance: largest residual of a tracked image that needs no further round.
         half: multiply in bfloat16 where the device is fast at it. Several times cheaper; the gradient keeps a
             cosine of about 0.995 with the exact one.
         memory: bytes that one encoder pass may keep; None takes what suits the device.
@@ -146,13 +147,15 @@ class RarityGradient:
         try:
             if basis is None or basis.shape[1] != encoder.embed_dim:
                 found = sketch_range(jacobian, self.k + self.oversample, self.seed)
-            else:
-                found = project(jacobian, basis)
-            return self._rarity(jacobian, found, name, image.shape)
+                # from nothing, a small residual may still miss a direction
+                return self._rarity(jacobian, found, 0.0, name, image.shape)
+            return self._rarity(jacobian, project(jacobian, basis), self.tolerance, name, image.shape)
         except FloatingPointError:
             return _not_finite(encoder, image, self.k)
 
-    def _rarity(self, jacobian: JacobianOperator, found: Range, name: Hashable, shape: torch.Size) -> Rarity:
+    def _rarity(
+        self, jacobian: JacobianOperator, found: Range, tolerance: float, name: Hashable, shape: torch.Size
+    ) -> Rarity:
         embed_dim, _ = jacobian.shape
         k = self.k
         for rounds_left in range(self.power_iterations, -1, -1):
@@ -162,7 +165,7 @@ class RarityGradient:
             residual = (products - sigma[:, None] * u).norm(dim=1) / sigma.clamp(
                 min=numerical_rank_floor(sigma, embed_dim).item()
             )
-            if not rounds_left or residual[:k].max() <= self.tolerance:
+            if not rounds_left or residual[:k].max() <= tolerance:
                 break
             del pull  # and the graph that it holds
             found = extend(jacobian, found, products)

@@ -41,7 +41,7 @@ PRESETS = {
     "balanced": {
         "rank": 9,
         "oversampling": 2,
-        "power_iterations": 1,
+        "power_iterations": 2,
         "gradient_path": HELD_CONSTANT,
         "decoder": ENCODER_RESOLUTION,
         "denoiser_calls": ONE_CALL,
@@ -51,7 +51,7 @@ PRESETS = {
     "fast": {
         "rank": 9,
         "oversampling": 1,
-        "power_iterations": 0,
+        "power_iterations": 1,
         "gradient_path": HELD_CONSTANT,
         "decoder": TINY_OR_SMALL,
         "denoiser_calls": ONE_CALL,
@@ -61,12 +61,12 @@ PRESETS = {
 }
 
 
-# The arguments of RarityGradient that each choice of range_finder stands for. The paper's takes a fixed number of
-# rounds; in half precision the residual itself has noise of 0.15, and smaller ones say nothing.
+# The arguments of RarityGradient that each choice of range_finder stands for. In half precision the residual itself
+# has noise of 0.15, and smaller ones say nothing.
 RANGE_FINDERS: dict[str, dict[str, Any]] = {
     TRACKED: {"tracked": True, "tolerance": 0.3},
     TRACKED_HALF: {"tracked": True, "tolerance": 0.5, "half": True},
-    COLD: {"tracked": False, "tolerance": 0.0},
+    COLD: {"tracked": False},
 }
 
 
@@ -207,7 +207,7 @@ def guidance_inputs() -> list[io.Input]:
             optional=True,
             default=LATER_INPUTS["range_finder"],
             tooltip="tracked: each guided step starts from the singular vectors of the one before and takes power "
-            "iterations only while it has to. In half precision: several times faster, the gradient keeps a cosine of "
+            "iterations only while it has to (the first step takes all). In half precision: several times faster, the gradient keeps a cosine of "
             "about 0.995; where the device has no fast bfloat16 it is computed in full. cold: each step starts from "
             "noise and takes all power iterations (the paper).",
         ),
