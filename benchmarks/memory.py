@@ -1,6 +1,6 @@
 """Peak memory of a differentiation, counted without doing it, and of a command, measured.
 
-    python dev.py run benchmarks/memory.py          print the table of the stages of a guided step
+    python dev.py run benchmarks/memory.py
 
 Counting runs the host's own networks on meta tensors, which have shapes and storages and no data, and follows every
 storage from the operation that makes it to its release: temporaries, what a forward pass keeps, and what
@@ -10,6 +10,9 @@ attention is counted as the fused kernels of a GPU, except where a case says "ea
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import subprocess
 import sys
 import weakref
@@ -17,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +29,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.naive import naive_gradient
+from jepa_core import Encoder, RarityGradient, jacobian, load_encoder
 from scripts.evaluate import pack_module
 
 GIB = 1 << 30
@@ -337,12 +343,93 @@ def peak_of_command(command: Sequence[str], **options: Any) -> int:
     return int(numbers[1])
 
 
+# --- the figures --------------------------------------------------------------------------------------------
+
+# RarityGradient's arguments; "naive" is the paper's algorithm, "none" only loads the encoder.
+GRADIENTS: dict[str, dict[str, Any]] = {
+    "full precision": {},
+    "balanced": {"tolerance": 0.35, "half": True},
+    "fast": {"oversample": 1, "power_iterations": 1, "tolerance": 0.35, "half": True},
+}
+
+
+@contextmanager
+def limits_of_a_card() -> Iterator[None]:
+    """Divide products as on a graphics card, whose memory is scarcer and which takes more directions at a time."""
+    before = jacobian._MEMORY, jacobian._DIRECTIONS
+    jacobian._MEMORY, jacobian._DIRECTIONS = {}, {}
+    try:
+        yield
+    finally:
+        jacobian._MEMORY, jacobian._DIRECTIONS = before
+
+
+def encoder_gradients(encoder: Encoder, x: Tensor) -> dict[str, Peak]:
+    """Count a cold and a tracked gradient of x (B, 3, S, S) in each way, divided as on a graphics card."""
+    found = {}
+    for name, settings in GRADIENTS.items():
+        gradient = RarityGradient(**settings)
+        with limits_of_a_card():
+            peak = max(peak_of(partial(gradient, encoder, x)) for _ in range(2))
+        found[f"encoder's gradient, {name}, batch of {len(x)}"] = Peak(peak, 0)
+    return found
+
+
+def run_gradient(kind: str, encoder_folder: Path) -> None:
+    """What a process does whose peak memory is measured: load the encoder and compute one gradient of noise."""
+    encoder = load_encoder(encoder_folder)
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    if kind == "naive":
+        naive_gradient(encoder, x[0])
+    elif kind != "none":
+        RarityGradient(**GRADIENTS[kind])(encoder, x)
+
+
+def processes(encoder_folder: Path) -> dict[str, float]:
+    """GiB that a process holds at most, beyond one that only loads the encoder, with a processor's generous limits."""
+    program = [sys.executable, "-P", __file__, "--encoder", str(encoder_folder), "--process"]
+    peaks = {kind: peak_of_command([*program, kind]) for kind in ("none", "naive", *GRADIENTS)}
+    return {kind: round((peak - peaks["none"]) / GIB, 3) for kind, peak in peaks.items() if kind != "none"}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
+    parser.add_argument("--process", choices=("none", "naive", *GRADIENTS), help="only compute this gradient")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    if options.process:
+        run_gradient(options.process, options.encoder)
+        return
     pack_module("host")  # tells the host which device there is
-    print(f"{'forward and backward of':58}{'peak GiB':>10}{'kept GiB':>10}")
+    found: dict[str, Peak] = {}
+    encoder = load_encoder(options.encoder)
+    noise = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    for x in (noise[:1], noise):
+        found |= encoder_gradients(encoder, x)
     for case in cases():
-        peak, kept = count(case)
-        print(f"{case.name:58}{peak / GIB:10.3f}{kept / GIB:10.3f}", flush=True)
+        found[case.name] = count(case)
+    tiny = found["tiny autoencoder at 224, float32"]
+    gradient = found["encoder's gradient, fast, batch of 1"].peak
+    # the decoder's graph waits while the encoder is differentiated
+    found["fast preset, SDXL at 1024"] = Peak(max(tiny.peak, tiny.kept + gradient), 0)
+    for decoder in ("float32", "bfloat16"):
+        small = found[f"KL decoder at 224, {decoder}"]
+        gradient = found["encoder's gradient, balanced, batch of 1"].peak
+        name = f"balanced preset, SDXL at 1024, {decoder} VAE"
+        found[name] = Peak(max(small.peak, small.kept + gradient), 0)
+    result = {
+        "command": "python dev.py run benchmarks/memory.py",
+        "encoder": options.encoder.name,
+        "machine": f"counted, not measured; torch {torch.__version__}",
+        "table": {
+            name: {"peak GiB": round(one.peak / GIB, 3), "kept GiB": round(one.kept / GIB, 3)}
+            for name, one in found.items()
+        },
+        "process_peak_GiB_over_loading": processes(options.encoder),
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

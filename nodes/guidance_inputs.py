@@ -65,7 +65,7 @@ PRESETS = {
 # has noise of 0.15, and smaller ones say nothing.
 RANGE_FINDERS: dict[str, dict[str, Any]] = {
     TRACKED: {"tracked": True, "tolerance": 0.3},
-    TRACKED_HALF: {"tracked": True, "tolerance": 0.5, "half": True},
+    TRACKED_HALF: {"tracked": True, "tolerance": 0.35, "half": True},
     COLD: {"tracked": False},
 }
 
@@ -207,9 +207,9 @@ def guidance_inputs() -> list[io.Input]:
             optional=True,
             default=LATER_INPUTS["range_finder"],
             tooltip="tracked: each guided step starts from the singular vectors of the one before and takes power "
-            "iterations only while it has to (the first step takes all). In half precision: several times faster, the gradient keeps a cosine of "
-            "about 0.995; where the device has no fast bfloat16 it is computed in full. cold: each step starts from "
-            "noise and takes all power iterations (the paper).",
+            "iterations only while it has to (the first step takes all). In half precision: several times faster, "
+            "the gradient keeps a cosine of about 0.995; where the device has no fast bfloat16 it is computed in full. "
+            "cold: each step starts from noise and takes all power iterations (the paper).",
         ),
         io.Combo.Input(
             "preset",

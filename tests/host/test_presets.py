@@ -44,8 +44,8 @@ def test_the_defaults_are_the_inputs_as_they_stand(tiny):
     ("preset", "expected"),
     [
         ("faithful", [True, "full", "two", True, 9, 2, 2, False, False, 0.3]),
-        ("balanced", [False, "encoder resolution", "one", False, 9, 2, 2, True, True, 0.5]),
-        ("fast", [False, TINY_OR_SMALL, "one", False, 9, 1, 1, True, True, 0.5]),
+        ("balanced", [False, "encoder resolution", "one", False, 9, 2, 2, True, True, 0.35]),
+        ("fast", [False, TINY_OR_SMALL, "one", False, 9, 1, 1, True, True, 0.35]),
     ],
 )
 def test_a_preset_overrides_how_and_nothing_else(tiny, preset, expected):
