@@ -9,7 +9,7 @@ middle ones of twenty, so that neighbouring ones are as far apart as in use; eve
 ("cold") is reported apart: the following start from the range that it found.
 
 Seconds are taken at the calls of each stage, and what lies inside a stage counts for the inner one alone. Operations are
-torch's count of matrix products and convolutions, in one more run that is not timed. The random images
+torch's count of matrix products and convolutions, in one more step that is not timed. The random images
 say nothing about how many rounds the range finder takes on real ones: encoder_calls says how many it took
 here, and benchmarks/gradient.json how many it takes there.
 
@@ -30,7 +30,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,13 @@ class Stages:
 
     Attributes:
         operations: the count so far, of matrix products and convolutions.
+        on_step: called with the number of steps so far after each.
         steps: for each step, {stage: (seconds, operations)}.
         encoder_calls: of each gradient, in turn.
     """
 
     operations: Callable[[], int] = lambda: 0
+    on_step: Callable[[int], object] = lambda _: None
     steps: list[dict[str, tuple[float, int]]] = field(default_factory=list)
     encoder_calls: list[int] = field(default_factory=list)
     _open: list[str] = field(default_factory=list)
@@ -147,6 +149,7 @@ class Stages:
             seconds, operations = (own + other for own, other in pairs)
             step[REST] = (seconds, int(operations))
         self.steps.append(step)
+        self.on_step(len(self.steps))
 
     def _charge(self) -> None:
         now = (time.perf_counter(), self.operations())
@@ -418,28 +421,30 @@ def count_operations() -> FlopCounterMode:
 
 
 def measure(networks: Networks, arm: str, steps: int, pixels: int, count: bool) -> Row:
-    """Time an arm's steps and count the operations of one that is not the first.
+    """Time an arm's steps by stage, and count the operations of a warm one.
 
     Args:
-        steps: at least 2; all but the first count as warm.
+        steps: at least 2; all but the first are warm.
+        count: operations as well, in one more step.
 
     Returns:
-        Seconds of a warm step (median), of each step, by stage (median), and TFLOP of a step by stage.
+        Seconds of a warm step (median), of the cold one, of each, by stage (median), and TFLOP of a step by stage.
     """
-    stages = Stages()
-    with watched(stages):
-        run_arm(networks, arm, steps, pixels, stages)
-    counted: dict[str, tuple[float, int]] = {}
-    if count:
-        with count_operations() as counter:
-            again = Stages(operations=counter.get_total_flops)
-            with watched(again):
-                run_arm(networks, arm, 2, pixels, again)
-        counted = again.steps[-1]
-    totals = [sum(seconds for seconds, _ in step.values()) for step in stages.steps]
-    warm = stages.steps[1:]
+    counter = count_operations()
+    with ExitStack() as counting:
+        stages = Stages(
+            counter.get_total_flops,
+            # counting slows a step down, so it has one of its own at the end
+            lambda done: counting.enter_context(counter) if count and done == steps else None,
+        )
+        with watched(stages):
+            run_arm(networks, arm, steps + count, pixels, stages)
+    counted = stages.steps[-1] if count else {}
+    totals = [sum(seconds for seconds, _ in step.values()) for step in stages.steps[:steps]]
+    warm = stages.steps[1:steps]
     row: Row = {
         "seconds": round(statistics.median(totals[1:]), 3),
+        "cold_seconds": round(totals[0], 3),
         "each_step": [round(total, 3) for total in totals],
         "encoder_calls": stages.encoder_calls,
         "stages": {
@@ -510,7 +515,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=int, default=3, help="of each arm; the first one is the cold one")
     parser.add_argument("--pixels", type=int, default=PIXELS, help="a side of the image")
-    parser.add_argument("--no-count", action="store_true", help="do not count operations; halves the time")
+    parser.add_argument("--no-count", action="store_true", help="do not count operations")
     parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
     options = parser.parse_args(arguments)
     if options.steps < 2:

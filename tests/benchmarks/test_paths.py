@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,14 @@ def test_arms_are_presets_or_inputs_that_there_are() -> None:
     assert {name for name in known if half[name] != through[name]} == {"gradient_path"}
 
 
+@pytest.fixture(scope="module")
+def encoder_folder(save_model: Callable[..., Path]) -> Path:
+    """A small random encoder, whose embedding is long enough for the projected score."""
+    return save_model(hidden_size=64)
+
+
 def test_a_run_is_finished_by_the_next(
-    encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "STEPS", 3)
     target = tmp_path / "paths.json"
@@ -63,7 +70,7 @@ def test_a_run_is_finished_by_the_next(
         "--folder",
         str(tmp_path),
         "--encoder",
-        str(encoder_dir),
+        str(encoder_folder),
         "--out",
         str(target),
         "--arms",
@@ -82,8 +89,8 @@ def test_a_run_is_finished_by_the_next(
     assert read_rows(tmp_path / "samples.jsonl")[: len(made)] == made
 
 
-def test_every_arm_has_a_model(encoder_dir: Path) -> None:
-    sampler = evaluate.Sampler(encoder_dir, power_iterations=1)
+def test_every_arm_has_a_model(encoder_folder: Path) -> None:
+    sampler = evaluate.Sampler(encoder_folder, power_iterations=1)
     assert guided_model(sampler, UNGUIDED) is sampler.model
     for arm in ALL_ARMS[1:]:
         assert guided_model(sampler, arm) is not sampler.model
