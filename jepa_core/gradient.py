@@ -169,13 +169,13 @@ class RarityGradient:
                 break
             del pull  # and the graph that it holds
             found = extend(jacobian, found, products)
-        if self.tracked:
-            self._bases[name] = basis_to_track(found, products)
         # Within these right vectors the products are all there is of J, so they give the best left vectors:
         # J v_i = sum_j mix_ij s_j left_j, and J (mix^T v)_j = s_j left_j.
         mix, s, left = torch.linalg.svd(products, full_matrices=False)
         weight = torch.where(s < numerical_rank_floor(s, embed_dim), 0.0, 1 / s)
         gradient = pull((mix[:, :k] * weight[:k]) @ left[:k])  # noqa: F821 (deleted, then bound again)
+        if self.tracked:
+            self._bases[name] = basis_to_track(found, products)
         return Rarity(
             score=log_sum(sigma[:k], embed_dim, EPS),
             sigma=sigma[:k],
