@@ -19,6 +19,7 @@ from typing import Any
 
 FOLDER = Path(__file__).absolute().parent
 PARTS = ("gradient", "score", "step", "memory", "paths")
+RESUMED = ("gradient", "score", "paths")
 
 
 def read(folder: Path = FOLDER) -> dict[str, Any]:
@@ -69,13 +70,49 @@ def score_table(figures: Mapping[str, Any]) -> str:
     return markdown(["score", "Spearman with exact", "times less time"], rows)
 
 
-def plain_table(figures: Mapping[str, Any]) -> str:
-    """A table whose rows are {name: {column: value}}."""
-    table = figures["table"]
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    return markdown(
-        ["", *columns], [[name, *(row.get(column, "") for column in columns)] for name, row in table.items()]
-    )
+def step_table(figures: Mapping[str, Any]) -> str:
+    """A guided step beside an unguided one and beside the paper's."""
+    rows = [
+        [arm, f"{one['seconds']:.1f}", _ratio(one, "over_unguided"), _ratio(one, "naive_over_this")]
+        for arm, one in figures["arms"].items()
+    ]
+    return markdown(["guided step", "s", "times an unguided step", "times faster than the paper's"], rows)
+
+
+def _ratio(row: Mapping[str, Any], name: str) -> str:
+    return "" if row.get(name) is None else f"{row[name]:.2f}"
+
+
+def memory_table(figures: Mapping[str, Any]) -> str:
+    """What is held beyond weights and inputs."""
+    rows = [[name, f"{one['peak GiB']:.2f}"] for name, one in figures["table"].items()]
+    return markdown(["forward and backward of", "peak GiB"], rows)
+
+
+def paths_table(figures: Mapping[str, Any]) -> str:
+    """What each way to the gradient changes on the demo generator, for how much time."""
+    rows = []
+    for arm, one in figures["measures"]["projected"]["arms"].items():
+        if "change" not in one:
+            continue
+        change, share = (
+            f"{one[name]['mean']:.{digits}f} +- {one[name]['standard_error'] or 0:.{digits}f}"
+            for name, digits in (("change", 1), ("share", 2))
+        )
+        rows.append(
+            [arm, change, share, f"{one['extra_seconds']:.1f}", f"{one['change_per_extra_second']:.2f}"]
+        )
+    head = ["path", "change of score", "share of faithful's", "extra s an image", "change a second"]
+    return markdown(head, rows)
+
+
+TABLES = {
+    "gradient": gradient_table,
+    "score": score_table,
+    "step": step_table,
+    "memory": memory_table,
+    "paths": paths_table,
+}
 
 
 def main() -> int:
@@ -93,14 +130,12 @@ def main() -> int:
         for part in options.parts or PARTS:
             print(f"== {part}", flush=True)
             words = [sys.executable, "-P", str(FOLDER / f"{part}.py")]
-            if part in ("gradient", "score", "paths"):
+            if part in RESUMED:
                 words += ["--folder", str(options.folder)]
             if subprocess.run(words).returncode != 0:
                 return 1
     for part, figures in read().items():
-        tables = {"gradient": gradient_table, "score": score_table}
-        print(f"\n{part}: {figures['machine']}, {figures['encoder']}\n")
-        print(tables.get(part, plain_table)(figures))
+        print(f"\n{part}\n\n{TABLES[part](figures)}")
     return 0
 
 
