@@ -16,7 +16,9 @@ here, and benchmarks/gradient.json how many it takes there.
 Arms: the stock sampler; the paper's algorithm as benchmarks/naive.py has it, with everything differentiated at full
 size; the presets; and the presets with one choice changed.
 
-Conclusion: (from the run in benchmarks/step.json)
+Conclusion: a guided step costs 1.18 unguided ones with a tiny autoencoder and 1.43 with the VAE at the encoder's
+resolution, because the denoiser is asked once; "fast" and "balanced" follow. The faithful path is no faster than the
+paper's: four fifths of both are the denoiser and the full decoder, there and back.
 """
 
 from __future__ import annotations
