@@ -8,9 +8,10 @@ the exact score and every approximation that is a function of the Jacobian follo
 random projection of the outputs, stochastic Lanczos quadrature. Scores of smaller images, and what half
 precision does, are measured with products of their own. An hour or two for 72 pictures on two cores.
 
-Conclusion: the scoring node's "projected" mode takes 48 random outputs at full resolution in half precision.
-At equal cost, fewer pixels rank worse than fewer outputs, quadrature needs products that cannot share a
-forward pass, and the largest values alone say less of the rest than random outputs do.
+Conclusion: the scoring node's "projected" mode takes 48 random outputs at full resolution in half precision: 0.98
+for a 25th of the exact score's time. Fewer pixels and the largest values alone rank worse at that cost. Quadrature
+ranks as well by the count of its products, which have to be computed one after the other. The exact score itself is
+384 backward passes for the paper's program and for this one, and on one core neither is faster.
 """
 
 from __future__ import annotations
