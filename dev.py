@@ -60,9 +60,9 @@ TOOLS = (
 # The host's template gallery. Its index is small; the media it depends on are 1.3 GB that nothing needs.
 TEMPLATES = "comfyui-workflow-templates"
 TEMPLATES_INDEX = ("comfyui-workflow-templates-core", "comfyui-workflow-templates-json")
-# Exact versions of everything else, used with the pinned host only: another host states its own needs.
 # Commands that hand their arguments to a program.
 PROGRAMS = {"demo": ROOT / "scripts" / "demo.py", "bench": ROOT / "benchmarks" / "run.py"}
+# Exact versions of everything else, used with the pinned host only: another host states its own needs.
 CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
 CONVERTER = ROOT / "scripts" / "convert_encoder.py"
 

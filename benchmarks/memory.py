@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.gradient import ARMS
 from benchmarks.naive import naive_gradient
+from benchmarks.step import SD15_VAE
 from jepa_core import Encoder, RarityGradient, jacobian, load_encoder
 from scripts.evaluate import pack_module
 
@@ -211,20 +213,8 @@ def meta_kl_decoder(dtype: torch.dtype) -> Stage:
     from comfy.ldm.models.autoencoder import AutoencoderKL
     from comfy.ldm.modules.diffusionmodules import model as parts
 
-    settings = {
-        "double_z": True,
-        "z_channels": 4,
-        "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 128,
-        "ch_mult": [1, 2, 4, 4],
-        "num_res_blocks": 2,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
     with _without_data(dtype):
-        vae = _ready(AutoencoderKL(ddconfig=settings, embed_dim=4))
+        vae = _ready(AutoencoderKL(ddconfig=SD15_VAE, embed_dim=4))
     for module in vae.modules():
         if isinstance(module, parts.AttnBlock):
             # what the host takes on a GPU; on a CPU it would take slices
@@ -346,10 +336,10 @@ def peak_of_command(command: Sequence[str], **options: Any) -> int:
 # --- the figures --------------------------------------------------------------------------------------------
 
 # RarityGradient's arguments; "naive" is the paper's algorithm, "none" only loads the encoder.
-GRADIENTS: dict[str, dict[str, Any]] = {
-    "full precision": {},
-    "balanced": {"tolerance": 0.35, "half": True},
-    "fast": {"oversample": 1, "power_iterations": 1, "tolerance": 0.35, "half": True},
+GRADIENTS = {
+    "full precision": ARMS["tracked, full precision (custom)"],
+    "balanced": ARMS["tracked, half precision (balanced)"],
+    "fast": ARMS["tracked, half precision (fast)"],
 }
 
 

@@ -42,7 +42,6 @@ from scripts.evaluate import (
     Row,
     Sampler,
     append_row,
-    class_of,
     encoder_identity,
     load_picture,
     pack_module,
@@ -92,23 +91,9 @@ def guided_model(sampler: Sampler, arm: str) -> Any:
 def sample(sampler: Sampler, seed: int, arm: str) -> tuple[Any, float]:
     """Make one image (PIL); returns it with the seconds that sampling took, without making the MODEL ready."""
     model = guided_model(sampler, arm)
-    classes = sampler.demo.demo_classes()
-    with torch.inference_mode():
-        begun = time.perf_counter()
-        latent = sampler.sampling.stock_sample(
-            model,
-            {"samples": torch.zeros(1, 4, 8, 8), "downscale_ratio_spacial": 8},  # 64 x 64, an empty latent
-            seed=seed,
-            steps=evaluate.STEPS,
-            cfg=evaluate.CFG,
-            sampler_name=evaluate.SAMPLER,
-            scheduler=evaluate.SCHEDULER,
-            positive=sampler.demo.demo_conditioning(class_of(seed, classes)),
-            negative=sampler.demo.demo_conditioning("any"),
-            denoise=1.0,
-        )
-        seconds = time.perf_counter() - begun
-        pixels = sampler.vae.decode(latent["samples"])[0]
+    begun = time.perf_counter()
+    pixels = sampler.sample(model, seed)
+    seconds = time.perf_counter() - begun
     return to_pil_image(pixels.movedim(-1, 0)), seconds
 
 
@@ -255,7 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     score_images(options.folder, seeds[: options.exact_seeds], arms, "exact", sampler)
     settings = {
         "command": f"python dev.py run benchmarks/paths.py --folder WORK --seeds {options.seeds}"
-        + (f" --exact-seeds {options.exact_seeds}" if options.exact_seeds else ""),
+        + (f" --exact-seeds {options.exact_seeds}" if options.exact_seeds else "")
+        + ("" if arms == list(ALL_ARMS) else f" --arms {' '.join(arms)}"),
         "steps": evaluate.STEPS,
         "cfg": evaluate.CFG,
         "sampler": evaluate.SAMPLER,

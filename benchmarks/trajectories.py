@@ -20,11 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scripts.evaluate import CFG, SCHEDULER, Sampler, class_of, pack_module
+from scripts.evaluate import Sampler, pack_module
 
 STEPS = (4, 20, 50)
 SEEDS = (0, 1, 2)
-SAMPLER_NAME = "euler"
 
 
 class Recorder:
@@ -98,20 +97,7 @@ def trajectory(sampler: Sampler, seed: int, steps: int, rarity: Any = None) -> t
         rarity or sampler.core.RarityGradient(),
         gradient=recorder,
     )
-    with torch.inference_mode():
-        latent = sampler.sampling.stock_sample(
-            model,
-            {"samples": torch.zeros(1, 4, 8, 8), "downscale_ratio_spacial": 8},
-            seed=seed,
-            steps=steps,
-            cfg=CFG,
-            sampler_name=SAMPLER_NAME,
-            scheduler=SCHEDULER,
-            positive=sampler.demo.demo_conditioning(class_of(seed, sampler.demo.demo_classes())),
-            negative=sampler.demo.demo_conditioning("any"),
-            denoise=1.0,
-        )
-        final = sampler.vae.decode(latent["samples"])[0]
+    final = sampler.sample(model, seed, steps)
     with torch.inference_mode(False):
         return torch.stack(recorder.images).float(), final.clone().float()
 

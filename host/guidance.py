@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..jepa_core import RarityGradient
+from ..jepa_core import RarityGradient, has_fast_bfloat16
 from .checkpointing import checkpointed
 from .decoders import FULL, choose_decoder
 from .gradients import differentiable_attention, host_differentiable, normal_tensors
@@ -145,12 +145,13 @@ def apply_guidance(
     latent_format = model.get_model_object("latent_format")
     latent_decoder = choose_decoder(decoder, vae, latent_format, encoder.encoder.image_size, fit)
     vae = latent_decoder.vae
+    half = rarity.half and has_fast_bfloat16(encoder.patcher.load_device)
     how = ", ".join(
         [
             "through denoiser" if through_denoiser else "denoiser constant",
             latent_decoder.description,
             f"{denoiser_calls} call" + ("s" if denoiser_calls == TWO_CALLS else ""),
-            ("tracked" if rarity.tracked else "cold") + (" in half precision" if rarity.half else ""),
+            ("tracked" if rarity.tracked else "cold") + (" in half precision" if half else ""),
             *(["checkpointing"] if checkpointing else []),
         ]
     )

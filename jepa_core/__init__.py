@@ -6,7 +6,7 @@ Nothing here knows a host application: it works the same in a notebook, a script
 from .encoder import Encoder, EncoderFileError, load_encoder
 from .gradient import Rarity, RarityGradient
 from .jacobian import JacobianOperator
-from .precision import differentiable, full_precision
+from .precision import differentiable, full_precision, has_fast_bfloat16
 from .score import jepa_score
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "RarityGradient",
     "differentiable",
     "full_precision",
+    "has_fast_bfloat16",
     "jepa_score",
     "load_encoder",
 ]

@@ -198,8 +198,8 @@ def guidance_inputs() -> list[io.Input]:
             "checkpointing",
             optional=True,
             default=LATER_INPUTS["checkpointing"],
-            tooltip="Keep less in memory for the gradient and compute it again: two to eight times less memory for "
-            "about a third more time, the same image. For 'through denoiser' and the full decoder.",
+            tooltip="Keep less in memory for the gradient and compute it again: two to eight times less memory, "
+            "the forward pass computed twice, the same image. For 'through denoiser' and the full decoder.",
         ),
         io.Combo.Input(
             "range_finder",
@@ -207,8 +207,9 @@ def guidance_inputs() -> list[io.Input]:
             optional=True,
             default=LATER_INPUTS["range_finder"],
             tooltip="tracked: each guided step starts from the singular vectors of the one before and takes power "
-            "iterations only while it has to (the first step takes all). In half precision: several times faster, "
-            "the gradient keeps a cosine of about 0.995; where the device has no fast bfloat16 it is computed in full. "
+            "iterations only while it has to (the first step takes all). In half precision: at least twice as fast, "
+            "the gradient keeps a cosine of about 0.995, at single steps 0.95; where the device has no fast bfloat16 it is "
+            "computed in full. "
             "cold: each step starts from noise and takes all power iterations (the paper).",
         ),
         io.Combo.Input(
@@ -217,7 +218,7 @@ def guidance_inputs() -> list[io.Input]:
             optional=True,
             default=LATER_INPUTS["preset"],
             tooltip="custom: the inputs above as they stand. faithful: the paper's way, slow. balanced: much faster, "
-            "nearly the same gradient. fast: the cheapest. A preset replaces "
+            "in half precision and with the denoiser held constant. fast: the cheapest. A preset replaces "
             + ", ".join(PRESETS["faithful"])
             + "; strength, percents, interval, schedule and the rest stay yours.",
         ),

@@ -103,13 +103,21 @@ class Sampler:
     def __call__(self, seed: int, arm: str, **schedule: Any) -> tuple[Image.Image, Row]:
         """Make one image; returns it with what guidance reported of it. `schedule` changes the defaults."""
         reports: list[Any] = []
+        pixels = self.sample(self._model(seed, arm, reports.append, schedule), seed)
+        guided = [step for step in reports[-1].steps if step["guided"]] if reports else []
+        names = ("step", "sigma", "score", "gradient_norm", "shift")
+        trace = [{name: _number(step[name]) for name in names} for step in guided]
+        return to_pil_image(pixels.movedim(-1, 0)), {"trace": trace}
+
+    def sample(self, model: Any, seed: int, steps: int = STEPS) -> Tensor:
+        """Sample a MODEL for the class of a seed; returns the decoded image (H, W, 3)."""
         with torch.inference_mode():
             empty = torch.zeros(1, 4, 8, 8)  # what Empty Latent Image makes of 64 x 64
             latent = self.sampling.stock_sample(
-                self._model(seed, arm, reports.append, schedule),
+                model,
                 {"samples": empty, "downscale_ratio_spacial": 8},
                 seed=seed,
-                steps=STEPS,
+                steps=steps,
                 cfg=CFG,
                 sampler_name=SAMPLER,
                 scheduler=SCHEDULER,
@@ -117,11 +125,7 @@ class Sampler:
                 negative=self.demo.demo_conditioning("any"),
                 denoise=1.0,
             )
-            pixels = self.vae.decode(latent["samples"])[0]
-        guided = [step for step in reports[-1].steps if step["guided"]] if reports else []
-        names = ("step", "sigma", "score", "gradient_norm", "shift")
-        trace = [{name: _number(step[name]) for name in names} for step in guided]
-        return to_pil_image(pixels.movedim(-1, 0)), {"trace": trace}
+            return self.vae.decode(latent["samples"])[0]
 
     def schedule(self, **changes: Any) -> Any:
         """The node's default schedule with this sampler's interval."""

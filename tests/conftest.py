@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from scripts.server import Server
 
 ROOT = Path(__file__).absolute().parents[1]
-# Real photos that lie in scikit-image's wheel; its other pictures are downloaded on first use.
-PHOTOS = (
-    "astronaut",
-    "camera",
-    "chelsea",
-    "coffee",
-    "coins",
-    "hubble_deep_field",
-    "immunohistochemistry",
-    "rocket",
-)
 
 
 def folder_from_environment(name: str) -> Path:
@@ -96,11 +85,9 @@ def encoder_dir() -> Path:
 @pytest.fixture(scope="session")
 def photos() -> list[torch.Tensor]:
     """Eight varied photos, float32 (H, W, 3) in [0, 1] and of different sizes; do not write into them."""
-    from skimage import data
+    from benchmarks import pictures
 
-    arrays = [getattr(data, name)() for name in PHOTOS]
-    images = [torch.from_numpy(array).to(torch.float32) / 255 for array in arrays]
-    return [image if image.ndim == 3 else image[:, :, None].repeat(1, 1, 3) for image in images]
+    return [photo for _, photo in pictures.photos()]
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from jepa_guidance.nodes import guidance_inputs
 
 from benchmarks import gradient, run, score
+from jepa_core import RarityGradient
 from tests.conftest import ROOT
 
 
@@ -20,7 +22,7 @@ def test_ratios_are_of_mean_seconds_and_the_photo_does_not_count_as_sampling():
     arms = (gradient.PAPER, *gradient.ARMS, gradient.FLOOR)
     rows = [row(name, place, 6.0, 0.9) for name in arms for place in (0, 1)]
     rows = [one for one in rows if one.arm != arm]
-    rows += [row(arm, 0, 4.0, 0.98, 7), row(arm, 1, 2.0, 1.0), row(arm, 2, 0.0, None)]
+    rows += [row(arm, 0, 4.0, 0.98, 7), row(arm, 1, 2.0, 1.0), row(arm, 2, 0.0, 0.99)]
     rows += [row(name, 0, 100.0, 0.5, trajectory=gradient.FOCUS) for name in arms]
     table = gradient.summary(rows)
     assert list(table) == ["s20", "focus", "all"]
@@ -31,6 +33,19 @@ def test_ratios_are_of_mean_seconds_and_the_photo_does_not_count_as_sampling():
     assert (figures["cosine_median"], figures["cosine_worst"]) == (0.99, 0.98)
     assert (figures["calls_mean"], figures["calls_most"]) == (5.0, 7)
     assert table["focus"][arm]["cosine_worst"] == 0.5
+
+
+def test_the_arms_are_the_presets():
+    for preset in ("faithful", "balanced", "fast"):
+        (settings,) = (arm for name, arm in gradient.ARMS.items() if f"({preset})" in name)
+        measured = RarityGradient(**settings)
+        inputs = guidance_inputs.PRESETS[preset]
+        finder = guidance_inputs.RANGE_FINDERS[inputs["range_finder"]]
+        shipped = RarityGradient(inputs["rank"], inputs["oversampling"], inputs["power_iterations"], **finder)
+        for name in ("k", "oversample", "power_iterations", "tracked", "half"):
+            assert getattr(measured, name) == getattr(shipped, name), (preset, name)
+        if shipped.tracked:
+            assert measured.tolerance == shipped.tolerance
 
 
 def matrices(size=24):

@@ -162,14 +162,17 @@ def test_inference_mode_changes_nothing(save_model, images):
     assert torch.equal(found.grad, expected.grad)
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_changes_no_bit(save_model, images, dtype):
+def test_autocast_changes_no_bit(monkeypatch, save_model, images, dtype, half):
+    for module in ("jacobian", "precision"):
+        monkeypatch.setattr(f"jepa_core.{module}.has_fast_bfloat16", lambda device: True)
     encoder = load_encoder(save_model(), image_size=28)
     x = images.float()
-    expected = RarityGradient(4)(encoder, x)
+    expected = RarityGradient(4, half=half)(encoder, x)
     with torch.autocast("cpu", dtype):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
-        found = RarityGradient(4)(encoder, x)
+        found = RarityGradient(4, half=half)(encoder, x)
     assert product.dtype == dtype  # autocast was on
     assert torch.equal(found.grad, expected.grad)
     assert torch.equal(found.score, expected.score)

@@ -71,8 +71,11 @@ def test_later_inputs_come_last_and_are_optional_and_the_preset_is_the_last():
     assert all(entry.tooltip for entry in entries)
 
 
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_guides_and_says_how(tiny, stock, preset):
+def test_every_preset_guides_and_says_how(monkeypatch, tiny, stock, preset, fast):
+    for module in ("jepa_core.jacobian", "jepa_core.precision", "jepa_guidance.host.guidance"):
+        monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda device: fast)
     mine = settings(tiny, preset=preset, end_percent=1.0)
     reports = []
     latent = {"samples": torch.zeros(1, 4, 20, 20)}
@@ -89,4 +92,6 @@ def test_every_preset_guides_and_says_how(tiny, stock, preset):
         "fast": "denoiser constant, decoder at encoder resolution (no taesd_decoder.safetensors in "
         "models/vae_approx), one call, tracked in half precision",
     }
+    if not fast:  # half precision is computed in full, and the message says what was done
+        said = {name: line.removesuffix(" in half precision") for name, line in said.items()}
     assert said[preset] in reports[-1].message.splitlines()
