@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import BasicTransformerBlock
-from comfy.ldm.modules.diffusionmodules.model import AttnBlock, ResnetBlock, Upsample
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .internals import AttnBlock, BasicTransformerBlock, ResBlock, ResnetBlock, Upsample
 
 # The blocks of the host's UNets and of its VAEs; their lists hold containers that are never called themselves.
 BLOCKS = (ResBlock, BasicTransformerBlock, ResnetBlock, AttnBlock, Upsample)

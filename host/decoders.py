@@ -4,14 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import comfy.sd
-import folder_paths
 import torch
 import torch.nn.functional as F
-from comfy.taesd.taesd import TAESD
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .internals import TAESD, VAE, decode, folder_paths
 from .models import resident_vae
 
 FULL = "full"
@@ -39,11 +37,7 @@ class LatentDecoder(NamedTuple):
 
 def decoded(vae: Any, latent: Tensor) -> Tensor:
     """Decode latent (1, C, h, w), in the VAE's own scale, to an image (1, H, W, 3) in [0, 1], differentiably."""
-    # The VAE's own decode falls back to tiles under inference mode when memory is short; its parts do not.
-    pixels = vae.first_stage_model.decode(latent.to(vae.vae_dtype).to(vae.device))
-    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-    # clone: the host's last step works in place, and a pixel-space VAE returns its input
-    return vae.process_output(pixels.clone()).movedim(1, -1)
+    return decode(vae, latent).movedim(1, -1)
 
 
 def shrink(latent: Tensor, side: int, fit: str) -> Tensor:
@@ -138,7 +132,7 @@ def load_tiny_decoder(name: str, latent_channels: int) -> Any:
             f"{file} is damaged or no tiny decoder for latents of {latent_channels} channels ({error}); "
             "download it again, or set decoder to 'encoder resolution'"
         ) from error
-    return comfy.sd.VAE(sd=tensors, metadata={"tae_latent_channels": latent_channels})
+    return VAE(sd=tensors, metadata={"tae_latent_channels": latent_channels})
 
 
 def _missing(latent_format: Any) -> str:

@@ -11,17 +11,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-import comfy.latent_formats
-import comfy.model_base
-import comfy.model_management
-import comfy.model_patcher
-import comfy.pixel_space_convert
-import comfy.sd
-import comfy.supported_models_base
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from .internals import (
+    VAE,
+    BaseModel,
+    LatentFormat,
+    ModelConfig,
+    ModelPatcher,
+    ModelType,
+    PixelspaceConversionVAE,
+    get_torch_device,
+    unet_offload_device,
+    vae_offload_device,
+)
 
 WEIGHTS = Path(__file__).absolute().parents[1] / "generator" / "emoji64.safetensors"
 MAX_BYTES = 20_000_000
@@ -38,7 +44,7 @@ class DemoFileError(ValueError):
     """The demo generator's file is missing, damaged or another one. The message names the file."""
 
 
-class FoldedPixels(comfy.latent_formats.LatentFormat):
+class FoldedPixels(LatentFormat):
     """Pixels in [-1, 1] folded 4 x 4 into channels, unscaled."""
 
     latent_channels = CHANNELS
@@ -49,7 +55,7 @@ class FoldedPixels(comfy.latent_formats.LatentFormat):
     ]
 
 
-class DemoConfig(comfy.supported_models_base.BASE):
+class DemoConfig(ModelConfig):
     """What the host wants to know of a model beside its weights."""
 
     unet_extra_config: dict[str, Any] = {}
@@ -59,7 +65,7 @@ class DemoConfig(comfy.supported_models_base.BASE):
     memory_usage_factor = 0.4
 
 
-class FoldingVAE(comfy.pixel_space_convert.PixelspaceConversionVAE):
+class FoldingVAE(PixelspaceConversionVAE):
     """Folds pixels into latents and back, without loss."""
 
     def encode(self, pixels: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
@@ -71,15 +77,15 @@ class FoldingVAE(comfy.pixel_space_convert.PixelspaceConversionVAE):
         return F.pixel_shuffle(samples, FOLD)
 
 
-def load_demo_generator() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
+def load_demo_generator() -> tuple[ModelPatcher, VAE]:
     """Load the demo generator and its VAE for the host's samplers, in float32.
 
     Raises:
         DemoFileError: the weights are missing, damaged or not this generator's.
     """
     settings, tensors = _read(WEIGHTS)
-    load_device = comfy.model_management.get_torch_device()
-    offload_device = comfy.model_management.unet_offload_device()
+    load_device = get_torch_device()
+    offload_device = unet_offload_device()
     del tensors["classes.weight"]
     weights = {name.removeprefix("unet."): tensor.float() for name, tensor in tensors.items()}
     # The file's tensors become parameters of a module that outlives this call, so they should be normal
@@ -88,13 +94,13 @@ def load_demo_generator() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VA
         try:
             config = DemoConfig(settings)
             config.set_inference_dtype(torch.float32, None)
-            kind = comfy.model_base.ModelType.V_PREDICTION
-            model = comfy.model_base.BaseModel(config, kind, device=offload_device)
+            kind = ModelType.V_PREDICTION
+            model = BaseModel(config, kind, device=offload_device)
             model.diffusion_model.load_state_dict(weights)
         except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DemoFileError(f"{WEIGHTS}: weights and header do not fit each other ({error})") from error
     # Plain, never dynamic: guidance differentiates through it, and so few weights need no streaming.
-    patcher = comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    patcher = ModelPatcher(model, load_device=load_device, offload_device=offload_device)
     return patcher, _folding_vae()
 
 
@@ -117,16 +123,16 @@ def demo_conditioning(name: str) -> Conditioning:
     return [[row.float()[None, None], {}]]
 
 
-def _folding_vae() -> comfy.sd.VAE:
+def _folding_vae() -> VAE:
     # The host's pixel-space VAE brings everything but the folding. Half precision, its choice on a GPU, would
     # round the pixels.
-    vae = comfy.sd.VAE({"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    vae = VAE({"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     with torch.inference_mode(False):
         vae.first_stage_model = FoldingVAE().eval().requires_grad_(False)
-    vae.patcher = comfy.model_patcher.ModelPatcher(
+    vae.patcher = ModelPatcher(
         vae.first_stage_model,
         load_device=vae.device,
-        offload_device=comfy.model_management.vae_offload_device(),
+        offload_device=vae_offload_device(),
     )
     vae.downscale_ratio = vae.upscale_ratio = FOLD
     vae.latent_channels = CHANNELS

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import folder_paths
-
 from ..jepa_core.hub import ENCODERS, fetch_encoder
+from .internals import folder_paths
 
 FOLDER = "jepa"
 

@@ -4,27 +4,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import comfy.model_management
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from torch import nn
 
 from ..jepa_core import differentiable
+from .internals import attention_pytorch, training_operations
 
 
 @contextmanager
 def host_differentiable(*modules: nn.Module) -> Iterator[None]:
-    """`jepa_core.differentiable` for the host's modules: asks its operations for versions with a backward.
-
-    The host's flag for training is global; it is set for the block and put back on any exit.
-    """
-    before = comfy.model_management.in_training
-    with differentiable(*modules):
-        comfy.model_management.in_training = True
-        try:
-            yield
-        finally:
-            comfy.model_management.in_training = before
+    """`jepa_core.differentiable` for the host's modules: asks its operations for versions with a backward."""
+    with differentiable(*modules), training_operations():
+        yield
 
 
 def normal_tensors(value: Any) -> Any:

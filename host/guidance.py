@@ -6,9 +6,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.model_management
-import comfy.patcher_extension
-import comfy.samplers
 import torch
 from torch import Tensor
 
@@ -16,6 +13,14 @@ from ..jepa_core import RarityGradient, has_fast_bfloat16
 from .checkpointing import checkpointed
 from .decoders import FULL, choose_decoder
 from .gradients import differentiable_attention, host_differentiable, normal_tensors
+from .internals import (
+    KSAMPLER,
+    denoising_modules,
+    go_on_with,
+    replaced_conditioning,
+    wrap_sampler,
+    wrapped_sampler,
+)
 from .latent_gradient import LatentGradient, Slope, held_constant_slope
 from .models import (
     HostEncoder,
@@ -176,7 +181,7 @@ def apply_guidance(
         # what the gradient tracks from step to step belongs to one run, however the last one ended
         rarity.reset()
         run = _GuidedRun(
-            executor.class_obj,
+            wrapped_sampler(executor),
             guider,
             schedule,
             chain,
@@ -186,14 +191,9 @@ def apply_guidance(
             one_call=denoiser_calls == ONE_CALL,
             checkpointing=checkpointing,
         )
-        # the wrappers that come after this one run as they would have, around the guided sampler
-        rest = executor.wrappers[executor.idx + 1 :]
-        guided = run.sampler()
-        following = comfy.patcher_extension.WrapperExecutor.new_class_executor(guided.sample, guided, rest)
-        return following.execute(guider, sigmas, extra_args, *args)
+        return go_on_with(executor, run.sampler())(guider, sigmas, extra_args, *args)
 
-    patched.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY)
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, sample_guided)
+    wrap_sampler(patched, KEY, sample_guided)
     return patched
 
 
@@ -213,7 +213,7 @@ class _GuidedRun:
         one_call: bool,
         checkpointing: bool,
     ) -> None:
-        if not isinstance(sampler, comfy.samplers.KSAMPLER):
+        if not isinstance(sampler, KSAMPLER):
             raise ValueError(
                 f"JEPA guidance does not know samplers of type {type(sampler).__name__}; use a stock one"
             )
@@ -234,9 +234,9 @@ class _GuidedRun:
         self.sigmas = torch.empty(0)
         self.hooks = 0
 
-    def sampler(self) -> comfy.samplers.KSAMPLER:
+    def sampler(self) -> KSAMPLER:
         """The stock sampler with its function replaced by the guided one."""
-        return comfy.samplers.KSAMPLER(self.sample, self.stock.extra_options, self.stock.inpaint_options)
+        return KSAMPLER(self.sample, self.stock.extra_options, self.stock.inpaint_options)
 
     def sample(
         self,
@@ -359,23 +359,16 @@ class _GuidedRun:
         sigma = sigmas.flatten()[0]
         if not self.through_denoiser:
             return self.gradient(lambda z: call(z, sigmas, kwargs), x, sigma, self.base_model)
-        modules = [patcher.model for patcher in (self.guider.model_patcher, *self.guider.loaded_models)]
-        modules = [module for module in modules if isinstance(module, torch.nn.Module)]
-        conds = self.guider.conds
+        modules = denoising_modules(self.guider)
         with (
             host_differentiable(*modules),
             checkpointed(*modules) if self.checkpointing else nullcontext(),
+            replaced_conditioning(self.guider, normal_tensors),
         ):
             kwargs = normal_tensors(kwargs)
             kwargs["model_options"] = differentiable_attention(kwargs.get("model_options", {}))
             sigmas, x = sigmas.clone(), x.clone()
-            self.guider.conds = normal_tensors(conds)
-            try:
-                return self.gradient(
-                    lambda z: call(z, sigmas, kwargs), x, sigmas.flatten()[0], self.base_model
-                )
-            finally:
-                self.guider.conds = conds
+            return self.gradient(lambda z: call(z, sigmas, kwargs), x, sigmas.flatten()[0], self.base_model)
 
 
 def post_cfg_hooks(kwargs: dict) -> list[Callable[[dict], Tensor]]:
@@ -401,8 +394,3 @@ def inpainting_mask(model: Any, sigmas: Tensor, kwargs: dict) -> Tensor | None:
     if mask is None or change_mask is None:
         return mask
     return change_mask(sigmas, mask, extra_options={"model": model.inner_model, "sigmas": model.sigmas})
-
-
-def interrupt_check() -> None:
-    """Raise the host's interruption when the user asked for one; the encoder's modules do not."""
-    comfy.model_management.throw_exception_if_processing_interrupted()

@@ -5,13 +5,13 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ..jepa_core import Encoder, RarityGradient
 from .checkpointing import checkpointed
 from .decoders import decoded
 from .gradients import host_differentiable
+from .internals import UNetModel
 
 
 class Slope(NamedTuple):

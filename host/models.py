@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
-import comfy.model_patcher
 import torch
 
 from ..jepa_core import Encoder, load_encoder
+from .internals import (
+    ModelPatcher,
+    device_count,
+    get_torch_device,
+    is_dynamic,
+    is_streamed,
+    load_models_gpu,
+    loaded_without_streaming,
+    unet_offload_device,
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,7 @@ class HostEncoder:
     """What a JEPA_ENCODER link carries: the encoder in a patcher that the host can load and unload."""
 
     name: str
-    patcher: comfy.model_patcher.ModelPatcher
+    patcher: ModelPatcher
 
     @property
     def encoder(self) -> Encoder:
@@ -34,17 +42,17 @@ def load_host_encoder(path: Path, name: str, image_size: int) -> HostEncoder:
     encoder = load_encoder(path, image_size=image_size)
     # The base patcher on purpose: the dynamic one streams weights through buffers that a backward pass
     # would read after they were overwritten.
-    patcher = comfy.model_patcher.ModelPatcher(
+    patcher = ModelPatcher(
         encoder,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
+        load_device=get_torch_device(),
+        offload_device=unet_offload_device(),
     )
     return HostEncoder(name, patcher)
 
 
 def use_encoder(encoder: HostEncoder) -> Encoder:
     """Have the host load the encoder onto its device now, and return it."""
-    comfy.model_management.load_models_gpu([encoder.patcher])
+    load_models_gpu([encoder.patcher])
     refuse_streamed(encoder.patcher, "the JEPA encoder")
     return encoder.encoder
 
@@ -55,10 +63,10 @@ def resident_model(model: Any) -> Any:
     Raises:
         ValueError: the host streams this model's weights and knows no other way to load it.
     """
-    if not model.is_dynamic():
+    if not is_dynamic(model):
         return model.clone()
     try:
-        return model.get_non_dynamic_delegate()
+        return loaded_without_streaming(model)
     except RuntimeError as error:
         raise ValueError(
             "The model is loaded by the host's dynamic memory manager, which gives wrong gradients, and its "
@@ -72,14 +80,14 @@ def resident_vae(vae: Any) -> Any:
 
     Loaders that keep no recipe for a second load are copied weight by weight into a plain patcher.
     """
-    if not vae.patcher.is_dynamic():
+    if not is_dynamic(vae.patcher):
         return vae
     resident = copy.copy(vae)
     try:
-        resident.patcher = vae.patcher.get_non_dynamic_delegate()
+        resident.patcher = loaded_without_streaming(vae.patcher)
     except RuntimeError:
         logging.info("JEPA guidance: copying the VAE, because its loader cannot load it without streaming")
-        resident.patcher = comfy.model_patcher.ModelPatcher(
+        resident.patcher = ModelPatcher(
             copy.deepcopy(vae.first_stage_model), vae.patcher.load_device, vae.patcher.offload_device
         )
     resident.first_stage_model = resident.patcher.model
@@ -92,7 +100,7 @@ def refuse_streamed(patcher: Any, what: str) -> None:
     Raises:
         ValueError: names the model and what to do.
     """
-    if patcher.is_dynamic() or patcher.model.model_lowvram:
+    if is_streamed(patcher):
         raise ValueError(
             f"JEPA guidance cannot differentiate {what} while its weights are streamed from system memory "
             "(the gradients would be silently wrong). Free memory: a smaller image, a smaller model, or fewer "
@@ -126,10 +134,10 @@ def check_one_device(model: Any) -> None:
     Raises:
         ValueError: always says how many.
     """
-    clones = model.get_additional_models_with_key("multigpu")
-    if clones:
+    devices = device_count(model)
+    if devices > 1:
         raise ValueError(
-            f"JEPA guidance runs on one device; this model is spread over {len(clones) + 1}. "
+            f"JEPA guidance runs on one device; this model is spread over {devices}. "
             "Remove the multi-GPU node in front of it."
         )
 

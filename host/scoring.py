@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..jepa_core import jepa_score
-from .guidance import interrupt_check
+from .internals import interrupt_check
 from .models import HostEncoder, use_encoder
 
 

@@ -1,9 +1,9 @@
 """JEPAEncoderLoader: the eyes that say what is rare."""
 
-import comfy.utils
 from comfy_api.latest import io
 
 from ..host.folders import encoder_file, encoder_names
+from ..host.internals import ProgressBar
 from ..host.models import load_host_encoder
 from .types import JEPAEncoder
 
@@ -44,6 +44,6 @@ class JEPAEncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, encoder: str, image_size: int) -> io.NodeOutput:
-        bar = comfy.utils.ProgressBar(1)
+        bar = ProgressBar(1)
         file = encoder_file(encoder, on_progress=lambda done, total: bar.update_absolute(done, total))
         return io.NodeOutput(load_host_encoder(file, encoder, image_size))

@@ -5,7 +5,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.decoders import DECODERS, ENCODER_RESOLUTION, FULL, TINY_OR_SMALL
-from ..host.guidance import ONE_CALL, TWO_CALLS, interrupt_check
+from ..host.guidance import ONE_CALL, TWO_CALLS
+from ..host.internals import interrupt_check
 from ..host.steps import Schedule
 from ..jepa_core import RarityGradient
 from .types import JEPAEncoder

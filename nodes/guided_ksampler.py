@@ -1,9 +1,9 @@
 """JEPAGuidedKSampler: the stock KSampler with one more dial."""
 
-import comfy.samplers
 from comfy_api.latest import io
 
 from ..host.guidance import Trace, apply_guidance
+from ..host.internals import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
 from ..host.models import check_finite
 from ..host.sampling import show_text, stock_sample
 from ..host.steps import sampler_refusal
@@ -48,13 +48,13 @@ class JEPAGuidedKSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
+                    options=SAMPLER_NAMES,
                     default="euler",
                     tooltip="The sampling algorithm. uni_pc, sa_solver and dpm_adaptive cannot be guided yet.",
                 ),
                 io.Combo.Input(
                     "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    options=SCHEDULER_NAMES,
                     default="normal",
                     tooltip="How noise is removed over the steps.",
                 ),
@@ -91,10 +91,10 @@ class JEPAGuidedKSampler(io.ComfyNode):
     ) -> bool | str:
         message = settings_message(strength, start_percent, end_percent)
         if message is None and sampler_name is not None:
-            if sampler_name not in comfy.samplers.KSampler.SAMPLERS:
+            if sampler_name not in SAMPLER_NAMES:
                 message = f"sampler_name {sampler_name!r} is not one of the host's samplers"
             elif strength != 0 and (start_percent is None or start_percent != end_percent):
-                message = sampler_refusal(comfy.samplers.sampler_object(sampler_name).sampler_function)
+                message = sampler_refusal(sampler_object(sampler_name).sampler_function)
         return message or True
 
     @classmethod

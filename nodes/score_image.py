@@ -1,8 +1,8 @@
 """JEPAScoreImage: how rare an encoder finds each image of a batch."""
 
-import comfy.utils
 from comfy_api.latest import io, ui
 
+from ..host.internals import ProgressBar
 from ..host.sampling import show_text
 from ..host.scoring import score_images
 from .types import JEPAEncoder
@@ -71,7 +71,7 @@ class JEPAScoreImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, encoder, mode, top_k, fit, antialias) -> io.NodeOutput:
-        bar = comfy.utils.ProgressBar(len(images))
+        bar = ProgressBar(len(images))
         scores = score_images(
             images,
             encoder,

@@ -103,7 +103,7 @@ class Sampler:
     def __call__(self, seed: int, arm: str, **schedule: Any) -> tuple[Image.Image, Row]:
         """Make one image; returns it with what guidance reported of it. `schedule` changes the defaults."""
         reports: list[Any] = []
-        pixels = self.sample(self._model(seed, arm, reports.append, schedule), seed)
+        pixels = self.sample(self._model(seed, arm, reports.append, schedule), seed, STEPS)
         guided = [step for step in reports[-1].steps if step["guided"]] if reports else []
         names = ("step", "sigma", "score", "gradient_norm", "shift")
         trace = [{name: _number(step[name]) for name in names} for step in guided]

@@ -1,0 +1,252 @@
+"""Every use of the host's internals, which it does not promise to keep: in one place, checked at import.
+
+The other modules take what they need from here. A host that lacks something is refused when the pack is
+imported, with a message that names the host's version and what is missing, and not in the middle of an
+artist's run. Tested with ComfyUI 0.9.2 and 0.30.0.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OLDEST_HOST = "0.9.2"
+
+
+class HostVersionError(ImportError):
+    """This ComfyUI lacks something that the pack needs. The message says what, and what to do."""
+
+
+def _version() -> str:
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return "of an unknown version"
+    return str(__version__)
+
+
+HOST_VERSION = _version()
+
+
+def _refuse(missing: str) -> HostVersionError:
+    return HostVersionError(
+        f"JEPA Guidance needs {missing}, which this ComfyUI ({HOST_VERSION}) does not have. The pack works with "
+        f"ComfyUI {OLDEST_HOST} and newer: update ComfyUI; if it is the newest, update JEPA Guidance."
+    )
+
+
+try:
+    import comfy.latent_formats
+    import comfy.ldm.modules.attention
+    import comfy.ldm.modules.diffusionmodules.model
+    import comfy.ldm.modules.diffusionmodules.openaimodel
+    import comfy.model_base
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.model_sampling
+    import comfy.patcher_extension
+    import comfy.pixel_space_convert
+    import comfy.samplers
+    import comfy.sd
+    import comfy.supported_models_base
+    import comfy.taesd.taesd
+    import comfy.utils
+    import folder_paths
+
+    # the type checker takes the host's module for this pack's folder of the same name
+    import nodes as host_nodes
+except ModuleNotFoundError as error:
+    raise _refuse(f"the module {error.name}") from error
+
+
+def _need(owner: Any, name: str) -> Any:
+    """The attribute `name` of a module or class of the host. Raises HostVersionError without it."""
+    if not hasattr(owner, name):
+        raise _refuse(f"{getattr(owner, '__qualname__', owner.__name__)}.{name}")
+    return getattr(owner, name)
+
+
+def _need_mention(function: Callable, *names: str) -> None:
+    """Check that a function of the host still reads or sets attributes of these names on its objects."""
+    for name in names:
+        if name not in function.__code__.co_names + function.__code__.co_varnames:
+            raise _refuse(f"the attribute {name} in {function.__qualname__}")
+
+
+# --- classes and functions --------------------------------------------------------------------------------------
+
+# Blocks of the host's UNets and VAEs.
+UNetModel = _need(comfy.ldm.modules.diffusionmodules.openaimodel, "UNetModel")
+ResBlock = _need(comfy.ldm.modules.diffusionmodules.openaimodel, "ResBlock")
+BasicTransformerBlock = _need(comfy.ldm.modules.attention, "BasicTransformerBlock")
+AttnBlock = _need(comfy.ldm.modules.diffusionmodules.model, "AttnBlock")
+ResnetBlock = _need(comfy.ldm.modules.diffusionmodules.model, "ResnetBlock")
+Upsample = _need(comfy.ldm.modules.diffusionmodules.model, "Upsample")
+attention_pytorch = _need(comfy.ldm.modules.attention, "attention_pytorch")
+
+# Models and what the host keeps them in.
+BaseModel = _need(comfy.model_base, "BaseModel")
+ModelType = _need(comfy.model_base, "ModelType")
+ModelConfig = _need(comfy.supported_models_base, "BASE")
+LatentFormat = _need(comfy.latent_formats, "LatentFormat")
+PixelspaceConversionVAE = _need(comfy.pixel_space_convert, "PixelspaceConversionVAE")
+ModelPatcher = _need(comfy.model_patcher, "ModelPatcher")
+VAE = _need(comfy.sd, "VAE")
+TAESD = _need(comfy.taesd.taesd, "TAESD")
+get_torch_device = _need(comfy.model_management, "get_torch_device")
+unet_offload_device = _need(comfy.model_management, "unet_offload_device")
+vae_offload_device = _need(comfy.model_management, "vae_offload_device")
+load_models_gpu = _need(comfy.model_management, "load_models_gpu")
+soft_empty_cache = _need(comfy.model_management, "soft_empty_cache")
+# Raises the host's interruption when the user asked for one; only the host's own layers ask by themselves.
+interrupt_check = _need(comfy.model_management, "throw_exception_if_processing_interrupted")
+
+# Sampling.
+KSAMPLER = _need(comfy.samplers, "KSAMPLER")
+sampler_object = _need(comfy.samplers, "sampler_object")
+SAMPLER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SAMPLERS")
+SCHEDULER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SCHEDULERS")
+common_ksampler = _need(host_nodes, "common_ksampler")
+ProgressBar = _need(comfy.utils, "ProgressBar")
+_WRAPPER = _need(_need(comfy.patcher_extension, "WrappersMP"), "SAMPLER_SAMPLE")
+_WrapperExecutor = _need(comfy.patcher_extension, "WrapperExecutor")
+
+for _name in ("clone", "get_model_object", "set_additional_models", "get_additional_models_with_key"):
+    _need(ModelPatcher, _name)
+for _name in ("add_wrapper_with_key", "remove_wrappers_with_key", "load"):
+    _need(ModelPatcher, _name)
+for _name in ("throw_exception_if_invalid", "spacial_compression_decode"):
+    _need(VAE, _name)
+for _name in ("process_in", "latent_channels", "latent_dimensions", "taesd_decoder_name"):
+    _need(LatentFormat, _name)
+_need(BaseModel, "process_latent_out")
+for _class in ("EPS", "V_PREDICTION", "EDM", "CONST"):
+    for _name in ("calculate_input", "calculate_denoised", "noise_scaling"):
+        _need(_need(comfy.model_sampling, _class), _name)
+for _name in ("folder_names_and_paths", "models_dir", "get_filename_list", "get_folder_paths"):
+    _need(folder_paths, _name)
+_need_mention(ModelPatcher.__init__, "model_lowvram", "load_device", "offload_device")
+_need_mention(
+    VAE.__init__, "first_stage_model", "patcher", "vae_dtype", "device", "latent_dim", "process_output"
+)
+_need_mention(comfy.samplers.CFGGuider.outer_sample, "inner_model", "conds", "loaded_models", "model_patcher")
+_need_mention(KSAMPLER.sample, "sampler_function", "extra_options", "inpaint_options")
+_need_mention(_need(comfy.samplers, "KSamplerX0Inpaint").__call__, "denoise_mask", "inner_model", "sigmas")
+_need_mention(_WrapperExecutor.__init__, "class_obj", "wrappers", "idx")
+if "server" in sys.modules:  # the host's engine runs without one too
+    _need(_need(sys.modules["server"], "PromptServer"), "send_progress_text")
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------
+
+
+def send_progress_text(text: str, node_id: str) -> None:
+    """Show text under a node of the page."""
+    from server import PromptServer
+
+    PromptServer.instance.send_progress_text(text, node_id)
+
+
+def wrap_sampler(model: Any, key: str, wrapper: Callable) -> None:
+    """Have `wrapper`(executor, guider, sigmas, extra_args, ...) called in place of the sampler of whatever samples MODEL.
+
+    It replaces an earlier one of the same key.
+    """
+    model.remove_wrappers_with_key(_WRAPPER, key)
+    model.add_wrapper_with_key(_WRAPPER, key, wrapper)
+
+
+def wrapped_sampler(executor: Any) -> Any:
+    """The sampler that a wrapper was called in place of."""
+    return executor.class_obj
+
+
+def go_on_with(executor: Any, sampler: Any) -> Callable:
+    """What a wrapper calls to go on with another sampler: the wrappers after it run around that one."""
+    rest = executor.wrappers[executor.idx + 1 :]
+    return _WrapperExecutor.new_class_executor(sampler.sample, sampler, rest).execute
+
+
+def denoising_modules(guider: Any) -> list[nn.Module]:
+    """The networks that a model call runs: the denoiser, and what is loaded beside it, such as ControlNets."""
+    loaded = [patcher.model for patcher in (guider.model_patcher, *guider.loaded_models)]
+    return [module for module in loaded if isinstance(module, nn.Module)]
+
+
+@contextmanager
+def replaced_conditioning(guider: Any, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Within the block, model calls see `change`(the conditioning of this run)."""
+    before = guider.conds
+    guider.conds = change(before)
+    try:
+        yield
+    finally:
+        guider.conds = before
+
+
+# --- memory and devices -----------------------------------------------------------------------------------------
+
+
+def is_dynamic(patcher: Any) -> bool:
+    """Whether the host streams these weights through buffers that it uses again, as it pleases."""
+    # a manager of that kind came after the oldest host
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
+
+
+def is_streamed(patcher: Any) -> bool:
+    """Whether some of these weights are not on the device now: a backward pass would read other weights."""
+    return is_dynamic(patcher) or patcher.model.model_lowvram
+
+
+def loaded_without_streaming(patcher: Any) -> Any:
+    """A second patcher for the same weights that does not stream. Raises RuntimeError where its loader knows no way."""
+    return patcher.get_non_dynamic_delegate()
+
+
+def device_count(model: Any) -> int:
+    """Over how many devices the host spreads a MODEL."""
+    return 1 + len(model.get_additional_models_with_key("multigpu"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the system, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    ask = getattr(comfy.model_management, "is_oom", None)  # newer than the oldest host
+    if ask is not None and ask(error):
+        return True
+    # what processors and Apple's GPUs raise instead
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text)
+
+
+# --- differentiation --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def training_operations() -> Iterator[None]:
+    """Within the block, the host's operations take versions with a backward pass. The flag is global to the host."""
+    management = comfy.model_management
+    if not hasattr(management, "in_training"):  # came with the operations that have none
+        yield
+        return
+    before = management.in_training
+    management.in_training = True
+    try:
+        yield
+    finally:
+        management.in_training = before
+
+
+def decode(vae: Any, latent: Tensor) -> Tensor:
+    """Decode latent (1, C, ...), in the VAE's own scale, to (1, 3, ...) in [0, 1], differentiably.
+
+    The VAE's own decode falls back to tiles under inference mode when memory is short; its parts do not.
+    """
+    pixels = vae.first_stage_model.decode(latent.to(vae.vae_dtype).to(vae.device))
+    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+    # clone: the host's last step works in place, and a pixel-space VAE returns its input
+    return vae.process_output(pixels.clone())
