@@ -26,19 +26,13 @@ from .models import (
     HostEncoder,
     check_finite,
     check_one_device,
+    check_still,
     check_vae_fits,
     refuse_streamed,
     resident_model,
 )
-from .steps import (
-    Schedule,
-    first_calls,
-    latent_scale,
-    normalise,
-    posterior_variance,
-    sampler_refusal,
-    signal_rate,
-)
+from .samplers import Rehearsal, rehearse, sampler_name
+from .steps import Schedule, latent_scale, normalise, posterior_variance, signal_rate
 
 KEY = "jepa_guidance"
 TWO_CALLS = "two"
@@ -57,11 +51,18 @@ class Trace:
             image; shift is the largest change of x in sampler units, 0 where a gradient was not finite).
         message: a few lines for people.
         how: how the gradient was computed, a line for people.
+        notices: what had to be done otherwise, a line each.
     """
 
     steps: list[dict] = field(default_factory=list)
     message: str = "JEPA guidance: has not run yet"
     how: str = ""
+    notices: list[str] = field(default_factory=list)
+
+    def notice(self, text: str) -> None:
+        """Say in the log and in the message that something was done otherwise than asked."""
+        logging.warning("JEPA guidance: %s", text)
+        self.notices.append(text)
 
     def summarise(self, total: int) -> None:
         """Write the message after some or all of `total` steps."""
@@ -83,29 +84,58 @@ class Trace:
             f"step {last['step']}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}"
             + (f"\n{self.how}" if self.how else "")
             + (f"\n{skipped} shift(s) skipped, their gradient was not finite" if skipped else "")
+            + "".join(f"\n{notice}" for notice in self.notices)
         )
 
 
 class _GuidedModel:
-    """Stands in for the model inside a sampler function; shifts x where a guided step begins."""
+    """Stands in for the model inside a sampler function; shifts the sampler's state where a guided step begins.
+
+    Most samplers pass their own state, and changing it in place is enough. For those that keep a copy it
+    remembers how far the state should lie from the copy (`offset`), and answers for the state.
+    """
 
     def __init__(
-        self, model: Any, shifts: dict[int, int], guide: Callable[[Any, Tensor, Tensor, dict, int], Tensor]
+        self,
+        model: Any,
+        rehearsal: Rehearsal,
+        guided: list[int],
+        guide: Callable[[Any, Tensor, Tensor, dict, int], Tensor],
     ):
         self._model = model
-        self._shifts = shifts
+        self._rehearsal = rehearsal
+        self._guided = guided
         self._guide = guide
-        self._calls = 0
+        self._offset: Tensor | None = None
+        self.calls = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        step = self._shifts.get(self._calls)
-        self._calls += 1
-        if step is not None:
+        step = self._rehearsal.first.get(self.calls)
+        self.calls += 1
+        carry = self._rehearsal.carry
+        if carry is None:
+            return self._answer(x, sigma, kwargs, step)
+        if step is not None and self._offset is not None:
+            self._offset = carry[step] * self._offset
+        state = x.clone() if self._offset is None else x - self._offset
+        answer = self._answer(state, sigma, kwargs, step)
+        if step in self._guided:
+            self._offset = x - state
+        return answer
+
+    def _answer(self, x: Tensor, sigma: Tensor, kwargs: dict, step: int | None) -> Tensor:
+        if step in self._guided:
             return self._guide(self._model, x, sigma, kwargs, step)
         return self._model(x, sigma, **kwargs)
+
+    def result(self, x: Tensor) -> Tensor:
+        """What the sampler's result should be, from what it is."""
+        if self._offset is None or self._rehearsal.carry is None:
+            return x
+        return x - self._rehearsal.carry[-1] * self._offset
 
 
 def apply_guidance(
@@ -217,9 +247,6 @@ class _GuidedRun:
             raise ValueError(
                 f"JEPA guidance does not know samplers of type {type(sampler).__name__}; use a stock one"
             )
-        refusal = sampler_refusal(sampler.sampler_function)
-        if refusal:
-            raise ValueError(refusal)
         self.stock = sampler
         self.guider = guider
         self.base_model = guider.inner_model
@@ -231,7 +258,7 @@ class _GuidedRun:
         self.report = report
         self.trace = trace
         self.guided: list[int] = []
-        self.sigmas = torch.empty(0)
+        self.sigmas: list[float] = []
         self.hooks = 0
 
     def sampler(self) -> KSAMPLER:
@@ -249,36 +276,43 @@ class _GuidedRun:
         **options: Any,
     ) -> Tensor:
         """Run the stock sampler function on a model that shifts x where a guided step begins."""
-        if x.ndim != 4:
-            raise ValueError(f"JEPA guidance works on still images; this latent has shape {tuple(x.shape)}")
+        check_still(x)
         check_finite(x)
-        calls, total = first_calls(self.stock.sampler_function, sigmas, options, model)
-        self.guided = self.schedule.guided_steps(total)
-        self.sigmas = sigmas
+        function = self.stock.sampler_function
+        rehearsal = rehearse(function, sigmas, options, model)
+        self.guided = self.schedule.guided_steps(rehearsal.steps)
+        self.sigmas = rehearsal.sigmas
         self.hooks = len(post_cfg_hooks(extra_args or {}))
-        shifts = {call: step for call, step in calls.items() if step in self.guided}
-        if not shifts:
-            logging.warning("JEPA guidance: none of the %d steps lies in the guided range", total)
+        if not self.guided:
+            logging.warning("JEPA guidance: none of the %d steps lies in the guided range", rehearsal.steps)
+        guided_model = _GuidedModel(model, rehearsal, self.guided, self.guided_call)
 
         def after_step(state: dict) -> None:
+            step = state["i"]
+            if rehearsal.first.get(guided_model.calls - 1) != step:
+                raise RuntimeError(
+                    f"JEPA guidance: the sampler {sampler_name(function)!r} runs otherwise than it did on one number, "
+                    "so its steps cannot be guided. Choose another sampler."
+                )
             # guided steps were recorded when they were shifted
-            if len(self.trace.steps) <= state["i"]:
-                self.trace.steps.append({"step": state["i"], "sigma": float(state["sigma"]), "guided": False})
-            self.trace.summarise(total)
+            if len(self.trace.steps) <= step:
+                self.trace.steps.append({"step": step, "sigma": rehearsal.sigmas[step], "guided": False})
+            self.trace.summarise(rehearsal.steps)
             self.report(self.trace)
             if callback is not None:
                 callback(state)
 
-        # clones: some samplers write into their arguments
-        return self.stock.sampler_function(
-            _GuidedModel(model, shifts, self.guided_call),
+        # A clone, since guidance writes into it. Samplers may write into sigmas, which the host then looks at.
+        result = function(
+            guided_model,
             x.clone(),
-            sigmas.clone(),
+            sigmas,
             extra_args=extra_args,
             callback=after_step,
             disable=disable,
             **options,
         )
+        return guided_model.result(result)
 
     def guided_call(self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict, step: int) -> Tensor:
         """Shift x in place where a step begins; return the denoiser's clean estimate at the shifted x."""
@@ -323,7 +357,8 @@ class _GuidedRun:
         scale = latent_scale(self.base_model.model_sampling, sigma)
         # from per unit of x to per unit of z_t = x / scale
         direction = normalise(
-            torch.where(finite[:, None, None, None], gradient * scale, 0.0), self.schedule.normalisation
+            torch.where(finite.reshape(-1, *[1] * (x.ndim - 1)), gradient * scale, 0.0),
+            self.schedule.normalisation,
         )
         eta = self.schedule.step_strength(len(self.guided))
         if self.schedule.variance:
@@ -350,7 +385,7 @@ class _GuidedRun:
 
     def _posterior_variance(self, sigma: Tensor, step: int) -> float:
         sampling = self.base_model.model_sampling
-        following = self.sigmas[step + 1]
+        following = torch.tensor(self.sigmas[step + 1])
         return posterior_variance(signal_rate(sampling, sigma), signal_rate(sampling, following))
 
     def _slope(

@@ -1,20 +1,11 @@
-"""Which steps are guided, which model call begins each of them, and how far a step may move the latent."""
+"""Which steps are guided, and how far a step may move the latent."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Samplers whose state the shift does not reach at the top of each step, by the name of their function.
-UNSUPPORTED = {
-    "sample_unipc": "uni_pc",
-    "sample_unipc_bh2": "uni_pc_bh2",
-    "sample_sa_solver": "sa_solver",
-    "sample_sa_solver_pece": "sa_solver_pece",
-    "dpm_adaptive_function": "dpm_adaptive",
-}
 # The strength that the paper published was for runs with this many guided steps.
 PUBLISHED_GUIDED_STEPS = 3
 
@@ -106,60 +97,3 @@ def normalise(gradient: Tensor, how: str) -> Tensor:
     size = flat.abs().amax(1) if how == "max" else flat.square().mean(1).sqrt()
     size = torch.where(size > 0, size, 1.0)  # a zero gradient stays zero
     return gradient / size.reshape(-1, *[1] * (gradient.ndim - 1))
-
-
-def first_calls(
-    sampler_function: Callable, sigmas: Tensor, options: dict, model: Any
-) -> tuple[dict[int, int], int]:
-    """Run the sampler on one number and note which model call begins which step.
-
-    Samplers call the model once or several times a step, at sigmas that repeat, and report each step right
-    after its first call. The run touches no global random state.
-
-    Args:
-        model: what the host passes to sampler functions; only its attributes are read.
-
-    Returns:
-        {index of the model call: step}, and the number of steps.
-    """
-    calls = 0
-    first: dict[int, int] = {}
-
-    class OneNumber:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(model, name)
-
-        def __call__(self, x: Tensor, sigma: Tensor, model_options: dict | None = None, **_: Any) -> Tensor:
-            nonlocal calls
-            calls += 1
-            denoised = x * 0.5
-            # samplers of the cfg++ kind take the unconditional estimate from this hook
-            for hook in (model_options or {}).get("sampler_post_cfg_function", []):
-                keys = ("denoised", "cond_denoised", "uncond_denoised", "input")
-                denoised = hook(dict.fromkeys(keys, denoised) | {"sigma": sigma, "cond_scale": 1.0})
-            return denoised
-
-    def note(report: dict) -> None:
-        first[calls - 1] = len(first)
-
-    # a noise sampler made for the real latent would be advanced by a rehearsal
-    options = {name: value for name, value in options.items() if name != "noise_sampler"}
-    devices = [sigmas.device] if sigmas.device.type == "cuda" else []
-    x = torch.ones(1, 1, 1, 1, device=sigmas.device) * sigmas[0]
-    arguments = {"model_options": {"transformer_options": {}}, "seed": 0}
-    with torch.random.fork_rng(devices):
-        sampler_function(
-            OneNumber(), x, sigmas.clone(), extra_args=arguments, callback=note, disable=True, **options
-        )
-    return first, len(first)
-
-
-def sampler_refusal(sampler_function: Callable) -> str | None:
-    """Why this sampler cannot be guided, or None."""
-    name = UNSUPPORTED.get(getattr(sampler_function, "__name__", ""))
-    if name is None:
-        return None
-    return (
-        f"JEPA guidance does not support the sampler {name!r}: it keeps a copy of the latent that the guidance "
-        "cannot shift. Choose another, for instance euler, dpmpp_2m or ddim."
-    )

@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from ..host.guidance import Trace, apply_guidance
 from ..host.internals import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
 from ..host.models import check_finite
+from ..host.samplers import sampler_refusal
 from ..host.sampling import show_text, stock_sample
-from ..host.steps import sampler_refusal
 from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
 from .types import JEPATrace
 
@@ -50,7 +50,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
                     "sampler_name",
                     options=SAMPLER_NAMES,
                     default="euler",
-                    tooltip="The sampling algorithm. uni_pc, sa_solver and dpm_adaptive cannot be guided yet.",
+                    tooltip="The sampling algorithm. dpm_adaptive cannot be guided.",
                 ),
                 io.Combo.Input(
                     "scheduler",

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 
-import comfy.model_base
-import comfy.samplers
 import pytest
 import torch
 from jepa_guidance.host.steps import (
     Schedule,
-    first_calls,
     latent_scale,
     normalise,
     posterior_variance,
-    sampler_refusal,
     signal_rate,
 )
 
@@ -102,28 +98,3 @@ def test_normalisation_is_per_sample_and_leaves_zero_alone():
     assert normalise(gradient, "max").flatten(1).abs().amax(1).tolist() == pytest.approx([1.0, 0.0, 1.0])
     assert normalise(gradient, "rms")[0].square().mean().item() == pytest.approx(1.0)
     assert torch.equal(normalise(gradient, "none"), gradient)
-
-
-REFUSED = {"uni_pc", "uni_pc_bh2", "sa_solver", "sa_solver_pece", "dpm_adaptive"}
-
-
-@pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
-def test_every_sampler_of_the_host_is_rehearsed_or_refused_by_name(tiny, name):
-    sampler = comfy.samplers.sampler_object(name)
-    refusal = sampler_refusal(sampler.sampler_function)
-    if name in REFUSED:
-        assert repr(name) in refusal
-        return
-    assert refusal is None
-    sampling = tiny.model.model.model_sampling
-    inner = type("Inner", (), {"model_sampling": sampling, "model_patcher": tiny.model})()
-    inner.inner_model = inner
-    model = type("Model", (), {"inner_model": inner})()
-    sigmas = torch.tensor([14.0, 7.0, 3.0, 1.0, 0.0])
-    before = torch.get_rng_state()
-    calls, total = first_calls(sampler.sampler_function, sigmas, sampler.extra_options, model)
-    assert torch.equal(before, torch.get_rng_state())
-    # dpm_fast takes three model calls to a step of its own; every other sampler has one step a sigma
-    assert total == (2 if name == "dpm_fast" else 4)
-    assert sorted(calls.values()) == list(range(total))
-    assert calls[0] == 0
