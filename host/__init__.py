@@ -1,13 +1,17 @@
 """The host adapter: the one place that knows ComfyUI's internals.
 
+internals.py        everything that is taken from the host, checked at import: the one module that imports it
 folders.py          model folder, names in menus, files behind them
 models.py           loading and memory: encoder and VAE as models that the host manages
 gradients.py        differentiating the host's modules inside its inference mode
 decoders.py         clean latent -> image: the VAE, the VAE at the encoder's resolution, a tiny decoder
 checkpointing.py    less kept for the backward pass, computed again
 latent_gradient.py  the chain image -> latent -> noisy latent
-steps.py            which model call begins which step; sizes of the shift
+samplers.py         which model call of a sampler begins which step, and where it keeps its state
+steps.py            which steps are guided; sizes of the shift
 guidance.py         the MODEL patch that guides any sampler
+economy.py          what a run gives up, and in which order, when memory runs out
+trace.py            what a run did, for programs and for people
 sampling.py         the stock sampler, and messages to the page
 demo_model.py       the small generator of the demo
 """

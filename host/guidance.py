@@ -1,9 +1,9 @@
 """JEPA guidance as a MODEL patch: any stock sampler, guided (arXiv 2605.24631, algorithm 1)."""
 
+import copy
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,13 +11,16 @@ from torch import Tensor
 
 from ..jepa_core import RarityGradient, has_fast_bfloat16
 from .checkpointing import checkpointed
-from .decoders import FULL, choose_decoder
+from .decoders import ENCODER_RESOLUTION, FULL, choose_decoder
+from .economy import economise
 from .gradients import differentiable_attention, host_differentiable, normal_tensors
 from .internals import (
     KSAMPLER,
     denoising_modules,
     go_on_with,
+    is_out_of_memory,
     replaced_conditioning,
+    soft_empty_cache,
     wrap_sampler,
     wrapped_sampler,
 )
@@ -25,14 +28,17 @@ from .latent_gradient import LatentGradient, Slope, held_constant_slope
 from .models import (
     HostEncoder,
     check_finite,
+    check_fixed_weights,
     check_one_device,
+    check_sampling,
     check_still,
     check_vae_fits,
     refuse_streamed,
     resident_model,
 )
-from .samplers import Rehearsal, rehearse, sampler_name
+from .samplers import GuidedModel, rehearse, sampler_name
 from .steps import Schedule, latent_scale, normalise, posterior_variance, signal_rate
+from .trace import Trace
 
 KEY = "jepa_guidance"
 TWO_CALLS = "two"
@@ -40,102 +46,6 @@ ONE_CALL = "one"
 
 # (denoise, x, sigma, base model) -> Slope, see LatentGradient.__call__
 GradientFunction = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor, Any], Slope]
-
-
-@dataclass
-class Trace:
-    """What guidance did in one sampler call.
-
-    Attributes:
-        steps: one dict a step: step, sigma, guided, and where guided score, gradient_norm, shift (a float per
-            image; shift is the largest change of x in sampler units, 0 where a gradient was not finite).
-        message: a few lines for people.
-        how: how the gradient was computed, a line for people.
-        notices: what had to be done otherwise, a line each.
-    """
-
-    steps: list[dict] = field(default_factory=list)
-    message: str = "JEPA guidance: has not run yet"
-    how: str = ""
-    notices: list[str] = field(default_factory=list)
-
-    def notice(self, text: str) -> None:
-        """Say in the log and in the message that something was done otherwise than asked."""
-        logging.warning("JEPA guidance: %s", text)
-        self.notices.append(text)
-
-    def summarise(self, total: int) -> None:
-        """Write the message after some or all of `total` steps."""
-        guided = [step for step in self.steps if step["guided"]]
-        if not guided:
-            done = len(self.steps)
-            self.message = (
-                f"JEPA guidance: step {done} of {total}, not guided yet"
-                if done < total
-                else "JEPA guidance: no step of this run lies in the guided range; the image is the stock sampler's"
-            )
-            return
-        scores = [sum(step["score"]) / len(step["score"]) for step in guided]
-        moved = f"{scores[0]:.2f} to {scores[-1]:.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"
-        last = guided[-1]
-        skipped = sum(shift == 0 for step in guided for shift in step["shift"])
-        self.message = (
-            f"JEPA guidance: {len(guided)} of {total} steps guided\nscore {moved}\n"
-            f"step {last['step']}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}"
-            + (f"\n{self.how}" if self.how else "")
-            + (f"\n{skipped} shift(s) skipped, their gradient was not finite" if skipped else "")
-            + "".join(f"\n{notice}" for notice in self.notices)
-        )
-
-
-class _GuidedModel:
-    """Stands in for the model inside a sampler function; shifts the sampler's state where a guided step begins.
-
-    Most samplers pass their own state, and changing it in place is enough. For those that keep a copy it
-    remembers how far the state should lie from the copy (`offset`), and answers for the state.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        rehearsal: Rehearsal,
-        guided: list[int],
-        guide: Callable[[Any, Tensor, Tensor, dict, int], Tensor],
-    ):
-        self._model = model
-        self._rehearsal = rehearsal
-        self._guided = guided
-        self._guide = guide
-        self._offset: Tensor | None = None
-        self.calls = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        step = self._rehearsal.first.get(self.calls)
-        self.calls += 1
-        carry = self._rehearsal.carry
-        if carry is None:
-            return self._answer(x, sigma, kwargs, step)
-        if step is not None and self._offset is not None:
-            self._offset = carry[step] * self._offset
-        state = x.clone() if self._offset is None else x - self._offset
-        answer = self._answer(state, sigma, kwargs, step)
-        if step in self._guided:
-            self._offset = x - state
-        return answer
-
-    def _answer(self, x: Tensor, sigma: Tensor, kwargs: dict, step: int | None) -> Tensor:
-        if step in self._guided:
-            return self._guide(self._model, x, sigma, kwargs, step)
-        return self._model(x, sigma, **kwargs)
-
-    def result(self, x: Tensor) -> Tensor:
-        """What the sampler's result should be, from what it is."""
-        if self._offset is None or self._rehearsal.carry is None:
-            return x
-        return x - self._rehearsal.carry[-1] * self._offset
 
 
 def apply_guidance(
@@ -171,6 +81,7 @@ def apply_guidance(
     Raises:
         ValueError: models that do not fit each other, or that cannot be differentiated as loaded.
     """
+    check_sampling(model)
     check_vae_fits(vae, model)
     check_one_device(model)
     if rarity.k > encoder.encoder.embed_dim:
@@ -180,6 +91,11 @@ def apply_guidance(
     latent_format = model.get_model_object("latent_format")
     latent_decoder = choose_decoder(decoder, vae, latent_format, encoder.encoder.image_size, fit)
     vae = latent_decoder.vae
+    small = None  # what to decode with when memory runs out
+    if decoder == FULL:
+        small = choose_decoder(
+            ENCODER_RESOLUTION, vae, latent_format, encoder.encoder.image_size, fit
+        ).prepare
     half = rarity.half and has_fast_bfloat16(encoder.patcher.load_device)
     how = ", ".join(
         [
@@ -208,15 +124,22 @@ def apply_guidance(
         refuse_streamed(encoder.patcher, "the JEPA encoder")
         if through_denoiser:
             refuse_streamed(guider.model_patcher, "the denoiser")
+            check_fixed_weights(guider)
         # what the gradient tracks from step to step belongs to one run, however the last one ended
         rarity.reset()
+        own = chain
+        if isinstance(chain, LatentGradient):
+            # copies, since a run that is short of memory changes them
+            own = copy.copy(chain)
+            own.rarity = copy.copy(rarity)
         run = _GuidedRun(
             wrapped_sampler(executor),
             guider,
             schedule,
-            chain,
+            own,
             Trace(how=how),
             report,
+            small,
             through_denoiser=through_denoiser,
             one_call=denoiser_calls == ONE_CALL,
             checkpointing=checkpointing,
@@ -238,6 +161,7 @@ class _GuidedRun:
         gradient: GradientFunction,
         trace: Trace,
         report: Callable[[Trace], None],
+        small: Callable[[Tensor], Tensor] | None,
         *,
         through_denoiser: bool,
         one_call: bool,
@@ -252,6 +176,7 @@ class _GuidedRun:
         self.base_model = guider.inner_model
         self.schedule = schedule
         self.gradient = gradient
+        self.small = small
         self.through_denoiser = through_denoiser
         self.one_call = one_call
         self.checkpointing = checkpointing
@@ -285,7 +210,7 @@ class _GuidedRun:
         self.hooks = len(post_cfg_hooks(extra_args or {}))
         if not self.guided:
             logging.warning("JEPA guidance: none of the %d steps lies in the guided range", rehearsal.steps)
-        guided_model = _GuidedModel(model, rehearsal, self.guided, self.guided_call)
+        guided_model = GuidedModel(model, rehearsal, self.guided, self.guided_call)
 
         def after_step(state: dict) -> None:
             step = state["i"]
@@ -326,7 +251,16 @@ class _GuidedRun:
             return estimates[-1]
 
         listening = with_listener(kwargs, heard) if own else kwargs
-        score, gradient = self._slope(call, x, sigmas, listening)
+        while True:
+            try:
+                score, gradient = self._slope(call, x, sigmas, listening)
+                break
+            except Exception as error:
+                if not is_out_of_memory(error) or not self._economise():
+                    raise
+            # only now does nothing hold what the failed attempt kept
+            estimates.clear()
+            soft_empty_cache()
         mask = inpainting_mask(model, sigmas, kwargs)
         if mask is not None and not self.through_denoiser:
             # masked on the way into the network and once more on the way out
@@ -382,6 +316,22 @@ class _GuidedRun:
             }
         )
         return change
+
+    def _economise(self) -> bool:
+        """Go on in a way that needs less memory, and say so; False when there is none."""
+        chain = self.gradient
+        if not isinstance(chain, LatentGradient):
+            return False
+        done = economise(chain, self.small)
+        if done is None:
+            logging.error(
+                "JEPA guidance: out of memory, and nothing cheaper is left. Use a smaller image or encoder, or fewer "
+                "models in the graph."
+            )
+            return False
+        self.trace.notice(done)
+        self.through_denoiser, self.checkpointing = chain.through_denoiser, chain.checkpointing
+        return True
 
     def _posterior_variance(self, sigma: Tensor, step: int) -> float:
         sampling = self.base_model.model_sampling

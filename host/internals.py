@@ -128,7 +128,7 @@ for _class in ("EPS", "V_PREDICTION", "EDM", "CONST"):
         _need(_need(comfy.model_sampling, _class), _name)
 for _name in ("folder_names_and_paths", "models_dir", "get_filename_list", "get_folder_paths"):
     _need(folder_paths, _name)
-_need_mention(ModelPatcher.__init__, "model_lowvram", "load_device", "offload_device")
+_need_mention(ModelPatcher.__init__, "model_lowvram", "load_device", "offload_device", "hook_patches")
 _need_mention(
     VAE.__init__, "first_stage_model", "patcher", "vae_dtype", "device", "latent_dim", "process_output"
 )
@@ -185,6 +185,20 @@ def replaced_conditioning(guider: Any, change: Callable[[Any], Any]) -> Iterator
         yield
     finally:
         guider.conds = before
+
+
+def has_weight_hooks(guider: Any) -> bool:
+    """Whether the host changes the denoiser's weights during this run, for a prompt or a part of it."""
+    return any(guider.model_patcher.hook_patches.values())
+
+
+def unguidable_sampling(model_sampling: Any) -> str | None:
+    """The name of a way to add noise whose scale has no meaning for guidance, or None for one that is known.
+
+    Image-to-image networks add no noise; CogVideoX's takes a latent that the host does not scale.
+    """
+    names = {"IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"}
+    return next((part.__name__ for part in type(model_sampling).__mro__ if part.__name__ in names), None)
 
 
 # --- memory and devices -----------------------------------------------------------------------------------------

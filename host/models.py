@@ -13,11 +13,13 @@ from .internals import (
     ModelPatcher,
     device_count,
     get_torch_device,
+    has_weight_hooks,
     is_dynamic,
     is_streamed,
     load_models_gpu,
     loaded_without_streaming,
     unet_offload_device,
+    unguidable_sampling,
 )
 
 
@@ -125,6 +127,34 @@ def check_vae_fits(vae: Any, model: Any) -> None:
         raise ValueError(
             f"The VAE decodes latents of {vae.latent_channels} channels, the model makes "
             f"{latent_format.latent_channels}. Connect the VAE that belongs to the model."
+        )
+
+
+def check_sampling(model: Any) -> None:
+    """Refuse a model whose noise has no scale that guidance knows.
+
+    Raises:
+        ValueError: names it.
+    """
+    name = unguidable_sampling(model.get_model_object("model_sampling"))
+    if name is not None:
+        raise ValueError(
+            f"JEPA guidance does not support models that sample by {name}: it steers a latent with noise of a known "
+            "scale, and this one has none. Connect a text-to-image model."
+        )
+
+
+def check_fixed_weights(guider: Any) -> None:
+    """Refuse to differentiate a denoiser whose weights the host changes between the parts of one model call.
+
+    Raises:
+        ValueError: says what to set.
+    """
+    if has_weight_hooks(guider):
+        raise ValueError(
+            "JEPA guidance cannot differentiate a denoiser whose LoRA comes with the conditioning (Create Hook LoRA): "
+            "its weights change within a step, and the gradient would be silently wrong. Load the LoRA with Load LoRA, "
+            "or set gradient_path to 'denoiser constant'."
         )
 
 

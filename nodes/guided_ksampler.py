@@ -2,11 +2,12 @@
 
 from comfy_api.latest import io
 
-from ..host.guidance import Trace, apply_guidance
+from ..host.guidance import apply_guidance
 from ..host.internals import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
 from ..host.models import check_finite
 from ..host.samplers import sampler_refusal
 from ..host.sampling import show_text, stock_sample
+from ..host.trace import Trace
 from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
 from .types import JEPATrace
 

@@ -1,0 +1,262 @@
+"""Out of memory, streamed weights and hooked weights: what each does to a guided run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.hooks
+import comfy.ops
+import pytest
+import torch
+from jepa_guidance.host.guidance import apply_guidance
+from jepa_guidance.host.internals import is_out_of_memory
+from jepa_guidance.host.latent_gradient import LatentGradient
+from jepa_guidance.host.models import refuse_streamed
+from jepa_guidance.host.steps import Schedule
+
+from jepa_core import RarityGradient, differentiable
+
+RARITY = {"k": 3, "oversample": 2, "power_iterations": 1}
+
+
+def guided(tiny: Any, reports: list[Any] | None = None, **settings: Any) -> Any:
+    return apply_guidance(
+        tiny.model,
+        tiny.vae,
+        tiny.encoder,
+        Schedule(end_percent=1.0),
+        RarityGradient(**RARITY, **settings.pop("rarity", {})),
+        report=(reports if reports is not None else []).append,
+        **settings,
+    )
+
+
+class Card:
+    """A device that is out of memory whenever `full` says so."""
+
+    def __init__(self, full: Callable[..., bool]) -> None:
+        self.full = full
+        self.failures = 0
+
+    def put_on(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Card:
+        method = getattr(owner, name)
+
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            if self.full(*args):
+                self.failures += 1
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 23.00 GiB.")
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, limited)
+        return self
+
+
+def checkpointing_is_on(module: torch.nn.Module) -> bool:
+    """Whether blocks run otherwise than their class says (a Card may sit on a decoder, which is no block)."""
+    decoder = getattr(module, "decoder", None)
+    return any("forward" in part.__dict__ for part in module.modules() if part is not decoder)
+
+
+LATENT = {"latent_image": {"samples": torch.zeros(1, 4, 20, 20)}}
+
+
+def test_the_first_thing_given_up_is_directions_per_pass(monkeypatch, tiny, stock, caplog):
+    expected = stock(guided(tiny, rarity={"chunk": 1}), tiny, **LATENT)
+    many = stock(guided(tiny), tiny, **LATENT)
+    card = Card(lambda x: len(x) > 1).put_on(monkeypatch, tiny.encoder.encoder, "forward")
+    reports: list[Any] = []
+    with caplog.at_level(logging.WARNING):
+        found = stock(guided(tiny, reports), tiny, **LATENT)
+    assert card.failures == 1
+    assert torch.equal(found, expected)
+    # the same image, as far as rounding goes
+    assert (found - many).abs().max() < 1e-2 * (many - stock(tiny.model, tiny, **LATENT)).abs().max()
+    assert "one direction per encoder pass" in reports[-1].message
+    assert "one direction per encoder pass" in caplog.text
+    assert len(reports[-1].notices) == 1
+
+
+def test_then_checkpointing(monkeypatch, tiny, stock):
+    vae = tiny.vae.first_stage_model
+    expected = stock(guided(tiny, rarity={"chunk": 1}, checkpointing=True), tiny, **LATENT)
+    card = Card(lambda *_: not checkpointing_is_on(vae)).put_on(monkeypatch, vae.decoder, "forward")
+    reports: list[Any] = []
+    assert torch.equal(stock(guided(tiny, reports), tiny, **LATENT), expected)
+    assert card.failures == 2
+    assert [text.split(" from here")[0] for text in reports[-1].notices] == [
+        "out of memory: one direction per encoder pass",
+        "out of memory: checkpointing",
+    ]
+
+
+def test_then_the_decoder_at_the_encoders_resolution(monkeypatch, tiny, stock):
+    settings = {"rarity": {"chunk": 1}, "checkpointing": True}
+    expected = stock(guided(tiny, decoder="encoder resolution", **settings), tiny, **LATENT)
+    full = stock(guided(tiny, **settings), tiny, **LATENT)
+    Card(lambda z: z.shape[-1] > 14).put_on(monkeypatch, tiny.vae.first_stage_model.decoder, "forward")
+    reports: list[Any] = []
+    found = stock(guided(tiny, reports), tiny, **LATENT)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, full)
+    assert "another image" in reports[-1].notices[-1]
+    assert "decoder at encoder resolution" in reports[-1].message
+
+
+def test_last_the_denoiser_is_held_constant(monkeypatch, tiny, stock):
+    network = tiny.model.model.diffusion_model
+    settings = {"rarity": {"chunk": 1}, "checkpointing": True, "decoder": "encoder resolution"}
+    expected = stock(guided(tiny, **settings), tiny, **LATENT)
+    Card(lambda x, *_: x.requires_grad).put_on(monkeypatch, network, "forward")
+    reports: list[Any] = []
+    found = stock(guided(tiny, reports, through_denoiser=True, denoiser_calls="one"), tiny, **LATENT)
+    assert len(reports[-1].notices) == 4
+    assert "denoiser constant" in reports[-1].notices[-1]
+    one_call = stock(guided(tiny, denoiser_calls="one", **settings), tiny, **LATENT)
+    assert torch.equal(found, one_call)
+    assert not torch.equal(found, expected)  # asked twice, it answers otherwise
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_out_of_memory_for_good_is_the_devices_own_error_and_leaves_nothing_behind(
+    monkeypatch, tiny, stock, caplog, through
+):
+    before = stock(guided(tiny), tiny)
+    modules = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.encoder)
+    weights = [{id(t) for t in (*m.parameters(), *m.buffers())} for m in modules]
+    with monkeypatch.context() as patch:
+        Card(lambda *_: True).put_on(patch, tiny.vae.first_stage_model.decoder, "forward")
+        with caplog.at_level(logging.ERROR), pytest.raises(torch.OutOfMemoryError):
+            stock(guided(tiny, through_denoiser=through), tiny)
+    assert "nothing cheaper is left" in caplog.text
+    assert weights == [{id(t) for t in (*m.parameters(), *m.buffers())} for m in modules]
+    assert not any(checkpointing_is_on(module) for module in modules)
+    assert torch.equal(stock(guided(tiny), tiny), before)
+
+
+def test_what_one_run_gave_up_the_next_one_has_again(monkeypatch, tiny, stock):
+    patched = guided(tiny)
+    before = stock(patched, tiny, **LATENT)
+    with monkeypatch.context() as patch:
+        Card(lambda z: z.shape[-1] > 14).put_on(patch, tiny.vae.first_stage_model.decoder, "forward")
+        assert not torch.equal(stock(patched, tiny, **LATENT), before)
+    assert torch.equal(stock(patched, tiny, **LATENT), before)
+
+
+def test_another_error_is_raised_as_it_is(monkeypatch, tiny, stock):
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(tiny.vae.first_stage_model.decoder, "forward", fail)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        stock(guided(tiny), tiny)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 18.13 GB)"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+# --- weights that are not in place ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_buffer(monkeypatch):
+    """Have the host cast every weight into one buffer that it uses again, as its streaming does on a GPU.
+
+    The values that a layer computes with are right; what its backward pass reads is the last layer's.
+    """
+    buffers: dict[torch.Size, torch.Tensor] = {}
+    cast = comfy.ops.cast_bias_weight
+
+    def streamed(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        weight, *rest = cast(layer, *args, **kwargs)
+        memory = buffers.setdefault(weight.shape, weight.detach().clone())
+        # a tensor of its own over the same memory: autograd does not see that later layers write there
+        view = torch.empty(0, dtype=weight.dtype)
+        view.set_(memory.untyped_storage(), 0, memory.shape, memory.stride())
+        view.copy_(weight.detach())
+        return view, *rest
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", streamed)
+
+
+def gradient_of_decoding(tiny: Any, latent: torch.Tensor) -> torch.Tensor:
+    chain = LatentGradient(tiny.vae, tiny.encoder.encoder, RarityGradient(k=3))
+    return chain.of_latent(latent).gradient
+
+
+def streamed_vae(tiny: Any) -> None:
+    """Load the VAE as the host does when memory is short: its layers cast their weights at every call."""
+    tiny.vae.patcher.load(torch.device("cpu"), lowvram_model_memory=1)
+
+
+def test_streaming_gives_wrong_gradients_without_a_word_and_is_refused(tiny, one_buffer, stock):
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    right = gradient_of_decoding(tiny, latent)
+    for layer in tiny.vae.first_stage_model.modules():
+        if hasattr(layer, "comfy_cast_weights"):
+            layer.comfy_cast_weights = True
+    wrong = gradient_of_decoding(tiny, latent)
+    # nothing raised, everything finite, and wrong: this is what the refusal is for
+    assert wrong.isfinite().all()
+    assert torch.nn.functional.cosine_similarity(right.flatten(), wrong.flatten(), dim=0) < 0.9
+    streamed_vae(tiny)
+    with pytest.raises(ValueError, match="the VAE while its weights are streamed"):
+        refuse_streamed(tiny.vae.patcher, "the VAE")
+
+
+@pytest.mark.parametrize("what", ["vae", "encoder", "model"])
+def test_a_run_that_would_differentiate_streamed_weights_is_refused(monkeypatch, tiny, stock, what):
+    import jepa_guidance.host.models as models
+
+    streams = {"vae": tiny.vae.patcher, "encoder": tiny.encoder.patcher, "model": tiny.model}[what].model
+    monkeypatch.setattr(models, "is_streamed", lambda patcher: patcher.model is streams)
+    with pytest.raises(ValueError, match="streamed from system memory"):
+        stock(guided(tiny, through_denoiser=True), tiny)
+    if what == "model":  # held constant, the denoiser may be streamed
+        assert stock(guided(tiny), tiny).isfinite().all()
+
+
+# --- weights that change within a step --------------------------------------------------------------------------
+
+
+def hooked(tiny: Any, conditioning: list, strength: float) -> list:
+    """Conditioning with a LoRA of its own on one weight of the denoiser."""
+    key = "diffusion_model.out.2.weight"
+    change = torch.full_like(tiny.model.model.state_dict()[key], 0.1)
+    hook = comfy.hooks.WeightHook(strength_model=strength, strength_clip=0.0)
+    hook.weights = {key: ("diff", (change,))}
+    hook.need_weight_init = False
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    return [[cond, {**rest, "hooks": group}] for cond, rest in conditioning]
+
+
+def test_a_lora_that_comes_with_the_conditioning_is_guided_or_refused(tiny, stock):
+    settings = {"positive": hooked(tiny, tiny.positive, 1.0)}
+    plain = stock(tiny.model, tiny, **settings)
+    assert not torch.equal(plain, stock(tiny.model, tiny))  # the hook changes the image
+    found = stock(guided(tiny), tiny, **settings)
+    assert found.isfinite().all()
+    assert not torch.equal(found, plain)
+    with pytest.raises(ValueError, match="Create Hook LoRA"):
+        stock(guided(tiny, through_denoiser=True), tiny, **settings)
+    # and the refusal leaves the weights as they were
+    assert torch.equal(stock(tiny.model, tiny, **settings), plain)
+
+
+def test_differentiable_does_not_hold_on_to_weights(tiny):
+    with differentiable(tiny.vae.first_stage_model):
+        pass
+    assert all(weight.is_inference() for weight in tiny.vae.first_stage_model.parameters())
