@@ -353,7 +353,19 @@ class _GuidedRun:
             kwargs = normal_tensors(kwargs)
             kwargs["model_options"] = differentiable_attention(kwargs.get("model_options", {}))
             sigmas, x = sigmas.clone(), x.clone()
-            return self.gradient(lambda z: call(z, sigmas, kwargs), x, sigmas.flatten()[0], self.base_model)
+            try:
+                return self.gradient(
+                    lambda z: call(z, sigmas, kwargs), x, sigmas.flatten()[0], self.base_model
+                )
+            except RuntimeError as error:
+                # what torch says of tensors that others keep from their own calls
+                if "nference tensor" not in str(error) and "does not require grad" not in str(error):
+                    raise
+                raise ValueError(
+                    "JEPA guidance cannot differentiate the denoiser together with something that is patched onto it or "
+                    "runs beside it (a cache such as EasyCache, a second model). Remove that, or set gradient_path to "
+                    "'denoiser constant'."
+                ) from error
 
 
 def post_cfg_hooks(kwargs: dict) -> list[Callable[[dict], Tensor]]:
