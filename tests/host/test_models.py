@@ -6,10 +6,19 @@ import comfy.model_patcher
 import comfy_aimdo.host_buffer
 import pytest
 import torch
-from jepa_guidance.host.models import check_one_device, refuse_streamed, resident_model, resident_vae
+from jepa_guidance.host.guidance import apply_guidance
+from jepa_guidance.host.latent_gradient import Slope
+from jepa_guidance.host.models import (
+    check_one_device,
+    check_sampling,
+    refuse_streamed,
+    resident_model,
+    resident_vae,
+)
+from jepa_guidance.host.steps import Schedule
 from safetensors.torch import save_file
 
-from jepa_core import EncoderFileError
+from jepa_core import EncoderFileError, RarityGradient
 
 
 class NoBuffer:
@@ -83,6 +92,40 @@ def test_plain_models_are_used_as_they_are(tiny):
 def test_a_dynamic_patcher_is_refused_at_the_moment_of_sampling(tiny, dynamic):
     with pytest.raises(ValueError, match="the denoiser while its weights are streamed"):
         refuse_streamed(dynamic(tiny.model.model), "the denoiser")
+
+
+@pytest.mark.parametrize("kind", ["IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"])
+def test_a_model_whose_noise_has_no_known_scale_is_refused_by_name(tiny, kind):
+    with pytest.raises(ValueError, match=rf"sample by {kind}:"):
+        apply_guidance(tiny.make_model(kind), tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
+
+
+@pytest.mark.parametrize(
+    "kind", ["EPS", "V_PREDICTION", "V_PREDICTION_EDM", "EDM", "FLOW", "FLUX", "FLOW_COSMOS"]
+)
+def test_models_whose_noise_has_a_known_scale_are_not_refused(tiny, kind):
+    check_sampling(tiny.make_model(kind))
+
+
+def test_the_host_loads_everything_that_a_run_needs_at_once(tiny, stock):
+    """Denoiser, VAE and encoder are told to the host together, so that it makes room for all of them."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    seen = []
+
+    def look(denoise, x, sigma, base_model):
+        loaded = [entry.model.model for entry in comfy.model_management.current_loaded_models]
+        seen.append([any(part is one for one in loaded) for part in parts])
+        return Slope(torch.zeros(len(x)), torch.zeros_like(x))
+
+    parts = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.encoder)
+    patched = apply_guidance(
+        tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3), gradient=look
+    )
+    stock(patched, tiny)
+    assert seen
+    assert all(all(entry) for entry in seen)
 
 
 def test_a_model_on_several_devices_is_refused(tiny):

@@ -1,0 +1,78 @@
+"""Denoisers and VAEs whose weights are stored in fewer bits: the gradient is that of the same numbers in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_base
+import comfy.model_patcher
+import pytest
+import torch
+from jepa_guidance.host.guidance import apply_guidance
+from jepa_guidance.host.steps import Schedule
+
+from jepa_core import RarityGradient
+from tests.host.conftest import UNET, TinyConfig, randomise
+
+CPU = torch.device("cpu")
+STORED = (torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+
+
+def model_of(stored: torch.dtype, kept: torch.dtype) -> Any:
+    """A tiny MODEL whose weights are rounded to `stored` and kept as `kept`; it computes in float32."""
+    with torch.inference_mode():
+        config = TinyConfig(dict(UNET))
+        config.set_inference_dtype(kept, None if kept == torch.float32 else torch.float32)
+        model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS, device="cpu")
+        values = comfy.model_base.BaseModel(
+            TinyConfig(dict(UNET)), comfy.model_base.ModelType.EPS, device="cpu"
+        )
+        randomise(values.diffusion_model, seed=1)
+        weights = {
+            name: weight.to(stored).to(kept) for name, weight in values.diffusion_model.state_dict().items()
+        }
+        model.diffusion_model.load_state_dict(weights)
+        return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
+
+
+@pytest.mark.parametrize("stored", STORED, ids=str)
+def test_the_gradient_through_a_denoiser_in_fewer_bits(tiny, stock, stored):
+    images, slopes = [], []
+    for kept in (stored, torch.float32):
+        model = model_of(stored, kept)
+        reports: list[Any] = []
+        patched = apply_guidance(
+            model,
+            tiny.vae,
+            tiny.encoder,
+            Schedule(end_percent=1.0),
+            RarityGradient(k=3, oversample=2, power_iterations=0),
+            through_denoiser=True,
+            report=reports.append,
+        )
+        images.append(stock(patched, tiny, steps=3))
+        slopes.append([step["gradient_norm"] for step in reports[-1].steps if step["guided"]])
+        assert not torch.equal(images[-1], stock(model, tiny, steps=3))
+        assert all(
+            weight.dtype == kept for weight in model.model.diffusion_model.parameters() if weight.ndim > 1
+        )
+    for found, expected in zip(*slopes, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert (images[0] - images[1]).norm() < 1e-3 * images[1].norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_vae_in_half_precision_guides(tiny, stock, dtype):
+    reports: list[Any] = []
+    patched = apply_guidance(
+        tiny.model,
+        tiny.make_vae(dtype),
+        tiny.encoder,
+        Schedule(end_percent=1.0),
+        RarityGradient(k=3, oversample=2, power_iterations=0),
+        report=reports.append,
+    )
+    found = stock(patched, tiny, steps=3)
+    assert found.isfinite().all()
+    assert not torch.equal(found, stock(tiny.model, tiny, steps=3))
+    assert not any("skipped" in report.message for report in reports)
