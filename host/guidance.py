@@ -21,6 +21,7 @@ from .internals import (
     is_out_of_memory,
     replaced_conditioning,
     soft_empty_cache,
+    unload_idle,
     wrap_sampler,
     wrapped_sampler,
 )
@@ -120,6 +121,7 @@ def apply_guidance(
     patched.set_additional_models(KEY, [vae.patcher, encoder.patcher])
 
     def sample_guided(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any) -> Tensor:
+        check_one_device(guider.model_patcher)  # once more: a node behind this one may have changed it
         refuse_streamed(vae.patcher, "the VAE")
         refuse_streamed(encoder.patcher, "the JEPA encoder")
         if through_denoiser:
@@ -322,6 +324,11 @@ class _GuidedRun:
         chain = self.gradient
         if not isinstance(chain, LatentGradient):
             return False
+        if idle := unload_idle(self.guider):
+            self.trace.notice(
+                f"out of memory: unloaded {idle} model(s) that this run does not need (the same image)"
+            )
+            return True
         done = economise(chain, self.small)
         if done is None:
             logging.error(

@@ -101,6 +101,8 @@ unet_offload_device = _need(comfy.model_management, "unet_offload_device")
 vae_offload_device = _need(comfy.model_management, "vae_offload_device")
 load_models_gpu = _need(comfy.model_management, "load_models_gpu")
 soft_empty_cache = _need(comfy.model_management, "soft_empty_cache")
+_free_memory = _need(comfy.model_management, "free_memory")
+_LoadedModel = _need(comfy.model_management, "LoadedModel")
 # Raises the host's interruption when the user asked for one; only the host's own layers ask by themselves.
 interrupt_check = _need(comfy.model_management, "throw_exception_if_processing_interrupted")
 
@@ -116,7 +118,7 @@ _WrapperExecutor = _need(comfy.patcher_extension, "WrapperExecutor")
 
 for _name in ("clone", "get_model_object", "set_additional_models", "get_additional_models_with_key"):
     _need(ModelPatcher, _name)
-for _name in ("add_wrapper_with_key", "remove_wrappers_with_key", "load"):
+for _name in ("add_wrapper_with_key", "remove_wrappers_with_key", "load", "model_patches_models"):
     _need(ModelPatcher, _name)
 for _name in ("throw_exception_if_invalid", "spacial_compression_decode"):
     _need(VAE, _name)
@@ -223,6 +225,14 @@ def loaded_without_streaming(patcher: Any) -> Any:
 def device_count(model: Any) -> int:
     """Over how many devices the host spreads a MODEL."""
     return 1 + len(model.get_additional_models_with_key("multigpu"))
+
+
+def unload_idle(guider: Any) -> int:
+    """Unload from the device every model that this run does not need; returns how many there were."""
+    used = [guider.model_patcher, *guider.loaded_models]
+    used += [part for patcher in used for part in patcher.model_patches_models()]
+    keep = [_LoadedModel(patcher) for patcher in used]
+    return len(_free_memory(1e32, guider.model_patcher.load_device, keep))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import comfy.hooks
+import comfy.model_management
 import comfy.ops
 import pytest
 import torch
@@ -59,10 +60,44 @@ def checkpointing_is_on(module: torch.nn.Module) -> bool:
     return any("forward" in part.__dict__ for part in module.modules() if part is not decoder)
 
 
+@pytest.fixture(autouse=True)
+def nothing_idle():
+    """Unload what other tests left loaded, which a run that is short of memory would unload first."""
+    comfy.model_management.unload_all_models()
+
+
 LATENT = {"latent_image": {"samples": torch.zeros(1, 4, 20, 20)}}
 
 
-def test_the_first_thing_given_up_is_directions_per_pass(monkeypatch, tiny, stock, caplog):
+def test_first_the_host_unloads_what_the_run_does_not_need(monkeypatch, tiny, stock):
+    idle, other = tiny.make_vae(), tiny.make_model()
+    expected = stock(guided(tiny), tiny, **LATENT)
+    comfy.model_management.load_models_gpu([idle.patcher, other])
+
+    def loaded() -> list[bool]:
+        entries = [entry.model.model for entry in comfy.model_management.current_loaded_models]
+        models = (
+            idle.patcher.model,
+            other.model,
+            tiny.model.model,
+            tiny.vae.patcher.model,
+            tiny.encoder.encoder,
+        )
+        return [any(entry is model for entry in entries) for model in models]
+
+    assert loaded()[:2] == [True, True]
+    decoder = tiny.vae.first_stage_model.decoder
+    card = Card(lambda *_: any(loaded()[:2])).put_on(monkeypatch, decoder, "forward")
+    reports: list[Any] = []
+    assert torch.equal(stock(guided(tiny, reports), tiny, **LATENT), expected)
+    assert card.failures == 1
+    assert loaded() == [False, False, True, True, True]
+    assert reports[-1].notices == [
+        "out of memory: unloaded 2 model(s) that this run does not need (the same image)"
+    ]
+
+
+def test_the_next_thing_given_up_is_directions_per_pass(monkeypatch, tiny, stock, caplog):
     expected = stock(guided(tiny, rarity={"chunk": 1}), tiny, **LATENT)
     many = stock(guided(tiny), tiny, **LATENT)
     card = Card(lambda x: len(x) > 1).put_on(monkeypatch, tiny.encoder.encoder, "forward")

@@ -136,6 +136,17 @@ def test_a_model_on_several_devices_is_refused(tiny):
         check_one_device(model)
 
 
+def test_a_model_that_is_spread_after_it_was_patched_is_refused_when_it_runs(monkeypatch, tiny, stock):
+    # the host would copy every model to its second device, and the test has none
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "match_multigpu_clones", lambda self: None)
+    patched = apply_guidance(tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
+    other = tiny.make_model()
+    other.is_multigpu_base_clone = False  # the test has one device; the host would look for the second
+    patched.set_additional_models("multigpu", [other])
+    with pytest.raises(ValueError, match="spread over 2"):
+        stock(patched, tiny)
+
+
 def test_the_encoder_is_one_of_the_models_that_the_host_loads(tiny):
     from jepa_guidance.host.models import use_encoder
 
