@@ -29,7 +29,7 @@ def encoder_file(name: str, on_progress: Callable[[int, int], None] | None = Non
     """Return the weights file of an encoder named in the menu, fetching a hub encoder on first use.
 
     Raises:
-        ValueError: a name that is not in the menu.
+        ValueError: a name that is not in the menu, or a link that leads out of the model folders.
         jepa_core.hub.EncoderDownloadError: the hub cannot be reached; says which file to put where.
     """
     if name not in encoder_names():
@@ -38,10 +38,23 @@ def encoder_file(name: str, on_progress: Callable[[int, int], None] | None = Non
             f"or choose one of {', '.join(ENCODERS)}."
         )
     if name not in ENCODERS:
-        return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+        return _inside(Path(folder_paths.get_full_path_or_raise(FOLDER, name)))
     folders = [Path(path) for path in folder_paths.get_folder_paths(FOLDER)]
     for folder in folders:
         if (folder / name / "model.safetensors").is_file():
-            return folder / name / "model.safetensors"
+            return _inside(folder / name / "model.safetensors")
     default = Path(folder_paths.models_dir) / FOLDER
-    return fetch_encoder(name, default, on_progress=on_progress) / "model.safetensors"
+    return _inside(fetch_encoder(name, default, on_progress=on_progress) / "model.safetensors")
+
+
+def _inside(file: Path) -> Path:
+    """Return the file if it and the config.json beside it really lie in the model folders; a link may lead elsewhere."""
+    folders = [Path(path).resolve() for path in folder_paths.get_folder_paths(FOLDER)]
+    for part in (file, file.with_name("config.json")):
+        real = part.resolve()
+        if part.exists() and not any(real.is_relative_to(folder) for folder in folders):
+            raise ValueError(
+                f"{part} is a link that leads out of the model folders, to {real}; it is not read. Put the file itself "
+                f"into models/{FOLDER}, or name its folder under '{FOLDER}' in extra_model_paths.yaml."
+            )
+    return file

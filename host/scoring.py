@@ -22,8 +22,10 @@ def score_images(
     """Return the JEPA score of each image of images (B, H, W, 3) in [0, 1]; see jepa_core.jepa_score.
 
     Raises:
-        ValueError: top_k or projection larger than the embedding, or an image with NaN pixels.
+        ValueError: images of another shape, top_k or projection larger than the embedding, or an image with NaN pixels.
     """
+    if images.ndim != 4 or images.shape[-1] not in (3, 4):
+        raise ValueError(f"images must be (batch, height, width, 3 or 4), got {tuple(images.shape)}")
     judge = use_encoder(encoder)
     scores = []
     for index, image in enumerate(images.split(1)):

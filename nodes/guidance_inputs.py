@@ -269,6 +269,10 @@ def settings_message(
 
     The host leaves range checks of an input to whoever asks for its value. A linked input is None here.
     """
+    given = {"strength": strength, "start_percent": start_percent, "end_percent": end_percent}
+    for name, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            return f"{name} must be a number, got {value!r}"
     if strength is not None and not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
         return f"strength {strength} is outside -{MAX_STRENGTH} to {MAX_STRENGTH}"
     typed = {"start_percent": start_percent, "end_percent": end_percent}

@@ -104,6 +104,19 @@ def link(target: Path, place: Path) -> None:
             shutil.copytree(target, place, ignore=NOT_COPIED)
 
 
+def place_files(target: Path, place: Path) -> None:
+    """Put the files of the folder `target` into a folder `place`, as hard links or copies.
+
+    For model folders: the pack loads no weights through a symlink that leads out of them.
+    """
+    if place.is_symlink():
+        place.unlink()
+    place.mkdir(parents=True, exist_ok=True)
+    for file in target.iterdir():
+        (place / file.name).unlink(missing_ok=True)
+        link_or_copy_file(file, place / file.name)
+
+
 def link_or_copy_file(target: Path, place: Path) -> None:
     """Make `place` a hard link to the file `target`, or a copy when they lie on different disks."""
     try:
@@ -121,13 +134,14 @@ def make_junction(target: Path, place: Path) -> bool:
 
 
 def prepare_base(base: Path, links: Mapping[str, Path]) -> None:
-    """Make a base directory for the server; `links` maps a path below it to what it leads to."""
+    """Make a base directory for the server; `links` maps a path below it to what stands there."""
     for name in BASE_FOLDERS:
         (base / name).mkdir(parents=True, exist_ok=True)
     for inside, target in links.items():
         if not target.exists():
             raise FileNotFoundError(f"{target} does not exist, so it cannot be linked as {inside}")
-        link(target, base / inside)
+        place = place_files if inside.startswith("models/") and target.is_dir() else link
+        place(target, base / inside)
 
 
 def server_command(

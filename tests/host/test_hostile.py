@@ -1,0 +1,254 @@
+"""Names, links and values from strangers: refused with a message, or harmless."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from jepa_guidance.host.folders import encoder_file, encoder_names
+from jepa_guidance.host.scoring import score_images
+from jepa_guidance.nodes.encoder_loader import JEPAEncoderLoader
+from jepa_guidance.nodes.guidance import JEPAGuidance
+from jepa_guidance.nodes.guidance_inputs import PRESETS, guidance_inputs, schedule_of
+from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
+from jepa_guidance.nodes.score_image import JEPAScoreImage
+from safetensors.torch import save_file
+
+QUICK = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+# --- names and links ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A model folder with one file, and beside it a folder that nobody may read."""
+    folder = tmp_path / "models" / "jepa"
+    folder.mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    for place in (folder, tmp_path / "secret"):
+        save_file({"x": torch.zeros(1)}, place / "weights.safetensors")
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "jepa", ([str(folder)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return folder
+
+
+def test_a_linked_file_is_not_read(models):
+    (models / "linked.safetensors").symlink_to(models.parents[1] / "secret" / "weights.safetensors")
+    assert "linked.safetensors" in encoder_names()  # the host lists it
+    with pytest.raises(
+        ValueError, match=r"linked\.safetensors is a link that leads out of the model folders"
+    ):
+        encoder_file("linked.safetensors")
+    assert encoder_file("weights.safetensors") == models / "weights.safetensors"
+
+
+def test_a_file_in_a_linked_folder_is_not_read(models):
+    (models / "linked").symlink_to(models.parents[1] / "secret")
+    with pytest.raises(ValueError, match="leads out of the model folders"):
+        encoder_file(os.path.join("linked", "weights.safetensors"))
+
+
+def test_a_linked_configuration_is_not_read(models):
+    (models / "one").mkdir()
+    save_file({"x": torch.zeros(1)}, models / "one" / "model.safetensors")
+    (models / "one" / "config.json").symlink_to("/etc/hostname")
+    with pytest.raises(ValueError, match=r"config\.json is a link"):
+        encoder_file(os.path.join("one", "model.safetensors"))
+
+
+def test_a_linked_folder_of_a_hub_encoder_is_not_read(models):
+    (models.parents[1] / "secret" / "model.safetensors").write_bytes(b"")
+    (models / "dinov2-small").symlink_to(models.parents[1] / "secret")
+    with pytest.raises(ValueError, match="leads out of the model folders"):
+        encoder_file("dinov2-small")
+
+
+def test_the_model_folder_itself_may_be_a_link_and_so_may_a_link_within_it(models, monkeypatch):
+    (models / "again.safetensors").symlink_to(models / "weights.safetensors")
+    assert encoder_file("again.safetensors").is_file()
+    elsewhere = models.parents[1] / "elsewhere"
+    elsewhere.symlink_to(models)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "jepa", ([str(elsewhere)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    assert encoder_file("weights.safetensors").is_file()
+
+
+def test_a_link_to_a_folder_of_the_users_own_configuration_is_read(models, monkeypatch):
+    secret = models.parents[1] / "secret"
+    (models / "linked.safetensors").symlink_to(secret / "weights.safetensors")
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "jepa", ([str(models), str(secret)], {".safetensors"})
+    )
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    assert encoder_file("linked.safetensors").is_file()
+
+
+def test_a_loop_of_links_does_not_hang_the_menu(models):
+    (models / "loop").symlink_to(models)
+    names = encoder_names()
+    assert "weights.safetensors" in names
+
+
+@QUICK
+@given(st.text() | st.sampled_from(["..", ".", "/", "\\", "\0", "~"]).flatmap(lambda s: st.just(s * 3)))
+@example("../../secret/weights.safetensors")
+@example("/etc/passwd")
+@example("weights.safetensors/../../../secret/weights.safetensors")
+@example("..\\..\\secret\\weights.safetensors")
+@example("weights.safetensors\0.pt")
+@example("dinov2-small/../../../secret")
+@example("a" * 5000)
+def test_names_that_are_not_in_the_menu_are_refused(models, name):
+    if name in encoder_names():
+        return
+    with pytest.raises(ValueError, match="There is no encoder"):
+        encoder_file(name)
+
+
+# --- values of inputs ---------------------------------------------------------------------------------------------
+
+numbers = (
+    st.integers()
+    | st.floats(allow_nan=True, allow_infinity=True)
+    | st.sampled_from([0, 1, -1, 0.2, 0.8, 1e300, 2**63, -(2**63), math.nan, math.inf])
+)
+junk = numbers | st.booleans() | st.text(max_size=8) | st.none() | st.lists(st.integers(), max_size=2)
+
+
+@QUICK
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(("strength", "start_percent", "end_percent"), junk)))
+@example({"strength": math.nan})
+@example({"strength": True})
+@example({"start_percent": "0.2"})
+@example({"start_percent": math.nan, "end_percent": math.nan})
+def test_settings_are_valid_or_get_a_message(inputs):
+    answer = JEPAGuidance.validate_inputs(**inputs)
+    assert answer is True or (isinstance(answer, str) and any(name in answer for name in inputs))
+    sampled = JEPAGuidedKSampler.validate_inputs(sampler_name="euler", **inputs)
+    assert (sampled is True) == (answer is True)
+    known = {name: value for name, value in inputs.items() if value is not None}
+    if answer is True and len(known) == 3:
+        # what validation lets through is a schedule
+        schedule_of(
+            {
+                "interval": 1,
+                "strength_rule": "spread",
+                "schedule": "constant",
+                "normalisation": "max",
+                **known,
+            }
+        )
+
+
+@QUICK
+@given(junk)
+@example("dpm_adaptive")
+@example("")
+@example("__class__")
+def test_a_sampler_name_is_valid_or_gets_a_message(name):
+    answer = JEPAGuidedKSampler.validate_inputs(sampler_name=name)
+    assert answer is True or "sampler" in answer
+
+
+def defaults() -> dict[str, Any]:
+    return {entry.id: entry.default for entry in guidance_inputs() if hasattr(entry, "default")}
+
+
+CHOICES = {entry.id: entry.options for entry in guidance_inputs() if getattr(entry, "options", None)}
+WHOLE = {"rank": (1, 16), "oversampling": (0, 16), "power_iterations": (0, 3), "interval": (1, 100)}
+
+
+@settings(QUICK, max_examples=12)
+@given(
+    st.fixed_dictionaries(
+        {name: st.sampled_from(options) for name, options in CHOICES.items()}
+        | {name: st.integers(*ends) for name, ends in WHOLE.items()}
+        | {"strength": st.floats(-10, 10), "antialias": st.booleans(), "checkpointing": st.booleans()}
+        | {"start_percent": st.floats(0, 1), "end_percent": st.floats(0, 1)}
+    )
+)
+def test_every_choice_of_the_menu_runs_or_says_why_not(tiny, stock, chosen):
+    """Anything that the page lets a user choose: an image, or a message about an input."""
+    from jepa_guidance.host.guidance import apply_guidance
+    from jepa_guidance.nodes.guidance_inputs import chain_of
+
+    inputs = {**defaults(), **chosen, "vae": tiny.vae, "encoder": tiny.encoder}
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    refusal = ""
+    try:
+        model = apply_guidance(tiny.model, schedule=schedule_of(inputs), **chain_of(inputs))
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert any(name in refusal for name in inputs)
+        return
+    assert stock(model, tiny, steps=3, latent_image=latent).isfinite().all()
+
+
+def test_the_menu_has_no_choice_that_the_test_above_leaves_out():
+    assert set(defaults()) == set(CHOICES) | set(WHOLE) | {
+        "strength",
+        "start_percent",
+        "end_percent",
+        "antialias",
+        "checkpointing",
+    }
+    assert set(CHOICES["preset"]) == {"custom", *PRESETS}
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+@settings(QUICK, max_examples=30)
+@given(
+    shape=st.lists(st.integers(0, 5), min_size=0, max_size=6).map(tuple)
+    | st.tuples(st.integers(1, 2), st.integers(1, 300), st.integers(1, 3), st.sampled_from([1, 2, 3, 4])),
+    fit=st.sampled_from(["squash", "crop"]),
+    value=st.sampled_from([0.0, 1.0, -5.0, 1e30, math.nan, math.inf]),
+)
+@example(shape=(1, 1, 1, 3), fit="crop", value=0.5)
+@example(shape=(1, 300, 1, 4), fit="squash", value=0.5)
+@example(shape=(0, 8, 8, 3), fit="squash", value=0.5)
+def test_any_image_is_scored_or_refused_with_a_message(tiny, shape, fit, value):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(shape, generator=generator) * 0.01 + value
+    refusal = ""
+    try:
+        with torch.inference_mode():
+            scores = score_images(images, tiny.encoder, fit=fit)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert "image" in refusal
+        return
+    assert len(scores) == shape[0]
+    assert all(math.isfinite(score) for score in scores)
+
+
+def test_the_score_node_refuses_a_rank_that_the_encoder_has_not(tiny):
+    images = torch.rand(1, 28, 28, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), pytest.raises(ValueError, match="top_k must be 1 to 16"):
+        JEPAScoreImage.execute(images, tiny.encoder, "top-k", 200, "squash", True)
+
+
+@pytest.mark.parametrize("size", [0, -14, 13, 15, 1023])
+def test_an_image_size_that_no_patch_fits_is_refused(models, encoder_dir, size):
+    (models / "real").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (models / "real" / name).write_bytes((encoder_dir / name).read_bytes())
+    with pytest.raises(ValueError, match="image_size"):
+        JEPAEncoderLoader.execute(os.path.join("real", "model.safetensors"), size)
