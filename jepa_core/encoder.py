@@ -248,6 +248,8 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             raise EncoderFileError(
                 f"{file}: {name} is {tensor.dtype}; only float16, bfloat16 and wider are supported"
             )
+        if not tensor.isfinite().all():
+            raise EncoderFileError(f"{file}: {name} holds NaN or infinite values; download it again")
     return tensors
 
 
@@ -283,7 +285,8 @@ def _architecture(file: Path, tensors: dict[str, Tensor]) -> Any:
             f"{file}: a width of {hidden}, {channels} colour channels, patches of {patch} pixels and {positions} "
             "positions are not supported"
         )
-    if not isinstance(heads, int) or heads < 1 or hidden % heads:
+    # a bool is an int to Python
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or hidden % heads:
         raise EncoderFileError(f"{file}: num_attention_heads {heads!r} does not divide the width {hidden}")
     epsilon = settings.get("layer_norm_eps", 1e-6)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:

@@ -1,0 +1,200 @@
+"""Files from strangers: whatever is done to a good checkpoint, it loads or is refused by name; it never asks for more."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from jepa_core import EncoderFileError, load_encoder
+
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+QUICK = settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=CHECKS)
+THOROUGH = settings(deadline=None, derandomize=True, max_examples=2000, suppress_health_check=CHECKS)
+
+
+@pytest.fixture(scope="module")
+def good(save_model) -> bytes:
+    """64 wide: it loads without a configuration, which would otherwise be refused before what is spoiled."""
+    return (save_model(hidden_size=64) / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("spoiled") / "model.safetensors"
+
+
+def load(file: Path, content: bytes, config: str | None = None) -> None:
+    """Load the file; passes if the encoder works or is refused with the file's name."""
+    file.write_bytes(content)
+    neighbour = file.with_name("config.json")
+    neighbour.unlink(missing_ok=True)
+    if config is not None:
+        neighbour.write_text(config)
+    refusal = ""
+    try:
+        encoder = load_encoder(file, image_size=28)
+    except ValueError as error:
+        refusal = str(error)
+        # another patch size is the caller's matter: image_size does not fit it
+        named = (file.name, neighbour.name) if isinstance(error, EncoderFileError) else ("image_size",)
+    if refusal:
+        assert any(name in refusal for name in named)
+        return
+    # no more than the file holds, whatever its header says
+    held = sum(weight.numel() for weight in encoder.parameters())
+    assert held * 4 <= 2 * len(content)
+    assert encoder(torch.zeros(1, 3, 28, 28)).shape == (1, encoder.embed_dim)
+
+
+def split(content: bytes) -> tuple[dict[str, Any], bytes]:
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def join(header: Any, data: bytes, length: int | None = None) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+# --- bytes --------------------------------------------------------------------------------------------------------
+
+
+def check_bytes(good: bytes, spoiled: Path, edits: list[tuple[float, int]], keep: float) -> None:
+    content = bytearray(good)
+    for place, value in edits:
+        # most of a file is weights; half of the edits go to its beginning
+        where = int(place * 2 * len(content)) if place < 0.5 else int((place - 0.5) * 6000)
+        content[min(where, len(content) - 1)] = value
+    load(spoiled, bytes(content[: math.ceil(keep * len(content))]))
+
+
+edits = st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=6)
+keeps = st.just(1.0) | st.floats(0, 1)
+
+
+@QUICK
+@given(edits=edits, keep=keeps)
+def test_any_bytes_changed_or_cut_off(good, spoiled, edits, keep):
+    check_bytes(good, spoiled, edits, keep)
+
+
+@pytest.mark.long
+@THOROUGH
+@given(edits=edits, keep=keeps)
+def test_any_bytes_changed_or_cut_off_thoroughly(good, spoiled, edits, keep):
+    check_bytes(good, spoiled, edits, keep)
+
+
+# --- headers ------------------------------------------------------------------------------------------------------
+
+HUGE = [0, 1, -1, 2**31, 2**40, 2**63 - 1, 2**64 - 1, 10**30]
+nasty = st.recursive(
+    st.none() | st.booleans() | st.sampled_from(HUGE) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def check_header(good: bytes, spoiled: Path, which: int, field: str, value: Any, length: int | None) -> None:
+    header, data = split(good)
+    names = sorted(header)
+    entry = header[names[which % len(names)]]
+    if field == "name":
+        header[str(value)] = header.pop(names[which % len(names)])
+    elif field == "remove":
+        del header[names[which % len(names)]]
+    elif field == "add":
+        header[f"extra {value}"] = value
+    elif field == "replace":
+        header[names[which % len(names)]] = value
+    else:
+        entry[field] = value
+    load(spoiled, join(header, data, length))
+
+
+fields = st.sampled_from(["name", "remove", "add", "replace", "dtype", "shape", "data_offsets"])
+shapes = st.lists(st.sampled_from([*HUGE, 3, 14, 32]), max_size=5)
+dtypes = st.sampled_from(["F64", "F16", "BF16", "I64", "BOOL", "F8_E4M3", "F32", "F4", "C64", ""])
+lengths = st.none() | st.sampled_from([0, 1, 7, 2**20, 2**31, 2**63, 2**64 - 1])
+
+
+@QUICK
+@given(st.integers(0, 50), fields, nasty | shapes | dtypes, lengths)
+@example(0, "shape", [2**40, 2**40], None)
+@example(3, "data_offsets", [0, 2**63], None)
+@example(3, "data_offsets", [8, 4], None)
+@example(3, "data_offsets", [0, 4], None)
+def test_any_header(good, spoiled, which, field, value, length):
+    check_header(good, spoiled, which, field, value, length)
+
+
+@pytest.mark.long
+@THOROUGH
+@given(st.integers(0, 50), fields, nasty | shapes | dtypes, lengths)
+def test_any_header_thoroughly(good, spoiled, which, field, value, length):
+    check_header(good, spoiled, which, field, value, length)
+
+
+def test_a_header_of_another_kind_of_json(good, spoiled):
+    _, data = split(good)
+    for header in ([], 3, "x", None, {"": {}}, {"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}):
+        load(spoiled, join(header, data))
+    deep = b'{"a":' * 100_000
+    load(spoiled, struct.pack("<Q", len(deep)) + deep + data)
+
+
+# --- tensors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_with_their_name(good, spoiled, value):
+    spoiled.write_bytes(good)
+    tensors = load_file(spoiled)
+    name = "encoder.layer.1.mlp.fc2.weight"
+    tensors[name][3, 4] = value
+    save_file(tensors, spoiled, metadata={"format": "pt"})
+    with pytest.raises(EncoderFileError, match=rf"{name} holds NaN or infinite values"):
+        load_encoder(spoiled, image_size=28)
+
+
+# --- configurations -----------------------------------------------------------------------------------------------
+
+KEYS = (
+    "model_type",
+    "num_attention_heads",
+    "layer_norm_eps",
+    "hidden_act",
+    "hidden_size",
+    "num_hidden_layers",
+    "image_size",
+    "patch_size",
+    "mlp_ratio",
+    "num_register_tokens",
+    "auto_map",
+    "architectures",
+)
+
+
+@QUICK
+@given(st.dictionaries(st.sampled_from(KEYS), nasty, max_size=5))
+@example({"auto_map": {"AutoModel": "evil.py"}, "model_type": "dinov2"})
+@example({"layer_norm_eps": math.nan})
+@example({"num_attention_heads": True})
+@example({"image_size": 2**40, "hidden_size": 2**40, "num_hidden_layers": 2**31})
+def test_any_configuration(good, spoiled, config):
+    load(spoiled, good, json.dumps(config))
+
+
+@QUICK
+@given(st.text() | st.binary().map(lambda content: content.decode("latin-1")))
+def test_any_text_for_a_configuration(good, spoiled, text):
+    load(spoiled, good, text.encode("utf-8", "replace").decode())
