@@ -269,13 +269,12 @@ def settings_message(
 
     The host leaves range checks of an input to whoever asks for its value. A linked input is None here.
     """
-    given = {"strength": strength, "start_percent": start_percent, "end_percent": end_percent}
-    for name, value in given.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            return f"{name} must be a number, got {value!r}"
-    if strength is not None and not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
-        return f"strength {strength} is outside -{MAX_STRENGTH} to {MAX_STRENGTH}"
     typed = {"start_percent": start_percent, "end_percent": end_percent}
+    message = number_message("strength", strength, -MAX_STRENGTH, MAX_STRENGTH)
+    for name, value in typed.items():
+        message = message or number_message(name, value, 0, 1)
+    if message:
+        return message
     typed = {name: value for name, value in typed.items() if value is not None}
     if len(typed) == 1:  # the other one is linked and is checked when it is known
         typed = dict.fromkeys(("start_percent", "end_percent"), *typed.values())
@@ -284,3 +283,12 @@ def settings_message(
     except ValueError as error:
         return str(error)
     return None
+
+
+def number_message(name: str, value: object, low: float, high: float) -> str | None:
+    """Why a value is no number from low to high, or None; a linked input is None itself."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"{name} must be a number, got {value!r}"
+    return None if low <= value <= high else f"{name} {value} is outside {low} to {high}"

@@ -8,8 +8,10 @@ from ..host.models import check_finite
 from ..host.samplers import sampler_refusal
 from ..host.sampling import show_text, stock_sample
 from ..host.trace import Trace
-from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
+from .guidance_inputs import chain_of, guidance_inputs, number_message, schedule_of, settings_message
 from .types import JEPATrace
+
+MAX_CFG = 100.0
 
 
 class JEPAGuidedKSampler(io.ComfyNode):
@@ -42,7 +44,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
                     "cfg",
                     default=8.0,
                     min=0.0,
-                    max=100.0,
+                    max=MAX_CFG,
                     step=0.1,
                     round=0.01,
                     tooltip="Classifier-free guidance: how closely to follow the prompt.",
@@ -89,8 +91,14 @@ class JEPAGuidedKSampler(io.ComfyNode):
         strength: float | None = None,
         start_percent: float | None = None,
         end_percent: float | None = None,
+        cfg: float | None = None,
+        denoise: float | None = None,
     ) -> bool | str:
         message = settings_message(strength, start_percent, end_percent)
+        # the host's own check of these lets NaN through
+        message = (
+            message or number_message("cfg", cfg, 0, MAX_CFG) or number_message("denoise", denoise, 0, 1)
+        )
         if message is None and sampler_name is not None:
             if sampler_name not in SAMPLER_NAMES:
                 message = f"sampler_name {sampler_name!r} is not one of the host's samplers"

@@ -1,0 +1,275 @@
+"""Workflows from strangers: mutated prompts sent to a live server, which answers all of them and runs on."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import re
+import time
+import urllib.error
+from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts.server import ExecutionFailed, Server
+from tests.conftest import HOST, ROOT
+from tests.server.test_graph import graph, guided, node, patch, stock
+
+RECORD = Path(__file__).with_name("fuzz.json")
+# A prompt that runs longer is stopped: the fuzzer may ask for ten thousand steps.
+SECONDS = 4.0
+SMALL = {"rank": 2, "oversampling": 0, "power_iterations": 0}
+
+NASTY: list[Any] = [
+    None, True, False, 0, 1, -1, 2, 7, 257, 10**6, 2**31, 2**63, -(2**63), 2**70, 0.5, -0.5, 1.0000001, 1e308, -1e308,
+    1e-320, math.nan, math.inf, -math.inf, "", " ", "nan", "1", "-1", "0.5", "true", "../../secret.safetensors",
+    "/etc/passwd", "..\\..\\secret", "model.safetensors\0.pt", "a" * 10_000, "\u202e\u0000\ud7ff\U0001f600", "{{7*7}}",
+    "__import__('os')", "%s%n", "DPM_ADAPTIVE", "dpm_adaptive", "uni_pc", "euler", "custom", "faithful", "fast", "crop",
+    "tiny autoencoder", "through denoiser", {}, {"__value__": [1, 2]}, {"__value__": "x"}, {"a": {"b": [None]}}, [], [1],
+    [[]], ["demo"], ["demo", 0], ["demo", 99], ["demo", -1], ["demo", "0"], ["nope", 0], [None, None], ["sample", 0],
+    ["encoder", 0], ["any", 0], [["demo"], 0], [1, 2, 3],
+]  # fmt: skip
+OURS = (
+    "JEPAEncoderLoader", "JEPAGuidedKSampler", "JEPAGuidance", "JEPAScoreImage", "JEPADemoLoader", "JEPADemoClass",
+)  # fmt: skip
+CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
+
+
+def seeds_of(encoder: str) -> list[dict[str, dict]]:
+    """Good prompts, small ones, that use every node of the pack."""
+    score = node(
+        "JEPAScoreImage",
+        images=["decode", 0],
+        encoder=["encoder", 0],
+        mode="top-k",
+        top_k=2,
+        fit="crop",
+        antialias=True,
+    )
+    more = {
+        "preset": "custom", "decoder": "full", "denoiser_calls": "one", "checkpointing": True, "range_finder": "tracked",
+    }  # fmt: skip
+    prompts = [
+        graph(encoder, guided(**SMALL)),
+        graph(encoder, guided(**SMALL, **more)),
+        graph(encoder, {**patch(**SMALL), **stock(["patch", 0])}),
+        graph(encoder, stock()) | {"score": score},
+    ]
+    for prompt in prompts:
+        prompt["empty"]["inputs"]["batch_size"] = 1
+        prompt["encoder"]["inputs"]["image_size"] = 28
+        prompt["sample"]["inputs"]["steps"] = 2
+    return prompts
+
+
+def mutated(prompt: dict, rng: random.Random) -> dict:
+    """One to three changes of a prompt; the sizes of the image stay small, which are the host's own matter."""
+    prompt = deepcopy(prompt)
+    for _ in range(rng.randint(1, 3)):
+        ours = [name for name, one in prompt.items() if one.get("class_type") in OURS] or list(prompt)
+        name = rng.choice(ours if rng.random() < 0.8 else list(prompt))
+        inputs = prompt[name].get("inputs")
+        change = rng.random()
+        if change < 0.08:
+            prompt[name]["class_type"] = rng.choice(CLASSES)
+        elif change < 0.12 and len(prompt) > 2:
+            del prompt[name]
+        elif change < 0.15:
+            prompt[name]["inputs"] = rng.choice(NASTY)
+        elif isinstance(inputs, dict) and name != "empty":
+            key = rng.choice([*inputs, "unknown"])
+            if change < 0.22:
+                inputs.pop(key, None)
+            elif change < 0.35 and len(inputs) > 1:
+                other = rng.choice(list(inputs))
+                inputs[key], inputs[other] = inputs[other], inputs.get(key)
+            elif change < 0.5:
+                inputs[key] = [rng.choice(list(prompt)), rng.randint(0, 2)]
+            else:
+                inputs[key] = rng.choice(NASTY)
+    return prompt
+
+
+def spared(prompt: dict, info: dict) -> dict:
+    """Drop what ends the host's worker by itself: a link to an output that is not there, under a name of no input.
+
+    The host does not validate such inputs but follows their links (IndexError in its execution list).
+    """
+    for one in prompt.values():
+        inputs = one.get("inputs")
+        kind = one.get("class_type")
+        if not isinstance(inputs, dict) or not isinstance(kind, str) or kind not in info:
+            continue
+        known = {name for section in info[kind]["input"].values() for name in section}
+        for name in [name for name in inputs if name not in known]:
+            value = inputs[name]
+            if isinstance(value, list) and not links_somewhere(value, prompt, info):
+                del inputs[name]
+    return prompt
+
+
+def links_somewhere(value: list, prompt: dict, info: dict) -> bool:
+    """Whether a value is a link to an output that a node of the prompt has."""
+    if len(value) != 2 or not isinstance(value[0], str) or not isinstance(value[1], int):
+        return False
+    source = info.get(str(prompt.get(value[0], {}).get("class_type")))
+    return source is not None and 0 <= value[1] < len(source["output"])
+
+
+# --- what the server made of it -----------------------------------------------------------------------------------
+
+
+def post(server: Server, prompt: dict) -> tuple[int, dict]:
+    """The status and the JSON answer to a prompt."""
+    try:
+        return 200, json.loads(
+            server._request("/prompt", json.dumps({"prompt": prompt}).encode(), "application/json")
+        )
+    except urllib.error.HTTPError as error:
+        text = error.read()
+        return error.code, json.loads(text) if text.startswith(b"{") else {
+            "text": text.decode(errors="replace")
+        }
+
+
+def outcome(server: Server, prompt: dict) -> tuple[str, str]:
+    """How the server took a prompt, and what it said of it. One that runs for long is interrupted."""
+    status, answer = post(server, prompt)
+    if status >= 500:
+        return "the host's own error", str(answer)[:300]
+    if status != 200 or answer.get("node_errors"):
+        if "prompt_id" in answer:  # its other outputs run
+            finish(server, answer["prompt_id"])
+        return "refused by validation", json.dumps(answer)
+    return finish(server, answer["prompt_id"])
+
+
+def finish(server: Server, prompt_id: str) -> tuple[str, str]:
+    try:
+        server.wait(prompt_id, timeout=SECONDS)
+    except TimeoutError:
+        server.interrupt()
+        try:
+            server.wait(prompt_id, timeout=60)
+        except ExecutionFailed as failure:
+            return ("interrupted" if failure.event == "execution_interrupted" else "failed", failure.message)
+    except ExecutionFailed as failure:
+        return "failed", failure.message
+    return "ran", ""
+
+
+def tracebacks(log: str) -> Iterator[tuple[list[str], str]]:
+    """The final tracebacks of a log: the files of their frames, and the line of the exception."""
+    for block in re.split(r"^Traceback \(most recent call last\):\n", log, flags=re.M)[1:]:
+        lines = block.splitlines()
+        end = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), len(lines) - 1)
+        rest = "\n".join(lines[end + 1 : end + 4])
+        if "direct cause of the following exception" in rest or "another exception occurred" in rest:
+            continue  # what follows it is what was raised
+        yield re.findall(r'^  File "([^"]+)"', "\n".join(lines[:end]), flags=re.M), lines[end]
+
+
+MESSAGES = ("ValueError", "EncoderFileError", "EncoderDownloadError", "DemoFileError")
+
+
+def careless(log: str) -> list[str]:
+    """Tracebacks through this pack that do not end in a message that the pack itself wrote."""
+    found = []
+    for files, exception in tracebacks(log):
+        ours = [str(ROOT) in file or "custom_nodes/jepa-guidance" in file for file in files]
+        if any(ours) and not (ours[-1] and exception.split(":")[0].split(".")[-1] in MESSAGES):
+            found.append("\n".join([*files[-4:], exception]))
+    return found
+
+
+# --- the tests ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fuzzed(encoder_dir: Path) -> Iterator[Server]:
+    """A server of its own: its log is read."""
+    links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{encoder_dir.name}": encoder_dir}
+    with Server(HOST, links, cpu=not torch.cuda.is_available()) as server:
+        yield server
+
+
+def picture(server: Server, prompt: dict) -> np.ndarray:
+    entry = server.wait(server.queue(prompt), timeout=120)
+    return np.asarray(Image.open(io.BytesIO(server.image(entry["outputs"]["save"]["images"][0]))))
+
+
+def fuzz(server: Server, count: int, seed: int) -> dict[str, Any]:
+    """Send `count` mutated prompts; returns how often what came of them, and the messages of those that failed."""
+    info = server.object_info()
+    options = info["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+    (encoder,) = [name for name in options if name.endswith(".safetensors")]
+    prompts = seeds_of(encoder)
+    before = [picture(server, prompt) for prompt in prompts[:3]]
+    rng = random.Random(seed)
+    outcomes: Counter[str] = Counter()
+    for number in range(count):
+        prompt = spared(mutated(rng.choice(prompts), rng), info)
+        what, said = outcome(server, prompt)
+        outcomes[what] += 1
+        # whatever is refused or fails says something
+        assert what in ("ran", "interrupted") or said, (number, prompt)
+        assert server.process.poll() is None, (number, prompt)
+    found = careless(server.log())
+    assert not found, "\n\n".join(found)
+    # another name of the output, so that the server does not answer from its cache
+    for prompt, expected in zip(prompts, before, strict=False):
+        server._request(
+            "/free", json.dumps({"unload_models": True, "free_memory": True}).encode(), "application/json"
+        )
+        prompt["sample"]["inputs"][
+            "end_percent" if "end_percent" in prompt["sample"]["inputs"] else "denoise"
+        ] = 0.9999
+        assert np.array_equal(picture(server, prompt), expected)
+    return {"prompts": count, **dict(sorted(outcomes.items()))}
+
+
+def test_a_server_lives_through_mutated_prompts(fuzzed):
+    outcomes = fuzz(fuzzed, 60, seed=1)
+    assert outcomes["refused by validation"] > 10
+    assert outcomes["ran"] > 5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(5400)
+def test_a_server_lives_through_two_thousand_mutated_prompts(fuzzed):
+    begun = time.monotonic()
+    outcomes = fuzz(fuzzed, 2000, seed=2)
+    RECORD.write_text(json.dumps(outcomes | {"seconds": round(time.monotonic() - begun)}, indent=1) + "\n")
+
+
+CARELESS = """Traceback (most recent call last):
+  File "/somewhere/execution.py", line 1, in run
+    node()
+  File "/base/custom_nodes/jepa-guidance/nodes/guidance.py", line 2, in execute
+    work()
+{more}{exception}
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "exception", "expected"),
+    [
+        ("", "ValueError: strength must be smaller", 0),
+        ("", "jepa_guidance.jepa_core.encoder.EncoderFileError: x is damaged", 0),
+        ("", "TypeError: unsupported operand", 1),
+        ('  File "/site-packages/torch/x.py", line 3, in mul\n    y\n', "ValueError: bad split", 1),
+    ],
+)
+def test_the_log_is_read_for_tracebacks_that_are_no_messages(more, exception, expected):
+    log = "start\n" + CARELESS.format(more=more, exception=exception) + "end\n"
+    assert len(careless(log)) == expected
