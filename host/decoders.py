@@ -26,7 +26,8 @@ class LatentDecoder(NamedTuple):
 
     Attributes:
         vae: what decodes; its weights stay in place (models.resident_vae).
-        prepare: clean latent (1, C, h, w) in the model's VAE's scale -> the latent that `vae` decodes.
+        prepare: clean latent (1, C, h, w) or (1, C, 1, h, w) in the model's VAE's scale -> the latent that `vae`
+            decodes.
         description: what it is, for people.
     """
 
@@ -36,20 +37,31 @@ class LatentDecoder(NamedTuple):
 
 
 def decoded(vae: Any, latent: Tensor) -> Tensor:
-    """Decode latent (1, C, h, w), in the VAE's own scale, to an image (1, H, W, 3) in [0, 1], differentiably."""
-    return decode(vae, latent).movedim(1, -1)
+    """Decode a still, in the VAE's own scale, to an image (1, H, W, 3) in [0, 1], differentiably.
+
+    Args:
+        latent: (1, C, h, w), or (1, C, 1, h, w) of a video model: one frame.
+    """
+    pixels = decode(vae, latent)
+    if pixels.ndim == 5:
+        pixels = pixels[:, :, 0]
+    # an alpha channel does not reach the encoder
+    return pixels[:, :3].movedim(1, -1)
 
 
 def shrink(latent: Tensor, side: int, fit: str) -> Tensor:
     """Resize latent (1, C, h, w) to at most side x side, differentiably; one that is no larger is returned as it is.
 
     Args:
+        latent: (1, C, 1, h, w) too.
         side: latent pixels that the encoder can tell apart in a row.
         fit: "crop" cuts the centre square first; "squash" shrinks each side on its own. See Encoder.preprocess.
     """
     height, width = latent.shape[-2:]
     if max(height, width) <= side:
         return latent
+    if latent.ndim == 5:
+        return shrink(latent[:, :, 0], side, fit).unsqueeze(2)
     if fit == "crop":
         square = min(height, width)
         top, left = (height - square) // 2, (width - square) // 2
@@ -96,16 +108,24 @@ def choose_decoder(choice: str, vae: Any, latent_format: Any, image_size: int, f
             raise ValueError(_missing(latent_format))
     description = "decoder at encoder resolution"
     if choice == TINY_OR_SMALL:
-        wanted = latent_format.taesd_decoder_name
+        wanted = tiny_decoder_prefix(latent_format)
         description += (
             f" (no {wanted}.safetensors in models/{TINY_FOLDER})" if wanted else " (no tiny one exists)"
         )
     return LatentDecoder(resident_vae(vae), lambda latent: shrink(latent, side, fit), description)
 
 
+def tiny_decoder_prefix(latent_format: Any) -> str | None:
+    """How the name of a file that decodes such latents begins, or None where there is none.
+
+    Those of video models are networks of another kind, which this pack does not load.
+    """
+    return latent_format.taesd_decoder_name if latent_format.latent_dimensions == 2 else None
+
+
 def tiny_decoder_name(latent_format: Any) -> str | None:
     """The file in models/vae_approx that decodes such latents, or None."""
-    wanted = latent_format.taesd_decoder_name
+    wanted = tiny_decoder_prefix(latent_format)
     if wanted is None:
         return None
     names = folder_paths.get_filename_list(TINY_FOLDER)
@@ -136,7 +156,7 @@ def load_tiny_decoder(name: str, latent_channels: int) -> Any:
 
 
 def _missing(latent_format: Any) -> str:
-    wanted = latent_format.taesd_decoder_name
+    wanted = tiny_decoder_prefix(latent_format)
     other = f"or set decoder to {ENCODER_RESOLUTION!r}"
     if wanted is None:
         return (

@@ -42,6 +42,7 @@ from .steps import Schedule, latent_scale, normalise, posterior_variance, signal
 from .trace import Trace
 
 KEY = "jepa_guidance"
+NOT_DIFFERENTIABLE = ("nference tensor", "does not require grad", "no autograd formula")
 TWO_CALLS = "two"
 ONE_CALL = "one"
 
@@ -249,8 +250,9 @@ class _GuidedRun:
         estimates: list[Tensor] = []
 
         def call(z: Tensor, sigmas: Tensor, kwargs: dict) -> Tensor:
-            estimates.append(model(z, sigmas, **kwargs))
-            return estimates[-1]
+            answer = model(z, sigmas, **kwargs)
+            estimates.append(answer.detach())  # the list must not keep the denoiser's graph
+            return answer
 
         listening = with_listener(kwargs, heard) if own else kwargs
         while True:
@@ -268,7 +270,7 @@ class _GuidedRun:
             # masked on the way into the network and once more on the way out
             gradient = gradient * mask * mask
         # the first estimate is at x; a gradient of the caller's own may need none
-        estimate = (estimates or [call(x, sigmas, listening)])[0].detach() if self.one_call else None
+        estimate = (estimates or [call(x, sigmas, listening)])[0] if self.one_call else None
         estimates.clear()
         change = self.shift(x, sigmas.flatten()[0], score, gradient, step)
         if estimate is None:
@@ -351,7 +353,7 @@ class _GuidedRun:
         sigma = sigmas.flatten()[0]
         if not self.through_denoiser:
             return self.gradient(lambda z: call(z, sigmas, kwargs), x, sigma, self.base_model)
-        modules = denoising_modules(self.guider)
+        modules = denoising_modules(self.guider, KEY)
         with (
             host_differentiable(*modules),
             checkpointed(*modules) if self.checkpointing else nullcontext(),
@@ -365,8 +367,8 @@ class _GuidedRun:
                     lambda z: call(z, sigmas, kwargs), x, sigmas.flatten()[0], self.base_model
                 )
             except RuntimeError as error:
-                # what torch says of tensors that others keep from their own calls
-                if "nference tensor" not in str(error) and "does not require grad" not in str(error):
+                # what torch says of tensors that others keep from their own calls, and of operations without a backward
+                if not any(words in str(error) for words in NOT_DIFFERENTIABLE):
                     raise
                 raise ValueError(
                     "JEPA guidance cannot differentiate the denoiser together with something that is patched onto it or "

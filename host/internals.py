@@ -62,6 +62,12 @@ except ModuleNotFoundError as error:
     raise _refuse(f"the module {error.name}") from error
 
 
+try:
+    from comfy_kitchen.backends.eager import rope as plain_rotary
+except ImportError:  # the host runs without its library of kernels
+    plain_rotary = None
+
+
 def _need(owner: Any, name: str) -> Any:
     """The attribute `name` of a module or class of the host. Raises HostVersionError without it."""
     if not hasattr(owner, name):
@@ -135,6 +141,7 @@ _need_mention(
     VAE.__init__, "first_stage_model", "patcher", "vae_dtype", "device", "latent_dim", "process_output"
 )
 _need_mention(comfy.samplers.CFGGuider.outer_sample, "inner_model", "conds", "loaded_models", "model_patcher")
+_need_mention(VAE.__init__, "output_channels")
 _need_mention(KSAMPLER.sample, "sampler_function", "extra_options", "inpaint_options")
 _need_mention(_need(comfy.samplers, "KSamplerX0Inpaint").__call__, "denoise_mask", "inner_model", "sigmas")
 _need_mention(_WrapperExecutor.__init__, "class_obj", "wrappers", "idx")
@@ -172,10 +179,22 @@ def go_on_with(executor: Any, sampler: Any) -> Callable:
     return _WrapperExecutor.new_class_executor(sampler.sample, sampler, rest).execute
 
 
-def denoising_modules(guider: Any) -> list[nn.Module]:
-    """The networks that a model call runs: the denoiser, and what is loaded beside it, such as ControlNets."""
-    loaded = [patcher.model for patcher in (guider.model_patcher, *guider.loaded_models)]
-    return [module for module in loaded if isinstance(module, nn.Module)]
+def denoising_modules(guider: Any, key: str) -> list[nn.Module]:
+    """The networks that a model call runs: the denoiser, and what runs beside it, such as ControlNets.
+
+    Args:
+        key: of the models that are loaded together with the denoiser but do not take part in its calls.
+    """
+    apart = [patcher.model for patcher in guider.model_patcher.get_additional_models_with_key(key)]
+    found = [patcher.model for patcher in (guider.model_patcher, *guider.loaded_models)]
+    # T2I-Adapters and the VAEs of ControlNets are in no patcher that is loaded
+    for cond in (cond for conds in guider.conds.values() for cond in conds):
+        control = cond.get("control")
+        while control is not None:
+            found += [getattr(control, "t2i_model", None), getattr(control.vae, "first_stage_model", None)]
+            control = control.previous_controlnet
+    modules = [module for module in found if isinstance(module, nn.Module)]
+    return [module for module in modules if not any(module is other for other in apart)]
 
 
 @contextmanager
@@ -249,12 +268,50 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 # --- differentiation --------------------------------------------------------------------------------------------
 
+# Rotary embeddings of the host's library of kernels. Its fused operations have no backward pass. Newer hosts go round
+# some of them while they train (not round those of Cosmos Predict 2, Anima, Ernie and JoyImage), 0.9.2 round none.
+_ROTARY = ("apply_rope", "apply_rope_split_half", "rms_rope", "rms_rope_split_half")
+
+
+def _give_a_backward(name: str, plain: Callable) -> None:
+    """Register the derivative of an operation of that library: the one of the same thing in plain torch.
+
+    It adds what was missing, for the whole process; what an operation computes stays as it is.
+    """
+
+    def keep(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.places = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(inputs[i] for i in ctx.places))
+
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        inputs: list[Any] = list(ctx.others)
+        for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+            inputs[place] = tensor.detach().requires_grad_(ctx.needs_input_grad[place])
+        wanted = [i for i in ctx.places if ctx.needs_input_grad[i]]
+        with torch.enable_grad():
+            results = plain(*inputs)
+        results = results if isinstance(results, tuple) else (results,)
+        found = torch.autograd.grad(results, [inputs[i] for i in wanted], cotangents, allow_unused=True)
+        gradients: list[Tensor | None] = [None] * len(inputs)
+        for place, gradient in zip(wanted, found, strict=True):
+            gradients[place] = gradient
+        return tuple(gradients)
+
+    torch.library.register_autograd(f"comfy_kitchen::{name}", backward, setup_context=keep)
+
+
+for _base in _ROTARY:
+    for _name in (_base, _base + "1"):
+        if hasattr(plain_rotary, _name) and hasattr(torch.ops.comfy_kitchen, _name):
+            _give_a_backward(_name, getattr(plain_rotary, _name))
+
 
 @contextmanager
 def training_operations() -> Iterator[None]:
     """Within the block, the host's operations take versions with a backward pass. The flag is global to the host."""
     management = comfy.model_management
-    if not hasattr(management, "in_training"):  # came with the operations that have none
+    if not hasattr(management, "in_training"):  # newer than the oldest host
         yield
         return
     before = management.in_training

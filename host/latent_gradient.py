@@ -1,7 +1,7 @@
 """The chain encoder -> image -> latent -> noisy latent, as three separate vector-Jacobian products."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from .internals import UNetModel
 
 
 class Slope(NamedTuple):
-    """Guided score (B,) float64 and its gradient with respect to the sampler's x (B, C, H, W)."""
+    """Guided score (B,) float64 and its gradient with respect to the sampler's x, in the shape of x."""
 
     score: Tensor
     gradient: Tensor
@@ -56,9 +56,12 @@ class LatentGradient:
         self.antialias = antialias
         self.checkpointing = checkpointing
         self.prepare = prepare
+        # Some denoisers add to their residual stream in place. The guard against that slows down everything inside it
+        # by a fifth, and UNets alone do not need it; autograd notices when one does.
+        self._writes_in_place = False
 
     def of_latent(self, latents: Tensor) -> Slope:
-        """Score and gradient for clean latents (B, C, h, w) in the VAE's scale, one image at a time."""
+        """Score and gradient for clean latents in the VAE's scale, one image at a time: (B, C, h, w) or (B, C, 1, h, w)."""
         scores, gradients = [], []
         module = self.vae.first_stage_model
         with host_differentiable(module), checkpointed(module) if self.checkpointing else nullcontext():
@@ -80,23 +83,35 @@ class LatentGradient:
         Args:
             denoise: x -> clean estimate, in the scale of the model's latents; differentiable when
                 through_denoiser.
-            x: (B, C, H, W), the sampler's own scale.
+            x: (B, C, h, w) or (B, C, 1, h, w), the sampler's own scale.
             sigma: scalar tensor.
             base_model: the host's model, for its latent scale and its sampling class.
         """
         if not self.through_denoiser:
             score, gradient = self._of_estimate(denoise(x), base_model)
             return Slope(score, gradient * held_constant_slope(base_model.model_sampling, sigma))
-        # Some denoisers add to their residual stream in place. The guard slows down everything inside it by a fifth,
-        # and the UNets do not (torch would say so).
-        in_place = not isinstance(base_model.diffusion_model, UNetModel)
-        mutable = torch.autograd.graph.allow_mutation_on_saved_tensors if in_place else nullcontext
-        with torch.inference_mode(False), torch.enable_grad(), mutable():
-            leaf = x.detach().clone().requires_grad_()
-            clean = denoise(leaf)
-            score, gradient = self._of_estimate(clean.detach(), base_model)
-            (gradient,) = torch.autograd.grad(clean, leaf, gradient)
-        return Slope(score, gradient)
+        return self._through(denoise, x, base_model)
+
+    def _through(self, denoise: Callable[[Tensor], Tensor], x: Tensor, base_model: Any) -> Slope:
+        found: list[Slope] = []
+
+        def cotangent(clean: Tensor) -> Tensor:
+            if not found:
+                found.append(self._of_estimate(clean, base_model))
+            return found[0].gradient
+
+        if isinstance(base_model.diffusion_model, UNetModel) and not self._writes_in_place:
+            try:
+                gradient = _pulled_back(denoise, x, cotangent, nullcontext())
+                return Slope(found[0].score, gradient)
+            except RuntimeError as error:
+                if "inplace operation" not in str(error):
+                    raise
+            # a ControlNet, or a patch: from now on guarded at once
+            self._writes_in_place = True
+        guard = torch.autograd.graph.allow_mutation_on_saved_tensors()
+        gradient = _pulled_back(denoise, x, cotangent, guard)
+        return Slope(found[0].score, gradient)
 
     def _of_estimate(self, clean: Tensor, base_model: Any) -> Slope:
         """Score and gradient for clean estimates in the scale of the model's latents."""
@@ -107,6 +122,20 @@ class LatentGradient:
             origin = base_model.process_latent_out(torch.zeros_like(latents))
             score, gradient = self.of_latent(latents)
             return Slope(score, gradient.to(clean.device) * (unit - origin))
+
+
+def _pulled_back(
+    denoise: Callable[[Tensor], Tensor],
+    x: Tensor,
+    cotangent: Callable[[Tensor], Tensor],
+    guard: AbstractContextManager,
+) -> Tensor:
+    """Vector-Jacobian product of denoise at x with cotangent(denoise(x))."""
+    with torch.inference_mode(False), torch.enable_grad(), guard:
+        leaf = x.detach().clone().requires_grad_()
+        clean = denoise(leaf)
+        (gradient,) = torch.autograd.grad(clean, leaf, cotangent(clean.detach()))
+    return gradient
 
 
 def held_constant_slope(model_sampling: Any, sigma: Tensor) -> float:

@@ -118,10 +118,22 @@ def check_vae_fits(vae: Any, model: Any) -> None:
     """
     vae.throw_exception_if_invalid()
     latent_format = model.get_model_object("latent_format")
-    if vae.latent_dim != 2 or latent_format.latent_dimensions != 2:
+    # red, green, blue and perhaps alpha; sound has two, and some decoders leave work to another node
+    channels = {vae.output_channels, getattr(vae, "conv_out_channels", vae.output_channels)}
+    if not channels <= {3, 4}:
         raise ValueError(
-            f"JEPA guidance works on still images; this model's latents have {latent_format.latent_dimensions} "
-            f"dimensions and this VAE's {vae.latent_dim}."
+            f"JEPA guidance works on still images; this VAE decodes to {max(channels - {3, 4})} channels, not to a picture."
+        )
+    dimensions = latent_format.latent_dimensions
+    if dimensions not in (2, 3):
+        raise ValueError(
+            f"JEPA guidance works on still images; this model's latents have {dimensions} dimension(s)."
+        )
+    if vae.latent_dim != dimensions:
+        # equal numbers of channels say nothing: Flux, SD3 and Wan all have 16
+        raise ValueError(
+            f"The VAE decodes latents of {vae.latent_dim} dimensions, the model makes {dimensions}. "
+            "Connect the VAE that belongs to the model."
         )
     if vae.latent_channels != latent_format.latent_channels:
         raise ValueError(

@@ -50,6 +50,9 @@ def randomise(module: torch.nn.Module, seed: int, size: float = 0.3) -> None:
             if parameter.ndim > 1:
                 values = values / parameter[0].numel() ** 0.5 * 3
             parameter.copy_(values + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+        for name, buffer in module.named_buffers():
+            if name.endswith("pos_embed"):  # the host leaves this one to the checkpoint, too
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * size)
 
 
 def tiny_model(kind: str = "EPS", dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:

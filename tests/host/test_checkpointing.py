@@ -11,6 +11,8 @@ from jepa_guidance.host.checkpointing import blocks, checkpointed
 from jepa_guidance.host.decoders import decoded
 from jepa_guidance.host.gradients import host_differentiable
 
+from tests.host.hosts import newer_host
+
 
 def random(shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -62,7 +64,7 @@ def tiny_sd3():
     )
 
 
-@pytest.fixture(params=["unet", "flux", "sd3", "vae decoder"])
+@pytest.fixture(params=["unet", pytest.param("flux", marks=newer_host), "sd3", "vae decoder"])
 def network(request, tiny):
     """A network of the host's own classes, and a function of x alone that runs it."""
     with torch.inference_mode():

@@ -27,6 +27,7 @@ from jepa_guidance.host.steps import Schedule
 from safetensors.torch import save_file
 
 from jepa_core import RarityGradient
+from tests.host.hosts import newer_host
 
 SD15 = comfy.latent_formats.SD15()
 
@@ -149,7 +150,7 @@ def test_a_smooth_latent_shows_the_encoder_the_same_part_of_the_picture(tiny, fi
 
 # --- the tiny autoencoder -------------------------------------------------------------------------------------
 
-FORMATS = ("SD15", "SDXL", "SDXL_Playground_2_5", "SD3", "Flux", "Flux2")
+FORMATS = ("SD15", "SDXL", "SDXL_Playground_2_5", "SD3", "Flux", pytest.param("Flux2", marks=newer_host))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -202,7 +203,7 @@ def test_a_guided_run_loads_the_decoder_that_it_uses_and_no_other(tiny, approx, 
     guided = stock(patched, tiny, latent_image=latent)
     assert guided.isfinite().all()
     assert not torch.equal(guided, stock(tiny.model, tiny, latent_image=latent))
-    assert comfy.model_management.in_training is False
+    assert not getattr(comfy.model_management, "in_training", False)  # newer than the oldest host
     loaded = [patcher.model for patcher in comfy.model_management.loaded_models()]
     assert all(any(patcher.model is model for model in loaded) for patcher in extra)
 

@@ -40,6 +40,7 @@ def wave_gradient(denoise, x, sigma, base_model):
 # --- the paper's update ---------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def paper_loop(tiny, model, noise, sigmas, cfg, schedule):
     """DDIM in the paper's variance-preserving scale, steps 1 to 4 of its algorithm, in float64."""
     network = model.model
@@ -362,7 +363,7 @@ def test_an_interrupt_leaves_weights_flags_and_random_state_as_they_were(tiny, s
         stock(patched, tiny)
     assert len(passes) == 4
     assert before == [{id(t) for t in (*m.parameters(), *m.buffers())} for m in modules]
-    assert comfy.model_management.in_training is False
+    assert not getattr(comfy.model_management, "in_training", False)  # newer than the oldest host
     assert not any("forward" in part.__dict__ for module in modules for part in module.modules())
     assert torch.equal(stock(tiny.model, tiny), stock(tiny.model, tiny))
 

@@ -77,7 +77,7 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
 
     def check(denoise, x, sigma, base_model):
         slope = chain(denoise, x, sigma, base_model)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             x, clean = x.detach().clone(), denoise(x).detach().clone().double()
 
         def score(point):

@@ -19,6 +19,7 @@ from jepa_guidance.host.steps import Schedule
 from safetensors.torch import save_file
 
 from jepa_core import EncoderFileError, RarityGradient
+from tests.host.hosts import newer_host
 
 
 class NoBuffer:
@@ -50,6 +51,7 @@ def with_recipe(patcher, module):
     return patcher
 
 
+@newer_host
 def test_a_vae_without_a_recipe_is_copied_into_a_plain_patcher(tiny, dynamic):
     tiny.vae.patcher = dynamic(tiny.vae.first_stage_model)
     resident = resident_vae(tiny.vae)
@@ -64,6 +66,7 @@ def test_a_vae_without_a_recipe_is_copied_into_a_plain_patcher(tiny, dynamic):
     assert tiny.vae.patcher.is_dynamic()
 
 
+@newer_host
 def test_a_vae_with_a_recipe_is_loaded_by_it(tiny, dynamic):
     other = tiny.make_vae().first_stage_model
     tiny.vae.patcher = with_recipe(dynamic(tiny.vae.first_stage_model), other)
@@ -72,11 +75,13 @@ def test_a_vae_with_a_recipe_is_loaded_by_it(tiny, dynamic):
     assert resident.first_stage_model is other
 
 
+@newer_host
 def test_a_model_without_a_recipe_is_refused_and_the_message_says_what_to_do(tiny, dynamic):
     with pytest.raises(ValueError, match="'denoiser constant'"):
         resident_model(dynamic(tiny.model.model))
 
 
+@newer_host
 def test_a_model_with_a_recipe_is_loaded_by_it(tiny, dynamic):
     other = tiny.make_model().model
     resident = resident_model(with_recipe(dynamic(tiny.model.model), other))
@@ -89,12 +94,16 @@ def test_plain_models_are_used_as_they_are(tiny):
     assert resident_model(tiny.model).model is tiny.model.model
 
 
+@newer_host
 def test_a_dynamic_patcher_is_refused_at_the_moment_of_sampling(tiny, dynamic):
     with pytest.raises(ValueError, match="the denoiser while its weights are streamed"):
         refuse_streamed(dynamic(tiny.model.model), "the denoiser")
 
 
-@pytest.mark.parametrize("kind", ["IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"])
+NEWER_KINDS = [pytest.param(kind, marks=newer_host) for kind in ("IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM")]
+
+
+@pytest.mark.parametrize("kind", ["IMG_TO_IMG", *NEWER_KINDS])
 def test_a_model_whose_noise_has_no_known_scale_is_refused_by_name(tiny, kind):
     with pytest.raises(ValueError, match=rf"sample by {kind}:"):
         apply_guidance(tiny.make_model(kind), tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
@@ -136,6 +145,7 @@ def test_a_model_on_several_devices_is_refused(tiny):
         check_one_device(model)
 
 
+@newer_host
 def test_a_model_that_is_spread_after_it_was_patched_is_refused_when_it_runs(monkeypatch, tiny, stock):
     # the host would copy every model to its second device, and the test has none
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "match_multigpu_clones", lambda self: None)

@@ -1,0 +1,8 @@
+"""Marks tests of what came to the host after the oldest version that the pack works with."""
+
+from __future__ import annotations
+
+import pytest
+from jepa_guidance.host.internals import HOST_VERSION, OLDEST_HOST
+
+newer_host = pytest.mark.skipif(HOST_VERSION == OLDEST_HOST, reason=f"came after ComfyUI {OLDEST_HOST}")

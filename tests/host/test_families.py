@@ -1,0 +1,370 @@
+"""Every model family, guided inside the host's own sampler: parity, gradients, the size of the shift, refusals."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import nodes as host_nodes
+import pytest
+import torch
+from jepa_guidance.host.decoders import ENCODER_RESOLUTION, TINY, TINY_OR_SMALL, choose_decoder, decoded
+from jepa_guidance.host.guidance import apply_guidance
+from jepa_guidance.host.latent_gradient import LatentGradient, Slope, held_constant_slope
+from jepa_guidance.host.steps import Schedule
+from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
+from torch import Tensor
+
+from jepa_core import JacobianOperator, RarityGradient, differentiable
+from tests.host.conftest import tiny_encoder
+from tests.host.families import FAMILIES, Family
+
+SUPPORTED = [name for name in FAMILIES if name != "wan_video"]
+# The host's fused rotary embeddings know no float64.
+FLOAT32_ONLY = {"flux", "flux2", "chroma", "lumina2", "z_image", "qwen_image", "wan_still", "cosmos_predict2"}
+FLOAT32_ONLY |= {"ernie", "omnigen2", "hidream", "kandinsky5", "krea2"}
+# Gradient checks of these take long, or repeat another's network with another sampling class.
+LONG = {"sdxl_v_zero_snr", "pixart", "flux2", "cascade", "omnigen2", "hidream", "kandinsky5"}
+# With the denoiser held constant a family differs by sampling class and decoder alone.
+HELD_CONSTANT = ("sd15", "sd2", "playground", "flux", "wan_still", "cosmos_predict2")
+QUICK = {"k": 3, "oversample": 2, "power_iterations": 0}
+EXACT = {"k": 3, "oversample": 4, "power_iterations": 6, "tolerance": 0.0}
+
+
+@functools.cache
+def family_of(name: str, dtype: torch.dtype = torch.float32) -> Family:
+    try:
+        return FAMILIES[name](dtype)
+    except AttributeError as error:
+        if "comfy.supported_models" not in str(error):
+            raise
+        pytest.skip(f"this host is older than the family {name}")
+
+
+# one for all tests, which do not change it
+encoder_of = functools.cache(tiny_encoder)
+
+
+@functools.cache
+def exact_family(name: str) -> Family:
+    """The family in float64 as far as the host's code can compute in it."""
+    exact = family_of(name, torch.float64)
+    return replace(exact, model=family_of(name).model) if name in FLOAT32_ONLY else exact
+
+
+def with_long(names: list[str]) -> list:
+    return [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in names]
+
+
+def sample(family: Family, model: Any = None, **changes: Any) -> Tensor:
+    """The host's KSampler node, under inference mode as its executor runs it."""
+    settings = {"seed": 5, "steps": 4, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
+    settings |= {"positive": family.positive, "negative": family.negative, "latent_image": family.latent}
+    with torch.inference_mode():
+        run = host_nodes.KSampler().sample(model or family.model, **settings | {"denoise": 1.0} | changes)
+        return run[0]["samples"].clone()
+
+
+def guided(
+    family: Family, encoder: Any, schedule: Schedule | None = None, model: Any = None, **settings: Any
+) -> Any:
+    """The family's MODEL, guided; settings are apply_guidance's."""
+    rarity = settings.pop("rarity", None) or RarityGradient(**QUICK)
+    schedule = schedule or Schedule(end_percent=1.0)
+    return apply_guidance(model or family.model, family.vae, encoder, schedule, rarity, **settings)
+
+
+def wave_gradient(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
+    return Slope(torch.zeros(len(x)), torch.sin(3 * x) + 0.1 * x)
+
+
+def zero_gradient(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
+    return Slope(torch.zeros(len(x)), torch.zeros_like(x))
+
+
+# --- parity -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_the_node_guides_nothing_at_strength_zero_and_in_an_empty_range(name, monkeypatch):
+    family = family_of(name)
+    monkeypatch.setattr(JEPAGuidedKSampler, "hidden", SimpleNamespace(unique_id=None), raising=False)
+    settings = {
+        entry.id: entry.default
+        for entry in JEPAGuidedKSampler.define_schema().inputs
+        if getattr(entry, "default", None) is not None
+    }
+    settings |= {"vae": family.vae, "encoder": encoder_of(), "model": family.model}
+    settings |= {"positive": family.positive, "negative": family.negative, "latent_image": family.latent}
+    settings |= {"seed": 5, "steps": 3, "cfg": 3.0, "scheduler": "simple"}
+    plain = sample(family, steps=3)
+    for change in ({"strength": 0.0}, {"start_percent": 0.5, "end_percent": 0.5}):
+        with torch.inference_mode():
+            latent, trace = JEPAGuidedKSampler.execute(**settings | change).result
+        assert torch.equal(latent["samples"], plain)
+        assert trace.steps == []
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_a_zero_gradient_changes_no_bit(name):
+    family = family_of(name)
+    plain = sample(family, steps=3)
+    for through, calls in ((False, "two"), (True, "two"), (False, "one")):
+        settings = {"gradient": zero_gradient, "through_denoiser": through, "denoiser_calls": calls}
+        assert torch.equal(sample(family, guided(family, encoder_of(), **settings), steps=3), plain)
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "through"),
+    [
+        case if case[1] or case[0] in HELD_CONSTANT else pytest.param(*case, marks=pytest.mark.long)
+        for case in itertools.product(SUPPORTED, (False, True))
+    ],
+)
+def test_a_guided_run_is_finite_repeatable_and_not_the_stock_samplers(name, through):
+    family = family_of(name)
+    reports: list[Any] = []
+    model = guided(family, encoder_of(), through_denoiser=through, report=reports.append)
+    image = sample(family, model, steps=3)
+    plain = sample(family, steps=3)
+    assert image.shape == plain.shape
+    assert image.isfinite().all()
+    assert (image - plain).abs().max() > 1e-3 * plain.abs().max()
+    assert torch.equal(image, sample(family, model, steps=3))
+    steps = [step for step in reports[-1].steps if step["guided"]]
+    assert [step["step"] for step in steps] == [1, 2]
+    assert all(torch.tensor(step[key]).isfinite().all() for step in steps for key in ("score", "shift"))
+    assert all(shift > 0 for step in steps for shift in step["shift"])
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_the_largest_change_of_the_latent_in_its_own_scale_is_the_strength(name):
+    family = family_of(name)
+    reports: list[Any] = []
+    schedule = Schedule(strength=0.3, end_percent=1.0)
+    sample(family, guided(family, encoder_of(), schedule, gradient=wave_gradient, report=reports.append))
+    guided_steps = [step for step in reports[-1].steps if step["guided"]]
+    assert len(guided_steps) == 3
+    for step in guided_steps:
+        unit = torch.ones_like(family.latent["samples"])
+        scale = family.model.model.model_sampling.calculate_input(torch.tensor([step["sigma"]]), unit)
+        assert [shift * scale.max().item() for shift in step["shift"]] == pytest.approx([0.3], rel=1e-5)
+
+
+# --- gradients ----------------------------------------------------------------------------------------------------
+
+
+def dense_score(encoder: Any, x: Tensor) -> float:
+    """Sum of the logs of the three largest singular values of the dense Jacobian at x (1, 3, S, S)."""
+    with differentiable(encoder):
+        rows = JacobianOperator(encoder, x[0]).vjp(torch.eye(encoder.embed_dim))
+    return torch.linalg.svdvals(rows)[:3].log().sum().item()
+
+
+def image_by_the_host(vae: Any, latent: Tensor) -> Tensor:
+    """What the user sees of a latent: the host's own decoding, one image (1, H, W, 3)."""
+    with torch.inference_mode():
+        image = vae.decode(latent)
+        return (image[:, 0] if image.ndim == 5 else image).clone()
+
+
+def check_inside(
+    family: Family, encoder: Any, through: bool, cfg: float, model: Any = None, **settings: Any
+) -> list[Tensor]:
+    """Compare the gradient at each guided step of a real run with finite differences; return the gradients.
+
+    Args:
+        settings: of the sampler, except checkpointing.
+    """
+    checkpointing = settings.pop("checkpointing", False)
+    first_step = settings.pop("start_percent", 0.4)
+    chain = LatentGradient(
+        family.vae,
+        encoder.encoder,
+        RarityGradient(**EXACT),
+        through_denoiser=through,
+        checkpointing=checkpointing,
+    )
+    # The host's models return float32 whatever their weights, so steps through them are coarse.
+    step, tolerance = (3e-4, 1e-2) if through else (1e-5, 5e-4)
+    gradients = []
+
+    def check(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
+        slope = chain(denoise, x, sigma, base_model)
+        with torch.inference_mode(False), torch.no_grad():
+            x, clean = x.detach().clone(), denoise(x).detach().clone().double()
+            per_x = held_constant_slope(base_model.model_sampling, sigma)
+
+            def score(point: Tensor) -> float:
+                # by the definition of each path: the network runs again, or its output stays
+                moved = clean + per_x * (point - x)
+                estimate = denoise(point.to(x.dtype)).detach().clone().double() if through else moved
+                image = decoded(family.vae, base_model.process_latent_out(estimate[:1])).double()
+                return dense_score(encoder.encoder, encoder.encoder.preprocess(image))
+
+            gradient = slope.gradient.double()
+            random = torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).double()
+            random[1:] = 0
+            # along the gradient itself, the largest change there is, and somewhere else
+            steepest = torch.where(torch.arange(len(x)).reshape(-1, *[1] * (x.ndim - 1)) == 0, gradient, 0)
+            for direction in (steepest, random):
+                direction = direction / direction.square().mean().sqrt() * x[:1].std()
+                ends = [score(x.double() + sign * step * direction) for sign in (1, -1)]
+                expected = (ends[0] - ends[1]) / (2 * step)
+                # along a random direction the change is of the size of the norms' product over sqrt(entries)
+                usual = (gradient[:1].norm() * direction.norm()).item() / direction[:1].numel() ** 0.5
+                found = (gradient * direction).sum().item()
+                assert found == pytest.approx(expected, abs=tolerance * max(abs(expected), usual))
+            assert gradient[:1].norm() > 0
+        gradients.append(slope.gradient)
+        return slope
+
+    schedule = Schedule(start_percent=first_step, end_percent=0.6)
+    patched = guided(
+        family,
+        encoder,
+        schedule,
+        model=model,
+        gradient=check,
+        through_denoiser=through,
+        checkpointing=checkpointing,
+    )
+    sample(family, patched, cfg=cfg, **settings)
+    assert gradients
+    return gradients
+
+
+def gradient_cases() -> list:
+    """(family, through the denoiser, CFG): the whole table, most of it long."""
+    quick = {(name, True, 4.0) for name in set(SUPPORTED) - LONG}
+    # the held-constant path differs by sampling class and decoder alone; CFG 1 by leaving out half of the call
+    quick |= {
+        (name, False, 4.0) for name in ("sd15", "sd2", "playground", "flux", "wan_still", "cosmos_predict2")
+    }
+    quick |= {(name, True, 1.0) for name in ("sd15", "flux", "qwen_image")}
+    cases = [(name, through, cfg) for name in SUPPORTED for through in (False, True) for cfg in (1.0, 4.0)]
+    return [case if case in quick else pytest.param(*case, marks=pytest.mark.long) for case in cases]
+
+
+@pytest.mark.parametrize(("name", "through", "cfg"), gradient_cases())
+def test_the_gradient_inside_a_run_is_the_finite_difference(name, through, cfg):
+    check_inside(exact_family(name), encoder_of(torch.float64), through, cfg)
+
+
+@pytest.mark.parametrize("name", with_long(SUPPORTED))
+def test_checkpointing_changes_no_gradient(name):
+    family = family_of(name)
+    gradients = []
+    for checkpointing in (False, True):
+        chain = LatentGradient(
+            family.vae,
+            encoder_of().encoder,
+            RarityGradient(**QUICK),
+            through_denoiser=True,
+            checkpointing=checkpointing,
+        )
+
+        def keep(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any, chain: Any = chain) -> Slope:
+            slope = chain(denoise, x, sigma, base_model)
+            gradients.append(slope.gradient)
+            return Slope(slope.score, torch.zeros_like(slope.gradient))
+
+        settings = {"through_denoiser": True, "checkpointing": checkpointing, "gradient": keep}
+        sample(family, guided(family, encoder_of(), Schedule(start_percent=0.4, end_percent=0.6), **settings))
+    assert len(gradients) == 2
+    assert (gradients[0] - gradients[1]).abs().max() <= 1e-3 * gradients[0].abs().max()
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_checkpointing_runs_the_decoder_twice_and_the_encoder_no_more_often(through, monkeypatch):
+    family, encoder = family_of("sd15"), encoder_of()
+    calls: dict[str, int] = {}
+
+    def count(name: str, module: torch.nn.Module) -> None:
+        forward = type(module).forward
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(type(module), "forward", counted)
+
+    count("decoder", family.vae.first_stage_model.decoder.mid.block_1)
+    count("encoder", encoder.encoder.model.encoder.layer[0])
+    found = []
+    for checkpointing in (False, True):
+        calls |= {"decoder": 0, "encoder": 0}
+        settings = {"through_denoiser": through, "checkpointing": checkpointing}
+        sample(family, guided(family, encoder, Schedule(start_percent=0.4, end_percent=0.6), **settings))
+        found.append(dict(calls))
+    assert found[1]["encoder"] == found[0]["encoder"]
+    assert found[1]["decoder"] == 2 * found[0]["decoder"]
+
+
+# --- latents with a place for time --------------------------------------------------------------------------------
+
+
+def test_decoding_a_still_of_a_video_model_is_the_hosts():
+    family = family_of("wan_still")
+    latent = torch.randn(1, 16, 1, 4, 6, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode(False), torch.no_grad():
+        image = decoded(family.vae, latent)
+    assert image.shape == (1, 32, 48, 3)
+    assert torch.allclose(image, image_by_the_host(family.vae, latent), atol=1e-6)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_a_still_is_shrunk_like_a_latent_without_time(fit):
+    family = family_of("wan_still")
+    decoder = choose_decoder(ENCODER_RESOLUTION, family.vae, None, 28, fit)
+    latent = torch.randn(1, 16, 9, 7, generator=torch.Generator().manual_seed(1))
+    small = decoder.prepare(latent.unsqueeze(2))
+    assert small.shape == (1, 16, 1, 4, 4)
+    assert torch.equal(small[:, :, 0], decoder.prepare(latent))
+
+
+def test_a_still_is_guided_at_the_encoders_resolution():
+    family = family_of("qwen_image")
+    image = sample(family, guided(family, encoder_of(), decoder=ENCODER_RESOLUTION), steps=2)
+    assert image.isfinite().all()
+    assert not torch.equal(image, sample(family, steps=2))
+
+
+def test_there_is_no_tiny_decoder_for_a_video_model(monkeypatch):
+    """The host has small decoders for some, networks of another kind under names like this one."""
+    family = family_of("wan_still")
+    latent_format = family.model.get_model_object("latent_format")
+    monkeypatch.setattr(latent_format, "taesd_decoder_name", "lighttaew2_1")
+    with pytest.raises(ValueError, match="no tiny autoencoder for this model's latents"):
+        choose_decoder(TINY, family.vae, latent_format, 28, "squash")
+    chosen = choose_decoder(TINY_OR_SMALL, family.vae, latent_format, 28, "squash")
+    assert chosen.description.endswith("(no tiny one exists)")
+
+
+def test_an_alpha_channel_does_not_reach_the_encoder():
+    vae = SimpleNamespace(
+        vae_dtype=torch.float32, device=torch.device("cpu"), process_output=lambda image: image
+    )
+    vae.first_stage_model = SimpleNamespace(decode=lambda latent: latent)
+    latent = torch.rand(1, 4, 1, 3, 2)
+    assert torch.equal(decoded(vae, latent), latent[:, :3, 0].movedim(1, -1))
+
+
+def test_a_video_is_refused_before_any_step():
+    family = family_of("wan_video")
+    calls = []
+
+    def count(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
+        calls.append(1)
+        return zero_gradient(denoise, x, sigma, base_model)
+
+    with pytest.raises(ValueError, match=r"shape \(1, 16, 3, 4, 6\) of 3 frames; set its length to 1"):
+        sample(family, guided(family, encoder_of(), gradient=count))
+    assert calls == []
