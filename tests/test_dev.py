@@ -87,6 +87,17 @@ def test_encoder_key_changes_with_conversion_and_wheel(monkeypatch: pytest.Monke
     assert dev.encoder_key(b"a") != key
 
 
+def test_older_host_key_changes_with_both_hosts_that_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {dev.older_host_key(), dev.host_key(dev.HOST), dev.host_key(dev.OLDER_HOST)}
+    for name in ("HOST", "OLDER_HOST"):
+        monkeypatch.setattr(dev, name, dev.PinnedHost("1.0", pinned(b"another"), "folder"))
+        keys.add(dev.older_host_key())
+        monkeypatch.undo()
+    monkeypatch.setattr(dev, "OLDER_LACKS", "comfy/another")
+    keys.add(dev.older_host_key())
+    assert len(keys) == 6
+
+
 def test_host_requirements_give_way_to_the_pins() -> None:
     needed, alone = dev.split_requirements(HOST_REQUIREMENTS)
     assert needed == [
@@ -262,6 +273,24 @@ def test_links_in_an_archive_are_left_out(tmp_path: Path) -> None:
         dev.extract_subfolder(tmp_path / "a.tar.gz", "p/in", tmp_path / "out")
 
 
+def test_older_host_is_completed_from_the_newer_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    downloads, folder, newer = tmp_path / "downloads", tmp_path / "older", tmp_path / "newer"
+    for path in (downloads, folder, newer / dev.OLDER_LACKS):
+        path.mkdir(parents=True)
+    (newer / dev.OLDER_LACKS / "autoencoder.py").write_text("newer")
+    file = write_tar(downloads / "thing-1.0.tar.gz", {"p/ComfyUI/comfy/ldm/flux/math.py": b"older"})
+    older = dev.PinnedHost("1.0", pinned(file.read_bytes()), "p/ComfyUI")
+    monkeypatch.setattr(dev, "OLDER_HOST", older)
+    # The archive is downloaded already, so that nothing asks this environment for pip.
+    monkeypatch.setattr(dev, "make_environment", lambda python, folder: folder.mkdir())
+    dev.install_older_host(sys.executable, downloads, newer, folder, 0)
+    made = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.py")}
+    assert made == {
+        "ComfyUI/comfy/ldm/flux/math.py": "older",
+        f"ComfyUI/{dev.OLDER_LACKS}/autoencoder.py": "newer",
+    }
+
+
 # --- commands -----------------------------------------------------------------------------------------------
 
 
@@ -298,6 +327,66 @@ def test_every_check_runs_and_failures_are_reported(
     assert "failed: ruff check, ruff format, mypy" in capsys.readouterr().err
 
 
+def test_some_tests_run_against_the_older_host_and_all_of_the_engine_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[tuple[str, list[str]]] = []
+
+    def run(command: list[str], env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append((env["JEPA_HOST"], command[2:]))
+        return subprocess.CompletedProcess(command, 1 if env["JEPA_HOST"] == "older" else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    setup = dev.Setup(Path("python"), Path("host"), Path("encoder"), Path("older"))
+    for long in (False, True):
+        ran.clear()
+        assert dev.run_tests(setup, long, []) == 1
+        assert [host for host, _ in ran] == ["host"] * 4 + ["older"]
+        words = ran[-1][1]
+        assert (words[-2:] == ["-m", "not long"]) is not long
+        files = [word for word in words if word.startswith("tests/")]
+        assert (files == ["tests/host"]) is long
+        assert all((ROOT / file).exists() for file in files)
+    assert f"failed: pytest, ComfyUI {dev.OLDER_HOST.version}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["test"], True), (["test", "--long"], True), (["test", "-x"], False), (["setup"], False)],
+)
+def test_the_older_host_is_asked_for_by_all_tests_alone(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], expected: bool
+) -> None:
+    asked: list[bool] = []
+
+    def set_up(explicit_host: str | None, cache: Path, older_too: bool) -> dev.Setup:
+        asked.append(older_too)
+        raise dev.SetupError("no need for more")
+
+    monkeypatch.setattr(dev, "set_up", set_up)
+    assert dev.main(words) == 2
+    assert asked == [expected]
+
+
+def test_the_older_host_is_made_beside_the_pinned_one_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def build(what: str, folder: Path, lock: Path, make: object) -> None:
+        (folder / "ComfyUI").mkdir(parents=True)
+        (folder / "ComfyUI" / "requirements.txt").touch()
+
+    monkeypatch.setattr(dev, "build", build)
+    monkeypatch.setattr(dev, "find_python", lambda: ("python", "cpython-3.11"))
+    monkeypatch.setattr(dev, "ROOT", tmp_path / "pack")
+    named = str(make_host(tmp_path / "named"))
+    assert dev.set_up(named, tmp_path / "1", True).older_host is None
+    assert dev.set_up(None, tmp_path / "2", False).older_host is None
+    made = dev.set_up(None, tmp_path / "3", True)
+    assert made.older_host is not None
+    assert made.older_host.parent.parent == tmp_path / "3"
+    assert made.older_host != made.host
+
+
 def test_host_comes_before_pack_and_neighbours_on_the_path() -> None:
     setup = dev.Setup(Path("python"), Path("host"), Path("encoder"))
     environ = dev.child_environment(setup, {"PYTHONPATH": "foreign", "KEPT": "1"}, Path("near"))
@@ -332,12 +421,12 @@ def test_a_host_that_dies_is_reported_with_its_log(tmp_path: Path) -> None:
 def test_server_ends_its_process_and_removes_its_folder_after_an_exception(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(STUB)
     (tmp_path / "model").mkdir()
-    links = {"models/jepa/thing": tmp_path / "model"}
+    links = {"custom_nodes/thing": tmp_path / "model"}
     running = server_module.Server(tmp_path, links)
 
     def use_and_fail() -> None:
         with running:
-            assert (running.base / "models/jepa/thing").samefile(tmp_path / "model")
+            assert (running.base / "custom_nodes/thing").samefile(tmp_path / "model")
             assert "'--listen', '127.0.0.1'" in running.log()
             assert "'--cpu'" in running.log()
             raise ZeroDivisionError
@@ -357,6 +446,19 @@ def test_a_link_is_replaced_and_a_real_folder_is_not(tmp_path: Path) -> None:
     assert (tmp_path / "link").samefile(tmp_path / "two")
     with pytest.raises(FileExistsError):
         server_module.link(tmp_path / "one", tmp_path / "real")
+
+
+def test_a_model_folder_holds_real_files_also_where_a_link_stood(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("1")
+    (tmp_path / "base" / "models").mkdir(parents=True)
+    (tmp_path / "base" / "models" / "x").symlink_to(tmp_path / "model")
+    for _ in range(2):
+        server_module.prepare_base(tmp_path / "base", {"models/x": tmp_path / "model"})
+        file = tmp_path / "base" / "models" / "x" / "weights"
+        assert file.read_text() == "1"
+        assert file.resolve() == (tmp_path / "base").resolve() / "models" / "x" / "weights"
+    assert (tmp_path / "model" / "weights").exists()
 
 
 def test_a_missing_link_target_is_named(tmp_path: Path) -> None:
