@@ -218,7 +218,10 @@ def fuzz(server: Server, count: int, seed: int) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     for number in range(count):
         prompt = spared(mutated(rng.choice(prompts), rng), info)
-        what, said = outcome(server, prompt)
+        try:
+            what, said = outcome(server, prompt)
+        except TimeoutError as error:
+            raise AssertionError(f"prompt {number} never ended: {json.dumps(prompt)}") from error
         outcomes[what] += 1
         # whatever is refused or fails says something
         assert what in ("ran", "interrupted") or said, (number, prompt)

@@ -1,0 +1,34 @@
+"""A second server, which no other test file has used, with nodes that only tests need."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.server import Server
+from tests.conftest import HOST, ROOT
+
+NODES = Path(__file__).with_name("testing_nodes.py")
+
+
+@pytest.fixture(scope="session")
+def fresh_server(encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running ComfyUI like `server`, in a process of its own, with the nodes of testing_nodes.py."""
+    testing = tmp_path_factory.mktemp("testing_nodes")
+    shutil.copyfile(NODES, testing / "__init__.py")
+    links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{encoder_dir.name}": encoder_dir}
+    links["custom_nodes/testing"] = testing
+    with Server(HOST, links, cpu=not torch.cuda.is_available()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def encoder_name(fresh_server: Server) -> str:
+    """What the encoder loader's menu calls the real encoder."""
+    options = fresh_server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+    (local,) = [name for name in options if name.endswith(".safetensors")]
+    return str(local)
