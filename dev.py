@@ -67,6 +67,8 @@ PROGRAMS = {"demo": ROOT / "scripts" / "demo.py", "bench": ROOT / "benchmarks" /
 # Exact versions of everything else, used with the pinned host only: another host states its own needs.
 CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
 CONVERTER = ROOT / "scripts" / "convert_encoder.py"
+# What the long tests find out about samplers and model families; scripts/support.py shows it in the README.
+SUPPORT = ROOT / "docs" / "support.json"
 
 ENV_BYTES = 9_000_000_000
 MARKER = ".complete.json"
@@ -576,7 +578,9 @@ def serve_arguments(setup: Setup, base: Path, port: int) -> list[str]:
 
 def check_commands(long: bool, arguments: Sequence[str]) -> dict[str, list[str]]:
     """What `test` runs: a module and its arguments, by name."""
-    marked = [] if long else ["-m", "not long"]
+    # the support matrix is written only if all of its tests ran
+    matrix = [] if arguments else ["-p", "tests.support", "--support", str(SUPPORT)]
+    marked = matrix if long else ["-m", "not long"]
     return {
         "ruff check": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],

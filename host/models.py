@@ -190,6 +190,10 @@ def check_still(latent: torch.Tensor) -> None:
     Raises:
         ValueError: says the shape.
     """
+    if latent.is_nested:  # the host's own class for pictures and sound together
+        raise ValueError(
+            "JEPA guidance works on still images; this latent holds several parts, such as sound"
+        )
     if latent.ndim == 4 or (latent.ndim == 5 and latent.shape[2] == 1):
         return
     frames = f" of {latent.shape[2]} frames; set its length to 1" if latent.ndim == 5 else ""

@@ -1,7 +1,8 @@
 """What guidance has to know of a sampler: which model call begins which step, and where it keeps its state."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -151,15 +152,27 @@ def _play(function: Callable, sigmas: Tensor, options: dict, model: Any, answer:
         first.append(len(states) - 1)
         own_state &= report["x"].data_ptr() == last.data_ptr()
 
-    devices = [sigmas.device] if sigmas.device.type == "cuda" else []
     x = torch.ones(1, 1, 1, 1, device=sigmas.device) * sigmas[0]
     arguments = {"model_options": {"transformer_options": {}}, "seed": 0}
-    with torch.random.fork_rng(devices):
+    with _random_state_kept(sigmas.device):
         # a clone: some samplers write into their arguments
         result = function(
             OneNumber(), x, sigmas.clone(), extra_args=arguments, callback=note, disable=True, **options
         )
     return _Play(states, seen, first, own_state, float(result.flatten()[0]))
+
+
+@contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    """Put the global random states of the processor and of `device` back after the block."""
+    accelerator: Any = None if device.type == "cpu" else torch.get_device_module(device)
+    before = accelerator and accelerator.get_rng_state()
+    try:
+        with torch.random.fork_rng([]):
+            yield
+    finally:
+        if accelerator:
+            accelerator.set_rng_state(before)
 
 
 class GuidedModel:

@@ -1,6 +1,7 @@
 """What guidance did in a run, step by step, and a few lines about it for people."""
 
 import logging
+import math
 from dataclasses import dataclass, field
 
 
@@ -40,7 +41,7 @@ class Trace:
         scores = [sum(step["score"]) / len(step["score"]) for step in guided]
         moved = f"{scores[0]:.2f} to {scores[-1]:.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"
         last = guided[-1]
-        skipped = sum(shift == 0 for step in guided for shift in step["shift"])
+        skipped = sum(not math.isfinite(norm) for step in guided for norm in step["gradient_norm"])
         self.message = (
             f"JEPA guidance: {len(guided)} of {total} steps guided\nscore {moved}\n"
             f"step {last['step']}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}"

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..host.guidance import apply_guidance
 from ..host.internals import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
-from ..host.models import check_finite
+from ..host.models import check_finite, check_still
 from ..host.samplers import sampler_refusal
 from ..host.sampling import show_text, stock_sample
 from ..host.trace import Trace
@@ -135,6 +135,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
             )
             show_text(node_id, trace.message)
         else:
+            check_still(latent_image["samples"])
             check_finite(latent_image["samples"])
             model = apply_guidance(model, schedule=schedule, report=report, **chain_of(settings))
         latent = stock_sample(

@@ -308,7 +308,10 @@ def test_arguments_reach_the_program_that_a_command_runs() -> None:
 
 def test_tests_marked_long_are_left_out_unless_asked_for() -> None:
     assert dev.check_commands(False, ["-x"])["pytest"] == ["pytest", "tests", "-m", "not long", "-x"]
-    assert dev.check_commands(True, [])["pytest"] == ["pytest", "tests"]
+    assert dev.check_commands(True, ["-x"])["pytest"] == ["pytest", "tests", "-x"]
+    # the matrix is of all tests
+    matrix = ["-p", "tests.support", "--support", str(dev.SUPPORT)]
+    assert dev.check_commands(True, [])["pytest"] == ["pytest", "tests", *matrix]
 
 
 def test_every_check_runs_and_failures_are_reported(

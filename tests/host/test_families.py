@@ -254,8 +254,11 @@ def gradient_cases() -> list:
 
 
 @pytest.mark.parametrize(("name", "through", "cfg"), gradient_cases())
-def test_the_gradient_inside_a_run_is_the_finite_difference(name, through, cfg):
+def test_the_gradient_inside_a_run_is_the_finite_difference(name, through, cfg, record_property):
+    """A cell of the support matrix."""
     check_inside(exact_family(name), encoder_of(torch.float64), through, cfg)
+    path = "through denoiser" if through else "denoiser constant"
+    record_property("support", ["family", family_of(name).name, path, "works"])
 
 
 @pytest.mark.parametrize("name", with_long(SUPPORTED))
@@ -357,7 +360,7 @@ def test_an_alpha_channel_does_not_reach_the_encoder():
     assert torch.equal(decoded(vae, latent), latent[:, :3, 0].movedim(1, -1))
 
 
-def test_a_video_is_refused_before_any_step():
+def test_a_video_is_refused_before_any_step(record_property):
     family = family_of("wan_video")
     calls = []
 
@@ -368,3 +371,5 @@ def test_a_video_is_refused_before_any_step():
     with pytest.raises(ValueError, match=r"shape \(1, 16, 3, 4, 6\) of 3 frames; set its length to 1"):
         sample(family, guided(family, encoder_of(), gradient=count))
     assert calls == []
+    for path in ("denoiser constant", "through denoiser"):
+        record_property("support", ["family", family.name, path, "refused: a video has more than one frame"])

@@ -398,6 +398,15 @@ def test_a_gradient_that_is_not_finite_skips_that_image_and_says_so(tiny, stock)
     assert "4 shift(s) skipped" in reports[-1].message
 
 
+def test_a_variance_of_zero_is_no_gradient_that_was_skipped(tiny, stock):
+    """At the last step the posterior variance is zero: nothing moves, and nothing is wrong."""
+    reports = []
+    schedule = Schedule(variance=True, end_percent=1.0)
+    stock(guide(tiny, schedule, gradient=wave_gradient, report=reports.append), tiny)
+    assert reports[-1].steps[-1]["shift"] == [0.0, 0.0]
+    assert "skipped" not in reports[-1].message
+
+
 def test_a_run_without_guided_steps_says_so_and_is_the_stock_image(tiny, stock):
     reports = []
     patched = guide(tiny, Schedule(start_percent=0.9, end_percent=1.0), report=reports.append)

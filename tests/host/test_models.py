@@ -11,6 +11,7 @@ from jepa_guidance.host.latent_gradient import Slope
 from jepa_guidance.host.models import (
     check_one_device,
     check_sampling,
+    check_still,
     refuse_streamed,
     resident_model,
     resident_vae,
@@ -135,6 +136,21 @@ def test_the_host_loads_everything_that_a_run_needs_at_once(tiny, stock):
     stock(patched, tiny)
     assert seen
     assert all(all(entry) for entry in seen)
+
+
+def test_latents_that_are_no_stills_are_refused_with_their_shape():
+    from comfy.nested_tensor import NestedTensor
+
+    check_still(torch.zeros(2, 4, 8, 8))
+    check_still(torch.zeros(2, 16, 1, 8, 8))
+    for shape, said in (
+        ((1, 64, 100), r"\(1, 64, 100\)"),
+        ((1, 16, 5, 8, 8), "5 frames; set its length to 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_still(torch.zeros(shape))
+    with pytest.raises(ValueError, match="several parts"):
+        check_still(NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 10)]))
 
 
 def test_a_model_on_several_devices_is_refused(tiny):
