@@ -1,5 +1,6 @@
 """The models/jepa folder: the names in the loader's menu and the files behind them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,15 +45,21 @@ def encoder_file(name: str, on_progress: Callable[[int, int], None] | None = Non
         if (folder / name / "model.safetensors").is_file():
             return _inside(folder / name / "model.safetensors")
     default = Path(folder_paths.models_dir) / FOLDER
-    return _inside(fetch_encoder(name, default, on_progress=on_progress) / "model.safetensors")
+    file = _inside(default / name / "model.safetensors")  # where it is going to be
+    fetch_encoder(name, default, on_progress=on_progress)
+    return file
 
 
 def _inside(file: Path) -> Path:
-    """Return the file if it and the config.json beside it really lie in the model folders; a link may lead elsewhere."""
-    folders = [Path(path).resolve() for path in folder_paths.get_folder_paths(FOLDER)]
+    """Return the file if it and the config.json beside it really lie in the model folders; a link may lead elsewhere.
+
+    Neither needs to exist.
+    """
+    # realpath, since Path.resolve raises RuntimeError for a link that leads to itself
+    folders = [os.path.realpath(path) for path in folder_paths.get_folder_paths(FOLDER)]
     for part in (file, file.with_name("config.json")):
-        real = part.resolve()
-        if part.exists() and not any(real.is_relative_to(folder) for folder in folders):
+        real = Path(os.path.realpath(part))
+        if not any(real.is_relative_to(folder) for folder in folders):
             raise ValueError(
                 f"{part} is a link that leads out of the model folders, to {real}; it is not read. Put the file itself "
                 f"into models/{FOLDER}, or name its folder under '{FOLDER}' in extra_model_paths.yaml."

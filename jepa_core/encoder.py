@@ -26,6 +26,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FAMILIES = {"dinov2": Dinov2Config, "dinov2_with_registers": Dinov2WithRegistersConfig}
 _MAX_CONFIG_BYTES = 1 << 20
+# A name costs a file some bytes, building its layer milliseconds; the largest DINOv2 has 40 layers, 800 tensors.
+_MAX_LAYERS = 100
+_MAX_TENSORS = 10_000
+# Attention grows with the fourth power of an image's side in patches: 1-pixel patches of 224 would take gigabytes a head.
+_MIN_PATCH = 8
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -224,6 +229,8 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as content:
             names = content.keys()
+            if len(names) > _MAX_TENSORS:
+                raise EncoderFileError(f"{file} holds {len(names)} tensors; no DINOv2 encoder has so many")
             # Classifier checkpoints keep the encoder under a prefix.
             for prefix in ("", *(f"{family}." for family in FAMILIES)):
                 if prefix + "embeddings.patch_embeddings.projection.weight" in names:
@@ -233,12 +240,14 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
                 raise EncoderFileError(
                     f"{file} is not a DINOv2 encoder in the Hugging Face layout (it holds {some} ...)"
                 )
+            names = [name for name in names if name.startswith(prefix)]
+            # An empty tensor may claim any shape, one that torch cannot count too; the bytes of every other one are there.
+            for name in names:
+                shape = content.get_slice(name).get_shape()
+                if 0 in shape:
+                    raise EncoderFileError(f"{file}: {name} is empty, its shape is {shape}")
             with torch.inference_mode(False):
-                tensors = {
-                    name.removeprefix(prefix): content.get_tensor(name)
-                    for name in names
-                    if name.startswith(prefix)
-                }
+                tensors = {name.removeprefix(prefix): content.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise EncoderFileError(
             f"{file} is damaged or not a safetensors file ({error}); download it again"
@@ -279,12 +288,14 @@ def _architecture(file: Path, tensors: dict[str, Tensor]) -> Any:
         registers = tensors[registers_name].shape[1] if registers_name in tensors else None
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise EncoderFileError(f"{file} is not a complete DINOv2 encoder: {error}") from error
-    heads = settings.get("num_attention_heads", hidden // 64)
-    if channels != 3 or side * side != positions or min(hidden, patch, side) < 1:
+    if channels != 3 or side * side != positions or min(hidden, side) < 1 or patch < _MIN_PATCH:
         raise EncoderFileError(
             f"{file}: a width of {hidden}, {channels} colour channels, patches of {patch} pixels and {positions} "
             "positions are not supported"
         )
+    if layers > _MAX_LAYERS:
+        raise EncoderFileError(f"{file} names {layers} layers; more than {_MAX_LAYERS} are not supported")
+    heads = settings.get("num_attention_heads", hidden // 64)
     # a bool is an int to Python
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or hidden % heads:
         raise EncoderFileError(f"{file}: num_attention_heads {heads!r} does not divide the width {hidden}")

@@ -148,7 +148,8 @@ def _is_complete(folder: Path) -> bool:
         with safe_open(file, framework="pt") as content:
             names = content.keys()
         held = any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names)
-        return held and _config_file(file).get("model_type") in FAMILIES
+        # a list, since what a file says may have no hash
+        return held and _config_file(file).get("model_type") in [*FAMILIES]
     except (OSError, ValueError, SafetensorError):
         return False
 

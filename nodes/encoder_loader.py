@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..host.folders import encoder_file, encoder_names
 from ..host.internals import ProgressBar
 from ..host.models import load_host_encoder
+from .checks import check_values
 from .types import JEPAEncoder
 
 
@@ -44,6 +45,7 @@ class JEPAEncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, encoder: str, image_size: int) -> io.NodeOutput:
+        check_values(cls.define_schema().inputs, {"image_size": image_size})
         bar = ProgressBar(1)
         file = encoder_file(encoder, on_progress=lambda done, total: bar.update_absolute(done, total))
         return io.NodeOutput(load_host_encoder(file, encoder, image_size))

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..host.guidance import apply_guidance
 from ..host.sampling import show_text
+from .checks import check_values
 from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
 
 
@@ -35,6 +36,7 @@ class JEPAGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:
+        check_values(cls.define_schema().inputs, {"model": model} | settings)
         schedule = schedule_of(settings)
         node_id = cls.hidden.unique_id
         if schedule.guides_nothing:

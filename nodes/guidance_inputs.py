@@ -9,6 +9,7 @@ from ..host.guidance import ONE_CALL, TWO_CALLS
 from ..host.internals import interrupt_check
 from ..host.steps import Schedule
 from ..jepa_core import RarityGradient
+from .checks import number_message
 from .types import JEPAEncoder
 
 HELD_CONSTANT = "denoiser constant"
@@ -283,12 +284,3 @@ def settings_message(
     except ValueError as error:
         return str(error)
     return None
-
-
-def number_message(name: str, value: object, low: float, high: float) -> str | None:
-    """Why a value is no number from low to high, or None; a linked input is None itself."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"{name} must be a number, got {value!r}"
-    return None if low <= value <= high else f"{name} {value} is outside {low} to {high}"

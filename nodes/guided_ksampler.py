@@ -8,7 +8,8 @@ from ..host.models import check_finite, check_still
 from ..host.samplers import sampler_refusal
 from ..host.sampling import show_text, stock_sample
 from ..host.trace import Trace
-from .guidance_inputs import chain_of, guidance_inputs, number_message, schedule_of, settings_message
+from .checks import check_values, number_message
+from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
 from .types import JEPATrace
 
 MAX_CFG = 100.0
@@ -121,6 +122,17 @@ class JEPAGuidedKSampler(io.ComfyNode):
         denoise,
         **settings,
     ) -> io.NodeOutput:
+        sampling = {
+            "steps": steps,
+            "cfg": cfg,
+            "sampler_name": sampler_name,
+            "scheduler": scheduler,
+            "denoise": denoise,
+        }
+        # not the seed: the stock sampler takes any through a link
+        check_values(
+            cls.define_schema().inputs, {"model": model, "latent_image": latent_image} | sampling | settings
+        )
         schedule = schedule_of(settings)
         node_id = cls.hidden.unique_id
         trace = Trace()
@@ -142,12 +154,8 @@ class JEPAGuidedKSampler(io.ComfyNode):
             model,
             latent_image,
             seed=seed,
-            steps=steps,
-            cfg=cfg,
-            sampler_name=sampler_name,
-            scheduler=scheduler,
             positive=positive,
             negative=negative,
-            denoise=denoise,
+            **sampling,
         )
         return io.NodeOutput(latent, trace)

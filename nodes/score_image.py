@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 from ..host.internals import ProgressBar
 from ..host.sampling import show_text
 from ..host.scoring import score_images
+from .checks import check_values
 from .types import JEPAEncoder
 
 EXACT = "exact"
@@ -71,7 +72,9 @@ class JEPAScoreImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, encoder, mode, top_k, fit, antialias) -> io.NodeOutput:
-        bar = ProgressBar(len(images))
+        values = {"images": images, "encoder": encoder, "mode": mode, "top_k": top_k, "fit": fit}
+        check_values(cls.define_schema().inputs, values)
+        bar = ProgressBar(images.shape[:1].numel())  # a single number has no length, and is refused below
         scores = score_images(
             images,
             encoder,

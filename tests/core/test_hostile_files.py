@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import struct
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from jepa_core import EncoderFileError, load_encoder
+from jepa_core import EncoderFileError, hub, load_encoder
 
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 QUICK = settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=CHECKS)
@@ -32,6 +35,23 @@ def spoiled(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("spoiled") / "model.safetensors"
 
 
+@contextlib.contextmanager
+def little_memory(size: int = 4 << 30) -> Iterator[None]:
+    """Let the process reserve no more than `size` bytes beyond what it has; the files here are below a megabyte."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def load(file: Path, content: bytes, config: str | None = None) -> None:
     """Load the file; passes if the encoder works or is refused with the file's name."""
     file.write_bytes(content)
@@ -41,9 +61,11 @@ def load(file: Path, content: bytes, config: str | None = None) -> None:
         neighbour.write_text(config)
     refusal = ""
     try:
-        encoder = load_encoder(file, image_size=28)
+        with little_memory():
+            encoder = load_encoder(file, image_size=28)
     except ValueError as error:
         refusal = str(error)
+        assert "allocat" not in refusal
         # another patch size is the caller's matter: image_size does not fit it
         named = (file.name, neighbour.name) if isinstance(error, EncoderFileError) else ("image_size",)
     if refusal:
@@ -166,6 +188,68 @@ def test_weights_that_are_not_finite_are_refused_with_their_name(good, spoiled, 
         load_encoder(spoiled, image_size=28)
 
 
+def with_tensors(good: bytes, added: dict[str, list[int]], data: bytes = b"") -> bytes:
+    """The file with tensors of these shapes at its end, which share `data`: one float each, or nothing."""
+    header, rest = split(good)
+    end = len(rest)
+    for name, shape in added.items():
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    return join(header, rest + data)
+
+
+@pytest.mark.parametrize("size", [2**20, 2**31, 2**40, 2**62])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("embeddings.register_tokens", "0 N 64"),
+        ("embeddings.register_tokens", "1 N 0"),
+        ("embeddings.position_embeddings", "1 N 0"),
+        ("encoder.layer.0.mlp.fc1.weight", "N 0"),
+        ("embeddings.patch_embeddings.projection.weight", "N 3 14 0"),
+        ("embeddings.patch_embeddings.projection.weight", "0 3 N N"),
+    ],
+)
+def test_an_empty_tensor_that_claims_a_huge_shape_is_refused(good, spoiled, name, shape, size):
+    """It costs no bytes, and overflows torch's own sizes."""
+    header, data = split(good)
+    start, end = header.pop(name)["data_offsets"] if name in header else (0, 0)
+    for entry in header.values():
+        if entry.get("data_offsets", [0])[0] >= end > 0:
+            entry["data_offsets"] = [place - (end - start) for place in entry["data_offsets"]]
+    sizes = [size if word == "N" else int(word) for word in shape.split()]
+    content = with_tensors(join(header, data[:start] + data[end:]), {name: sizes})
+    load(spoiled, content)
+    with pytest.raises(EncoderFileError, match=r"is empty|overflow"):
+        load_encoder(spoiled, image_size=28)
+
+
+@pytest.mark.parametrize(
+    ("count", "message"), [(1000, r"names 1000 layers"), (20_000, r"holds 200\d\d tensors")]
+)
+@pytest.mark.timeout(20)
+def test_a_file_that_names_thousands_of_layers_is_refused_before_they_are_built(
+    good, spoiled, count, message
+):
+    names = {f"encoder.layer.{layer}.x": [1] for layer in range(2, count)}
+    spoiled.write_bytes(with_tensors(good, names, bytes(4 * len(names))))
+    spoiled.with_name("config.json").unlink(missing_ok=True)
+    with pytest.raises(EncoderFileError, match=message):
+        load_encoder(spoiled, image_size=28)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 7])
+def test_patches_so_small_that_attention_takes_all_memory_are_refused(good, spoiled, patch):
+    spoiled.write_bytes(good)
+    tensors = load_file(spoiled)
+    name = "embeddings.patch_embeddings.projection.weight"
+    tensors[name] = tensors[name][..., :patch, :patch].contiguous()
+    save_file(tensors, spoiled)
+    with pytest.raises(EncoderFileError, match=f"patches of {patch} pixels"):
+        load_encoder(spoiled, image_size=224)
+
+
 # --- configurations -----------------------------------------------------------------------------------------------
 
 KEYS = (
@@ -198,3 +282,12 @@ def test_any_configuration(good, spoiled, config):
 @given(st.text() | st.binary().map(lambda content: content.decode("latin-1")))
 def test_any_text_for_a_configuration(good, spoiled, text):
     load(spoiled, good, text.encode("utf-8", "replace").decode())
+
+
+@pytest.mark.parametrize("stated", [["dinov2"], {"a": 1}, None, 3])
+def test_a_download_whose_model_type_is_no_text_is_incomplete(good, spoiled, stated):
+    spoiled.write_bytes(good)
+    spoiled.with_name("config.json").write_text(json.dumps({"model_type": stated}))
+    assert not hub._is_complete(spoiled.parent)
+    spoiled.with_name("config.json").write_text(json.dumps({"model_type": "dinov2"}))
+    assert hub._is_complete(spoiled.parent)

@@ -347,7 +347,7 @@ def test_a_small_file_that_asks_for_a_large_model_allocates_nothing(edit):
     width = 4096  # the layers would take 1.6 GiB
 
     def widen(tensors):
-        tensors[PROJECTION] = torch.zeros(width, 3, 1, 1)
+        tensors[PROJECTION] = torch.zeros(width, 3, 14, 14)
         tensors["embeddings.position_embeddings"] = torch.zeros(1, 2, width)
 
     folder = edit(widen)

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jepa_guidance.host.folders import encoder_file, encoder_names
 from jepa_guidance.host.scoring import score_images
+from jepa_guidance.nodes.checks import check_values, value_message
+from jepa_guidance.nodes.demo import JEPADemoClass
 from jepa_guidance.nodes.encoder_loader import JEPAEncoderLoader
 from jepa_guidance.nodes.guidance import JEPAGuidance
 from jepa_guidance.nodes.guidance_inputs import PRESETS, guidance_inputs, schedule_of
@@ -70,6 +73,18 @@ def test_a_linked_configuration_is_not_read(models):
         encoder_file(os.path.join("one", "model.safetensors"))
 
 
+def test_a_configuration_that_links_to_itself_is_none(models):
+    (models / "config.json").symlink_to(models / "config.json")
+    assert encoder_file("weights.safetensors") == models / "weights.safetensors"
+
+
+def test_nothing_is_downloaded_through_a_link_that_leads_out(models):
+    (models / "dinov2-base").symlink_to(models.parents[1] / "secret")
+    with pytest.raises(ValueError, match="leads out of the model folders"):
+        encoder_file("dinov2-base")
+    assert [file.name for file in (models.parents[1] / "secret").iterdir()] == ["weights.safetensors"]
+
+
 def test_a_linked_folder_of_a_hub_encoder_is_not_read(models):
     (models.parents[1] / "secret" / "model.safetensors").write_bytes(b"")
     (models / "dinov2-small").symlink_to(models.parents[1] / "secret")
@@ -112,6 +127,10 @@ def test_a_loop_of_links_does_not_hang_the_menu(models):
 @example("weights.safetensors\0.pt")
 @example("dinov2-small/../../../secret")
 @example("a" * 5000)
+@example(None)
+@example(7)
+@example(["dinov2-small"])
+@example({"name": "dinov2-small"})
 def test_names_that_are_not_in_the_menu_are_refused(models, name):
     if name in encoder_names():
         return
@@ -210,6 +229,107 @@ def test_the_menu_has_no_choice_that_the_test_above_leaves_out():
     assert set(CHOICES["preset"]) == {"custom", *PRESETS}
 
 
+# --- values through links, which the host does not check ----------------------------------------------------------
+
+NODES = [JEPAEncoderLoader, JEPAGuidedKSampler, JEPAGuidance, JEPAScoreImage, JEPADemoClass]
+
+
+@QUICK
+@given(
+    st.sampled_from(NODES), st.integers(0, 40), junk | st.dictionaries(st.text(max_size=3), junk, max_size=1)
+)
+def test_a_value_fits_its_input_or_gets_a_message_that_names_it(models, node, which, value):
+    inputs = node.define_schema().inputs
+    entry = inputs[which % len(inputs)]
+    message = value_message(entry, value)
+    assert message is None or entry.id in message
+    assert len(message or "") < 3000
+    low, high = getattr(entry, "min", None), getattr(entry, "max", None)
+    if message is None and low is not None:
+        assert low <= value <= high
+    if message is None and getattr(entry, "options", None):
+        assert value in entry.options
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_default_of_every_input_fits(models, node):
+    inputs = node.define_schema().inputs
+    check_values(
+        inputs, {entry.id: entry.default for entry in inputs if getattr(entry, "default", None) is not None}
+    )
+
+
+def test_whole_numbers_of_other_kinds_fit():
+    (rank,) = [entry for entry in guidance_inputs() if entry.id == "rank"]
+    assert value_message(rank, np.int64(9)) is None
+    assert value_message(rank, np.float32(9)) == f"rank must be a whole number, got {np.float32(9)!r}"
+
+
+LINKED = {
+    "power_iterations": 10**9,  # would run for days
+    "oversampling": -1,
+    "rank": 2.5,
+    "interval": 0,
+    "strength": "0.5",
+    "start_percent": math.nan,
+    "schedule": "x",  # would count as constant
+    "normalisation": "x",  # would count as rms
+    "gradient_path": "x",
+    "strength_rule": None,
+    "range_finder": [],
+    "preset": [],
+    "denoiser_calls": "x",
+    "vae": "x",
+    "encoder": None,
+    "model": torch.zeros(1),
+}
+SAMPLED = {
+    "cfg": math.nan,
+    "denoise": 2.0,
+    "steps": -1,
+    "sampler_name": None,  # the host would take its first sampler
+    "scheduler": "x",
+    "latent_image": {"samples": None},
+}
+
+
+@pytest.mark.parametrize("name", [*LINKED, *SAMPLED])
+def test_a_linked_value_that_the_input_would_not_take_is_refused_by_name(tiny, name):
+    core = {"model": tiny.model, "vae": tiny.vae, "encoder": tiny.encoder}
+    guided = {**defaults(), **core}
+    sampling = {
+        "seed": 0,
+        "steps": 2,
+        "cfg": 1.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 1.0,
+    }
+    sampling |= {"positive": tiny.positive, "negative": tiny.negative}
+    sampling |= {"latent_image": {"samples": torch.zeros(1, 4, 8, 8)}}
+    with torch.inference_mode(), pytest.raises(ValueError, match=rf"^{name} "):
+        JEPAGuidedKSampler.execute(**guided | sampling | {name: (LINKED | SAMPLED)[name]})
+    if name in LINKED:
+        with pytest.raises(ValueError, match=rf"^{name} "):
+            JEPAGuidance.execute(**guided | {name: LINKED[name]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mode", "x"), ("top_k", 2.5), ("top_k", 10**9), ("fit", 3), ("encoder", "x"), ("images", "x")],
+)
+def test_a_linked_value_that_scoring_would_not_take_is_refused_by_name(tiny, name, value):
+    inputs = {"images": torch.rand(1, 28, 28, 3), "encoder": tiny.encoder, "mode": "top-k", "top_k": 2}
+    with torch.inference_mode(), pytest.raises(ValueError, match=rf"^{name} "):
+        JEPAScoreImage.execute(**inputs | {"fit": "squash", "antialias": True, name: value})
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (28, 28, 3), (1, 28, 28, 5), (1, 0, 4, 3)])
+def test_the_score_node_refuses_what_is_no_batch_of_images(tiny, shape):
+    with torch.inference_mode(), pytest.raises(ValueError, match="images must be"):
+        JEPAScoreImage.execute(torch.zeros(shape), tiny.encoder, "top-k", 2, "squash", True)
+
+
 # --- images -------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +365,7 @@ def test_the_score_node_refuses_a_rank_that_the_encoder_has_not(tiny):
         JEPAScoreImage.execute(images, tiny.encoder, "top-k", 200, "squash", True)
 
 
-@pytest.mark.parametrize("size", [0, -14, 13, 15, 1023])
+@pytest.mark.parametrize("size", [0, -14, 13, 15, 1023, 14 * 10**4, 28.0, "28", None])
 def test_an_image_size_that_no_patch_fits_is_refused(models, encoder_dir, size):
     (models / "real").mkdir()
     for name in ("model.safetensors", "config.json"):

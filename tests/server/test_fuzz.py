@@ -10,7 +10,7 @@ import re
 import time
 import urllib.error
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from PIL import Image
 from scripts.server import ExecutionFailed, Server
 from tests.conftest import HOST, ROOT
 from tests.server.test_graph import graph, guided, node, patch, stock
+from tests.server.test_workflows import api_prompt, small, workflow
 
 RECORD = Path(__file__).with_name("fuzz.json")
 # A prompt that runs longer is stopped: the fuzzer may ask for ten thousand steps.
@@ -69,6 +70,30 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         prompt["encoder"]["inputs"]["image_size"] = 28
         prompt["sample"]["inputs"]["steps"] = 2
     return prompts
+
+
+def template(name: str, info: dict, encoder: str) -> dict[str, dict]:
+    """A template as a small prompt, with stock nodes beside it whose values any input may be linked to."""
+    prompt = small(api_prompt(workflow(name), info), encoder)
+    for key, one in list(prompt.items()):
+        changes = {
+            "steps": 2,
+            "image_size": 28,
+            "rank": 2,
+            "power_iterations": 0,
+            "mode": "top-k",
+            "top_k": 2,
+        }
+        one["inputs"] |= {name: value for name, value in changes.items() if name in one["inputs"]}
+        if one["class_type"] == "EmptyLatentImage":
+            one["inputs"]["batch_size"] = 1
+            prompt = json.loads(json.dumps(prompt).replace(f'"{key}"', '"empty"'))
+    prompt["huge"] = node("PrimitiveInt", value=9 * 10**18)
+    prompt["nan"] = node("PrimitiveFloat", value="nan")
+    prompt["text"] = node("PrimitiveString", value="x")
+    # lets any type through to any input
+    prompt["switch"] = node("ComfySwitchNode", switch=False, on_false=["text", 0], on_true=["huge", 0])
+    return prompt
 
 
 def mutated(prompt: dict, rng: random.Random) -> dict:
@@ -195,17 +220,18 @@ def picture(server: Server, prompt: dict) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(server.image(entry["outputs"]["save"]["images"][0]))))
 
 
-def fuzz(server: Server, count: int, seed: int) -> dict[str, Any]:
-    """Send `count` mutated prompts; returns how often what came of them, and the messages of those that failed."""
+def fuzz(server: Server, count: int, seed: int, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Send `count` mutated prompts, of these templates if any are named; returns how often what came of them."""
     info = server.object_info()
     options = info["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
     (encoder,) = [name for name in options if name.endswith(".safetensors")]
     prompts = seeds_of(encoder)
     before = [picture(server, prompt) for prompt in prompts[:3]]
+    seeds = [template(name, info, encoder) for name in names] or prompts
     rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
     for number in range(count):
-        prompt = spared(mutated(rng.choice(prompts), rng), info)
+        prompt = spared(mutated(rng.choice(seeds), rng), info)
         try:
             what, said = outcome(server, prompt)
         except TimeoutError as error:
@@ -240,6 +266,17 @@ def test_a_server_lives_through_two_thousand_mutated_prompts(fuzzed):
     begun = time.monotonic()
     outcomes = fuzz(fuzzed, 2000, seed=2)
     RECORD.write_text(json.dumps(outcomes | {"seconds": round(time.monotonic() - begun)}, indent=1) + "\n")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_server_lives_through_mutated_templates_with_links_to_anything(fuzzed, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "example.png")
+    fuzzed.upload(tmp_path / "example.png")
+    outcomes = fuzz(fuzzed, 300, seed=3, names=["jepa_demo_ab", "jepa_score_images"])
+    assert outcomes["ran"] > 5
+    assert outcomes["failed"] > 5
+    print(outcomes)
 
 
 CARELESS = """Traceback (most recent call last):

@@ -1,0 +1,82 @@
+"""Values through links from stock nodes: the host checks neither their size nor, behind a switch, their type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scripts.server import ExecutionFailed, Server
+from tests.server.test_fuzz import careless
+from tests.server.test_graph import graph, guided, node, patch, stock
+
+SOURCES: dict[str, tuple[str, Any]] = {
+    "int": ("PrimitiveInt", 9_000_000_000_000_000_000),
+    "negative": ("PrimitiveInt", -7),
+    "float": ("PrimitiveFloat", 1e18),
+    "nan": ("PrimitiveFloat", "nan"),
+    "text": ("PrimitiveString", "x"),
+}
+NUMBERS = ("interval", "rank", "oversampling", "power_iterations")
+SIZES = ("strength", "start_percent", "end_percent", "cfg", "denoise")
+MENUS = (
+    "schedule", "normalisation", "gradient_path", "strength_rule", "fit", "decoder", "denoiser_calls", "range_finder",
+    "preset", "sampler_name", "scheduler",
+)  # fmt: skip
+OBJECTS = ("model", "vae", "encoder", "latent_image")
+CASES = [
+    *(("sample", name, source) for name in (*NUMBERS, "steps") for source in ("int", "negative")),
+    *(("sample", name, source) for name in SIZES for source in ("float", "nan")),
+    *(("sample", name, "text") for name in (*MENUS, *OBJECTS, "rank", "strength")),
+    *(("patch", name, "int") for name in NUMBERS),
+    *(("patch", name, "text") for name in ("preset", "range_finder", "vae", "encoder", "model")),
+    *(("score", name, "text") for name in ("mode", "fit", "images", "encoder", "top_k")),
+    ("score", "top_k", "int"),
+    *(("encoder", "image_size", source) for source in ("int", "negative", "text")),
+    *(("encoder", "encoder", source) for source in ("int", "text")),
+    ("face", "class_name", "text"),
+]
+
+
+@pytest.fixture(scope="module")
+def prompts(server: Server) -> dict[str, dict]:
+    """A prompt for each of our nodes, by the id of that node in it."""
+    options = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+    (encoder,) = [name for name in options if name.endswith(".safetensors")]
+    simple = graph(encoder, guided())
+    judge = {"images": ["decode", 0], "encoder": ["encoder", 0], "mode": "top-k", "top_k": 2}
+    score = node("JEPAScoreImage", **judge, fit="crop", antialias=True)
+    return {
+        "sample": simple,
+        "encoder": simple,
+        "face": simple,
+        "patch": graph(encoder, {**patch(), **stock(["patch", 0])}),
+        "score": graph(encoder, stock()) | {"score": score},
+    }
+
+
+@pytest.mark.parametrize(("place", "name", "source"), CASES)
+def test_a_linked_value_is_refused_by_a_message_that_names_the_input(server, prompts, place, name, source):
+    kind, value = SOURCES[source]
+    prompt = prompts[place] | {
+        "source": node(kind, value=value),
+        # lets any type through
+        "switch": node("ComfySwitchNode", switch=False, on_false=["source", 0], on_true=["source", 0]),
+    }
+    changed = prompt[place]
+    prompt[place] = changed | {"inputs": changed["inputs"] | {name: ["switch", 0]}}
+    before = len(server.log())
+    with pytest.raises(ExecutionFailed) as failed:
+        server.wait(server.queue(prompt), timeout=60)
+    assert failed.value.node_id == place
+    assert name.removesuffix("_name") in failed.value.message
+    assert not careless(server.log()[before:])
+
+
+def test_a_linked_value_that_fits_runs(server, prompts):
+    prompt = prompts["sample"] | {"source": node("PrimitiveInt", value=4)}
+    changed = prompt["sample"]
+    prompt["sample"] = changed | {
+        "inputs": changed["inputs"] | {"rank": ["source", 0], "steps": ["source", 0]}
+    }
+    assert server.wait(server.queue(prompt), timeout=120)["outputs"]["save"]["images"]
