@@ -137,11 +137,9 @@ for _class in ("EPS", "V_PREDICTION", "EDM", "CONST"):
 for _name in ("folder_names_and_paths", "models_dir", "get_filename_list", "get_folder_paths"):
     _need(folder_paths, _name)
 _need_mention(ModelPatcher.__init__, "model_lowvram", "load_device", "offload_device", "hook_patches")
-_need_mention(
-    VAE.__init__, "first_stage_model", "patcher", "vae_dtype", "device", "latent_dim", "process_output"
-)
+_need_mention(VAE.__init__, "first_stage_model", "patcher", "vae_dtype", "device")
+_need_mention(VAE.__init__, "latent_dim", "output_channels", "process_output")
 _need_mention(comfy.samplers.CFGGuider.outer_sample, "inner_model", "conds", "loaded_models", "model_patcher")
-_need_mention(VAE.__init__, "output_channels")
 _need_mention(KSAMPLER.sample, "sampler_function", "extra_options", "inpaint_options")
 _need_mention(_need(comfy.samplers, "KSamplerX0Inpaint").__call__, "denoise_mask", "inner_model", "sigmas")
 _need_mention(_WrapperExecutor.__init__, "class_obj", "wrappers", "idx")

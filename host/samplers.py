@@ -93,9 +93,9 @@ def rehearse(function: Callable, sigmas: Tensor, options: dict, model: Any) -> R
         raise ValueError(
             f"JEPA guidance does not support the sampler {name!r}: it does not report its steps. {OTHERS}"
         )
-    keeps = getattr(function, "__name__", "") in KEEPS_A_COPY
-    # some of the host's own report another tensor, and are tested one by one
-    known = getattr(function, "__module__", "").startswith("comfy")
+    # the host's own are tested one by one, and some of them report another tensor
+    known = getattr(function, "__module__", "").startswith("comfy.")
+    keeps = known and function.__name__ in KEEPS_A_COPY
     if not known and not run.own_state:
         raise ValueError(
             f"JEPA guidance does not support the sampler {name!r}: it keeps a copy of the latent that the "

@@ -215,6 +215,13 @@ def test_a_sampler_of_another_pack_is_guided_like_the_hosts(tiny):
     assert found.carry is None
 
 
+def test_a_name_of_the_hosts_makes_no_sampler_of_another_pack_the_hosts(tiny):
+    def sample_unipc(*args, **kwargs):
+        return loop(*args, **kwargs)
+
+    assert rehearse(sample_unipc, SIGMAS, {}, inner_model(tiny)).carry is None
+
+
 @pytest.mark.parametrize(
     ("function", "why"),
     [
