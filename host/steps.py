@@ -48,11 +48,6 @@ class Schedule:
         if not -1e4 <= self.strength <= 1e4:
             raise ValueError(f"strength must be a number of ordinary size, got {self.strength}")
 
-    @property
-    def guides_nothing(self) -> bool:
-        """True when no step of any run is guided: the output is the stock sampler's, bit for bit."""
-        return self.strength == 0 or self.start_percent == self.end_percent
-
     def guided_steps(self, total: int) -> list[int]:
         """Steps i of `total` with start <= i / total < end and i mod interval = 0."""
         slack = 1e-6  # percentages typed as 0.3 are not exact

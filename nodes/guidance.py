@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..host.guidance import apply_guidance
 from ..host.sampling import show_text
 from .checks import check_values
-from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
+from .guidance_inputs import chain_of, guidance_inputs, guides_nothing, schedule_of, settings_message
 
 
 class JEPAGuidance(io.ComfyNode):
@@ -36,16 +36,16 @@ class JEPAGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:
-        check_values(cls.define_schema().inputs, {"model": model} | settings)
-        schedule = schedule_of(settings)
-        node_id = cls.hidden.unique_id
-        if schedule.guides_nothing:
-            show_text(node_id, "JEPA guidance: off (strength 0 or an empty range); the model is unchanged")
+        if guides_nothing(settings):
+            text = "JEPA guidance: off (strength 0 or an empty range); the model is unchanged"
+            show_text(cls.hidden.unique_id, text)
             return io.NodeOutput(model)
+        check_values(cls.define_schema().inputs, {"model": model} | settings)
+        node_id = cls.hidden.unique_id
         return io.NodeOutput(
             apply_guidance(
                 model,
-                schedule=schedule,
+                schedule=schedule_of(settings),
                 report=lambda trace: show_text(node_id, trace.message),
                 **chain_of(settings),
             )

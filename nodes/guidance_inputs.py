@@ -240,6 +240,11 @@ def schedule_of(settings: dict) -> Schedule:
     )
 
 
+def guides_nothing(settings: dict) -> bool:
+    """Whether the inputs turn guidance off: the stock sampler's matter then, whatever the others say."""
+    return settings["strength"] == 0 or settings["start_percent"] == settings["end_percent"]
+
+
 def chain_of(settings: dict) -> dict:
     """The arguments of apply_guidance that the inputs describe, besides model, schedule and report."""
     settings = LATER_INPUTS | settings
@@ -268,8 +273,11 @@ def settings_message(
 ) -> str | None:
     """Why values typed into the node are refused before the graph runs, or None.
 
-    The host leaves range checks of an input to whoever asks for its value. A linked input is None here.
+    The host leaves range checks of an input to whoever asks for its value. A linked input is None here. Strength 0
+    refuses nothing.
     """
+    if strength == 0:
+        return None
     typed = {"start_percent": start_percent, "end_percent": end_percent}
     message = number_message("strength", strength, -MAX_STRENGTH, MAX_STRENGTH)
     for name, value in typed.items():

@@ -9,7 +9,7 @@ from ..host.samplers import sampler_refusal
 from ..host.sampling import show_text, stock_sample
 from ..host.trace import Trace
 from .checks import check_values, number_message
-from .guidance_inputs import chain_of, guidance_inputs, schedule_of, settings_message
+from .guidance_inputs import chain_of, guidance_inputs, guides_nothing, schedule_of, settings_message
 from .types import JEPATrace
 
 MAX_CFG = 100.0
@@ -96,7 +96,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
         denoise: float | None = None,
     ) -> bool | str:
         message = settings_message(strength, start_percent, end_percent)
-        # the host's own check of these lets NaN through
+        # The host leaves these to us, since we ask for them: its own check lets NaN through.
         message = (
             message or number_message("cfg", cfg, 0, MAX_CFG) or number_message("denoise", denoise, 0, 1)
         )
@@ -129,27 +129,22 @@ class JEPAGuidedKSampler(io.ComfyNode):
             "scheduler": scheduler,
             "denoise": denoise,
         }
-        # not the seed: the stock sampler takes any through a link
-        check_values(
-            cls.define_schema().inputs, {"model": model, "latent_image": latent_image} | sampling | settings
-        )
-        schedule = schedule_of(settings)
-        node_id = cls.hidden.unique_id
         trace = Trace()
 
         def report(current: Trace) -> None:
             trace.steps, trace.message = current.steps, current.message
-            show_text(node_id, current.message)
+            show_text(cls.hidden.unique_id, current.message)
 
-        if schedule.guides_nothing:
-            trace.message = (
-                "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
-            )
-            show_text(node_id, trace.message)
+        if guides_nothing(settings):
+            text = "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
+            report(Trace(message=text))
         else:
+            # not the seed: the stock sampler takes any through a link
+            values = {"model": model, "latent_image": latent_image} | sampling | settings
+            check_values(cls.define_schema().inputs, values)
             check_still(latent_image["samples"])
             check_finite(latent_image["samples"])
-            model = apply_guidance(model, schedule=schedule, report=report, **chain_of(settings))
+            model = apply_guidance(model, schedule=schedule_of(settings), report=report, **chain_of(settings))
         latent = stock_sample(
             model,
             latent_image,

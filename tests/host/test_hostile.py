@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import folder_paths
@@ -160,7 +161,7 @@ def test_settings_are_valid_or_get_a_message(inputs):
     sampled = JEPAGuidedKSampler.validate_inputs(sampler_name="euler", **inputs)
     assert (sampled is True) == (answer is True)
     known = {name: value for name, value in inputs.items() if value is not None}
-    if answer is True and len(known) == 3:
+    if answer is True and len(known) == 3 and known["strength"] != 0:
         # what validation lets through is a schedule
         schedule_of(
             {
@@ -312,6 +313,32 @@ def test_a_linked_value_that_the_input_would_not_take_is_refused_by_name(tiny, n
     if name in LINKED:
         with pytest.raises(ValueError, match=rf"^{name} "):
             JEPAGuidance.execute(**guided | {name: LINKED[name]})
+
+
+OFF = ({"strength": 0.0}, {"start_percent": 0.5, "end_percent": 0.5})
+
+
+@pytest.mark.parametrize("off", OFF)
+@pytest.mark.parametrize("name", ["rank", "interval", "normalisation", "preset", "vae", "encoder"])
+def test_guidance_that_is_off_refuses_nothing_and_is_the_stock_sampler(monkeypatch, tiny, stock, name, off):
+    for node in (JEPAGuidance, JEPAGuidedKSampler):
+        monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id=None))
+    guided = {**defaults(), "vae": tiny.vae, "encoder": tiny.encoder, name: LINKED[name], **off}
+    assert JEPAGuidance.execute(model=tiny.model, **guided).result[0] is tiny.model
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    sampling = {"seed": 5, "steps": 2, "cfg": 3.0, "sampler_name": "dpm_adaptive", "scheduler": "normal"}
+    sampling |= {"denoise": 1.0, "latent_image": latent}
+    conds = {"positive": tiny.positive, "negative": tiny.negative}
+    with torch.inference_mode():
+        image, trace = JEPAGuidedKSampler.execute(model=tiny.model, **sampling, **conds, **guided).result
+    assert torch.equal(image["samples"], stock(tiny.model, tiny, **sampling))
+    assert trace.steps == []
+
+
+def test_strength_zero_is_not_refused_for_a_range_that_makes_no_sense():
+    typed = {"strength": 0.0, "start_percent": 0.8, "end_percent": 0.3}
+    assert JEPAGuidance.validate_inputs(**typed) is True
+    assert JEPAGuidedKSampler.validate_inputs(sampler_name="dpm_adaptive", **typed) is True
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,6 @@ def test_schedules_that_make_no_sense_are_refused_by_name(settings, named):
         Schedule(**settings)
 
 
-@pytest.mark.parametrize("settings", [{"strength": 0.0}, {"start_percent": 0.4, "end_percent": 0.4}])
-def test_settings_that_guide_nothing_say_so(settings):
-    assert Schedule(**settings).guides_nothing
-    assert not Schedule().guides_nothing
-
-
 SIGMA = torch.tensor(2.0)
 
 
