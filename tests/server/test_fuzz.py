@@ -191,6 +191,8 @@ def tracebacks(log: str) -> Iterator[tuple[list[str], str]]:
         yield re.findall(r'^  File "([^"]+)"', "\n".join(lines[:end]), flags=re.M), lines[end]
 
 
+# The pack's folders, as the log names their files. Not all of ROOT: the host may lie in it, or beside it.
+PACK = tuple(str(ROOT / folder / "x")[:-1] for folder in ("nodes", "host", "jepa_core"))
 MESSAGES = ("ValueError", "EncoderFileError", "EncoderDownloadError", "DemoFileError")
 
 
@@ -198,7 +200,7 @@ def careless(log: str) -> list[str]:
     """Tracebacks through this pack that do not end in a message that the pack itself wrote."""
     found = []
     for files, exception in tracebacks(log):
-        ours = [str(ROOT) in file or "custom_nodes/jepa-guidance" in file for file in files]
+        ours = [file.startswith(PACK) or "custom_nodes/jepa-guidance" in file for file in files]
         if any(ours) and not (ours[-1] and exception.split(":")[0].split(".")[-1] in MESSAGES):
             found.append("\n".join([*files[-4:], exception]))
     return found
