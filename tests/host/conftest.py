@@ -16,6 +16,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from jepa_core import Encoder
+from tests.host.families import randomise
 
 UNET = {
     "image_size": 8,
@@ -39,20 +40,6 @@ class TinyConfig(comfy.supported_models_base.BASE):
     unet_extra_config: dict[str, Any] = {}
     latent_format = comfy.latent_formats.SD15
     memory_usage_factor = 1.0
-
-
-def randomise(module: torch.nn.Module, seed: int, size: float = 0.3) -> None:
-    """Give every weight a random value; the host's layers come uninitialised."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator) * size
-            if parameter.ndim > 1:
-                values = values / parameter[0].numel() ** 0.5 * 3
-            parameter.copy_(values + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
-        for name, buffer in module.named_buffers():
-            if name.endswith("pos_embed"):  # the host leaves this one to the checkpoint, too
-                buffer.copy_(torch.randn(buffer.shape, generator=generator) * size)
 
 
 def tiny_model(kind: str = "EPS", dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
