@@ -11,9 +11,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.utils import tqdm
-from safetensors import SafetensorError, safe_open
 
-from .encoder import FAMILIES, _config_file
+from .checkpoint import is_complete
 
 FILES = ("config.json", "model.safetensors")  # neither pickles nor code
 _ANSWER_S = 10  # how long the hub may take to answer before it counts as unreachable
@@ -82,12 +81,12 @@ def fetch_encoder(
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; known are {', '.join(ENCODERS)}")
     target = Path(folder) / name
-    if _is_complete(target):
+    if is_complete(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(target.with_name(f".{name}.lock"), timeout=1):
-            if not _is_complete(target):  # another process may have finished meanwhile
+            if not is_complete(target):  # another process may have finished meanwhile
                 _download(name, target, on_progress, endpoint)
     except Timeout:
         raise EncoderDownloadError(f"another process is downloading {name} into {target.parent}") from None
@@ -130,7 +129,7 @@ def _download(
             raise progress.raised from None
         reason = str(error).strip().split("\n")[0]
         raise EncoderDownloadError(_by_hand(name, target, f"{type(error).__name__}: {reason}")) from error
-    if not _is_complete(arriving):
+    if not is_complete(arriving):
         shutil.rmtree(arriving)
         raise EncoderDownloadError(_by_hand(name, target, "what arrived is damaged"))
     record = {"repo_id": source.repo_id, "commit": commit, "licence": source.licence}
@@ -139,19 +138,6 @@ def _download(
     for file in ("source.json", *FILES):  # the weights last: with them the folder counts as complete
         os.replace(arriving / file, target / file)
     shutil.rmtree(arriving)
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether both files are there and whole; a safetensors header tells the length of its file."""
-    file = folder / "model.safetensors"
-    try:
-        with safe_open(file, framework="pt") as content:
-            names = content.keys()
-        held = any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names)
-        # a list, since what a file says may have no hash
-        return held and _config_file(file).get("model_type") in [*FAMILIES]
-    except (OSError, ValueError, SafetensorError):
-        return False
 
 
 def _by_hand(name: str, target: Path, reason: str) -> str:

@@ -7,36 +7,55 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
-from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import PreTrainedModel
 
 from jepa_core import Encoder, load_encoder
+from jepa_core.architectures import ARCHITECTURES
 
 
-def random_model(family: str, **settings: object) -> Dinov2Model | Dinov2WithRegistersModel:
+SMALL: dict[str, dict[str, object]] = {
+    "dinov2": {"patch_size": 14, "image_size": 28},
+    "dinov2_with_registers": {"patch_size": 14, "image_size": 28},
+    "dinov3_vit": {"patch_size": 8, "image_size": 16, "intermediate_size": 64, "num_register_tokens": 4},
+    "clip_vision_model": {
+        "patch_size": 8,
+        "image_size": 16,
+        "intermediate_size": 64,
+        "projection_dim": 24,
+        "hidden_act": "quick_gelu",
+    },
+    "metaclip_2_vision_model": {
+        "patch_size": 8,
+        "image_size": 16,
+        "intermediate_size": 64,
+        "projection_dim": 24,
+        "hidden_act": "gelu",
+    },
+    "siglip_vision_model": {"patch_size": 8, "image_size": 16, "intermediate_size": 64},
+    "ijepa": {"patch_size": 8, "image_size": 16, "intermediate_size": 64, "layer_norm_eps": 1e-6},
+    "vjepa2": {"patch_size": 8, "crop_size": 16, "mlp_ratio": 2.0, "pred_num_hidden_layers": 1},
+}
+
+
+def random_model(model_type: str, **settings: object) -> PreTrainedModel:
     """Return a small model of transformers' own, with weights so large that it is far from linear."""
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "patch_size": 14,
-        "image_size": 28,
-        "attn_implementation": "eager",
-    } | settings
-    if family == "dinov2":
-        model = Dinov2Model(Dinov2Config(**sizes))
-    else:
-        model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes))
+    row = ARCHITECTURES[model_type]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = getattr(transformers, row.config_class)(**sizes | SMALL[model_type] | settings)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, row.model_class)(config)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if "norm" in name or "lambda1" in name:
                 weight.copy_(1 + 0.3 * noise if name.endswith(("weight", "lambda1")) else 0.3 * noise)
+            elif weight.ndim >= 4:
+                weight.copy_(noise / weight[0].numel() ** 0.5)
             elif weight.ndim >= 2 and "embeddings" not in name:
                 weight.copy_(1.5 * noise / weight.shape[1] ** 0.5)
-            elif name.endswith("projection.weight"):
-                weight.copy_(noise / weight[0].numel() ** 0.5)
             else:
                 weight.copy_(0.5 * noise)
     return model.eval()
@@ -44,11 +63,11 @@ def random_model(family: str, **settings: object) -> Dinov2Model | Dinov2WithReg
 
 @pytest.fixture(scope="session")
 def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return a function that saves a random model (family, **config) into a new folder."""
+    """Return a function that saves a random model (model_type, **config) into a new folder."""
 
-    def save(family: str = "dinov2", **settings: object) -> Path:
-        folder = tmp_path_factory.mktemp(family)
-        random_model(family, **settings).save_pretrained(folder)
+    def save(model_type: str = "dinov2", **settings: object) -> Path:
+        folder = tmp_path_factory.mktemp(model_type)
+        random_model(model_type, **settings).save_pretrained(folder)
         return folder
 
     return save

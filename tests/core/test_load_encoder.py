@@ -63,7 +63,7 @@ def test_output_equals_the_library_own_model(save_model, images, family, model_c
     expected = own_output(folder, images, model_class)
     for path in (folder, str(folder), folder / "model.safetensors"):
         encoder = load_encoder(path, dtype=torch.float64, image_size=28)
-        assert (encoder.embed_dim, encoder.image_size, encoder.family) == (32, 28, family)
+        assert (encoder.embed_dim, encoder.image_size, encoder.architecture.model_type) == (32, 28, family)
         torch.testing.assert_close(encoder(images), expected, rtol=1e-12, atol=1e-12)
     single = load_encoder(folder, image_size=28)
     assert single.weight.dtype == torch.float32
@@ -255,7 +255,8 @@ def test_another_family_of_tensors(tmp_path):
 @pytest.mark.parametrize("stated", ["clip", "dinov2_with_registers", ["dinov2"], 3, None])
 def test_a_config_of_another_model_type(edit, stated):
     folder = edit(model_type=stated)
-    refused(folder, folder / "config.json", repr(stated), "dinov2")
+    kind = {"clip": "CLIP", "dinov2_with_registers": "DINOv2 with registers"}.get(str(stated), repr(stated))
+    refused(folder, folder / "config.json", kind)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b'"dinov2"', b"\xff\xfe\x00", b"[" * 200_000])
@@ -349,6 +350,7 @@ def test_a_small_file_that_asks_for_a_large_model_allocates_nothing(edit):
     def widen(tensors):
         tensors[PROJECTION] = torch.zeros(width, 3, 14, 14)
         tensors["embeddings.position_embeddings"] = torch.zeros(1, 2, width)
+        tensors["encoder.layer.0.mlp.fc1.weight"] = torch.zeros(width, 1)
 
     folder = edit(widen)
     refused(folder, folder / "model.safetensors", "weights")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jepa_core.encoder import IMAGENET_MEAN, IMAGENET_STD
+from jepa_core.architectures import IMAGENET
 
 MEAN = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
 STD = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
@@ -50,8 +50,8 @@ def by_hand_without_antialias(image, size):
 
 
 def test_the_constants_are_those_of_imagenet():
-    assert torch.equal(torch.tensor(IMAGENET_MEAN, dtype=torch.float64), MEAN)
-    assert torch.equal(torch.tensor(IMAGENET_STD, dtype=torch.float64), STD)
+    assert torch.equal(torch.tensor(IMAGENET.mean, dtype=torch.float64), MEAN)
+    assert torch.equal(torch.tensor(IMAGENET.std, dtype=torch.float64), STD)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,228 @@
+"""Read an encoder's files without trusting them: safetensors and JSON, nothing that is executed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Pixels,
+    Shapes,
+    architecture_of,
+    known_model_types,
+)
+
+_MAX_JSON_BYTES = 1 << 20
+# A name costs a file some bytes; the largest known encoder has 800 tensors.
+_MAX_TENSORS = 10_000
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class EncoderFileError(ValueError):
+    """An encoder file is missing, damaged or of a kind that is not supported. The message names the file."""
+
+
+class Checkpoint(NamedTuple):
+    """What a file and its neighbours hold.
+
+    Attributes:
+        file: the weights.
+        architecture: of the encoder.
+        stated: the encoder's entries in config.json, unchecked; empty where there is none.
+        tensors: by the name that transformers' class expects in files; normal, finite floating-point tensors.
+        pixels: how the encoder wants its pixels.
+    """
+
+    file: Path
+    architecture: Architecture
+    stated: Mapping[str, Any]
+    tensors: dict[str, Tensor]
+    pixels: Pixels
+
+    @property
+    def shapes(self) -> Shapes:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+
+def weights_file(path: Path) -> Path:
+    """The safetensors file that `path`, a folder or a file, means. Raises EncoderFileError."""
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise EncoderFileError(
+            f"{file} does not exist; expected a .safetensors file or a folder with model.safetensors"
+        )
+    if file.suffix != ".safetensors":
+        raise EncoderFileError(f"{file} is not a .safetensors file; no other format is loaded")
+    return file
+
+
+def neighbours(file: Path) -> list[Path]:
+    """Every file that is read beside the weights, whether it exists or not."""
+    return [_config_path(file), _preprocessor_path(file)]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the weights of an encoder, what config.json says of it and how it wants its pixels.
+
+    Raises:
+        EncoderFileError: a missing, damaged or unsupported file.
+    """
+    file = weights_file(path)
+    settings: Mapping[str, Any] = read_config(file)
+    try:
+        with safe_open(file, framework="pt") as content:
+            names = content.keys()
+            architecture = _architecture(file, names, settings)
+            needed = _needed_names(file, names, architecture)
+            if len(needed) > _MAX_TENSORS:
+                raise EncoderFileError(f"{file} holds {len(needed)} tensors; no encoder has so many")
+            # An empty tensor may claim any shape, one that torch cannot count too; the bytes of every other one are there.
+            for name in needed.values():
+                shape = content.get_slice(name).get_shape()
+                if 0 in shape:
+                    raise EncoderFileError(f"{file}: {name} is empty, its shape is {shape}")
+            with torch.inference_mode(False):
+                tensors = {plain: content.get_tensor(name) for plain, name in needed.items()}
+    except (SafetensorError, OSError) as error:
+        raise EncoderFileError(
+            f"{file} is damaged or not a safetensors file ({error}); download it again"
+        ) from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise EncoderFileError(
+                f"{file}: {name} is {tensor.dtype}; only float16, bfloat16 and wider are supported"
+            )
+        if not tensor.isfinite().all():
+            raise EncoderFileError(f"{file}: {name} holds NaN or infinite values; download it again")
+    if architecture.container and settings["model_type"] == architecture.container:
+        if not isinstance(settings.get("vision_config"), dict):
+            raise EncoderFileError(
+                f"{_config_path(file)} has no vision_config, as {architecture.container} has"
+            )
+        settings = settings["vision_config"]
+    return Checkpoint(file, architecture, settings, tensors, _pixels(file, architecture))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder's config.json and model.safetensors are there and whole; a header tells its file's length."""
+    file = folder / "model.safetensors"
+    try:
+        architecture = architecture_of(read_config(file).get("model_type"))
+        with safe_open(file, framework="pt") as content:
+            names = content.keys()
+        return architecture is not None and any(name.endswith(architecture.patch_embedding) for name in names)
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def read_config(file: Path) -> dict:
+    """The configuration of a weights file: NAME.json for NAME.safetensors, else config.json; {} where there is none.
+
+    Raises:
+        EncoderFileError: it is no JSON object, or larger than any configuration.
+    """
+    return _read_json(_config_path(file))
+
+
+def _config_path(file: Path) -> Path:
+    own = file.with_suffix(".json")
+    return own if own.is_file() else file.with_name("config.json")
+
+
+def _preprocessor_path(file: Path) -> Path:
+    return file.with_name("preprocessor_config.json")
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise EncoderFileError(f"{path} is larger than any model's configuration")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise EncoderFileError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise EncoderFileError(f"{path} is not a configuration (a JSON object)")
+    return settings
+
+
+def _architecture(file: Path, names: list[str], settings: Mapping[str, Any]) -> Architecture:
+    if "model_type" in settings:
+        stated = settings["model_type"]
+        architecture = architecture_of(stated)
+        if architecture is None:
+            raise EncoderFileError(
+                f"{_config_path(file)} says model_type {stated!r:.100}, which is not supported; supported are "
+                f"{', '.join(known_model_types())}"
+            )
+        return architecture
+    # The last one that fits: a DINOv2 with registers has all that one without has.
+    fitting = [row for row in ARCHITECTURES.values() if row.signature and _fits(names, row)]
+    if not fitting:
+        some = ", ".join(sorted(names)[:3])
+        raise EncoderFileError(
+            f"{file} is not a DINOv2 encoder in the Hugging Face layout (it holds {some} ...); any other encoder needs "
+            f"its config.json beside it, or as {file.with_suffix('.json').name}"
+        )
+    return fitting[-1]
+
+
+def _fits(names: list[str], architecture: Architecture) -> bool:
+    return all(any(name.endswith(end) for name in names) for end in architecture.signature)
+
+
+def _needed_names(file: Path, names: list[str], architecture: Architecture) -> dict[str, str]:
+    """The tensors that the encoder needs: their names for transformers' class -> in the file.
+
+    Models with a head keep the encoder under a prefix.
+    """
+    for prefix in ("", f"{architecture.model_type}."):
+        needed = {
+            name.removeprefix(prefix): name
+            for name in names
+            if name.startswith(tuple(prefix + part for part in architecture.parts))
+            # numbers that older versions wrote into the file
+            and not name.endswith(".position_ids")
+        }
+        if any(name.endswith(architecture.patch_embedding) for name in needed):
+            return needed
+    some = ", ".join(sorted(names)[:3])
+    raise EncoderFileError(
+        f"{file} is no {architecture.title} encoder in the Hugging Face layout, as model_type in {_config_path(file)} "
+        f"says: it has no {architecture.patch_embedding} (it holds {some} ...)"
+    )
+
+
+def _pixels(file: Path, architecture: Architecture) -> Pixels:
+    usual = architecture.pixels
+    if not architecture.heeds_preprocessor:
+        return usual
+    path = _preprocessor_path(file)
+    settings = _read_json(path)
+    mean = _three_fractions(path, "image_mean", settings.get("image_mean", list(usual.mean)))
+    std = _three_fractions(path, "image_std", settings.get("image_std", list(usual.std)))
+    if 0 in std:
+        raise EncoderFileError(f"{path}: image_std {std} divides by zero")
+    resample = settings.get("resample")
+    if resample is None:
+        return Pixels(mean, std, usual.interpolation)
+    known = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+    if resample not in list(known):
+        raise EncoderFileError(f"{path}: resample {resample!r:.100} is neither 2 (bilinear) nor 3 (bicubic)")
+    return Pixels(mean, std, known[resample])
+
+
+def _three_fractions(path: Path, name: str, value: Any) -> tuple[float, float, float]:
+    numbers = value if isinstance(value, list) else []
+    numbers = [n for n in numbers if isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= 1]
+    if numbers != value or len(numbers) != 3:
+        raise EncoderFileError(f"{path}: {name} {value!r:.100} is not three numbers from 0 to 1")
+    red, green, blue = map(float, numbers)
+    return red, green, blue
