@@ -237,12 +237,13 @@ class Architecture:
         for name, value in entries.items():
             if message := ENTRIES[name](value):
                 raise ValueError(f"{name} {value!r:.100} {message}")
-        config = self._of_transformers(self.config_class)(**entries, **self.fixed)
-        if config.hidden_size % config.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads {config.num_attention_heads} does not divide the width {config.hidden_size}"
-            )
-        return config
+        width, heads = entries.get("hidden_size", 0), entries.get("num_attention_heads", 1)
+        if width % heads:
+            raise ValueError(f"num_attention_heads {heads} does not divide the width {width}")
+        try:
+            return self._of_transformers(self.config_class)(**entries, **self.fixed)
+        except Exception as error:  # of which class, depends on the library's version
+            raise ValueError(str(error)) from error
 
     def _of_transformers(self, name: str) -> Any:
         found = getattr(transformers, name, None)

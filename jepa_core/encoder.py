@@ -214,9 +214,7 @@ def load_encoder(
                 output_loading_info=True,
             )
         except RuntimeError as error:
-            raise EncoderFileError(
-                f"{file} is not a complete {architecture.title} encoder: {error}"
-            ) from error
+            raise EncoderFileError(f"{_described(checkpoint)} is not complete: {error}") from error
         for what in ("missing", "mismatched", "unexpected"):
             names = sorted(str(name) for name in info[f"{what}_keys"])
             names = [name for name in names if not any(part in name for part in architecture.unneeded)]
@@ -224,6 +222,9 @@ def load_encoder(
                 raise EncoderFileError(
                     f"{_described(checkpoint)} has {len(names)} {what} tensors, first {names[0]}"
                 )
+        for part in architecture.unneeded:
+            if part.endswith("."):  # a whole network, random and never run
+                setattr(model, part[:-1], None)
         model = model.eval().requires_grad_(False).to(device)
         return Encoder(model, image_size, checkpoint.pixels)
 

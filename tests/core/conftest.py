@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from jepa_core import Encoder, load_encoder
 from jepa_core.architectures import ARCHITECTURES
 
-
 SMALL: dict[str, dict[str, object]] = {
     "dinov2": {"patch_size": 14, "image_size": 28},
     "dinov2_with_registers": {"patch_size": 14, "image_size": 28},

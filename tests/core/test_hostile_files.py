@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from jepa_core import EncoderFileError, load_encoder
+from jepa_core.architectures import ARCHITECTURES, ENTRIES
 from jepa_core.checkpoint import is_complete
 
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -53,7 +54,7 @@ def little_memory(size: int = 4 << 30) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def load(file: Path, content: bytes, config: str | None = None) -> None:
+def load(file: Path, content: bytes, config: str | None = None, image_size: int = 28) -> None:
     """Load the file; passes if the encoder works or is refused with the file's name."""
     file.write_bytes(content)
     neighbour = file.with_name("config.json")
@@ -63,7 +64,7 @@ def load(file: Path, content: bytes, config: str | None = None) -> None:
     refusal = ""
     try:
         with little_memory():
-            encoder = load_encoder(file, image_size=28)
+            encoder = load_encoder(file, image_size=image_size)
     except ValueError as error:
         refusal = str(error)
         assert "allocat" not in refusal
@@ -75,7 +76,7 @@ def load(file: Path, content: bytes, config: str | None = None) -> None:
     # no more than the file holds, whatever its header says
     held = sum(weight.numel() for weight in encoder.parameters())
     assert held * 4 <= 2 * len(content)
-    assert encoder(torch.zeros(1, 3, 28, 28)).shape == (1, encoder.embed_dim)
+    assert encoder(torch.zeros(1, 3, image_size, image_size)).shape == (1, encoder.embed_dim)
 
 
 def split(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -277,6 +278,39 @@ KEYS = (
 @example({"image_size": 2**40, "hidden_size": 2**40, "num_hidden_layers": 2**31})
 def test_any_configuration(good, spoiled, config):
     load(spoiled, good, json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def others(save_model) -> dict[str, tuple[bytes, dict]]:
+    """Weights and configuration of every kind of encoder that needs one."""
+    found = {}
+    for kind, row in ARCHITECTURES.items():
+        if not row.signature:
+            folder = save_model(kind)
+            settings = json.loads((folder / "config.json").read_text())
+            found[kind] = ((folder / "model.safetensors").read_bytes(), settings)
+    return found
+
+
+@QUICK
+@given(
+    st.sampled_from([kind for kind, row in ARCHITECTURES.items() if not row.signature]),
+    st.dictionaries(st.sampled_from(list(ENTRIES)), nasty | st.integers(-1, 80), min_size=1, max_size=3),
+    st.booleans(),
+)
+@example("dinov3_vit", {"num_attention_heads": 16}, False)  # two numbers a head, and its rotations take four
+@example("vjepa2", {"num_attention_heads": 32}, False)
+@example(
+    "siglip_vision_model", {"num_hidden_layers": 100, "hidden_size": 2**14, "intermediate_size": 2**16}, False
+)
+@example("clip_vision_model", {"image_size": 4096, "patch_size": 8}, True)
+def test_any_entries_of_any_kind(others, spoiled, kind, entries, nested):
+    content, settings = others[kind]
+    settings = settings | entries
+    container = ARCHITECTURES[kind].container
+    if nested and container:
+        settings = {"model_type": container, "vision_config": settings}
+    load(spoiled, content, json.dumps(settings), image_size=16)
 
 
 @QUICK
