@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).absolute().parent
-PARTS = ("gradient", "score", "step", "memory", "paths")
+PARTS = ("gradient", "score", "step", "memory", "paths", "guides")
 RESUMED = ("gradient", "score", "paths")
 
 
@@ -106,12 +106,57 @@ def paths_table(figures: Mapping[str, Any]) -> str:
     return markdown(head, rows)
 
 
+def guides_table(figures: Mapping[str, Any]) -> str:
+    """What each published encoder costs as a guide; blank where nothing was measured."""
+    rows = []
+    for name, one in figures["guides"].items():
+        scores, seconds = one["scores"], one["seconds"]
+        spread = times = ""
+        if scores:
+            spread = f"{scores['min']:.0f} to {scores['max']:.0f}, median {scores['median']:.0f}"
+        if seconds:
+            times = f"{seconds['exact']:.1f} exact, {seconds['projected']:.1f} projected, {seconds['gradient']:.1f} guided"
+        rows.append(
+            [
+                name,
+                one["embedding_length"],
+                one["null_directions"],
+                f"{one['weights_M']:.1f}",
+                "" if one["download_MB"] is None else one["download_MB"],
+                _licence(one),
+                f"{one['GFLOP']:.1f}",
+                spread,
+                times,
+            ]
+        )
+    head = [
+        "guide",
+        "embedding length",
+        "null directions",
+        "encoder weights, M",
+        "download, MB",
+        "licence",
+        "GFLOP a pass",
+        "score's spread",
+        "s an image",
+    ]
+    return markdown(head, rows)
+
+
+def _licence(row: Mapping[str, Any]) -> str:
+    if row["licence"] is None:
+        return ""
+    restricted = "" if row["commercial"] else ", **non-commercial**"
+    return row["licence"] + restricted + (", gated: by hand" if row["gated"] else "")
+
+
 TABLES = {
     "gradient": gradient_table,
     "score": score_table,
     "step": step_table,
     "memory": memory_table,
     "paths": paths_table,
+    "guides": guides_table,
 }
 
 

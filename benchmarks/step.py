@@ -317,7 +317,7 @@ def load_networks(encoder: Path) -> Networks:
     return Networks(
         sd15_model(),
         kl_vae(),
-        pack_module("host.models").load_host_encoder(encoder, encoder.name, 224),
+        pack_module("host.encoders").load_host_encoder(encoder, encoder.name, 224),
         [[texts[0], {}]],
         [[texts[1], {}]],
     )

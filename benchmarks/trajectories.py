@@ -86,7 +86,7 @@ def trajectory(sampler: Sampler, seed: int, steps: int, rarity: Any = None) -> t
     )
     gradient = None
     if rarity is not None:
-        gradient = chain.LatentGradient(sampler.vae, sampler.encoder.encoder, rarity)
+        gradient = chain.LatentGradient(sampler.vae, [chain.Guide(sampler.encoder.encoder)], rarity)
         rarity.reset()
     recorder = Recorder(sampler.vae, active, gradient, chain.decoded, chain.Slope)
     model = sampler.guidance.apply_guidance(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ..jepa_core.checkpoint import neighbours
 from ..jepa_core.hub import ENCODERS, fetch_encoder
 from .internals import folder_paths
 
@@ -26,11 +27,28 @@ def encoder_names() -> list[str]:
     return [*ENCODERS, *(name for name in local if Path(name).parts[0] not in ENCODERS)]
 
 
-def encoder_file(name: str, on_progress: Callable[[int, int], None] | None = None) -> Path:
+def encoder_facts() -> str:
+    """A line for each encoder of the hub: its name, how much is fetched, and what its licence asks for."""
+    lines = []
+    for name, source in ENCODERS.items():
+        notes = "" if source.commercial else f", {source.licence}: NON-COMMERCIAL"
+        if source.gated:
+            notes += f", {source.licence}: agree to it on the hub and put the files in place yourself"
+        lines.append(f"{name}: {source.megabytes} MB{notes}")
+    return "\n".join(lines)
+
+
+def encoder_file(
+    name: str, *, non_commercial: bool = False, on_progress: Callable[[int, int], None] | None = None
+) -> Path:
     """Return the weights file of an encoder named in the menu, fetching a hub encoder on first use.
+
+    Args:
+        non_commercial: fetch weights that must not be used commercially too.
 
     Raises:
         ValueError: a name that is not in the menu, or a link that leads out of the model folders.
+        jepa_core.hub.EncoderLicenceError: weights that are not there yet and must not be used commercially.
         jepa_core.hub.EncoderDownloadError: the hub cannot be reached; says which file to put where.
     """
     if name not in encoder_names():
@@ -46,18 +64,18 @@ def encoder_file(name: str, on_progress: Callable[[int, int], None] | None = Non
             return _inside(folder / name / "model.safetensors")
     default = Path(folder_paths.models_dir) / FOLDER
     file = _inside(default / name / "model.safetensors")  # where it is going to be
-    fetch_encoder(name, default, on_progress=on_progress)
+    fetch_encoder(name, default, non_commercial=non_commercial, on_progress=on_progress)
     return file
 
 
 def _inside(file: Path) -> Path:
-    """Return the file if it and the config.json beside it really lie in the model folders; a link may lead elsewhere.
+    """Return the file if it and what is read beside it really lie in the model folders; a link may lead elsewhere.
 
-    Neither needs to exist.
+    None of them needs to exist.
     """
     # realpath, since Path.resolve raises RuntimeError for a link that leads to itself
     folders = [os.path.realpath(path) for path in folder_paths.get_folder_paths(FOLDER)]
-    for part in (file, file.with_name("config.json")):
+    for part in (file, *neighbours(file)):
         real = Path(os.path.realpath(part))
         if not any(real.is_relative_to(folder) for folder in folders):
             raise ValueError(

@@ -13,6 +13,7 @@ from ..jepa_core import RarityGradient, has_fast_bfloat16
 from .checkpointing import checkpointed
 from .decoders import ENCODER_RESOLUTION, FULL, choose_decoder
 from .economy import economise
+from .encoders import AnyEncoder, patchers
 from .gradients import differentiable_attention, host_differentiable, normal_tensors
 from .internals import (
     KSAMPLER,
@@ -25,9 +26,8 @@ from .internals import (
     wrap_sampler,
     wrapped_sampler,
 )
-from .latent_gradient import LatentGradient, Slope, held_constant_slope
+from .latent_gradient import Guide, LatentGradient, Slope, held_constant_slope
 from .models import (
-    HostEncoder,
     check_finite,
     check_fixed_weights,
     check_one_device,
@@ -53,7 +53,7 @@ GradientFunction = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor, Any], S
 def apply_guidance(
     model: Any,
     vae: Any,
-    encoder: HostEncoder,
+    encoder: AnyEncoder,
     schedule: Schedule,
     rarity: RarityGradient,
     *,
@@ -63,13 +63,14 @@ def apply_guidance(
     checkpointing: bool = False,
     fit: str = "squash",
     antialias: bool = True,
+    judge: AnyEncoder | None = None,
     gradient: GradientFunction | None = None,
     report: Callable[[Trace], None] = lambda trace: None,
 ) -> Any:
     """Return a clone of MODEL that any sampler of the host runs with guidance.
 
     Args:
-        model: MODEL. vae: the VAE that decodes it. encoder: the guide.
+        model: MODEL. vae: the VAE that decodes it. encoder: the guide, or a weighted set of guides.
         rarity: gradient of the guided score; its on_pass is used for interrupts.
         through_denoiser: see LatentGradient.
         decoder: how the clean latent becomes an image, see decoders.choose_decoder.
@@ -77,6 +78,7 @@ def apply_guidance(
             first answer along the shift with the network's output held constant.
         checkpointing: keep less of the decoder, and of the denoiser where it is differentiated, for the backward
             pass and compute it again: less memory, more time, the same gradient.
+        judge: scores every guided step for the trace, and changes nothing else.
         gradient: replaces the whole chain, for comparisons; the encoder and VAE are then not used.
         report: called with the trace after every step.
 
@@ -86,19 +88,22 @@ def apply_guidance(
     check_sampling(model)
     check_vae_fits(vae, model)
     check_one_device(model)
-    if rarity.k > encoder.encoder.embed_dim:
-        raise ValueError(
-            f"rank {rarity.k} is larger than the embedding of {encoder.name}, {encoder.encoder.embed_dim}; lower it"
-        )
+    guides = [member.encoder for member in encoder.members]
+    judges = [member.encoder for member in judge.members] if judge else []
+    for guide in guides:
+        if rarity.k > guide.encoder.embed_dim:
+            raise ValueError(
+                f"rank {rarity.k} is larger than the embedding of {guide.name}, {guide.encoder.embed_dim}; lower it"
+            )
+    loaded = patchers(*guides, *judges)
     latent_format = model.get_model_object("latent_format")
-    latent_decoder = choose_decoder(decoder, vae, latent_format, encoder.encoder.image_size, fit)
+    image_size = max(guide.image_size for guide in guides)
+    latent_decoder = choose_decoder(decoder, vae, latent_format, image_size, fit)
     vae = latent_decoder.vae
     small = None  # what to decode with when memory runs out
     if decoder == FULL:
-        small = choose_decoder(
-            ENCODER_RESOLUTION, vae, latent_format, encoder.encoder.image_size, fit
-        ).prepare
-    half = rarity.half and has_fast_bfloat16(encoder.patcher.load_device)
+        small = choose_decoder(ENCODER_RESOLUTION, vae, latent_format, image_size, fit).prepare
+    half = rarity.half and has_fast_bfloat16(loaded[0].load_device)
     how = ", ".join(
         [
             "through denoiser" if through_denoiser else "denoiser constant",
@@ -106,25 +111,32 @@ def apply_guidance(
             f"{denoiser_calls} call" + ("s" if denoiser_calls == TWO_CALLS else ""),
             ("tracked" if rarity.tracked else "cold") + (" in half precision" if half else ""),
             *(["checkpointing"] if checkpointing else []),
+            *([f"{len(guides)} guides"] if len(guides) > 1 else []),
         ]
     )
     chain = gradient or LatentGradient(
         vae,
-        encoder.encoder,
+        [Guide(member.encoder.encoder, member.weight) for member in encoder.members],
         rarity,
+        judges=[one.encoder for one in judges],
         through_denoiser=through_denoiser,
         fit=fit,
         antialias=antialias,
         checkpointing=checkpointing,
         prepare=latent_decoder.prepare,
     )
+    # a caller's own gradient has neither
+    guide_labels, judge_labels = (
+        [one.label for one in ones if gradient is None] for ones in (guides, judges)
+    )
     patched = resident_model(model) if through_denoiser else model.clone()
-    patched.set_additional_models(KEY, [vae.patcher, encoder.patcher])
+    patched.set_additional_models(KEY, [vae.patcher, *loaded])
 
     def sample_guided(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any) -> Tensor:
         check_one_device(guider.model_patcher)  # once more: a node behind this one may have changed it
         refuse_streamed(vae.patcher, "the VAE")
-        refuse_streamed(encoder.patcher, "the JEPA encoder")
+        for patcher in loaded:
+            refuse_streamed(patcher, "the JEPA encoder")
         if through_denoiser:
             refuse_streamed(guider.model_patcher, "the denoiser")
             check_fixed_weights(guider)
@@ -140,7 +152,7 @@ def apply_guidance(
             guider,
             schedule,
             own,
-            Trace(how=how),
+            Trace(guide_labels, judge_labels, how=how),
             report,
             small,
             through_denoiser=through_denoiser,
@@ -257,7 +269,7 @@ class _GuidedRun:
         listening = with_listener(kwargs, heard) if own else kwargs
         while True:
             try:
-                score, gradient = self._slope(call, x, sigmas, listening)
+                slope = self._slope(call, x, sigmas, listening)
                 break
             except Exception as error:
                 if not is_out_of_memory(error) or not self._economise():
@@ -268,11 +280,11 @@ class _GuidedRun:
         mask = inpainting_mask(model, sigmas, kwargs)
         if mask is not None and not self.through_denoiser:
             # masked on the way into the network and once more on the way out
-            gradient = gradient * mask * mask
+            slope = slope._replace(gradient=slope.gradient * mask * mask)
         # the first estimate is at x; a gradient of the caller's own may need none
         estimate = (estimates or [call(x, sigmas, listening)])[0] if self.one_call else None
         estimates.clear()
-        change = self.shift(x, sigmas.flatten()[0], score, gradient, step)
+        change = self.shift(x, sigmas.flatten()[0], slope, step)
         if estimate is None:
             return model(x, sigmas, **kwargs)
         weight = 1.0 if mask is None else mask
@@ -284,12 +296,13 @@ class _GuidedRun:
             hook({**args, "input": x, **{name: args[name].detach() - moved.to(x) for name in names}})
         return estimate - (weight * moved).to(estimate)
 
-    def shift(self, x: Tensor, sigma: Tensor, score: Tensor, gradient: Tensor, step: int) -> Tensor:
+    def shift(self, x: Tensor, sigma: Tensor, slope: Slope, step: int) -> Tensor:
         """Move x in place down the gradient: z_t <- z_t - eta * g / max|g|, in x's own scale.
 
         Returns:
             What was subtracted from x, zero for images whose gradient is not finite.
         """
+        gradient = slope.gradient
         finite = gradient.flatten(1).isfinite().all(1)
         norm = gradient.flatten(1).norm(dim=1)
         scale = latent_scale(self.base_model.model_sampling, sigma)
@@ -309,16 +322,7 @@ class _GuidedRun:
                 step,
                 (~finite).nonzero().flatten().tolist(),
             )
-        self.trace.steps.append(
-            {
-                "step": step,
-                "sigma": float(sigma),
-                "guided": True,
-                "score": score.tolist(),
-                "gradient_norm": norm.tolist(),
-                "shift": change.flatten(1).abs().amax(1).tolist(),
-            }
-        )
+        self.trace.guided_step(step, float(sigma), slope, norm, change.flatten(1).abs().amax(1))
         return change
 
     def _economise(self) -> bool:

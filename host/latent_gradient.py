@@ -1,24 +1,43 @@
 """The chain encoder -> image -> latent -> noisy latent, as three separate vector-Jacobian products."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..jepa_core import Encoder, RarityGradient
+from ..jepa_core import Encoder, RarityGradient, jepa_score
 from .checkpointing import checkpointed
 from .decoders import decoded
 from .gradients import host_differentiable
 from .internals import UNetModel
 
+# Fixed random outputs of a judge that are scored at each guided step; see jepa_core.jepa_score.
+PROJECTION = 48
+
 
 class Slope(NamedTuple):
-    """Guided score (B,) float64 and its gradient with respect to the sampler's x, in the shape of x."""
+    """Guided score and its gradient.
+
+    Attributes:
+        score: (B,) float64; the weighted mean where there are several guides.
+        gradient: with respect to the sampler's x (or what the function at hand takes), in its shape.
+        each: (guides, B), every guide's own score; None for a gradient of a caller's own.
+        judged: (judges, B), the projected score under every judge.
+    """
 
     score: Tensor
     gradient: Tensor
+    each: Tensor | None = None
+    judged: Tensor | None = None
+
+
+class Guide(NamedTuple):
+    """An encoder whose score is descended, and its share; shares add up to 1."""
+
+    encoder: Encoder
+    weight: float = 1.0
 
 
 class LatentGradient:
@@ -26,12 +45,15 @@ class LatentGradient:
 
     Args:
         vae: what decodes; its weights stay in place (models.resident_vae).
+        guides: what says what is rare. With several, each gradient with respect to the decoded image is scaled to a root
+            mean square of 1 and counts by its weight, however far the scores of the encoders lie apart.
         rarity: the gradient with respect to the preprocessed image.
         through_denoiser: differentiate the denoiser too (the paper); otherwise its output is held constant
             and the clean estimate moves with x alone (MPGD, ICLR 2024).
         fit, antialias: how the encoder sees the image, see Encoder.preprocess.
         checkpointing: keep less of the decoder for its backward pass and compute it again. The denoiser is
             its caller's.
+        judges: encoders that score the decoded image too, and have no part in the gradient.
         prepare: clean latent in the scale of the model's VAE -> the latent that `vae` decodes; see
             decoders.LatentDecoder.
     """
@@ -39,9 +61,10 @@ class LatentGradient:
     def __init__(
         self,
         vae: Any,
-        encoder: Encoder,
+        guides: Sequence[Guide],
         rarity: RarityGradient,
         *,
+        judges: Sequence[Encoder] = (),
         through_denoiser: bool = False,
         fit: str = "squash",
         antialias: bool = True,
@@ -49,7 +72,8 @@ class LatentGradient:
         prepare: Callable[[Tensor], Tensor] = lambda latent: latent,
     ) -> None:
         self.vae = vae
-        self.encoder = encoder
+        self.guides = guides
+        self.judges = judges
         self.rarity = rarity
         self.through_denoiser = through_denoiser
         self.fit = fit
@@ -62,18 +86,43 @@ class LatentGradient:
 
     def of_latent(self, latents: Tensor) -> Slope:
         """Score and gradient for clean latents in the VAE's scale, one image at a time: (B, C, h, w) or (B, C, 1, h, w)."""
-        scores, gradients = [], []
+        slopes = []
         module = self.vae.first_stage_model
         with host_differentiable(module), checkpointed(module) if self.checkpointing else nullcontext():
             for index, latent in enumerate(latents.split(1)):
                 latent = latent.detach().clone().requires_grad_()
-                image = decoded(self.vae, self.prepare(latent)).to(self.encoder.weight.device)
-                x = self.encoder.preprocess(image, fit=self.fit, antialias=self.antialias)
-                rarity = self.rarity(self.encoder, x.detach(), ids=[index])
-                (gradient,) = torch.autograd.grad(x, latent, rarity.grad)
-                scores.append(rarity.score)
-                gradients.append(gradient)
-        return Slope(torch.cat(scores), torch.cat(gradients))
+                image = decoded(self.vae, self.prepare(latent))
+                slope = self._of_image(image.detach(), index)
+                (gradient,) = torch.autograd.grad(image, latent, slope.gradient)
+                slopes.append(slope._replace(gradient=gradient))
+        score, gradient, each, judged = zip(*slopes, strict=True)
+        return Slope(torch.cat(score), torch.cat(gradient), torch.cat(each, 1), torch.cat(judged, 1))
+
+    def _of_image(self, image: Tensor, index: int) -> Slope:
+        """Score and gradient for one decoded image (1, H, W, 3), number `index` of the batch."""
+        parts, scores = [], []
+        for number, (encoder, weight) in enumerate(self.guides):
+            pixels = image.to(encoder.weight.device).detach().requires_grad_()
+            x = encoder.preprocess(pixels, fit=self.fit, antialias=self.antialias)
+            rarity = self.rarity(encoder, x.detach(), ids=[(number, index)])
+            (part,) = torch.autograd.grad(x, pixels, rarity.grad)
+            if len(self.guides) > 1:
+                # an image that an encoder does not see at all has a gradient of zero
+                part = weight * part / part.square().mean().sqrt().clamp(min=torch.finfo(part.dtype).tiny)
+            parts.append(part.to(image))
+            scores.append(rarity.score)
+        each = torch.stack(scores)
+        weights = each.new_tensor([guide.weight for guide in self.guides])
+        return Slope(weights @ each, sum(parts[1:], parts[0]), each, self._judged(image))
+
+    def _judged(self, image: Tensor) -> Tensor:
+        """Scores (judges, 1) of a decoded image; NaN where it is not finite."""
+        scores = torch.full((len(self.judges), 1), torch.nan, dtype=torch.float64, device="cpu")
+        for number, judge in enumerate(self.judges if image.isfinite().all() else ()):
+            x = judge.preprocess(image.to(judge.weight.device), fit=self.fit, antialias=self.antialias)
+            projection = min(PROJECTION, judge.embed_dim)
+            scores[number] = jepa_score(judge, x, projection=projection, on_pass=self.rarity.on_pass)
+        return scores
 
     def __call__(
         self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any
@@ -88,8 +137,9 @@ class LatentGradient:
             base_model: the host's model, for its latent scale and its sampling class.
         """
         if not self.through_denoiser:
-            score, gradient = self._of_estimate(denoise(x), base_model)
-            return Slope(score, gradient * held_constant_slope(base_model.model_sampling, sigma))
+            slope = self._of_estimate(denoise(x), base_model)
+            along = held_constant_slope(base_model.model_sampling, sigma)
+            return slope._replace(gradient=slope.gradient * along)
         return self._through(denoise, x, base_model)
 
     def _through(self, denoise: Callable[[Tensor], Tensor], x: Tensor, base_model: Any) -> Slope:
@@ -103,7 +153,7 @@ class LatentGradient:
         if isinstance(base_model.diffusion_model, UNetModel) and not self._writes_in_place:
             try:
                 gradient = _pulled_back(denoise, x, cotangent, nullcontext())
-                return Slope(found[0].score, gradient)
+                return found[0]._replace(gradient=gradient)
             except RuntimeError as error:
                 if "inplace operation" not in str(error):
                     raise
@@ -111,7 +161,7 @@ class LatentGradient:
             self._writes_in_place = True
         guard = torch.autograd.graph.allow_mutation_on_saved_tensors()
         gradient = _pulled_back(denoise, x, cotangent, guard)
-        return Slope(found[0].score, gradient)
+        return found[0]._replace(gradient=gradient)
 
     def _of_estimate(self, clean: Tensor, base_model: Any) -> Slope:
         """Score and gradient for clean estimates in the scale of the model's latents."""
@@ -120,8 +170,8 @@ class LatentGradient:
             # process_latent_out is affine per channel; its slope carries the gradient back to the model's scale
             unit = base_model.process_latent_out(torch.ones_like(latents))
             origin = base_model.process_latent_out(torch.zeros_like(latents))
-            score, gradient = self.of_latent(latents)
-            return Slope(score, gradient.to(clean.device) * (unit - origin))
+            slope = self.of_latent(latents)
+            return slope._replace(gradient=slope.gradient.to(clean.device) * (unit - origin))
 
 
 def _pulled_back(

@@ -1,62 +1,20 @@
-"""Encoder and VAE as models that the host's memory manager loads, and the refusal of streamed weights."""
+"""Models as a gradient needs them: weights in place, nothing streamed, and the refusal of what does not fit."""
 
 import copy
 import logging
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..jepa_core import Encoder, load_encoder
 from .internals import (
     ModelPatcher,
     device_count,
-    get_torch_device,
     has_weight_hooks,
     is_dynamic,
     is_streamed,
-    load_models_gpu,
     loaded_without_streaming,
-    unet_offload_device,
     unguidable_sampling,
 )
-
-
-@dataclass(frozen=True)
-class HostEncoder:
-    """What a JEPA_ENCODER link carries: the encoder in a patcher that the host can load and unload."""
-
-    name: str
-    patcher: ModelPatcher
-
-    @property
-    def encoder(self) -> Encoder:
-        return self.patcher.model
-
-
-def load_host_encoder(path: Path, name: str, image_size: int) -> HostEncoder:
-    """Load an encoder file as a model that the host manages.
-
-    Raises:
-        jepa_core.EncoderFileError: a missing, damaged or unsupported file.
-    """
-    encoder = load_encoder(path, image_size=image_size)
-    # The base patcher on purpose: the dynamic one streams weights through buffers that a backward pass
-    # would read after they were overwritten.
-    patcher = ModelPatcher(
-        encoder,
-        load_device=get_torch_device(),
-        offload_device=unet_offload_device(),
-    )
-    return HostEncoder(name, patcher)
-
-
-def use_encoder(encoder: HostEncoder) -> Encoder:
-    """Have the host load the encoder onto its device now, and return it."""
-    load_models_gpu([encoder.patcher])
-    refuse_streamed(encoder.patcher, "the JEPA encoder")
-    return encoder.encoder
 
 
 def resident_model(model: Any) -> Any:

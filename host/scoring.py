@@ -5,35 +5,49 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..jepa_core import jepa_score
+from .encoders import AnyEncoder, use_encoder
 from .internals import interrupt_check
-from .models import HostEncoder, use_encoder
 
 
 def score_images(
     images: Tensor,
-    encoder: HostEncoder,
+    encoder: AnyEncoder,
     *,
     top_k: int | None = None,
     projection: int | None = None,
     fit: str = "squash",
     antialias: bool = True,
     on_image: Callable[[], None] = lambda: None,
-) -> list[float]:
-    """Return the JEPA score of each image of images (B, H, W, 3) in [0, 1]; see jepa_core.jepa_score.
+) -> list[list[float]]:
+    """Score images (B, H, W, 3) in [0, 1] under every encoder of a set; see jepa_core.jepa_score.
+
+    Returns:
+        A list for each member of the set, in its order: the score of each image.
 
     Raises:
-        ValueError: images of another shape, top_k or projection larger than the embedding, or an image with NaN pixels.
+        ValueError: images of another shape, top_k or projection larger than an embedding, or an image with NaN pixels.
     """
     if images.ndim != 4 or images.shape[-1] not in (3, 4):
         raise ValueError(f"images must be (batch, height, width, 3 or 4), got {tuple(images.shape)}")
-    judge = use_encoder(encoder)
-    scores = []
-    for index, image in enumerate(images.split(1)):
+    for index, image in enumerate(images):
         if not image.isfinite().all():
             raise ValueError(f"images: image {index} of the batch holds NaN or infinite pixels")
-        # an alpha channel does not reach the encoder
-        x = judge.preprocess(image[..., :3].to(judge.weight.device), fit=fit, antialias=antialias)
-        score = jepa_score(judge, x, top_k=top_k, projection=projection, on_pass=interrupt_check)
-        scores.append(score.item())
-        on_image()
+    judges = [member.encoder for member in encoder.members]
+    for judge in judges:
+        length = judge.encoder.embed_dim
+        for what, count in (("top_k", top_k), ("projection", projection)):
+            if count is not None and count > length:
+                raise ValueError(
+                    f"{what} {count} is larger than the embedding of {judge.name}, {length}; lower it"
+                )
+    scores: list[list[float]] = []
+    # one encoder after the other, so that they need not fit the device together
+    for judge in map(use_encoder, judges):
+        scores.append([])
+        for image in images.split(1):
+            # an alpha channel does not reach the encoder
+            x = judge.preprocess(image[..., :3].to(judge.weight.device), fit=fit, antialias=antialias)
+            score = jepa_score(judge, x, top_k=top_k, projection=projection, on_pass=interrupt_check)
+            scores[-1].append(score.item())
+            on_image()
     return scores

@@ -4,23 +4,48 @@ import logging
 import math
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
+from .latent_gradient import Slope
+
 
 @dataclass
 class Trace:
     """What guidance did in one sampler call.
 
     Attributes:
+        guides, judges: labels of the encoders; none where the gradient is a caller's own.
         steps: one dict a step: step, sigma, guided, and where guided score, gradient_norm, shift (a float per
-            image; shift is the largest change of x in sampler units, 0 where a gradient was not finite).
+            image; shift is the largest change of x in sampler units, 0 where a gradient was not finite), scores and
+            judged (label -> a float per image). score is the guided score that was descended, the weighted mean where
+            there are several guides, whose own ones are in scores; judged are scores of fixed random outputs, which
+            compare with one another and with nothing else.
         message: a few lines for people.
         how: how the gradient was computed, a line for people.
         notices: what had to be done otherwise, a line each.
     """
 
+    guides: list[str] = field(default_factory=list)
+    judges: list[str] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
     message: str = "JEPA guidance: has not run yet"
     how: str = ""
     notices: list[str] = field(default_factory=list)
+
+    def guided_step(self, step: int, sigma: float, slope: Slope, norm: Tensor, shift: Tensor) -> None:
+        """Note a guided step: its Slope, and for each image (B,) the gradient's norm and the largest change of x."""
+        self.steps.append(
+            {
+                "step": step,
+                "sigma": sigma,
+                "guided": True,
+                "score": slope.score.tolist(),
+                "scores": _by_name(self.guides, slope.each),
+                "judged": _by_name(self.judges, slope.judged),
+                "gradient_norm": norm.tolist(),
+                "shift": shift.tolist(),
+            }
+        )
 
     def notice(self, text: str) -> None:
         """Say in the log and in the message that something was done otherwise than asked."""
@@ -38,14 +63,33 @@ class Trace:
                 else "JEPA guidance: no step of this run lies in the guided range; the image is the stock sampler's"
             )
             return
-        scores = [sum(step["score"]) / len(step["score"]) for step in guided]
-        moved = f"{scores[0]:.2f} to {scores[-1]:.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"
+        mean, each = ("mean score", self.guides) if len(self.guides) > 1 else ("score", [])
+        lines = [
+            f"{mean} {_course([step['score'] for step in guided])}",
+            *(f"{name}: {_course([step['scores'][name] for step in guided])}" for name in each),
+            *(
+                f"judged by {name}: {_course([step['judged'][name] for step in guided])}"
+                for name in self.judges
+            ),
+        ]
         last = guided[-1]
         skipped = sum(not math.isfinite(norm) for step in guided for norm in step["gradient_norm"])
         self.message = (
-            f"JEPA guidance: {len(guided)} of {total} steps guided\nscore {moved}\n"
-            f"step {last['step']}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}"
+            f"JEPA guidance: {len(guided)} of {total} steps guided\n"
+            + "".join(f"{line}\n" for line in lines)
+            + f"step {last['step']}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}"
             + (f"\n{self.how}" if self.how else "")
             + (f"\n{skipped} shift(s) skipped, their gradient was not finite" if skipped else "")
             + "".join(f"\n{notice}" for notice in self.notices)
         )
+
+
+def _by_name(names: list[str], scores: Tensor | None) -> dict[str, list[float]]:
+    # no names where the gradient is a caller's own, whatever that tells of itself
+    return {} if scores is None or not names else dict(zip(names, scores.tolist(), strict=True))
+
+
+def _course(scores: list[list[float]]) -> str:
+    """How the mean over a batch went from the first guided step to the last."""
+    means = [sum(batch) / len(batch) for batch in scores]
+    return f"{means[0]:.2f} to {means[-1]:.2f}" if len(means) > 1 else f"{means[0]:.2f}"

@@ -1,4 +1,4 @@
-"""Fetch a DINOv2 checkpoint from the Hugging Face hub, on first use and only when asked."""
+"""Fetch an encoder from the Hugging Face hub, on first use and only when asked."""
 
 import json
 import os
@@ -20,11 +20,24 @@ _ANSWER_S = 10  # how long the hub may take to answer before it counts as unreac
 
 @dataclass(frozen=True)
 class HubEncoder:
-    """A checkpoint on the hub: its repository, its number of weights (float32 each) and its licence."""
+    """A checkpoint on the hub.
+
+    Attributes:
+        repo_id: its repository.
+        parameters: number of weights in its file, float32 each; a text tower's count, as they are fetched too.
+        licence: of the weights, as their repository states it.
+        commercial: whether that licence allows commercial use.
+        gated: whether the repository asks for consent to its licence before it hands out the files. No credentials
+            are sent, so such files have to be put in place by hand.
+        model_type: of its config.json, see architectures.py.
+    """
 
     repo_id: str
     parameters: int
     licence: str = "Apache-2.0"
+    commercial: bool = True
+    gated: bool = False
+    model_type: str = "dinov2"
 
     @property
     def megabytes(self) -> int:
@@ -32,30 +45,51 @@ class HubEncoder:
         return round(4 * self.parameters / 1e6)
 
 
-# The counts follow from the architectures (a test builds each one); the repositories hold nothing else.
-ENCODERS: dict[str, HubEncoder] = {
-    name: HubEncoder(f"facebook/{name}", parameters)
-    for name, parameters in {
-        "dinov2-small": 22_056_576,
-        "dinov2-base": 86_580_480,
-        "dinov2-large": 304_368_640,
-        "dinov2-giant": 1_136_480_768,
-        "dinov2-with-registers-small": 22_058_112,
-        "dinov2-with-registers-base": 86_583_552,
-        "dinov2-with-registers-large": 304_372_736,
-        "dinov2-with-registers-giant": 1_136_486_912,
-    }.items()
-}
+def _encoder(owner: str, name: str, parameters: int, **facts: Any) -> tuple[str, HubEncoder]:
+    return name, HubEncoder(f"{owner}/{name}", parameters, **facts)
+
+
+_REGISTERS: dict[str, Any] = {"model_type": "dinov2_with_registers"}
+_DINOV3: dict[str, Any] = {"model_type": "dinov3_vit", "licence": "DINOv3 License", "gated": True}
+_NON_COMMERCIAL: dict[str, Any] = {"licence": "CC-BY-NC-4.0", "commercial": False}
+# The counts follow from the architectures (a test builds each one). Only repositories that hold one model.safetensors
+# are here; older CLIP and MetaCLIP ones hold pickles, which are not loaded.
+ENCODERS: dict[str, HubEncoder] = dict(
+    (
+        _encoder("facebook", "dinov2-small", 22_056_576),
+        _encoder("facebook", "dinov2-base", 86_580_480),
+        _encoder("facebook", "dinov2-large", 304_368_640),
+        _encoder("facebook", "dinov2-giant", 1_136_480_768),
+        _encoder("facebook", "dinov2-with-registers-small", 22_058_112, **_REGISTERS),
+        _encoder("facebook", "dinov2-with-registers-base", 86_583_552, **_REGISTERS),
+        _encoder("facebook", "dinov2-with-registers-large", 304_372_736, **_REGISTERS),
+        _encoder("facebook", "dinov2-with-registers-giant", 1_136_486_912, **_REGISTERS),
+        _encoder("facebook", "dinov3-vits16-pretrain-lvd1689m", 21_596_544, **_DINOV3),
+        _encoder("facebook", "dinov3-vitb16-pretrain-lvd1689m", 85_660_416, **_DINOV3),
+        _encoder("facebook", "dinov3-vitl16-pretrain-lvd1689m", 303_129_600, **_DINOV3),
+        _encoder("laion", "CLIP-ViT-B-32-laion2B-s34B-b79K", 151_277_313, licence="MIT", model_type="clip"),
+        _encoder("openai", "clip-vit-large-patch14", 427_616_513, licence="MIT", model_type="clip"),
+        _encoder("facebook", "metaclip-h14-fullcc2.5b", 986_109_441, model_type="clip", **_NON_COMMERCIAL),
+        _encoder("google", "siglip2-base-patch16-224", 375_187_970, model_type="siglip"),
+        _encoder("facebook", "ijepa_vith14_1k", 630_762_240, model_type="ijepa", **_NON_COMMERCIAL),
+        _encoder("facebook", "vjepa2-vitl-fpc64-256", 325_971_328, licence="MIT", model_type="vjepa2"),
+    )
+)
 
 
 class EncoderDownloadError(OSError):
     """A checkpoint could not be downloaded. The message says which files to put where by hand."""
 
 
+class EncoderLicenceError(ValueError):
+    """A checkpoint was not downloaded, since its licence forbids commercial use and nobody has agreed to that."""
+
+
 def fetch_encoder(
     name: str,
     folder: str | os.PathLike,
     *,
+    non_commercial: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     endpoint: str | None = None,
 ) -> Path:
@@ -68,14 +102,16 @@ def fetch_encoder(
     Args:
         name: a key of ENCODERS.
         folder: where encoders live; made if need be.
+        non_commercial: fetch weights that must not be used commercially too.
         on_progress: called with (bytes done, bytes in all) while downloading, besides the bar on the
             terminal; may raise to stop. Needs huggingface_hub 1.0.
         endpoint: base address of the hub; None takes HF_ENDPOINT or the hub's own.
 
     Raises:
         ValueError: a name that is not in ENCODERS.
-        EncoderDownloadError: the hub is unreachable or turned off (HF_HUB_OFFLINE), what arrived is damaged,
-            or another process is downloading the same encoder.
+        EncoderLicenceError: weights that are not there yet and must not be used commercially.
+        EncoderDownloadError: the hub is unreachable or turned off (HF_HUB_OFFLINE), asks for consent to a licence,
+            what arrived is damaged, or another process is downloading the same encoder.
         OSError: the folder cannot be written.
     """
     if name not in ENCODERS:
@@ -83,6 +119,14 @@ def fetch_encoder(
     target = Path(folder) / name
     if is_complete(target):
         return target
+    source = ENCODERS[name]
+    if source.gated:
+        raise EncoderDownloadError(_by_hand(name, target, f"agree to the {source.licence} there first"))
+    if not source.commercial and not non_commercial:
+        raise EncoderLicenceError(
+            f"{name} ({source.megabytes} MB, of {source.repo_id}) is licensed {source.licence}: not for commercial use. "
+            "Agree by turning non_commercial on, and it is fetched."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(target.with_name(f".{name}.lock"), timeout=1):

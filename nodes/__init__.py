@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..host.folders import register_folder
+from .combine_encoders import JEPACombineEncoders
 from .demo import JEPADemoClass, JEPADemoLoader
 from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
@@ -22,4 +23,5 @@ class JEPAExtension(ComfyExtension):
             JEPAScoreImage,
             JEPADemoLoader,
             JEPADemoClass,
+            JEPACombineEncoders,
         ]

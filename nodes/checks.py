@@ -10,7 +10,7 @@ from comfy_api.latest import io
 USED = {
     "MODEL": "get_model_object",
     "VAE": "throw_exception_if_invalid",
-    "JEPA_ENCODER": "encoder",
+    "JEPA_ENCODER": "members",
     "IMAGE": "isfinite",
 }
 

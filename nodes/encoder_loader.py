@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..host.folders import encoder_file, encoder_names
+from ..host.encoders import load_host_encoder
+from ..host.folders import encoder_facts, encoder_file, encoder_names
 from ..host.internals import ProgressBar
-from ..host.models import load_host_encoder
 from .checks import check_values
 from .types import JEPAEncoder
 
@@ -16,24 +16,33 @@ class JEPAEncoderLoader(io.ComfyNode):
             node_id="JEPAEncoderLoader",
             display_name="JEPA Encoder Loader",
             category="JEPA",
-            description="Loads the image encoder that decides what is rare (DINOv2, Apache-2.0).",
+            description="Loads the image encoder that decides what is rare.",
             inputs=[
                 io.Combo.Input(
                     "encoder",
                     options=encoder_names(),
                     default="dinov2-with-registers-small",
-                    tooltip="Rarity is what this encoder finds rare. Files come from models/jepa; the plain names "
-                    "are fetched from the Hugging Face hub on first use. The paper uses "
-                    "dinov2-with-registers-small (88 MB); larger ones cost more time and memory per step.",
+                    tooltip="Rarity is what this encoder finds rare. Files come from models/jepa; the plain names are "
+                    "fetched from the Hugging Face hub on first use, and licensed Apache-2.0 or MIT unless noted. The "
+                    "paper uses dinov2-with-registers-small; larger ones cost more time and memory per step.\n"
+                    + encoder_facts(),
                 ),
                 io.Int.Input(
                     "image_size",
                     default=224,
                     min=14,
                     max=1022,
-                    step=14,
-                    tooltip="Side in pixels at which the encoder sees every image, a multiple of 14. 224 is the "
-                    "paper's; cost grows with the square. Scores at different sizes are not comparable.",
+                    step=2,
+                    tooltip="Side in pixels at which the encoder sees every image, a multiple of its patch size (14 for "
+                    "DINOv2, 16 for most others). 224 is the paper's and fits them all; cost grows with the square. "
+                    "Scores at different sizes are not comparable.",
+                ),
+                io.Boolean.Input(
+                    "non_commercial",
+                    default=False,
+                    optional=True,
+                    tooltip="Fetch encoders that are licensed for non-commercial use only. Off: they are refused with the "
+                    "name of their licence, unless their files are there already.",
                 ),
             ],
             outputs=[
@@ -44,8 +53,12 @@ class JEPAEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, encoder: str, image_size: int) -> io.NodeOutput:
+    def execute(cls, encoder: str, image_size: int, non_commercial: bool = False) -> io.NodeOutput:
         check_values(cls.define_schema().inputs, {"image_size": image_size})
         bar = ProgressBar(1)
-        file = encoder_file(encoder, on_progress=lambda done, total: bar.update_absolute(done, total))
+        file = encoder_file(
+            encoder,
+            non_commercial=non_commercial,
+            on_progress=lambda done, total: bar.update_absolute(done, total),
+        )
         return io.NodeOutput(load_host_encoder(file, encoder, image_size))

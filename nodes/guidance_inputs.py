@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..host.decoders import DECODERS, ENCODER_RESOLUTION, FULL, TINY_OR_SMALL
 from ..host.guidance import ONE_CALL, TWO_CALLS
 from ..host.internals import interrupt_check
+from ..host.latent_gradient import PROJECTION
 from ..host.steps import Schedule
 from ..jepa_core import RarityGradient
 from .checks import number_message
@@ -26,6 +27,7 @@ LATER_INPUTS = {
     "checkpointing": False,
     "range_finder": TRACKED,
     "preset": CUSTOM,
+    "judge": None,
 }
 # What each preset puts in place of the inputs of these names. Only how the gradient is computed: never how
 # strongly, when, or how the encoder sees the image.
@@ -78,7 +80,10 @@ def guidance_inputs() -> list[io.Input]:
         io.Vae.Input(
             "vae", tooltip="The VAE that belongs to the model; the encoder judges the decoded image."
         ),
-        JEPAEncoder.Input("encoder", tooltip="The encoder that says what is rare, from JEPA Encoder Loader."),
+        JEPAEncoder.Input(
+            "encoder",
+            tooltip="The encoder that says what is rare, from JEPA Encoder Loader, or several from JEPA Combine Encoders.",
+        ),
         io.Float.Input(
             "strength",
             default=0.5,
@@ -224,6 +229,13 @@ def guidance_inputs() -> list[io.Input]:
             + ", ".join(PRESETS["faithful"])
             + "; strength, percents, interval, schedule and the rest stay yours.",
         ),
+        JEPAEncoder.Input(
+            "judge",
+            optional=True,
+            tooltip="Another encoder that scores the image at every guided step, shown under the node and in the trace. "
+            "It changes nothing: whether a picture became rarer is not for the encoder to say that was descended. "
+            f"Its scores are of {PROJECTION} fixed random outputs.",
+        ),
     ]
 
 
@@ -265,6 +277,7 @@ def chain_of(settings: dict) -> dict:
         "checkpointing": settings["checkpointing"],
         "fit": settings["fit"],
         "antialias": settings["antialias"],
+        "judge": settings["judge"],
     }
 
 

@@ -79,7 +79,8 @@ class JEPAGuidedKSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
                 JEPATrace.Output(
                     display_name="trace",
-                    tooltip="What guidance did at each step: sigma, score, gradient norm, size of the shift.",
+                    tooltip="What guidance did at each step: sigma, score under each guide and judge, gradient norm, size "
+                    "of the shift.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -132,7 +133,8 @@ class JEPAGuidedKSampler(io.ComfyNode):
         trace = Trace()
 
         def report(current: Trace) -> None:
-            trace.steps, trace.message = current.steps, current.message
+            nonlocal trace
+            trace = current
             show_text(cls.hidden.unique_id, current.message)
 
         if guides_nothing(settings):

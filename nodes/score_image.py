@@ -1,8 +1,12 @@
 """JEPAScoreImage: how rare an encoder finds each image of a batch."""
 
+from itertools import chain
+from operator import mul
+
 from comfy_api.latest import io, ui
 
 from ..host.internals import ProgressBar
+from ..host.latent_gradient import PROJECTION
 from ..host.sampling import show_text
 from ..host.scoring import score_images
 from .checks import check_values
@@ -11,9 +15,6 @@ from .types import JEPAEncoder
 EXACT = "exact"
 TOP_K = "top-k"
 PROJECTED = "projected"
-# Outputs that the projected mode looks at: Spearman's correlation with the exact score is 0.98 at a
-# twentieth of its cost or less (benchmarks/score.json).
-PROJECTION = 48
 
 
 class JEPAScoreImage(io.ComfyNode):
@@ -27,7 +28,11 @@ class JEPAScoreImage(io.ComfyNode):
             "only under the same encoder, image size and mode.",
             inputs=[
                 io.Image.Input("images", tooltip="A batch of images; each one is scored."),
-                JEPAEncoder.Input("encoder", tooltip="The judge, from JEPA Encoder Loader."),
+                JEPAEncoder.Input(
+                    "encoder",
+                    tooltip="The judge, from JEPA Encoder Loader. Not the encoder that guided, if you want to know "
+                    "whether a picture became rarer. Several from JEPA Combine Encoders are scored one after the other.",
+                ),
                 io.Combo.Input(
                     "mode",
                     options=[EXACT, TOP_K, PROJECTED],
@@ -62,9 +67,15 @@ class JEPAScoreImage(io.ComfyNode):
                 io.Float.Output(
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="One score an image, in the order of the batch. Lower is rarer.",
+                    tooltip="One score an image, in the order of the batch. Lower is rarer. Of several encoders: the "
+                    "mean, by their weights.",
                 ),
                 io.String.Output(display_name="text", tooltip="The scores as a ranked list, rarest first."),
+                io.Float.Output(
+                    display_name="scores_of_each",
+                    is_output_list=True,
+                    tooltip="Of several encoders: the batch's scores under the first, then under the second, and so on.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -74,8 +85,9 @@ class JEPAScoreImage(io.ComfyNode):
     def execute(cls, images, encoder, mode, top_k, fit, antialias) -> io.NodeOutput:
         values = {"images": images, "encoder": encoder, "mode": mode, "top_k": top_k, "fit": fit}
         check_values(cls.define_schema().inputs, values)
-        bar = ProgressBar(images.shape[:1].numel())  # a single number has no length, and is refused below
-        scores = score_images(
+        # a single number has no length, and is refused below
+        bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
+        each = score_images(
             images,
             encoder,
             top_k=top_k if mode == TOP_K else None,
@@ -84,9 +96,13 @@ class JEPAScoreImage(io.ComfyNode):
             antialias=antialias,
             on_image=lambda: bar.update(1),
         )
-        ranked = sorted(enumerate(scores), key=lambda item: item[1])
+        weights = [member.weight for member in encoder.members]
+        scores = [sum(map(mul, weights, of_image)) for of_image in zip(*each, strict=True)]
         how = {EXACT: EXACT, TOP_K: f"top {top_k}", PROJECTED: f"projected on {PROJECTION} outputs"}[mode]
-        lines = [f"{rank}. image {index}: {score:.2f}" for rank, (index, score) in enumerate(ranked, 1)]
-        text = "\n".join([f"JEPA score ({how}, {encoder.name}), rarest first:", *lines])
+        text = f"JEPA score ({how}, {encoder.name}), rarest first:\n" + "\n".join(
+            f"{rank}. image {index}: {score:.2f}"
+            + (f" ({', '.join(f'{own[index]:.2f}' for own in each)})" if len(each) > 1 else "")
+            for rank, (index, score) in enumerate(sorted(enumerate(scores), key=lambda item: item[1]), 1)
+        )
         show_text(cls.hidden.unique_id, text)
-        return io.NodeOutput(scores, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(scores, text, list(chain.from_iterable(each)), ui=ui.PreviewText(text))

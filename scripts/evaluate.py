@@ -98,7 +98,7 @@ class Sampler:
         self.power_iterations = power_iterations
         self.interval = interval
         self.model, self.vae = self.demo.load_demo_generator()
-        self.encoder = pack_module("host.models").load_host_encoder(encoder, encoder.name, 224)
+        self.encoder = pack_module("host.encoders").load_host_encoder(encoder, encoder.name, 224)
 
     def __call__(self, seed: int, arm: str, **schedule: Any) -> tuple[Image.Image, Row]:
         """Make one image; returns it with what guidance reported of it. `schedule` changes the defaults."""

@@ -129,7 +129,9 @@ def test_the_naive_chain_has_the_gradient_of_the_chain(networks: Networks) -> No
 
     sigma = torch.tensor(1.0)
     naive = NaiveChain(networks.vae, encoder, Stages())(denoise, x, sigma, base)
-    exact = chain.LatentGradient(networks.vae, encoder, rarity, through_denoiser=True, antialias=False)
+    exact = chain.LatentGradient(
+        networks.vae, [chain.Guide(encoder)], rarity, through_denoiser=True, antialias=False
+    )
     slope = exact(denoise, x, sigma, base)
     cosine = torch.cosine_similarity(naive.gradient.flatten(), slope.gradient.flatten(), dim=0)
     assert cosine > 0.95

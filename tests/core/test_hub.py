@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,10 +20,11 @@ import pytest
 import safetensors.torch
 import torch
 from filelock import FileLock
-from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+from benchmarks.guides import published_model
 from jepa_core import load_encoder
-from jepa_core.hub import ENCODERS, EncoderDownloadError, fetch_encoder
+from jepa_core.architectures import architecture_of
+from jepa_core.hub import ENCODERS, EncoderDownloadError, EncoderLicenceError, fetch_encoder
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -398,30 +400,37 @@ def test_only_names_of_the_table_are_taken(hub, tmp_path, name):
     assert held(tmp_path) == set()
 
 
-SIZES = {
-    "small": {"hidden_size": 384, "num_hidden_layers": 12},
-    "base": {"hidden_size": 768, "num_hidden_layers": 12},
-    "large": {"hidden_size": 1024, "num_hidden_layers": 24},
-    "giant": {"hidden_size": 1536, "num_hidden_layers": 40, "use_swiglu_ffn": True},
-}
-
-
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_table_counts_the_weights_of_its_architectures(name):
-    family, size = name.rsplit("-", 1)
-    config, model = {
-        "dinov2": (Dinov2Config, Dinov2Model),
-        "dinov2-with-registers": (Dinov2WithRegistersConfig, Dinov2WithRegistersModel),
-    }[family]
-    settings = config(
-        image_size=518, patch_size=14, num_attention_heads=SIZES[size]["hidden_size"] // 64, **SIZES[size]
-    )
+    source = ENCODERS[name]
     with torch.device("meta"):
-        weights = sum(weight.numel() for weight in model(settings).parameters())
-    assert ENCODERS[name].parameters == weights
-    assert ENCODERS[name].megabytes == round(weights * 4 / 1e6)
-    assert ENCODERS[name].repo_id == f"facebook/{name}"
-    assert ENCODERS[name].licence == "Apache-2.0"
+        weights = sum(weight.numel() for weight in published_model(name).parameters())
+    assert source.parameters == weights
+    assert source.megabytes == round(weights * 4 / 1e6)
+    assert source.repo_id.endswith(f"/{name}")
+    assert architecture_of(source.model_type) is not None
+    assert source.commercial == ("NC" not in source.licence)
+
+
+@pytest.mark.parametrize("name", [name for name, source in ENCODERS.items() if not source.commercial])
+def test_weights_for_non_commercial_use_are_fetched_with_consent_alone(hub, tmp_path, name):
+    with pytest.raises(EncoderLicenceError, match=r"CC-BY-NC-4\.0: not for commercial use.*non_commercial"):
+        fetch_encoder(name, tmp_path, endpoint=hub.endpoint)
+    assert hub.requests == []
+    assert held(tmp_path) == set()
+    with pytest.raises(EncoderDownloadError, match=re.escape(ENCODERS[name].repo_id)):
+        # asked for now, and this hub does not have it
+        fetch_encoder(name, tmp_path, endpoint=hub.endpoint, non_commercial=True)
+    assert hub.requests
+
+
+@pytest.mark.parametrize("name", [name for name, source in ENCODERS.items() if source.gated])
+def test_a_gated_repository_is_not_asked(hub, tmp_path, name):
+    with pytest.raises(
+        EncoderDownloadError, match=r"agree to the DINOv3 License there first.*model\.safetensors"
+    ):
+        fetch_encoder(name, tmp_path, endpoint=hub.endpoint)
+    assert hub.requests == []
 
 
 def test_a_float32_checkpoint_is_as_large_as_its_weights(files):

@@ -67,7 +67,7 @@ def tiny_vae(dtype: torch.dtype = torch.float32, channels: int = 4) -> comfy.sd.
 
 def tiny_encoder(dtype: torch.dtype = torch.float32) -> Any:
     """A HostEncoder of a random DINOv2 that sees 28 x 28 pixels, embedding length 16."""
-    from jepa_guidance.host.models import HostEncoder
+    from jepa_guidance.host.encoders import HostEncoder
 
     torch.manual_seed(3)
     config = Dinov2Config(
@@ -78,7 +78,7 @@ def tiny_encoder(dtype: torch.dtype = torch.float32) -> Any:
         randomise(model, seed=3)
         encoder = Encoder(model.to(dtype), 28)
     patcher = comfy.model_patcher.ModelPatcher(encoder, torch.device("cpu"), torch.device("cpu"))
-    return HostEncoder("tiny", patcher)
+    return HostEncoder("tiny", patcher, 28)
 
 
 def tiny_conditioning(seed: int) -> list:

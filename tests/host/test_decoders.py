@@ -21,7 +21,7 @@ from jepa_guidance.host.decoders import (
     tiny_decoder_name,
 )
 from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import LatentGradient
+from jepa_guidance.host.latent_gradient import Guide, LatentGradient
 from jepa_guidance.host.models import check_vae_fits
 from jepa_guidance.host.steps import Schedule
 from safetensors.torch import save_file
@@ -106,7 +106,12 @@ def test_latents_that_are_small_enough_decode_like_the_full_decoder_bit_for_bit(
         decoder = choice(tiny, name, fit=fit)
         rarity = RarityGradient(k=3)
         chain = LatentGradient(
-            decoder.vae, tiny.encoder.encoder, rarity, prepare=decoder.prepare, fit=fit, antialias=True
+            decoder.vae,
+            [Guide(tiny.encoder.encoder)],
+            rarity,
+            prepare=decoder.prepare,
+            fit=fit,
+            antialias=True,
         )
         slopes.append(chain.of_latent(latents))
     assert torch.equal(slopes[0].score, slopes[1].score)

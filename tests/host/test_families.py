@@ -14,7 +14,7 @@ import pytest
 import torch
 from jepa_guidance.host.decoders import ENCODER_RESOLUTION, TINY, TINY_OR_SMALL, choose_decoder, decoded
 from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import LatentGradient, Slope, held_constant_slope
+from jepa_guidance.host.latent_gradient import Guide, LatentGradient, Slope, held_constant_slope
 from jepa_guidance.host.steps import Schedule
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from torch import Tensor
@@ -187,7 +187,7 @@ def check_inside(
     first_step = settings.pop("start_percent", 0.4)
     chain = LatentGradient(
         family.vae,
-        encoder.encoder,
+        [Guide(encoder.encoder)],
         RarityGradient(**EXACT),
         through_denoiser=through,
         checkpointing=checkpointing,
@@ -268,7 +268,7 @@ def test_checkpointing_changes_no_gradient(name):
     for checkpointing in (False, True):
         chain = LatentGradient(
             family.vae,
-            encoder_of().encoder,
+            [Guide(encoder_of().encoder)],
             RarityGradient(**QUICK),
             through_denoiser=True,
             checkpointing=checkpointing,

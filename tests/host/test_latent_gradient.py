@@ -6,7 +6,7 @@ import pytest
 import torch
 from jepa_guidance.host.decoders import ENCODER_RESOLUTION, choose_decoder, decoded
 from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import LatentGradient, Slope
+from jepa_guidance.host.latent_gradient import Guide, LatentGradient, Slope
 from jepa_guidance.host.steps import Schedule
 
 from jepa_core import JacobianOperator, RarityGradient, differentiable
@@ -38,8 +38,8 @@ def random_like(tensor, seed):
 def test_gradient_of_a_clean_latent_is_the_finite_difference(tiny):
     vae, encoder = tiny.make_vae(torch.float64), tiny.make_encoder(torch.float64).encoder
     latent = random_like(torch.empty(1, 4, 8, 8, dtype=torch.float64), 1)
-    chain = LatentGradient(vae, encoder, RarityGradient(**RARITY))
-    score, gradient = chain.of_latent(latent)
+    chain = LatentGradient(vae, [Guide(encoder)], RarityGradient(**RARITY))
+    score, gradient, *_ = chain.of_latent(latent)
     assert score.item() == pytest.approx(score_of_latent(vae, encoder, latent), rel=1e-9)
     for seed in (2, 3, 4):
         direction = random_like(latent, seed)
@@ -51,13 +51,13 @@ def test_gradient_of_a_clean_latent_is_the_finite_difference(tiny):
 def test_gradient_of_a_shrunk_latent_is_the_finite_difference(tiny, fit):
     vae, encoder = tiny.make_vae(torch.float64), tiny.make_encoder(torch.float64).encoder
     decoder = choose_decoder(ENCODER_RESOLUTION, vae, None, encoder.image_size, fit)
-    chain = LatentGradient(vae, encoder, RarityGradient(**RARITY), prepare=decoder.prepare, fit=fit)
+    chain = LatentGradient(vae, [Guide(encoder)], RarityGradient(**RARITY), prepare=decoder.prepare, fit=fit)
     latent = random_like(torch.empty(1, 4, 20, 17, dtype=torch.float64), 1)
 
     def score_at(point):
         return score_of_latent(vae, encoder, decoder.prepare(point), fit)
 
-    score, gradient = chain.of_latent(latent)
+    score, gradient, *_ = chain.of_latent(latent)
     assert score.item() == pytest.approx(score_at(latent), rel=1e-9)
     for seed in (2, 3, 4):
         direction = random_like(latent, seed)
@@ -72,7 +72,7 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
     """Taken inside a real sampler call of the host, at a guided step, under inference mode."""
     dtype = torch.float64
     model, vae, encoder = tiny.make_model(kind, dtype), tiny.make_vae(dtype), tiny.make_encoder(dtype)
-    chain = LatentGradient(vae, encoder.encoder, RarityGradient(**RARITY), through_denoiser=through)
+    chain = LatentGradient(vae, [Guide(encoder.encoder)], RarityGradient(**RARITY), through_denoiser=through)
     checked = []
 
     def check(denoise, x, sigma, base_model):

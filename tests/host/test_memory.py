@@ -13,7 +13,7 @@ import pytest
 import torch
 from jepa_guidance.host.guidance import apply_guidance
 from jepa_guidance.host.internals import is_out_of_memory
-from jepa_guidance.host.latent_gradient import LatentGradient
+from jepa_guidance.host.latent_gradient import Guide, LatentGradient
 from jepa_guidance.host.models import refuse_streamed
 from jepa_guidance.host.steps import Schedule
 
@@ -81,7 +81,7 @@ def test_first_the_host_unloads_what_the_run_does_not_need(monkeypatch, tiny, st
             other.model,
             tiny.model.model,
             tiny.vae.patcher.model,
-            tiny.encoder.encoder,
+            tiny.encoder.patcher.model,
         )
         return [any(entry is model for entry in entries) for model in models]
 
@@ -100,7 +100,7 @@ def test_first_the_host_unloads_what_the_run_does_not_need(monkeypatch, tiny, st
 def test_the_next_thing_given_up_is_directions_per_pass(monkeypatch, tiny, stock, caplog):
     expected = stock(guided(tiny, rarity={"chunk": 1}), tiny, **LATENT)
     many = stock(guided(tiny), tiny, **LATENT)
-    card = Card(lambda x: len(x) > 1).put_on(monkeypatch, tiny.encoder.encoder, "forward")
+    card = Card(lambda x: len(x) > 1).put_on(monkeypatch, tiny.encoder.patcher.model, "forward")
     reports: list[Any] = []
     with caplog.at_level(logging.WARNING):
         found = stock(guided(tiny, reports), tiny, **LATENT)
@@ -158,7 +158,7 @@ def test_out_of_memory_for_good_is_the_devices_own_error_and_leaves_nothing_behi
     monkeypatch, tiny, stock, caplog, through
 ):
     before = stock(guided(tiny), tiny)
-    modules = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.encoder)
+    modules = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.patcher.model)
     weights = [{id(t) for t in (*m.parameters(), *m.buffers())} for m in modules]
     with monkeypatch.context() as patch:
         Card(lambda *_: True).put_on(patch, tiny.vae.first_stage_model.decoder, "forward")
@@ -227,7 +227,7 @@ def one_buffer(monkeypatch):
 
 
 def gradient_of_decoding(tiny: Any, latent: torch.Tensor) -> torch.Tensor:
-    chain = LatentGradient(tiny.vae, tiny.encoder.encoder, RarityGradient(k=3))
+    chain = LatentGradient(tiny.vae, [Guide(tiny.encoder.encoder)], RarityGradient(k=3))
     return chain.of_latent(latent).gradient
 
 

@@ -129,7 +129,7 @@ def test_the_host_loads_everything_that_a_run_needs_at_once(tiny, stock):
         seen.append([any(part is one for one in loaded) for part in parts])
         return Slope(torch.zeros(len(x)), torch.zeros_like(x))
 
-    parts = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.encoder)
+    parts = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.patcher.model)
     patched = apply_guidance(
         tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3), gradient=look
     )
@@ -174,15 +174,15 @@ def test_a_model_that_is_spread_after_it_was_patched_is_refused_when_it_runs(mon
 
 
 def test_the_encoder_is_one_of_the_models_that_the_host_loads(tiny):
-    from jepa_guidance.host.models import use_encoder
+    from jepa_guidance.host.encoders import use_encoder
 
     assert type(tiny.encoder.patcher) is comfy.model_patcher.ModelPatcher
     assert tiny.encoder.patcher.model_size() == sum(
-        weight.nbytes for weight in tiny.encoder.encoder.state_dict().values()
+        weight.nbytes for weight in tiny.encoder.patcher.model.state_dict().values()
     )
     use_encoder(tiny.encoder)
     loaded = comfy.model_management.loaded_models()
-    assert any(patcher.model is tiny.encoder.encoder for patcher in loaded)
+    assert any(patcher.model is tiny.encoder.patcher.model for patcher in loaded)
 
 
 def test_the_folder_admits_safetensors_alone_and_keeps_the_users_own_paths(tmp_path, monkeypatch):
@@ -209,7 +209,7 @@ def test_the_folder_admits_safetensors_alone_and_keeps_the_users_own_paths(tmp_p
 
 
 def test_a_file_that_is_no_encoder_is_refused_with_its_name(tmp_path):
-    from jepa_guidance.host.models import load_host_encoder
+    from jepa_guidance.host.encoders import load_host_encoder
 
     file = tmp_path / "unet.safetensors"
     save_file({"model.diffusion_model.out.weight": torch.zeros(1)}, file)

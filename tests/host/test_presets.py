@@ -11,7 +11,7 @@ from jepa_guidance.nodes.guidance_inputs import LATER_INPUTS, PRESETS, chain_of,
 # How strongly, when, and what the encoder is shown: the user's alone.
 STRENGTH_AND_TIME = {
     *("strength", "start_percent", "end_percent", "interval", "schedule", "normalisation", "strength_rule"),
-    *("fit", "antialias", "vae", "encoder", "preset"),
+    *("fit", "antialias", "vae", "encoder", "preset", "judge"),
 }
 
 
@@ -64,7 +64,7 @@ def test_presets_agree_on_what_they_set_and_every_input_is_either_theirs_or_the_
         assert set(preset) == ids - STRENGTH_AND_TIME
 
 
-def test_later_inputs_come_last_and_are_optional_and_the_preset_is_the_last():
+def test_later_inputs_come_last_and_are_optional():
     entries = guidance_inputs()
     assert [entry.id for entry in entries if entry.optional] == list(LATER_INPUTS)
     assert [entry.id for entry in entries][-len(LATER_INPUTS) :] == list(LATER_INPUTS)

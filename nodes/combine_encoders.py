@@ -1,0 +1,60 @@
+"""JEPACombineEncoders: several encoders as one."""
+
+from comfy_api.latest import io
+
+from ..host.encoders import combined
+from .checks import check_values
+from .types import JEPAEncoder
+
+SLOTS = 4
+
+
+class JEPACombineEncoders(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs: list[io.Input] = []
+        for slot in range(1, SLOTS + 1):
+            optional = slot > 2
+            inputs += [
+                JEPAEncoder.Input(
+                    f"encoder_{slot}",
+                    optional=optional,
+                    tooltip="From JEPA Encoder Loader, or another set of encoders.",
+                ),
+                io.Float.Input(
+                    f"weight_{slot}",
+                    default=1.0,
+                    min=0.01,
+                    max=100.0,
+                    step=0.05,
+                    optional=optional,
+                    tooltip=f"How much encoder_{slot} counts, beside the weights of the others.",
+                ),
+            ]
+        return io.Schema(
+            node_id="JEPACombineEncoders",
+            display_name="JEPA Combine Encoders",
+            category="JEPA",
+            description="Several encoders as one, to guide toward what all of them find rare, or to score under each. "
+            "When they guide, the gradient of each is scaled to the same size and counts by its weight; a step costs as "
+            "much as the steps of all of them.",
+            inputs=inputs,
+            outputs=[
+                JEPAEncoder.Output(
+                    display_name="encoder", tooltip="For the JEPA sampler, guidance and score nodes."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, **settings) -> io.NodeOutput:
+        # an optional input that nothing is linked to
+        linked = {name: value for name, value in settings.items() if value is not None}
+        check_values(cls.define_schema().inputs, linked)
+        slots = range(1, SLOTS + 1)
+        chosen = [
+            (linked[f"encoder_{slot}"], linked.get(f"weight_{slot}", 1.0))
+            for slot in slots
+            if f"encoder_{slot}" in linked
+        ]
+        return io.NodeOutput(combined(chosen))
