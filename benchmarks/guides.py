@@ -4,7 +4,7 @@
 
 Weights, operations and kept activations follow from a configuration, so they are counted on meta tensors for every
 checkpoint of jepa_core/hub.py, without its weights. Seconds need a machine and scores need trained weights: they are
-there for the one trained encoder that dev.py can bring, and null for the others. Some seven minutes on one core, most
+there for the one trained encoder that dev.py can bring, and null for the others. Some nine minutes on one core, most
 of them three exact scores.
 """
 
@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 import dev
 from benchmarks.pictures import photos
 from benchmarks.score import SHIPPED
-from jepa_core import Encoder, RarityGradient, jepa_score, load_encoder
+from jepa_core import Encoder, RarityGradient, has_fast_bfloat16, jepa_score, load_encoder
 from jepa_core.architectures import architecture_of
 from jepa_core.hub import ENCODERS
 
@@ -259,10 +259,12 @@ def main() -> None:
     guides = {name: published(name) for name in ENCODERS}
     guides[options.encoder.name] = trained(options.encoder)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    # the projected score takes half precision where it is fast, and is several times slower elsewhere
+    half = "fast" if has_fast_bfloat16(torch.device("cpu")) else "no fast"
     result = {
         "command": "python dev.py run benchmarks/guides.py",
         "encoder": options.encoder.name,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {versions}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {half} bfloat16, {versions}",
         "guides": guides,
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")

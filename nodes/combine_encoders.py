@@ -24,7 +24,7 @@ class JEPACombineEncoders(io.ComfyNode):
                 io.Float.Input(
                     f"weight_{slot}",
                     default=1.0,
-                    min=0.01,
+                    min=0.05,
                     max=100.0,
                     step=0.05,
                     optional=optional,

@@ -46,7 +46,7 @@ def test_a_published_encoder_embeds(name: str) -> None:
     assert embedding.shape == (1, encoder.embed_dim)
     assert encoder.weight.is_meta
     assert not encoder.weight.requires_grad
-    assert not encoder.training
+    assert not encoder.model.training
     assert config._attn_implementation == "eager"
     # a file's text tower, predictor and pooling layer take no part
     assert sum(weight.numel() for weight in encoder.parameters()) <= ENCODERS[name].parameters

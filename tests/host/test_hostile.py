@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jepa_guidance.host.folders import encoder_file, encoder_names
 from jepa_guidance.host.scoring import score_images
 from jepa_guidance.nodes.checks import check_values, value_message
+from jepa_guidance.nodes.combine_encoders import JEPACombineEncoders
 from jepa_guidance.nodes.demo import JEPADemoClass
 from jepa_guidance.nodes.encoder_loader import JEPAEncoderLoader
 from jepa_guidance.nodes.guidance import JEPAGuidance
@@ -232,7 +233,14 @@ def test_the_menu_has_no_choice_that_the_test_above_leaves_out():
 
 # --- values through links, which the host does not check ----------------------------------------------------------
 
-NODES = [JEPAEncoderLoader, JEPAGuidedKSampler, JEPAGuidance, JEPAScoreImage, JEPADemoClass]
+NODES = [
+    JEPAEncoderLoader,
+    JEPAGuidedKSampler,
+    JEPAGuidance,
+    JEPAScoreImage,
+    JEPADemoClass,
+    JEPACombineEncoders,
+]
 
 
 @QUICK

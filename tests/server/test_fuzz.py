@@ -41,6 +41,7 @@ NASTY: list[Any] = [
 ]  # fmt: skip
 OURS = (
     "JEPAEncoderLoader", "JEPAGuidedKSampler", "JEPAGuidance", "JEPAScoreImage", "JEPADemoLoader", "JEPADemoClass",
+    "JEPACombineEncoders",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.server import Server
+from jepa_core.hub import ENCODERS
+from scripts.server import ExecutionFailed, Server
 
 SNAPSHOT = Path(__file__).with_name("schema.json")
 NODES = (
@@ -21,6 +22,7 @@ NODES = (
     "JEPAScoreImage",
     "JEPADemoLoader",
     "JEPADemoClass",
+    "JEPACombineEncoders",
 )
 GUIDANCE = {
     "strength": 2.0,
@@ -62,7 +64,7 @@ def graph(encoder: str, sampler: dict[str, dict], latent: list | None = None) ->
 
 def guided(**changes: Any) -> dict[str, dict]:
     inputs = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0]}
-    return {"sample": node("JEPAGuidedKSampler", **inputs, **CONDS, **SAMPLING, **GUIDANCE | changes)}
+    return {"sample": node("JEPAGuidedKSampler", **CONDS, **SAMPLING, **inputs | GUIDANCE | changes)}
 
 
 def stock(model: list | None = None, **changes: Any) -> dict[str, dict]:
@@ -239,3 +241,61 @@ def test_an_encoder_that_cannot_be_fetched_names_file_and_folder(server):
 
 def test_the_server_runs_on_after_a_refusal(run, encoder):
     assert run(graph(encoder, guided())).shape == (2, 64, 64, 3)
+
+
+def test_two_guides_a_judge_and_scores_under_each(server, run, encoder):
+    """The same file at two sizes: two encoders, and one copy of the weights."""
+    pair = {
+        "other": node("JEPAEncoderLoader", encoder=encoder, image_size=42),
+        "both": node(
+            "JEPACombineEncoders",
+            encoder_1=["encoder", 0],
+            weight_1=1.0,
+            encoder_2=["other", 0],
+            weight_2=3.0,
+        ),
+    }
+    alone = run(graph(encoder, guided(judge=["other", 0]) | pair))
+    assert np.array_equal(alone, run(graph(encoder, guided(end_percent=0.99))))
+    together = guided(encoder=["both", 0], judge=["both", 0]) | pair
+    assert not np.array_equal(run(graph(encoder, together)), alone)
+    prompt = graph(encoder, together)
+    prompt["score"] = node(
+        "JEPAScoreImage",
+        images=["decode", 0],
+        encoder=["both", 0],
+        mode="top-k",
+        top_k=4,
+        fit="squash",
+        antialias=True,
+    )
+    prompt["each"] = node("PreviewAny", source=["score", 2])
+    entry = server.wait(server.queue(prompt), timeout=300)
+    (text,) = entry["outputs"]["score"]["text"]
+    rows = {int(line.split()[2].rstrip(":")): line for line in text.splitlines()[1:]}
+    assert len(rows) == 2
+    each = [float(value) for value in entry["outputs"]["each"]["text"]]
+    assert len(each) == 4
+    for index in (0, 1):
+        first, second = each[index], each[2 + index]
+        assert f"{0.25 * first + 0.75 * second:.2f} ({first:.2f}, {second:.2f})" in rows[index]
+
+
+def test_weights_for_non_commercial_use_are_not_fetched_unasked(server, encoder):
+    prompt = graph(encoder, guided())
+    prompt["encoder"]["inputs"]["encoder"] = "ijepa_vith14_1k"
+    with pytest.raises(ExecutionFailed) as failed:
+        server.wait(server.queue(prompt), timeout=60)
+    assert "CC-BY-NC-4.0: not for commercial use" in str(failed.value)
+    assert "non_commercial" in str(failed.value)
+
+
+def test_the_menu_tells_sizes_and_licences_before_anything_is_fetched(server):
+    section = server.object_info()["JEPAEncoderLoader"]["input"]
+    tooltip = section["required"]["encoder"][1]["tooltip"]
+    for name, source in ENCODERS.items():
+        (line,) = [line for line in tooltip.splitlines() if line.startswith(f"{name}:")]
+        assert f"{source.megabytes} MB" in line
+        assert ("NON-COMMERCIAL" in line) == (not source.commercial)
+        assert ("agree" in line) == source.gated
+    assert section["optional"]["non_commercial"][1]["default"] is False
