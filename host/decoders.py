@@ -26,7 +26,7 @@ class LatentDecoder(NamedTuple):
 
     Attributes:
         vae: what decodes; its weights stay in place (models.resident_vae).
-        prepare: clean latent (1, C, h, w) or (1, C, 1, h, w) in the model's VAE's scale -> the latent that `vae`
+        prepare: clean latent (1, C, h, w) or (1, C, t, h, w) in the model's VAE's scale -> the latent that `vae`
             decodes.
         description: what it is, for people.
     """
@@ -37,23 +37,23 @@ class LatentDecoder(NamedTuple):
 
 
 def decoded(vae: Any, latent: Tensor) -> Tensor:
-    """Decode a still, in the VAE's own scale, to an image (1, H, W, 3) in [0, 1], differentiably.
+    """Decode a latent, in the VAE's own scale, to frames (T, H, W, 3) in [0, 1], differentiably; a still is one.
 
     Args:
-        latent: (1, C, h, w), or (1, C, 1, h, w) of a video model: one frame.
+        latent: (1, C, h, w), or (1, C, t, h, w) of a video model.
     """
     pixels = decode(vae, latent)
     if pixels.ndim == 5:
-        pixels = pixels[:, :, 0]
+        pixels = pixels[0].movedim(1, 0)
     # an alpha channel does not reach the encoder
     return pixels[:, :3].movedim(1, -1)
 
 
 def shrink(latent: Tensor, side: int, fit: str) -> Tensor:
-    """Resize latent (1, C, h, w) to at most side x side, differentiably; one that is no larger is returned as it is.
+    """Resize latent (B, C, h, w) to at most side x side, differentiably; one that is no larger is returned as it is.
 
     Args:
-        latent: (1, C, 1, h, w) too.
+        latent: (1, C, t, h, w) too.
         side: latent pixels that the encoder can tell apart in a row.
         fit: "crop" cuts the centre square first; "squash" shrinks each side on its own. See Encoder.preprocess.
     """
@@ -61,7 +61,7 @@ def shrink(latent: Tensor, side: int, fit: str) -> Tensor:
     if max(height, width) <= side:
         return latent
     if latent.ndim == 5:
-        return shrink(latent[:, :, 0], side, fit).unsqueeze(2)
+        return shrink(latent[0].movedim(1, 0), side, fit).movedim(0, 1)[None]
     if fit == "crop":
         square = min(height, width)
         top, left = (height - square) // 2, (width - square) // 2

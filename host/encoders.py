@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from torch import Tensor
+
 from ..jepa_core import Encoder, load_encoder
 from ..jepa_core.checkpoint import neighbours, weights_file
 from .internals import ModelPatcher, get_torch_device, load_models_gpu, unet_offload_device
@@ -119,3 +121,27 @@ def use_encoder(encoder: HostEncoder) -> Encoder:
     load_models_gpu([encoder.patcher])
     refuse_streamed(encoder.patcher, "the JEPA encoder")
     return encoder.encoder
+
+
+def check_frames(latent: Tensor, *encoders: AnyEncoder) -> None:
+    """Refuse a latent that is no batch of what all encoders see: images (B, C, h, w) or (B, C, 1, h, w), or videos.
+
+    Raises:
+        ValueError: says the shape, and which encoder sees still images only.
+    """
+    if latent.is_nested:  # the host's own class for pictures and sound together
+        raise ValueError(
+            "JEPA guidance works on images and videos; this latent holds several parts, such as sound"
+        )
+    if latent.ndim not in (4, 5):
+        raise ValueError(
+            f"JEPA guidance works on images and videos; this latent has shape {tuple(latent.shape)}"
+        )
+    if latent.ndim == 4 or latent.shape[2] == 1:
+        return
+    for encoder in (member.encoder for one in encoders for member in one.members):
+        if encoder.encoder.architecture.embed_clip is None:
+            raise ValueError(
+                f"This latent has shape {tuple(latent.shape)}, a video of {latent.shape[2]} latent frames, and "
+                f"{encoder.name} sees still images. Set its length to 1, or take a V-JEPA 2 encoder, which sees motion."
+            )

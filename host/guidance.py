@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..jepa_core import RarityGradient, has_fast_bfloat16
 from .checkpointing import checkpointed
 from .decoders import ENCODER_RESOLUTION, FULL, choose_decoder
 from .economy import economise
-from .encoders import AnyEncoder, patchers
+from .encoders import AnyEncoder, check_frames, patchers
 from .gradients import differentiable_attention, host_differentiable, normal_tensors
 from .internals import (
     KSAMPLER,
@@ -32,7 +32,6 @@ from .models import (
     check_fixed_weights,
     check_one_device,
     check_sampling,
-    check_still,
     check_vae_fits,
     refuse_streamed,
     resident_model,
@@ -155,6 +154,7 @@ def apply_guidance(
             Trace(guide_labels, judge_labels, how=how),
             report,
             small,
+            encoders=[*guides, *judges],
             through_denoiser=through_denoiser,
             one_call=denoiser_calls == ONE_CALL,
             checkpointing=checkpointing,
@@ -178,6 +178,7 @@ class _GuidedRun:
         report: Callable[[Trace], None],
         small: Callable[[Tensor], Tensor] | None,
         *,
+        encoders: Sequence[AnyEncoder],
         through_denoiser: bool,
         one_call: bool,
         checkpointing: bool,
@@ -192,6 +193,7 @@ class _GuidedRun:
         self.schedule = schedule
         self.gradient = gradient
         self.small = small
+        self.encoders = encoders
         self.through_denoiser = through_denoiser
         self.one_call = one_call
         self.checkpointing = checkpointing
@@ -216,7 +218,7 @@ class _GuidedRun:
         **options: Any,
     ) -> Tensor:
         """Run the stock sampler function on a model that shifts x where a guided step begins."""
-        check_still(x)
+        check_frames(x, *self.encoders)
         check_finite(x)
         function = self.stock.sampler_function
         rehearsal = rehearse(function, sigmas, options, model)

@@ -85,7 +85,7 @@ class LatentGradient:
         self._writes_in_place = False
 
     def of_latent(self, latents: Tensor) -> Slope:
-        """Score and gradient for clean latents in the VAE's scale, one image at a time: (B, C, h, w) or (B, C, 1, h, w)."""
+        """Score and gradient for clean latents in the VAE's scale, one image at a time: (B, C, h, w) or (B, C, t, h, w)."""
         slopes = []
         module = self.vae.first_stage_model
         with host_differentiable(module), checkpointed(module) if self.checkpointing else nullcontext():
@@ -99,11 +99,11 @@ class LatentGradient:
         return Slope(torch.cat(score), torch.cat(gradient), torch.cat(each, 1), torch.cat(judged, 1))
 
     def _of_image(self, image: Tensor, index: int) -> Slope:
-        """Score and gradient for one decoded image (1, H, W, 3), number `index` of the batch."""
+        """Score and gradient for one decoded image (1, H, W, 3) or video (T, H, W, 3), number `index` of the batch."""
         parts, scores = [], []
         for number, (encoder, weight) in enumerate(self.guides):
             pixels = image.to(encoder.weight.device).detach().requires_grad_()
-            x = encoder.preprocess(pixels, fit=self.fit, antialias=self.antialias)
+            encoder, x = self._seen(encoder, pixels)
             rarity = self.rarity(encoder, x.detach(), ids=[(number, index)])
             (part,) = torch.autograd.grad(x, pixels, rarity.grad)
             if len(self.guides) > 1:
@@ -115,11 +115,17 @@ class LatentGradient:
         weights = each.new_tensor([guide.weight for guide in self.guides])
         return Slope(weights @ each, sum(parts[1:], parts[0]), each, self._judged(image))
 
+    def _seen(self, encoder: Encoder, frames: Tensor) -> tuple[Encoder, Tensor]:
+        """The encoder for an image or a video, and what it sees of frames (T, H, W, 3)."""
+        if len(frames) > 1:
+            encoder, frames = encoder.of_clips(len(frames)), frames[None]
+        return encoder, encoder.preprocess(frames, fit=self.fit, antialias=self.antialias)
+
     def _judged(self, image: Tensor) -> Tensor:
         """Scores (judges, 1) of a decoded image; NaN where it is not finite."""
         scores = torch.full((len(self.judges), 1), torch.nan, dtype=torch.float64, device="cpu")
         for number, judge in enumerate(self.judges if image.isfinite().all() else ()):
-            x = judge.preprocess(image.to(judge.weight.device), fit=self.fit, antialias=self.antialias)
+            judge, x = self._seen(judge, image.to(judge.weight.device))
             projection = min(PROJECTION, judge.embed_dim)
             scores[number] = jepa_score(judge, x, projection=projection, on_pass=self.rarity.on_pass)
         return scores
@@ -132,7 +138,7 @@ class LatentGradient:
         Args:
             denoise: x -> clean estimate, in the scale of the model's latents; differentiable when
                 through_denoiser.
-            x: (B, C, h, w) or (B, C, 1, h, w), the sampler's own scale.
+            x: (B, C, h, w) or (B, C, t, h, w), the sampler's own scale.
             sigma: scalar tensor.
             base_model: the host's model, for its latent scale and its sampling class.
         """

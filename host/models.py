@@ -142,24 +142,6 @@ def check_one_device(model: Any) -> None:
         )
 
 
-def check_still(latent: torch.Tensor) -> None:
-    """Refuse a latent that is no batch of still images: (B, C, h, w), or (B, C, 1, h, w) of a video model.
-
-    Raises:
-        ValueError: says the shape.
-    """
-    if latent.is_nested:  # the host's own class for pictures and sound together
-        raise ValueError(
-            "JEPA guidance works on still images; this latent holds several parts, such as sound"
-        )
-    if latent.ndim == 4 or (latent.ndim == 5 and latent.shape[2] == 1):
-        return
-    frames = f" of {latent.shape[2]} frames; set its length to 1" if latent.ndim == 5 else ""
-    raise ValueError(
-        f"JEPA guidance works on still images; this latent has shape {tuple(latent.shape)}{frames}"
-    )
-
-
 def check_finite(latent: torch.Tensor) -> None:
     """Refuse a latent with NaN or infinite values.
 

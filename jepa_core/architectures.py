@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 import transformers
 from torch import Tensor
 
@@ -64,12 +65,20 @@ def mean_token_of_still(model: Any, images: Tensor) -> Tensor:
 
     A longer still clip costs in proportion and shows nothing else.
     """
+    return mean_token_of_clip(model, images[:, None])
+
+
+def mean_token_of_clip(model: Any, clips: Tensor) -> Tensor:
+    """The mean of all tokens of clips (B, T, 3, S, S); the last frame stays until its tubelet is full."""
+    tubelet = model.config.tubelet_size
+    missing = -clips.shape[1] % tubelet
+    if missing:
+        clips = torch.cat([clips, clips[:, -1:].expand(-1, missing, -1, -1, -1)], 1)
     # The position of a token is its number, and the layers count with the size that the model was built for.
-    side = images.shape[-1] // model.config.patch_size
+    side = clips.shape[-1] // model.config.patch_size
     for layer in model.encoder.layer:
         layer.attention.grid_size = side
-    clip = images[:, None].expand(-1, model.config.tubelet_size, -1, -1, -1)
-    return model(pixel_values_videos=clip, skip_predictor=True).last_hidden_state.mean(1)
+    return model(pixel_values_videos=clips, skip_predictor=True).last_hidden_state.mean(1)
 
 
 # --- sizes that tensors tell -------------------------------------------------------------------------------------
@@ -192,6 +201,7 @@ class Architecture:
         unneeded: how the names of weights begin that embedding an image does not use.
         width: the entry of the configuration that says how long an embedding is.
         embed: (model, images (B, 3, S, S)) -> embeddings (B, d).
+        embed_clip: (model, clips (B, T, 3, S, S)) -> (B, d), for kinds that see motion.
         null_directions: how many left singular vectors have a singular value of zero whatever the image and the
             weights. A LayerNorm leaves two, its outputs over gamma having no mean and a fixed length; of the mean
             of several tokens only the first is left; a projection to fewer dimensions or an MLP on top leaves none.
@@ -220,6 +230,7 @@ class Architecture:
     unneeded: tuple[str, ...] = ()
     heeds_preprocessor: bool = True
     signature: tuple[str, ...] = ()
+    embed_clip: Callable[[Any, Tensor], Tensor] | None = None
 
     def build_class(self) -> Any:
         """The class in transformers. Raises ValueError where the installed version lacks it."""
@@ -375,6 +386,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             patch_embedding="encoder.embeddings.patch_embeddings.proj.weight",
             unneeded=("predictor.",),
             embed=mean_token_of_still,
+            embed_clip=mean_token_of_clip,
             null_directions=1,
             pixels=IMAGENET,
         ),

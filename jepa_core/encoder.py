@@ -1,6 +1,7 @@
 """The encoder: images in, embeddings out, its weights from safetensors."""
 
 import copy
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,8 @@ class _LayerNorm(nn.LayerNorm):
 class Encoder(nn.Module):
     """A frozen JEPA encoder f: preprocessed images (B, 3, S, S) -> embeddings (B, d).
 
+    Or, of kinds that see motion, preprocessed clips (B, T, 3, S, S) -> (B, d); see of_clips.
+
     What the embedding is depends on the architecture, see architectures.py. Evaluation never runs below float32.
 
     Args:
@@ -58,6 +61,7 @@ class Encoder(nn.Module):
     Attributes:
         embed_dim: d, the length of an embedding.
         image_size: S.
+        frames: T, or None for images.
         architecture: a row of ARCHITECTURES.
     """
 
@@ -67,6 +71,7 @@ class Encoder(nn.Module):
         self.architecture = ARCHITECTURES[model.config.model_type]
         self.pixels = pixels or self.architecture.pixels
         self.image_size = _checked_size(image_size, model.config)
+        self.frames: int | None = None
         self.embed_dim: int = getattr(model.config, self.architecture.width)
         for module in model.modules():
             if type(module) is nn.LayerNorm:
@@ -81,6 +86,24 @@ class Encoder(nn.Module):
         other = copy.copy(self)
         other.image_size = _checked_size(image_size, self.model.config)
         return other
+
+    def of_clips(self, frames: int) -> "Encoder":
+        """The same encoder for clips of `frames` frames in place of images; the two share their weights.
+
+        Raises:
+            ValueError: the architecture sees still images only, or no frames.
+        """
+        if self.architecture.embed_clip is None or frames < 1:
+            raise ValueError(f"{self.architecture.title} sees still images, not clips of {frames} frames")
+        other = copy.copy(self)
+        other.frames = frames
+        return other
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one preprocessed image, (3, S, S), or clip, (T, 3, S, S)."""
+        image = (3, self.image_size, self.image_size)
+        return image if self.frames is None else (self.frames, *image)
 
     @property
     def weight(self) -> Tensor:
@@ -102,16 +125,19 @@ class Encoder(nn.Module):
 
     @property
     def _tokens(self) -> int:
-        return (self.image_size // self.model.config.patch_size) ** 2 + 5
+        tubelets = math.ceil((self.frames or 1) / getattr(self.model.config, "tubelet_size", 1))
+        return tubelets * (self.image_size // self.model.config.patch_size) ** 2 + 5
 
     def forward(self, x: Tensor, *, half: bool = False) -> Tensor:
-        """Embed preprocessed images x (B, 3, S, S); returns (B, d) in the encoder's dtype.
+        """Embed preprocessed images or clips x (B, *input_shape); returns (B, d) in the encoder's dtype.
 
         Args:
             half: matrix products in half precision, where the device is fast at it; see half_precision.
         """
         with half_precision(x.device) if half else full_precision(x.device):
-            embedding = self.architecture.embed(self.model, x.to(self.weight.dtype))
+            embed = self.architecture.embed if self.frames is None else self.architecture.embed_clip
+            assert embed is not None  # of_clips saw to that
+            embedding = embed(self.model, x.to(self.weight.dtype))
         return embedding.to(self.weight.dtype)
 
     @contextmanager
@@ -129,16 +155,25 @@ class Encoder(nn.Module):
         """Resize and normalise images the way the encoder was trained to see them. Differentiable.
 
         Args:
-            images: (B, H, W, 3) in [0, 1].
+            images: (B, H, W, 3) in [0, 1], or clips (B, T, H, W, 3).
             fit: "squash" resizes both sides to S (the paper's choice); "crop" first cuts the centre square.
             antialias: low-pass before shrinking. False is the resize of the authors' code.
 
         Returns:
-            (B, 3, S, S) normalised; float64 stays float64, anything else becomes float32.
+            (B, *input_shape) normalised; float64 stays float64, anything else becomes float32.
 
         Raises:
             ValueError: images of another shape, or an unknown fit.
         """
+        if self.frames is not None:
+            if images.ndim != 5 or images.shape[1] != self.frames:
+                shape = tuple(images.shape)
+                raise ValueError(f"clips must be (batch, {self.frames}, height, width, 3), got {shape}")
+            flat = self.at_size(self.image_size)
+            flat.frames = None
+            return flat.preprocess(images.flatten(0, 1), fit=fit, antialias=antialias).unflatten(
+                0, (-1, self.frames)
+            )
         if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
             raise ValueError(f"images must be (batch, height, width, 3), got {tuple(images.shape)}")
         x = images.movedim(-1, 1)

@@ -31,7 +31,7 @@ class Rarity:
     Attributes:
         score: (B,) float64, sum of the logs of the top k singular values. Lower is rarer.
         sigma: (B, k) float64, largest first.
-        grad: (B, 3, S, S), gradient of the score with respect to the preprocessed image; NaN where the
+        grad: (B, *encoder.input_shape), gradient of the score with respect to the preprocessed image; NaN where the
             Jacobian was not finite.
         u: (B, k, d) and v: (B, k, n), left and right singular vectors; J^T u_i = sigma_i v_i.
         residual: (B, k), |J v_i - sigma_i u_i| / sigma_i: how far the range finder is from converged. The
@@ -107,7 +107,7 @@ class RarityGradient:
         self._bases: dict[Hashable, Tensor] = {}
 
     def __call__(self, encoder: Encoder, x: Tensor, ids: Sequence[Hashable] | None = None) -> Rarity:
-        """Return score and gradient for x (B, 3, S, S), preprocessed, one image at a time.
+        """Return score and gradient for x (B, *encoder.input_shape), preprocessed, one at a time.
 
         Args:
             ids: names under which an image's range is tracked from call to call, default range(B).
@@ -115,11 +115,9 @@ class RarityGradient:
         Raises:
             ValueError: x of another shape, k larger than the embedding, or ids of another length.
         """
-        size = encoder.image_size
-        if x.ndim != 4 or x.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"x must be (batch, 3, {size}, {size}) from encoder.preprocess, got {tuple(x.shape)}"
-            )
+        if x.shape[1:] != encoder.input_shape:
+            wanted = ", ".join(map(str, encoder.input_shape))
+            raise ValueError(f"x must be (batch, {wanted}) from encoder.preprocess, got {tuple(x.shape)}")
         if self.k > encoder.embed_dim:
             raise ValueError(f"rank k = {self.k} is larger than the embedding, {encoder.embed_dim}")
         names = range(len(x)) if ids is None else ids

@@ -23,14 +23,14 @@ _STEP = {torch.float32: 5e-3, torch.float64: 1e-5}
 
 
 class JacobianOperator:
-    """J (d, n) of the encoder at one preprocessed image, n = 3 * S * S.
+    """J (d, n) of the encoder at one preprocessed image, n = 3 * S * S, or clip.
 
     Use it inside `differentiable(encoder)` and `full_precision(device)`. All products are batched over
     directions, in chunks that keep to the memory allowed.
 
     Args:
         encoder: f.
-        image: (3, S, S), preprocessed.
+        image: encoder.input_shape, preprocessed.
         half: multiply in bfloat16 where the device is fast at it. Everything is then an exact derivative, as
             differences do not survive half precision.
         memory: bytes of activations that one encoder pass may keep; None takes 2 GiB on a processor, 512 MiB

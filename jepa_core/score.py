@@ -34,7 +34,7 @@ def jepa_score(
     noise and count as eps (a final LayerNorm makes two of them), so that correct programs agree.
 
     Args:
-        x: (B, 3, S, S), preprocessed.
+        x: (B, *encoder.input_shape), preprocessed.
         top_k: sum only the k largest singular values, found by a range finder of rank k, oversampling 4
             and two power iterations. Costs 6 (k + 4) directions against d; not comparable with exact
             scores or with another k.
@@ -52,11 +52,9 @@ def jepa_score(
         ValueError: x of another shape or not finite, top_k or projection outside 1..d or both given, eps not
             positive.
     """
-    size = encoder.image_size
-    if x.ndim != 4 or x.shape[1:] != (3, size, size):
-        raise ValueError(
-            f"x must be (batch, 3, {size}, {size}) from encoder.preprocess, got {tuple(x.shape)}"
-        )
+    if x.shape[1:] != encoder.input_shape:
+        wanted = ", ".join(map(str, encoder.input_shape))
+        raise ValueError(f"x must be (batch, {wanted}) from encoder.preprocess, got {tuple(x.shape)}")
     if not x.isfinite().all():
         raise ValueError("x holds NaN or infinite pixels; there is no score for them")
     for name, count in (("top_k", top_k), ("projection", projection)):

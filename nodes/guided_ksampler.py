@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io
 
+from ..host.encoders import check_frames
 from ..host.guidance import apply_guidance
 from ..host.internals import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
-from ..host.models import check_finite, check_still
+from ..host.models import check_finite
 from ..host.samplers import sampler_refusal
 from ..host.sampling import show_text, stock_sample
 from ..host.trace import Trace
@@ -144,7 +145,8 @@ class JEPAGuidedKSampler(io.ComfyNode):
             # not the seed: the stock sampler takes any through a link
             values = {"model": model, "latent_image": latent_image} | sampling | settings
             check_values(cls.define_schema().inputs, values)
-            check_still(latent_image["samples"])
+            encoders = (one for one in (settings["encoder"], settings.get("judge")) if one is not None)
+            check_frames(latent_image["samples"], *encoders)
             check_finite(latent_image["samples"])
             model = apply_guidance(model, schedule=schedule_of(settings), report=report, **chain_of(settings))
         latent = stock_sample(

@@ -569,3 +569,79 @@ def test_the_reference_counts_null_directions_as_the_score_does():
     sigma = torch.tensor([2.0, 1.0, 1e-12], dtype=torch.float64)
     expected = sigma[:2].log().sum() + torch.tensor(1e-6).double().log()
     torch.testing.assert_close(log_sum(sigma, 3, 1e-6), expected)
+
+
+# --- clips --------------------------------------------------------------------------------------------------------
+
+SEES_MOTION = [kind for kind, row in ARCHITECTURES.items() if row.embed_clip]
+
+
+def small_clips(kind: str, frames: int) -> Tensor:
+    """Two preprocessed random clips of so many frames of two by two patches, float64."""
+    size = 2 * patch(kind)
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(2, frames, 3, size, size, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("frames", [2, 6])
+@pytest.mark.parametrize("kind", SEES_MOTION)
+def test_clips_are_embedded_as_by_the_library_s_own_model(encoders, folders, kind, frames):
+    clips = small_clips(kind, frames)
+    row = ARCHITECTURES[kind]
+    own = getattr(transformers, row.model_class).from_pretrained(folders[kind], dtype=torch.float64).eval()
+    with torch.no_grad():
+        expected = own.get_vision_features(clips).mean(1)
+    encoder = encoders[kind].of_clips(frames)
+    assert encoder.input_shape == (frames, *encoders[kind].input_shape)
+    torch.testing.assert_close(encoder(clips), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SEES_MOTION)
+def test_the_last_frame_fills_a_tubelet_and_a_still_clip_is_a_still(encoders, kind):
+    clips = small_clips(kind, 3)
+    filled = torch.cat([clips, clips[:, -1:]], 1)
+    assert torch.equal(encoders[kind].of_clips(3)(clips), encoders[kind].of_clips(4)(filled))
+    still = clips[:, :1]
+    found = encoders[kind].of_clips(2)(still.expand(-1, 2, -1, -1, -1))
+    torch.testing.assert_close(found, encoders[kind](still[:, 0]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", SEES_MOTION)
+def test_score_and_gradient_of_a_clip_are_the_dense_jacobian_s(encoders, dense, kind):
+    encoder = encoders[kind].of_clips(4)
+    clips = small_clips(kind, 4)
+    sigma = torch.linalg.svdvals(dense(encoder, clips[0]))
+    null = ARCHITECTURES[kind].null_directions
+    expected = sigma[: len(sigma) - null].log().sum() + null * torch.tensor(1e-6).double().log()
+    torch.testing.assert_close(jepa_score(encoder, clips)[0], expected, rtol=1e-9, atol=1e-7)
+    exact = exact_gradient(encoder, clips[0])
+    assert exact.abs().amax((1, 2, 3)).min() > 0  # every frame has a say
+    found = RarityGradient(k=K, oversample=8, power_iterations=8)(encoder, clips[:1]).grad[0]
+    torch.testing.assert_close(found, exact, rtol=0, atol=2e-5 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", SEES_MOTION)
+def test_clips_are_preprocessed_frame_by_frame(encoders, kind):
+    encoder = encoders[kind]
+    clips = torch.rand(2, 3, 40, 50, 3, generator=torch.Generator().manual_seed(0))
+    found = encoder.of_clips(3).preprocess(clips, fit="crop")
+    assert found.shape == (2, 3, 3, encoder.image_size, encoder.image_size)
+    for clip, x in zip(clips, found, strict=True):
+        assert torch.equal(x, encoder.preprocess(clip, fit="crop"))
+    with pytest.raises(ValueError, match=r"clips must be \(batch, 4, height, width, 3\), got \(2, 3, 40"):
+        encoder.of_clips(4).preprocess(clips)
+    with pytest.raises(ValueError, match=r"x must be \(batch, 4, 3, 16, 16\)"):
+        jepa_score(encoder.of_clips(4), found)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SEES_MOTION])
+def test_encoders_of_stills_take_no_clips(encoders, kind):
+    with pytest.raises(ValueError, match="sees still images, not clips of 4 frames"):
+        encoders[kind].of_clips(4)
+
+
+@pytest.mark.parametrize("kind", SEES_MOTION)
+def test_a_clip_is_estimated_to_keep_what_its_tubelets_do(encoders, kind):
+    encoder = encoders[kind]
+    assert encoder.of_clips(2).activation_bytes == encoder.activation_bytes
+    assert encoder.of_clips(64).activation_bytes > 8 * encoder.activation_bytes

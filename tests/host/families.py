@@ -380,7 +380,7 @@ def wan_still(dtype: torch.dtype = torch.float32) -> Family:
 
 def wan_video(dtype: torch.dtype = torch.float32) -> Family:
     family = wan_of("Wan, video", 3, dtype)
-    reason = "this latent has shape (1, 16, 3, 4, 6) of 3 frames"
+    reason = "(1, 16, 3, 4, 6), a video of 3 latent frames"
     return Family(**{**vars(family), "supported": False, "reason": reason})
 
 

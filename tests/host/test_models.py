@@ -11,7 +11,6 @@ from jepa_guidance.host.latent_gradient import Slope
 from jepa_guidance.host.models import (
     check_one_device,
     check_sampling,
-    check_still,
     refuse_streamed,
     resident_model,
     resident_vae,
@@ -138,19 +137,20 @@ def test_the_host_loads_everything_that_a_run_needs_at_once(tiny, stock):
     assert all(all(entry) for entry in seen)
 
 
-def test_latents_that_are_no_stills_are_refused_with_their_shape():
+def test_latents_that_the_encoder_does_not_see_are_refused_with_their_shape(tiny):
     from comfy.nested_tensor import NestedTensor
+    from jepa_guidance.host.encoders import check_frames
 
-    check_still(torch.zeros(2, 4, 8, 8))
-    check_still(torch.zeros(2, 16, 1, 8, 8))
+    check_frames(torch.zeros(2, 4, 8, 8), tiny.encoder)
+    check_frames(torch.zeros(2, 16, 1, 8, 8), tiny.encoder)
     for shape, said in (
         ((1, 64, 100), r"\(1, 64, 100\)"),
-        ((1, 16, 5, 8, 8), "5 frames; set its length to 1"),
+        ((1, 16, 5, 8, 8), "video of 5 latent frames, and tiny sees still images. Set its length to 1"),
     ):
         with pytest.raises(ValueError, match=said):
-            check_still(torch.zeros(shape))
+            check_frames(torch.zeros(shape), tiny.encoder)
     with pytest.raises(ValueError, match="several parts"):
-        check_still(NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 10)]))
+        check_frames(NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 10)]), tiny.encoder)
 
 
 def test_a_model_on_several_devices_is_refused(tiny):
