@@ -51,6 +51,7 @@ TOOLS = (
     "torchsde==0.2.6",
     "pytest==9.2.0",
     "pytest-timeout==2.4.0",
+    "pytest-xdist==3.8.0",
     "hypothesis==6.170.15",
     "ruff==0.17.6",
     "mypy==2.4.1",
@@ -581,19 +582,26 @@ def check_commands(long: bool, arguments: Sequence[str]) -> dict[str, list[str]]
     # the support matrix is written only if all of its tests ran
     matrix = [] if arguments else ["-p", "tests.support", "--support", str(SUPPORT)]
     marked = matrix if long else ["-m", "not long"]
+    # the long ones measure time and memory
+    side_by_side = [] if long or arguments else parallel()
     return {
         "ruff check": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],
         "mypy": ["mypy"],
-        "pytest": ["pytest", "tests", *marked, *arguments],
+        "pytest": ["pytest", "tests", *side_by_side, *marked, *arguments],
     }
+
+
+def parallel() -> list[str]:
+    """Options of pytest for tests in several processes; each takes 3 GB with the server that it starts."""
+    return ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
 
 
 def older_host_command(long: bool) -> list[str]:
     """What `test` runs against the older host: a module and its arguments."""
     if long:
         return ["pytest", "tests/host"]
-    return ["pytest", *(f"tests/host/{name}.py" for name in OLDER_TESTS), "-m", "not long"]
+    return ["pytest", *(f"tests/host/{name}.py" for name in OLDER_TESTS), *parallel(), "-m", "not long"]
 
 
 def run_tests(setup: Setup, long: bool, arguments: Sequence[str]) -> int:
@@ -605,6 +613,8 @@ def run_tests(setup: Setup, long: bool, arguments: Sequence[str]) -> int:
     for name, words, host in checks:
         say(f"== {name}")
         extra = {"JEPA_HOST": str(host), "JEPA_ENCODER": str(setup.encoder)}
+        if "-n" in words:
+            extra["OMP_NUM_THREADS"] = "1"  # the processes take the cores
         environ = {**clean_environment(os.environ), **extra}
         if subprocess.run([str(setup.python), "-m", *words], cwd=ROOT, env=environ).returncode != 0:
             failed.append(name)

@@ -312,6 +312,9 @@ def test_tests_marked_long_are_left_out_unless_asked_for() -> None:
     # the matrix is of all tests
     matrix = ["-p", "tests.support", "--support", str(dev.SUPPORT)]
     assert dev.check_commands(True, [])["pytest"] == ["pytest", "tests", *matrix]
+    # all of the quick ones run side by side, those that somebody names do not
+    several = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
+    assert dev.check_commands(False, [])["pytest"] == ["pytest", "tests", *several, "-m", "not long"]
 
 
 def test_every_check_runs_and_failures_are_reported(
