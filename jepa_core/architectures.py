@@ -12,6 +12,13 @@ import torch
 import transformers
 from torch import Tensor
 
+OLDEST_TRANSFORMERS = (4, 56)
+if tuple(map(int, transformers.__version__.split(".")[:2])) < OLDEST_TRANSFORMERS:
+    raise ImportError(
+        f"JEPA Guidance needs transformers 4.56 or newer, {transformers.__version__} is installed: update ComfyUI's "
+        "requirements, or run: pip install --upgrade transformers"
+    )
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Attention grows with the fourth power of an image's side in patches: 1-pixel patches of 224 would take gigabytes a head.
@@ -276,7 +283,7 @@ _CLIP: dict[str, Any] = {
     "pixels": OPENAI,
 }
 _DINOV2: dict[str, Any] = {
-    "since": "4.48",
+    "since": "4.56",
     "entries": ("layer_norm_eps", "hidden_act"),
     "parts": ("embeddings.", "encoder.", "layernorm."),
     "patch_embedding": "embeddings.patch_embeddings.projection.weight",
@@ -333,7 +340,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             container="clip",
             model_class="CLIPVisionModelWithProjection",
             config_class="CLIPVisionConfig",
-            since="4.48",
+            since="4.56",
             **_CLIP,
         ),
         Architecture(
@@ -351,7 +358,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             container="siglip",
             model_class="SiglipVisionModel",
             config_class="SiglipVisionConfig",
-            since="4.48",
+            since="4.56",
             entries=(*_COMMON, "intermediate_size", "image_size", "num_channels"),
             parts=("vision_model.", "embeddings.", "encoder.", "post_layernorm.", "head."),
             patch_embedding="embeddings.patch_embedding.weight",
@@ -364,7 +371,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             model_type="ijepa",
             model_class="IJepaModel",
             config_class="IJepaConfig",
-            since="4.48",
+            since="4.56",
             entries=(*_COMMON, "intermediate_size", "image_size", "num_channels", "qkv_bias"),
             parts=("embeddings.", "encoder.", "layers.", "layernorm."),
             patch_embedding="embeddings.patch_embeddings.projection.weight",
@@ -379,7 +386,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             model_type="vjepa2",
             model_class="VJEPA2Model",
             config_class="VJEPA2Config",
-            since="4.53",
+            since="4.56",
             entries=(*_COMMON, "tubelet_size", "in_chans", "mlp_ratio", "qkv_bias"),
             fixed={"pred_num_hidden_layers": 0},  # the predictor has no part in embedding
             parts=("encoder.",),

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .architectures import ARCHITECTURES, Pixels
 from .checkpoint import Checkpoint, EncoderFileError, neighbours, read_checkpoint
@@ -30,7 +31,7 @@ def _plain_attention(
 # The library's own eager attention is the one that forward-mode differentiation supports everywhere, but some of its
 # models round the softmax to float32, which float64 encoders must not.
 _PLAIN = "jepa_plain"
-AttentionInterface.register(_PLAIN, _plain_attention)
+transformers.AttentionInterface.register(_PLAIN, _plain_attention)
 
 
 class _LayerNorm(nn.LayerNorm):
@@ -235,7 +236,7 @@ def load_encoder(
     # Weights made here are normal tensors even when a host calls under inference mode, and those that no image meets
     # are random, which must not move the host's random state.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        _check_by_shapes(checkpoint, config, image_size)
+        _check_count(checkpoint, config)
         attention = _PLAIN if dtype == torch.float64 else "eager"
         # a copy, since the library may write into a configuration
         try:
@@ -261,7 +262,13 @@ def load_encoder(
             if part.endswith("."):  # a whole network, random and never run
                 setattr(model, part[:-1], None)
         model = model.eval().requires_grad_(False).to(device)
-        return Encoder(model, image_size, checkpoint.pixels)
+        encoder = Encoder(model, image_size, checkpoint.pixels)
+        try:
+            # an image of one patch shows whether the numbers of the configuration fit each other
+            encoder(torch.zeros(1, 3, config.patch_size, config.patch_size, device=device))
+        except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+            raise EncoderFileError(f"{_described(checkpoint)} does not run: {error}") from error
+        return encoder
 
 
 def _checked_size(image_size: int, config: Any) -> int:
@@ -272,20 +279,16 @@ def _checked_size(image_size: int, config: Any) -> int:
     return image_size
 
 
-def _check_by_shapes(checkpoint: Checkpoint, config: Any, image_size: int) -> None:
-    """Build the model and run it without storage, before memory is taken for it."""
+def _check_count(checkpoint: Checkpoint, config: Any) -> None:
+    """Build the model without storage, before memory is taken for it."""
     architecture = checkpoint.architecture
     try:
-        with torch.device("meta"), torch.no_grad():
+        with torch.device("meta"):
             model = architecture.build_class()(copy.deepcopy(config))
-            needed = sum(
-                weight.numel()
-                for name, weight in model.named_parameters()
-                if not name.startswith(architecture.unneeded)
-            )
-            architecture.embed(model, torch.empty(1, 3, image_size, image_size))
     except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise EncoderFileError(f"{_described(checkpoint)} is none that runs: {error}") from error
+        raise EncoderFileError(f"{_described(checkpoint)} cannot be built: {error}") from error
+    parameters = model.named_parameters()
+    needed = sum(weight.numel() for name, weight in parameters if not name.startswith(architecture.unneeded))
     held = sum(tensor.numel() for tensor in checkpoint.tensors.values())
     # a few numbers decide the architecture, so a small file could ask for a large model
     if held < needed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jepa_core import Encoder, EncoderFileError, RarityGradient, jepa_score, load_encoder
+from jepa_core import Encoder, EncoderFileError, RarityGradient, architectures, jepa_score, load_encoder
 from jepa_core.architectures import ARCHITECTURES, Architecture, known_model_types
 from jepa_core.range_finder import numerical_rank_floor
 from jepa_core.score import log_sum
@@ -563,6 +564,18 @@ def test_a_transformers_that_lacks_the_class_is_named(folders, kind, monkeypatch
     monkeypatch.setattr(Architecture, "_of_transformers", lacks)
     with pytest.raises(EncoderFileError, match=rf"needs transformers {row.since} or newer, .* is installed"):
         load_encoder(folders[kind], image_size=2 * patch(kind))
+
+
+def test_an_old_transformers_is_refused_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(transformers, "__version__", "4.50.3")
+    file = Path(architectures.__file__)
+    spec = importlib.util.spec_from_file_location("jepa_core.old", file)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(
+        ImportError, match=r"needs transformers 4\.56 or newer, 4\.50\.3 is installed.*pip install"
+    ):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def test_the_reference_counts_null_directions_as_the_score_does():
