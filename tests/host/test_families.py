@@ -371,7 +371,9 @@ def test_a_video_is_refused_before_any_step(record_property):
         calls.append(1)
         return zero_gradient(denoise, x, sigma, base_model)
 
-    with pytest.raises(ValueError, match=r"\(1, 16, 3, 4, 6\), a video of 3 latent frames, and tiny sees still images"):
+    with pytest.raises(
+        ValueError, match=r"\(1, 16, 3, 4, 6\), a video of 3 latent frames, and tiny sees still images"
+    ):
         sample(family, guided(family, encoder_of(), gradient=count))
     assert calls == []
     for path in ("denoiser constant", "through denoiser"):
