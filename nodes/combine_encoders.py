@@ -48,9 +48,12 @@ class JEPACombineEncoders(io.ComfyNode):
 
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
-        # an optional input that nothing is linked to
-        linked = {name: value for name, value in settings.items() if value is not None}
-        check_values(cls.define_schema().inputs, linked)
+        inputs = cls.define_schema().inputs
+        optional = {entry.id for entry in inputs if entry.optional}
+        linked = {
+            name: value for name, value in settings.items() if value is not None or name not in optional
+        }
+        check_values(inputs, linked)
         slots = range(1, SLOTS + 1)
         chosen = [
             (linked[f"encoder_{slot}"], linked.get(f"weight_{slot}", 1.0))

@@ -315,6 +315,7 @@ def test_the_node_combines_what_is_linked(clip, jepa, files):
     ("name", "value", "message"),
     [
         ("encoder_2", "clip", "encoder_2 must be of type JEPA_ENCODER, got str"),
+        ("encoder_1", None, "encoder_1 must be of type JEPA_ENCODER, got NoneType"),
         ("weight_1", 0.0, "weight_1 0.0 is outside 0.05 to 100"),
         ("weight_2", -1.0, "weight_2 -1.0 is outside"),
         ("weight_1", float("nan"), "weight_1 nan is outside"),
