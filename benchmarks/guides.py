@@ -147,9 +147,6 @@ def published_encoder(name: str, image_size: int = SIDE) -> Encoder:
     config._attn_implementation = "eager"
     with torch.device("meta"):
         model = architecture.build_class()(config)
-    for part in architecture.unneeded:
-        if part.endswith("."):  # a whole network that no image meets
-            setattr(model, part[:-1], None)
     return Encoder(model.eval().requires_grad_(False), image_size)
 
 

@@ -223,13 +223,13 @@ class Architecture:
     model_type: str
     model_class: str
     config_class: str
-    since: str
     entries: tuple[str, ...]
     parts: tuple[str, ...]
     patch_embedding: str
     embed: Callable[[Any, Tensor], Tensor]
     null_directions: int
     pixels: Pixels
+    since: str = "4.56"
     width: str = "hidden_size"
     container: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -283,7 +283,6 @@ _CLIP: dict[str, Any] = {
     "pixels": OPENAI,
 }
 _DINOV2: dict[str, Any] = {
-    "since": "4.56",
     "entries": ("layer_norm_eps", "hidden_act"),
     "parts": ("embeddings.", "encoder.", "layernorm."),
     "patch_embedding": "embeddings.patch_embeddings.projection.weight",
@@ -321,7 +320,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             model_type="dinov3_vit",
             model_class="DINOv3ViTModel",
             config_class="DINOv3ViTConfig",
-            since="4.56",
             entries=(
                 *_COMMON,
                 *("intermediate_size", "image_size", "num_channels", "num_register_tokens", "rope_theta"),
@@ -340,7 +338,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             container="clip",
             model_class="CLIPVisionModelWithProjection",
             config_class="CLIPVisionConfig",
-            since="4.56",
             **_CLIP,
         ),
         Architecture(
@@ -358,7 +355,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             container="siglip",
             model_class="SiglipVisionModel",
             config_class="SiglipVisionConfig",
-            since="4.56",
             entries=(*_COMMON, "intermediate_size", "image_size", "num_channels"),
             parts=("vision_model.", "embeddings.", "encoder.", "post_layernorm.", "head."),
             patch_embedding="embeddings.patch_embedding.weight",
@@ -371,7 +367,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             model_type="ijepa",
             model_class="IJepaModel",
             config_class="IJepaConfig",
-            since="4.56",
             entries=(*_COMMON, "intermediate_size", "image_size", "num_channels", "qkv_bias"),
             parts=("embeddings.", "encoder.", "layers.", "layernorm."),
             patch_embedding="embeddings.patch_embeddings.projection.weight",
@@ -386,7 +381,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             model_type="vjepa2",
             model_class="VJEPA2Model",
             config_class="VJEPA2Config",
-            since="4.56",
             entries=(*_COMMON, "tubelet_size", "in_chans", "mlp_ratio", "qkv_bias"),
             fixed={"pred_num_hidden_layers": 0},  # the predictor has no part in embedding
             parts=("encoder.",),

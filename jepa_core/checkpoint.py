@@ -78,10 +78,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(file, framework="pt") as content:
             names = content.keys()
+            if len(names) > _MAX_TENSORS:
+                raise EncoderFileError(f"{file} holds {len(names)} tensors; no encoder has so many")
             architecture = _architecture(file, names, settings)
             needed = _needed_names(file, names, architecture)
-            if len(needed) > _MAX_TENSORS:
-                raise EncoderFileError(f"{file} holds {len(needed)} tensors; no encoder has so many")
             # An empty tensor may claim any shape, one that torch cannot count too; the bytes of every other one are there.
             for name in needed.values():
                 shape = content.get_slice(name).get_shape()

@@ -70,6 +70,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
         self.architecture = ARCHITECTURES[model.config.model_type]
+        for part in self.architecture.unneeded:
+            if part.endswith("."):  # a whole network that no image meets
+                setattr(model, part[:-1], None)
         self.pixels = pixels or self.architecture.pixels
         self.image_size = _checked_size(image_size, model.config)
         self.frames: int | None = None
@@ -258,9 +261,6 @@ def load_encoder(
                 raise EncoderFileError(
                     f"{_described(checkpoint)} has {len(names)} {what} tensors, first {names[0]}"
                 )
-        for part in architecture.unneeded:
-            if part.endswith("."):  # a whole network, random and never run
-                setattr(model, part[:-1], None)
         model = model.eval().requires_grad_(False).to(device)
         encoder = Encoder(model, image_size, checkpoint.pixels)
         try:

@@ -60,6 +60,20 @@ def random_model(model_type: str, **settings: object) -> PreTrainedModel:
     return model.eval()
 
 
+def kept_for_backward(encoder: Encoder, image: Tensor) -> tuple[Tensor, int]:
+    """An image's embedding, and the bytes that autograd saves for its backward pass, weights aside."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        embedding = encoder(image.clone().requires_grad_())
+    weights = {weight.untyped_storage().data_ptr() for weight in encoder.parameters()}
+    return embedding, sum(size for pointer, size in kept.items() if pointer not in weights)
+
+
 @pytest.fixture(scope="session")
 def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that saves a random model (model_type, **config) into a new folder."""

@@ -20,7 +20,7 @@ from jepa_core import Encoder, EncoderFileError, RarityGradient, architectures, 
 from jepa_core.architectures import ARCHITECTURES, Architecture, known_model_types
 from jepa_core.range_finder import numerical_rank_floor
 from jepa_core.score import log_sum
-from tests.core.conftest import SMALL, random_model
+from tests.core.conftest import SMALL, kept_for_backward, random_model
 
 KINDS = list(ARCHITECTURES)
 CONTAINERS = [name for name, row in ARCHITECTURES.items() if row.container]
@@ -140,25 +140,12 @@ def test_embedding_under_inference_mode_leaves_nothing_that_cannot_be_differenti
 def test_estimated_activations_are_of_the_right_size(save_model, kind):
     size = 16 * patch(kind)
     encoder = load_encoder(save_model(kind, num_hidden_layers=4, hidden_size=64), image_size=size)
-    kept: list[tuple[int, int]] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
-        return tensor
-
-    weights = {weight.untyped_storage().data_ptr() for weight in encoder.parameters()}
-    image = torch.zeros(1, 3, size, size).requires_grad_()
-
-    def measured() -> int:
-        return sum(size for pointer, size in set(kept) if pointer not in weights)
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with encoder.fused_attention():
-            fused = encoder(image)
-        assert 0.9 * measured() < encoder.activation_bytes < 4 * measured()
-        kept.clear()
-        eager = encoder(image)
-    assert 0.9 * measured() / 4 < encoder.layer_bytes < 4 * measured() / 4
+    image = torch.zeros(1, 3, size, size)
+    with encoder.fused_attention():
+        fused, kept = kept_for_backward(encoder, image)
+    assert 0.9 * kept < encoder.activation_bytes < 4 * kept
+    eager, kept = kept_for_backward(encoder, image)
+    assert 0.9 * kept / 4 < encoder.layer_bytes < 4 * kept / 4
     torch.testing.assert_close(fused, eager, rtol=1e-3, atol=1e-3)
 
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from jepa_core import Encoder, EncoderFileError, load_encoder
+from tests.core.conftest import kept_for_backward
 
 PROJECTION = "embeddings.patch_embeddings.projection.weight"
 
@@ -170,26 +171,13 @@ def test_evaluation_is_never_below_float32(save_model, images):
 @pytest.mark.parametrize(("width", "size"), [(32, 224), (64, 112), (128, 28)])
 def test_estimated_activations_are_of_the_right_size(save_model, width, size):
     encoder = load_encoder(save_model(num_hidden_layers=4, hidden_size=width), image_size=size)
-    kept = []
-
-    def keep(tensor):
-        kept.append((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
-        return tensor
-
-    weights = {weight.untyped_storage().data_ptr() for weight in encoder.parameters()}
-    image = torch.zeros(1, 3, size, size).requires_grad_()
-
-    def measured():
-        return sum(size for pointer, size in set(kept) if pointer not in weights)
-
+    image = torch.zeros(1, 3, size, size)
+    with encoder.fused_attention():
+        fused, kept = kept_for_backward(encoder, image)
     # no less, so that a chunk fits; the excess is left for what the backward passes hold
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with encoder.fused_attention():
-            fused = encoder(image)
-        assert 0.9 * measured() < encoder.activation_bytes < 3 * measured()
-        kept.clear()
-        eager = encoder(image)
-    assert measured() / 4 < encoder.layer_bytes < 3 * measured() / 4
+    assert 0.9 * kept < encoder.activation_bytes < 3 * kept
+    eager, kept = kept_for_backward(encoder, image)
+    assert kept / 4 < encoder.layer_bytes < 3 * kept / 4
     torch.testing.assert_close(fused, eager)
     assert encoder.model.config._attn_implementation == "eager"
 

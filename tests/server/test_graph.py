@@ -76,6 +76,10 @@ def patch(**changes: Any) -> dict[str, dict]:
     return {"patch": node("JEPAGuidance", **inputs, **GUIDANCE | changes)}
 
 
+def score(**inputs: Any) -> dict:
+    return node("JEPAScoreImage", images=["decode", 0], fit="squash", antialias=True, **inputs)
+
+
 @pytest.fixture(scope="module")
 def encoder(server: Server) -> str:
     options = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
@@ -178,15 +182,7 @@ def test_through_the_denoiser_is_another_image(run, encoder):
 
 def test_every_image_of_a_batch_is_scored_and_ranked(server, encoder):
     prompt = graph(encoder, stock())
-    prompt["score"] = node(
-        "JEPAScoreImage",
-        images=["decode", 0],
-        encoder=["encoder", 0],
-        mode="exact",
-        top_k=32,
-        fit="squash",
-        antialias=True,
-    )
+    prompt["score"] = score(encoder=["encoder", 0], mode="exact", top_k=32)
     prompt["show"] = node("PreviewAny", source=["score", 0])
     entry = server.wait(server.queue(prompt), timeout=300)
     (text,) = entry["outputs"]["score"]["text"]
@@ -260,15 +256,7 @@ def test_two_guides_a_judge_and_scores_under_each(server, run, encoder):
     together = guided(encoder=["both", 0], judge=["both", 0]) | pair
     assert not np.array_equal(run(graph(encoder, together)), alone)
     prompt = graph(encoder, together)
-    prompt["score"] = node(
-        "JEPAScoreImage",
-        images=["decode", 0],
-        encoder=["both", 0],
-        mode="top-k",
-        top_k=4,
-        fit="squash",
-        antialias=True,
-    )
+    prompt["score"] = score(encoder=["both", 0], mode="top-k", top_k=4)
     prompt["each"] = node("PreviewAny", source=["score", 2])
     entry = server.wait(server.queue(prompt), timeout=300)
     (text,) = entry["outputs"]["score"]["text"]
