@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from jepa_core import Encoder, load_encoder
 from jepa_core.architectures import ARCHITECTURES
+from jepa_core.djepa import DJEPA, DJEPAConfig
 
 SMALL: dict[str, dict[str, object]] = {
     "dinov2": {"patch_size": 14, "image_size": 28},
@@ -107,3 +109,32 @@ def dense() -> Callable[[Encoder, Tensor], Tensor]:
         return rows.flatten(1)
 
     return jacobian
+
+
+SMALL_DJEPA: dict[str, Any] = {
+    "side": 4,
+    "channels": 5,
+    "classes": 3,
+    "width": 24,
+    "depth": 2,
+    "heads": 2,
+    "head_width": 20,
+    "head_depth": 2,
+    "buffer": 3,
+}
+
+
+def random_djepa(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> DJEPA:
+    """A small D-JEPA in evaluation mode, with weights that make every part of it matter."""
+    model = DJEPA(DJEPAConfig(**SMALL_DJEPA | changes)).to(dtype).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator).to(dtype)
+            if "norm" in name and name.endswith("weight"):
+                weight.copy_(1 + 0.2 * noise)
+            elif weight.ndim == 2 and "classes" not in name:
+                weight.copy_(noise / weight.shape[1] ** 0.5)
+            else:
+                weight.copy_(0.5 * noise)
+    return model

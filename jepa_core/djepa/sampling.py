@@ -1,0 +1,121 @@
+"""D-JEPA's sampler: generalised next-token prediction in random order (arXiv 2410.03755, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .denoising import denoiser_of
+from .masking import masked_counts, random_orders
+from .model import DJEPA, take
+
+OnStep = Callable[[int, Tensor, Tensor], None]
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: DJEPA,
+    labels: Tensor,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    denoising_steps: int = 100,
+    cfg: float = 1.0,
+    temperature: float = 1.0,
+    time_shift: float = 1.0,
+    given: Tensor | None = None,
+    known: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Draw the tokens of a batch of images.
+
+    Each image draws from its own seed, so it is the same in any batch. Classifier-free guidance grows with
+    what is known: at a step after which m of N tokens are masked its scale is 1 + (cfg - 1) (N - m) / N.
+
+    Args:
+        labels: (B,) in 0..classes, on the model's device.
+        seeds: one an image.
+        steps: S, how many sets of tokens are predicted one after the other; 1 to the number of unknown tokens.
+        denoising_steps: for each token, 1 to 1000.
+        cfg: guidance scale when all is known; 1 turns it off and halves the cost.
+        temperature: factor of the denoiser's noise; see its sample.
+        time_shift: of flow matching, see FlowDenoiser.
+        given: (B, N, w), tokens to keep; with `known`.
+        known: (N,) bool, which tokens of `given` are kept in every image. They are returned unchanged.
+        on_step: called after each step with how many steps are done, the tokens (B, N, w) and which of them
+            are known (B, N) bool.
+
+    Returns:
+        (B, N, w) float32
+
+    Raises:
+        ValueError: steps out of range, a label that is no class, or another number of seeds than of labels.
+    """
+    config = model.config
+    device = labels.device
+    if len(seeds) != len(labels):
+        raise ValueError(
+            f"there must be a seed for each label, got {len(seeds)} seeds and {len(labels)} labels"
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) <= config.classes:
+        raise ValueError(
+            f"labels must be from 0 to {config.classes - 1}, or {config.classes} for no class, got {labels.tolist()}"
+        )
+    denoiser = denoiser_of(config, time_shift=time_shift)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    order = random_orders(config.tokens, generators).to(device)
+    tokens = torch.zeros(len(labels), config.tokens, config.token_width, device=device)
+    revealed = 0
+    if given is not None and known is not None:
+        known = known.to(device)
+        tokens = torch.where(known[:, None], given.to(tokens), tokens)
+        # the known ones come first, everything else in the random order as before
+        order = order.gather(1, known[order].int().argsort(dim=1, descending=True, stable=True))
+        revealed = int(known.sum())
+        if revealed == config.tokens:
+            return tokens
+    free = torch.full_like(labels, config.classes)
+    begun = revealed
+    for step, masked in enumerate(masked_counts(config.tokens - begun, steps), 1):
+        after = config.tokens - masked
+        places, wanted = order[:, :revealed], order[:, revealed:after]
+        scale = 1 + (cfg - 1) * after / config.tokens
+        shape = (denoiser.draws(denoising_steps), after - revealed, config.token_width)
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators], 1)
+        asked = labels if scale == 1 else torch.cat([labels, free])
+        z = _features(model, tokens, places, asked, wanted)
+        drawn = denoiser.sample(
+            model.head,
+            z.flatten(0, 1),
+            noise.flatten(1, 2).to(device),
+            steps=denoising_steps,
+            guidance_scale=scale,
+            temperature=temperature,
+        )
+        index = wanted[..., None].expand(-1, -1, config.token_width)
+        tokens = tokens.scatter(1, index, drawn.unflatten(0, wanted.shape))
+        revealed = after
+        if on_step is not None:
+            seen = torch.zeros(order.shape, dtype=torch.bool, device=device).scatter(
+                1, order[:, :revealed], True
+            )
+            on_step(step, tokens, seen)
+    return tokens
+
+
+def _features(model: DJEPA, tokens: Tensor, places: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
+    """z (L, M, width) of the wanted tokens for labels (L,), which repeat the batch of tokens (B, N, w) L / B times.
+
+    While nothing is known, images of one label share all of it but the rows they want.
+    """
+    repeats = len(labels) // len(tokens)
+    places, wanted = places.repeat(repeats, 1), wanted.repeat(repeats, 1)
+    if places.shape[1] > 0:
+        return model.features(take(tokens.repeat(repeats, 1, 1), places), places, labels, wanted)
+    distinct, which = labels.unique(return_inverse=True)
+    everything = torch.arange(model.config.tokens, device=labels.device).expand(len(distinct), -1)
+    nothing = tokens.new_zeros(len(distinct), 0, tokens.shape[2])
+    z = model.features(nothing, places[: len(distinct)], distinct, everything)
+    return take(z[which], wanted)
