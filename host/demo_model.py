@@ -26,8 +26,8 @@ from .internals import (
     PixelspaceConversionVAE,
     get_torch_device,
     unet_offload_device,
-    vae_offload_device,
 )
+from .small_vae import small_vae
 
 WEIGHTS = Path(__file__).absolute().parents[1] / "generator" / "emoji64.safetensors"
 MAX_BYTES = 20_000_000
@@ -101,7 +101,9 @@ def load_demo_generator() -> tuple[ModelPatcher, VAE]:
             raise DemoFileError(f"{WEIGHTS}: weights and header do not fit each other ({error})") from error
     # Plain, never dynamic: guidance differentiates through it, and so few weights need no streaming.
     patcher = ModelPatcher(model, load_device=load_device, offload_device=offload_device)
-    return patcher, _folding_vae()
+    with torch.inference_mode(False):
+        autoencoder = FoldingVAE()
+    return patcher, small_vae(autoencoder, stride=FOLD, channels=CHANNELS)
 
 
 def demo_classes() -> list[str]:
@@ -121,22 +123,6 @@ def demo_conditioning(name: str) -> Conditioning:
     _, tensors = _read(WEIGHTS)
     row = tensors["classes.weight"][CLASSES.index(name)]
     return [[row.float()[None, None], {}]]
-
-
-def _folding_vae() -> VAE:
-    # The host's pixel-space VAE brings everything but the folding. Half precision, its choice on a GPU, would
-    # round the pixels.
-    vae = VAE({"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
-    with torch.inference_mode(False):
-        vae.first_stage_model = FoldingVAE().eval().requires_grad_(False)
-    vae.patcher = ModelPatcher(
-        vae.first_stage_model,
-        load_device=vae.device,
-        offload_device=vae_offload_device(),
-    )
-    vae.downscale_ratio = vae.upscale_ratio = FOLD
-    vae.latent_channels = CHANNELS
-    return vae
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -39,6 +39,7 @@ def _refuse(missing: str) -> HostVersionError:
 
 
 try:
+    import comfy.cli_args
     import comfy.latent_formats
     import comfy.ldm.modules.attention
     import comfy.ldm.modules.diffusionmodules.model
@@ -105,6 +106,7 @@ TAESD = _need(comfy.taesd.taesd, "TAESD")
 get_torch_device = _need(comfy.model_management, "get_torch_device")
 unet_offload_device = _need(comfy.model_management, "unet_offload_device")
 vae_offload_device = _need(comfy.model_management, "vae_offload_device")
+intermediate_device = _need(comfy.model_management, "intermediate_device")
 load_models_gpu = _need(comfy.model_management, "load_models_gpu")
 soft_empty_cache = _need(comfy.model_management, "soft_empty_cache")
 _free_memory = _need(comfy.model_management, "free_memory")
@@ -119,6 +121,7 @@ SAMPLER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SAMPLERS")
 SCHEDULER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SCHEDULERS")
 common_ksampler = _need(host_nodes, "common_ksampler")
 ProgressBar = _need(comfy.utils, "ProgressBar")
+_PreviewMethod = _need(comfy.cli_args, "LatentPreviewMethod")
 _WRAPPER = _need(_need(comfy.patcher_extension, "WrappersMP"), "SAMPLER_SAMPLE")
 _WrapperExecutor = _need(comfy.patcher_extension, "WrapperExecutor")
 
@@ -148,6 +151,11 @@ if "server" in sys.modules:  # the host's engine runs without one too
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------
+
+
+def wants_previews() -> bool:
+    """Whether the user asked for previews while samplers run; the page may change it for each prompt."""
+    return bool(comfy.cli_args.args.preview_method != _PreviewMethod.NoPreviews)
 
 
 def send_progress_text(text: str, node_id: str) -> None:

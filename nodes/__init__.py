@@ -2,9 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..host.folders import register_folder
+from ..host.folders import register_folders
 from .combine_encoders import JEPACombineEncoders
 from .demo import JEPADemoClass, JEPADemoLoader
+from .djepa import DJEPALoader, DJEPASampler
 from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
 from .guided_ksampler import JEPAGuidedKSampler
@@ -13,7 +14,7 @@ from .score_image import JEPAScoreImage
 
 class JEPAExtension(ComfyExtension):
     async def on_load(self) -> None:
-        register_folder()
+        register_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -24,4 +25,6 @@ class JEPAExtension(ComfyExtension):
             JEPADemoLoader,
             JEPADemoClass,
             JEPACombineEncoders,
+            DJEPALoader,
+            DJEPASampler,
         ]

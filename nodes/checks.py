@@ -11,6 +11,7 @@ USED = {
     "MODEL": "get_model_object",
     "VAE": "throw_exception_if_invalid",
     "JEPA_ENCODER": "members",
+    "DJEPA": "class_names",
     "IMAGE": "isfinite",
 }
 

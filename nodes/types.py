@@ -4,3 +4,4 @@ from comfy_api.latest import io
 
 JEPAEncoder = io.Custom("JEPA_ENCODER")
 JEPATrace = io.Custom("JEPA_TRACE")
+DJEPAModel = io.Custom("DJEPA")

@@ -187,7 +187,7 @@ def test_the_encoder_is_one_of_the_models_that_the_host_loads(tiny):
 
 def test_the_folder_admits_safetensors_alone_and_keeps_the_users_own_paths(tmp_path, monkeypatch):
     import folder_paths
-    from jepa_guidance.host.folders import encoder_file, encoder_names, register_folder
+    from jepa_guidance.host.folders import encoder_file, encoder_names, register_folders
 
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -195,8 +195,8 @@ def test_the_folder_admits_safetensors_alone_and_keeps_the_users_own_paths(tmp_p
     (mine / "pickle.pt").write_bytes(b"\x80\x04N.")
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "jepa", ([str(mine)], {".pt", ".safetensors"}))
-    register_folder()
-    register_folder()
+    register_folders()
+    register_folders()
     assert folder_paths.get_folder_paths("jepa") == [str(mine), str(tmp_path / "models" / "jepa")]
     names = encoder_names()
     assert "mine.safetensors" in names

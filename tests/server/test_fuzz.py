@@ -22,7 +22,7 @@ from PIL import Image
 
 from scripts.server import ExecutionFailed, Server
 from tests.conftest import HOST, ROOT
-from tests.server.test_graph import graph, guided, node, patch, stock
+from tests.server.test_graph import djepa, graph, guided, node, patch, stock
 from tests.server.test_workflows import api_prompt, small, workflow
 
 RECORD = Path(__file__).with_name("fuzz.json")
@@ -41,7 +41,7 @@ NASTY: list[Any] = [
 ]  # fmt: skip
 OURS = (
     "JEPAEncoderLoader", "JEPAGuidedKSampler", "JEPAGuidance", "JEPAScoreImage", "JEPADemoLoader", "JEPADemoClass",
-    "JEPACombineEncoders",
+    "JEPACombineEncoders", "DJEPALoader", "DJEPASampler",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -70,7 +70,7 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         prompt["empty"]["inputs"]["batch_size"] = 1
         prompt["encoder"]["inputs"]["image_size"] = 28
         prompt["sample"]["inputs"]["steps"] = 2
-    return prompts
+    return [*prompts, djepa(batch_size=1, steps=2, denoising_steps=2)]
 
 
 def template(name: str, info: dict, encoder: str) -> dict[str, dict]:
@@ -194,7 +194,7 @@ def tracebacks(log: str) -> Iterator[tuple[list[str], str]]:
 
 # The pack's folders, as the log names their files. Not all of ROOT: the host may lie in it, or beside it.
 PACK = tuple(str(ROOT / folder / "x")[:-1] for folder in ("nodes", "host", "jepa_core"))
-MESSAGES = ("ValueError", "EncoderFileError", "EncoderDownloadError", "DemoFileError")
+MESSAGES = ("ValueError", "EncoderFileError", "EncoderDownloadError", "DemoFileError", "DJEPAFileError")
 
 
 def careless(log: str) -> list[str]:

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from jepa_core.hub import ENCODERS
-from scripts.server import ExecutionFailed, Server
+from scripts.server import ExecutionFailed, PromptRefused, Server
 
+DJEPA_DEMO = "emoji (comes with this pack)"
 SNAPSHOT = Path(__file__).with_name("schema.json")
 NODES = (
     "JEPAEncoderLoader",
@@ -23,6 +24,8 @@ NODES = (
     "JEPADemoLoader",
     "JEPADemoClass",
     "JEPACombineEncoders",
+    "DJEPALoader",
+    "DJEPASampler",
 )
 GUIDANCE = {
     "strength": 2.0,
@@ -287,3 +290,47 @@ def test_the_menu_tells_sizes_and_licences_before_anything_is_fetched(server):
         assert ("NON-COMMERCIAL" in line) == (not source.commercial)
         assert ("agree" in line) == source.gated
     assert section["optional"]["non_commercial"][1]["default"] is False
+
+
+DJEPA = {"class_name": "heart", "seed": 5, "batch_size": 2, "steps": 4, "cfg": 2.0, "temperature": 1.0}
+
+
+def djepa(**changes: Any) -> dict[str, dict]:
+    """A prompt: the D-JEPA of this pack, decoded and saved."""
+    return {
+        "loader": node("DJEPALoader", model=DJEPA_DEMO),
+        "draw": node("DJEPASampler", djepa=["loader", 0], **DJEPA | {"denoising_steps": 4} | changes),
+        "decode": node("VAEDecode", samples=["draw", 0], vae=["loader", 1]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="test"),
+    }
+
+
+def test_a_djepa_draws_the_same_images_again_and_others_for_another_seed(run):
+    first = run(djepa())
+    assert first.shape == (2, 64, 64, 3)
+    (second,) = run(djepa(seed=6, batch_size=1))
+    # image 1 of seed 5 is the image of seed 6, up to what batches do to rounding
+    assert np.abs(first[1].astype(int) - second.astype(int)).max() <= 2
+    assert np.abs(first[0].astype(int) - second.astype(int)).max() > 10
+    warm = run(djepa(temperature=1.2))
+    assert not np.array_equal(warm, first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_name": "dragon"}, "class_name 'dragon' is not a class of emoji"),
+        ({"steps": 65}, "steps 65 is more than the 64 tokens"),
+    ],
+)
+def test_a_djepa_refuses_what_its_model_does_not_have(server, changes, message):
+    with pytest.raises(ExecutionFailed, match=message):
+        server.wait(server.queue(djepa(**changes)), timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("cfg", "nan"), ("temperature", "inf"), ("steps", 0), ("denoising_steps", 1001)]
+)
+def test_a_djepa_refuses_numbers_out_of_range_before_anything_runs(server, name, value):
+    with pytest.raises(PromptRefused):
+        server.queue(djepa(**{name: value}))

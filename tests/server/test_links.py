@@ -8,7 +8,7 @@ import pytest
 
 from scripts.server import ExecutionFailed, Server
 from tests.server.test_fuzz import careless
-from tests.server.test_graph import graph, guided, node, patch, stock
+from tests.server.test_graph import djepa, graph, guided, node, patch, stock
 
 SOURCES: dict[str, tuple[str, Any]] = {
     "int": ("PrimitiveInt", 9_000_000_000_000_000_000),
@@ -35,6 +35,16 @@ CASES = [
     *(("encoder", "image_size", source) for source in ("int", "negative", "text")),
     *(("encoder", "encoder", source) for source in ("int", "text")),
     ("face", "class_name", "text"),
+    *(
+        ("draw", name, source)
+        for name in ("steps", "denoising_steps", "batch_size")
+        for source in ("int", "negative")
+    ),
+    *(("draw", name, source) for name in ("cfg", "temperature", "time_shift") for source in ("float", "nan")),
+    *(("draw", name, "text") for name in ("djepa", "latent_image", "class_name", "seed")),
+    *(("draw", name, "negative") for name in ("seed", "class_name")),
+    ("loader", "model", "text"),
+    ("loader", "model", "int"),
 ]
 
 
@@ -52,6 +62,8 @@ def prompts(server: Server) -> dict[str, dict]:
         "face": simple,
         "patch": graph(encoder, {**patch(), **stock(["patch", 0])}),
         "score": graph(encoder, stock()) | {"score": score},
+        "draw": djepa(),
+        "loader": djepa(),
     }
 
 

@@ -21,7 +21,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 PAGE_ONLY = ("MarkdownNote", "Note")
 # Inputs that name a file which the user has and a test host has not.
 MODEL_FILES = ("ckpt_name",)
-WITHOUT_CHECKPOINT = ("jepa_demo_ab", "jepa_score_images", "jepa_two_guides")
+WITHOUT_CHECKPOINT = ("jepa_demo_ab", "jepa_djepa", "jepa_score_images", "jepa_two_guides")
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 TITLE_HEIGHT = 30
 
@@ -207,9 +207,7 @@ def test_no_node_covers_another_and_a_note_explains(name):
     assert all(group["title"] for group in graph["groups"])
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("jepa_demo_ab", "jepa_score_images", "jepa_two_guides")]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_CHECKPOINT])
 def test_the_server_misses_nothing_but_the_checkpoint(server, infos, name):
     prompt = api_prompt(workflow(name), infos)
 
@@ -272,6 +270,24 @@ def test_scoring_runs_and_shows_the_score(server, infos, local):
     number, text = float(shown[0]), shown[1]
     assert "exact" in text.splitlines()[0]
     assert text.splitlines()[1].endswith(f"{number:.2f}")
+
+
+def test_a_djepa_draws_and_redraws_half(server, infos):
+    prompt = api_prompt(workflow("jepa_djepa"), infos)
+    for node in of_type(prompt, "DJEPASampler").values():
+        node["inputs"] |= {"steps": 8, "denoising_steps": 8}
+    entry = server.wait(server.queue(prompt), timeout=600)
+    pictures = {}
+    for key, node in of_type(prompt, "SaveImage").items():
+        pixels = [
+            np.asarray(Image.open(io.BytesIO(server.image(file)))) for file in entry["outputs"][key]["images"]
+        ]
+        pictures[node["inputs"]["filename_prefix"]] = np.stack(pixels).astype(int)
+    drawn, redrawn = pictures["jepa/djepa"], pictures["jepa/djepa_redrawn"]
+    assert drawn.shape == redrawn.shape == (4, 256, 256, 3)
+    # the decoder sees a few tokens around each; what is far above the border stays
+    assert np.abs(redrawn[:, :48] - drawn[0, :48]).max() <= 8
+    assert all(np.abs(one[128:] - drawn[0, 128:]).max() > 20 for one in redrawn)
 
 
 def test_two_guides_run_from_one_seed_and_are_scored_under_each(server, infos, local):

@@ -1,0 +1,47 @@
+"""The autoencoders of this pack's own small models, as a VAE of the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .internals import VAE, ModelPatcher, PixelspaceConversionVAE, vae_offload_device
+
+
+def small_vae(autoencoder: PixelspaceConversionVAE, *, stride: int, channels: int) -> VAE:
+    """A VAE around an autoencoder between pixels in [-1, 1] and latents of `channels`, `stride` times smaller."""
+    # The host's pixel-space VAE brings everything but the autoencoder. Half precision, its choice on a GPU, would
+    # round the pixels.
+    vae = VAE({"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    with torch.inference_mode(False):
+        vae.first_stage_model = autoencoder.eval().requires_grad_(False)
+    vae.patcher = ModelPatcher(
+        vae.first_stage_model,
+        load_device=vae.device,
+        offload_device=vae_offload_device(),
+    )
+    vae.downscale_ratio = vae.upscale_ratio = stride
+    vae.latent_channels = channels
+    return vae
+
+
+class WrappedAutoencoder(PixelspaceConversionVAE):
+    """A module with encode and decode, as the host calls it.
+
+    Args:
+        scale: the module's latents are the host's times this.
+    """
+
+    def __init__(self, module: Any, scale: float) -> None:
+        super().__init__()
+        self.module: Any = module
+        self.scale = scale
+
+    def encode(self, pixels: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> latents."""
+        return self.module.encode(pixels) / self.scale
+
+    def decode(self, samples: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        """Latents -> (B, 3, H, W)."""
+        return self.module.decode(samples * self.scale)
