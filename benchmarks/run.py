@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).absolute().parent
-PARTS = ("gradient", "score", "step", "memory", "paths", "guides")
+PARTS = ("gradient", "score", "step", "memory", "paths", "guides", "djepa")
 RESUMED = ("gradient", "score", "paths")
 
 
@@ -150,6 +150,34 @@ def _licence(row: Mapping[str, Any]) -> str:
     return row["licence"] + restricted + (", gated: by hand" if row["gated"] else "")
 
 
+def djepa_table(figures: Mapping[str, Any]) -> str:
+    """How fast D-JEPAs draw tokens, beside a plain loop; then what the published sizes take, counted."""
+    rows = [
+        [
+            one["model"],
+            one["batch"],
+            f"{one['steps']} x {one['denoising_steps']}",
+            f"{one['plain_tokens_a_second']:.1f}",
+            f"{one['tokens_a_second']:.1f}",
+            f"{one['times_faster']:.2f}",
+            f"{one['largest_difference']:.0e}",
+        ]
+        for one in figures["rows"]
+    ]
+    head = [
+        "model",
+        "images",
+        "sets x denoising steps",
+        "plain loop, tokens a s",
+        "tokens a s",
+        "times faster",
+        "apart",
+    ]
+    names = ["size", "weights, M", "float32, GB", "transformers, TFLOP an image", "head, TFLOP an image"]
+    counted = [list(one.values()) for one in figures["counted"]]
+    return markdown(head, rows) + "\n\n" + markdown(names, counted)
+
+
 TABLES = {
     "gradient": gradient_table,
     "score": score_table,
@@ -157,6 +185,7 @@ TABLES = {
     "memory": memory_table,
     "paths": paths_table,
     "guides": guides_table,
+    "djepa": djepa_table,
 }
 
 
