@@ -41,7 +41,7 @@ class HostDJEPA:
     Attributes:
         name: for people.
         patcher: of the jepa_core.djepa.DJEPA.
-        tokenizer: decodes previews, on the CPU; None where the file brings none.
+        tokenizer: decodes previews, wherever its VAE lies at the time; None where the file brings none.
         class_names: one a class.
         latent_scale: the model's tokens are latents times this.
     """
