@@ -9,6 +9,7 @@ from .djepa import DJEPALoader, DJEPASampler
 from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
 from .guided_ksampler import JEPAGuidedKSampler
+from .plot_trace import JEPAPlotTrace
 from .score_image import JEPAScoreImage
 
 
@@ -27,4 +28,5 @@ class JEPAExtension(ComfyExtension):
             JEPACombineEncoders,
             DJEPALoader,
             DJEPASampler,
+            JEPAPlotTrace,
         ]

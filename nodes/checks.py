@@ -12,6 +12,7 @@ USED = {
     "VAE": "throw_exception_if_invalid",
     "JEPA_ENCODER": "members",
     "DJEPA": "class_names",
+    "JEPA_TRACE": "steps",
     "IMAGE": "isfinite",
 }
 

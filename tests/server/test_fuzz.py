@@ -41,7 +41,7 @@ NASTY: list[Any] = [
 ]  # fmt: skip
 OURS = (
     "JEPAEncoderLoader", "JEPAGuidedKSampler", "JEPAGuidance", "JEPAScoreImage", "JEPADemoLoader", "JEPADemoClass",
-    "JEPACombineEncoders", "DJEPALoader", "DJEPASampler",
+    "JEPACombineEncoders", "DJEPALoader", "DJEPASampler", "JEPAPlotTrace",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -62,7 +62,7 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
     }  # fmt: skip
     prompts = [
         graph(encoder, guided(**SMALL)),
-        graph(encoder, guided(**SMALL, **more)),
+        graph(encoder, guided(**SMALL, **more)) | {"chart": node("JEPAPlotTrace", trace=["sample", 1])},
         graph(encoder, {**patch(**SMALL), **stock(["patch", 0])}),
         graph(encoder, stock()) | {"score": score},
     ]

@@ -26,6 +26,7 @@ NODES = (
     "JEPACombineEncoders",
     "DJEPALoader",
     "DJEPASampler",
+    "JEPAPlotTrace",
 )
 GUIDANCE = {
     "strength": 2.0,
@@ -334,3 +335,13 @@ def test_a_djepa_refuses_what_its_model_does_not_have(server, changes, message):
 def test_a_djepa_refuses_numbers_out_of_range_before_anything_runs(server, name, value):
     with pytest.raises(PromptRefused):
         server.queue(djepa(**{name: value}))
+
+
+def test_a_trace_is_drawn_as_a_picture(server, encoder):
+    prompt = graph(encoder, guided()) | {"chart": node("JEPAPlotTrace", trace=["sample", 1])}
+    entry = server.wait(server.queue(prompt), timeout=300)
+    (shown,) = entry["outputs"]["chart"]["images"]
+    chart = np.asarray(Image.open(io.BytesIO(server.image(shown))))
+    assert chart.shape[1] == 1024
+    blue = (chart[..., :3] == (0, 0x72, 0xB2)).all(-1)
+    assert blue.sum() > 200  # a curve over several guided steps

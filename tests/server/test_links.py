@@ -45,6 +45,7 @@ CASES = [
     *(("draw", name, "negative") for name in ("seed", "class_name")),
     ("loader", "model", "text"),
     ("loader", "model", "int"),
+    ("chart", "trace", "text"),
 ]
 
 
@@ -64,6 +65,7 @@ def prompts(server: Server) -> dict[str, dict]:
         "score": graph(encoder, stock()) | {"score": score},
         "draw": djepa(),
         "loader": djepa(),
+        "chart": simple | {"chart": node("JEPAPlotTrace", trace=["sample", 1])},
     }
 
 

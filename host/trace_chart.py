@@ -1,0 +1,207 @@
+"""The trace of a guided run as a chart: score against step, unguided steps greyed. Drawn with Pillow alone."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .trace import Trace
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+WIDTH, PANEL_HEIGHT, LEGEND_HEIGHT = 1024, 520, 36  # pixels; text is legible at half of that
+LEFT, RIGHT, TOP, BOTTOM = 150, 30, 84, 96  # margins of a panel
+BIG, NORMAL = 30, 25  # sizes of text, pixels
+INK, FAINT, PAPER, UNGUIDED = "#1a1a1a", "#5a5a5a", "#ffffff", "#e4e4e4"
+# Okabe and Ito's colours, which the colour-blind tell apart; lines differ in their marks too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKS = ("circle", "square", "triangle", "diamond", "circle", "square")
+PALE = 0.7  # how far single images of a batch are mixed with white
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: its name, its points (step, score), and whether it is one image of a batch and drawn pale."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    pale: bool = False
+
+
+def draw_trace(trace: Trace) -> Image.Image:
+    """The chart of a trace, WIDTH pixels wide: one panel for the guides, one for each judge."""
+    guided = [step for step in trace.steps if step["guided"]]
+    if not guided:
+        return _message(trace.message)
+    titles = ["JEPA score under the guide" + ("s" if len(trace.guides) > 1 else "")]
+    panels = [_of_guides(trace, guided)]
+    for judge in trace.judges:
+        titles.append(f"JEPA score under the judge {judge}")
+        panels.append(_curves("mean", [(step["step"], step["judged"][judge]) for step in guided]))
+    pictures = [_panel(title, lines, trace.steps) for title, lines in zip(titles, panels, strict=True)]
+    chart = Image.new("RGB", (WIDTH, sum(picture.height for picture in pictures)), PAPER)
+    top = 0
+    for picture in pictures:
+        chart.paste(picture, (0, top))
+        top += picture.height
+    return chart
+
+
+def _of_guides(trace: Trace, guided: list[dict]) -> list[Line]:
+    name = "mean of the guides" if len(trace.guides) > 1 else "mean"
+    lines = _curves(name, [(step["step"], step["score"]) for step in guided])
+    if len(trace.guides) > 1:
+        for guide in trace.guides:
+            means = [(step["step"], _mean(step["scores"][guide])) for step in guided]
+            lines.append(Line(guide, means))
+    return lines
+
+
+def _curves(name: str, batches: Sequence[tuple[float, list[float]]]) -> list[Line]:
+    """The mean over a batch after a pale line for each of its images; a single image's own line."""
+    if len(batches[0][1]) == 1:
+        return [Line("score" if name == "mean" else name, [(step, scores[0]) for step, scores in batches])]
+    images = range(len(batches[0][1]))
+    lines = [Line("each image", [(step, scores[i]) for step, scores in batches], pale=True) for i in images]
+    return [*lines, Line(name, [(step, _mean(scores)) for step, scores in batches])]
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return sum(scores) / len(scores)
+
+
+def _panel(title: str, lines: Sequence[Line], steps: Sequence[dict]) -> Image.Image:
+    """One set of axes: scores over the sampler's steps, from 1."""
+    entries = {line.name: style for line, style in zip(lines, _styles(lines), strict=True)}
+    legend = len(entries) * LEGEND_HEIGHT + 20 if len(entries) > 1 else 0
+    panel = Image.new("RGB", (WIDTH, PANEL_HEIGHT + legend), PAPER)
+    draw = ImageDraw.Draw(panel)
+    big, normal = ImageFont.load_default(BIG), ImageFont.load_default(NORMAL)
+    right, bottom = WIDTH - RIGHT, PANEL_HEIGHT - BOTTOM
+    scores = [score for line in lines for _, score in line.points if math.isfinite(score)]
+    ticks = nice_ticks(min(scores, default=0.0), max(scores, default=0.0), 5)
+    low, high = ticks[0], ticks[-1]
+    first, last = steps[0]["step"], steps[-1]["step"]
+
+    def across(step: float) -> float:
+        return LEFT + (step - first + 0.5) / (last - first + 1) * (right - LEFT)
+
+    def down(score: float) -> float:
+        return bottom - (score - low) / (high - low) * (bottom - TOP)
+
+    half = (right - LEFT) / (last - first + 1) / 2
+    for step in steps:
+        if not step["guided"]:
+            x = across(step["step"])
+            draw.rectangle((x - half, TOP, x + half, bottom), fill=UNGUIDED)
+    for tick in ticks:
+        draw.line((LEFT, down(tick), right, down(tick)), fill="#cccccc", width=2)
+        draw.text((LEFT - 12, down(tick)), f"{tick:g}", fill=INK, font=normal, anchor="rm")
+    for step in shown_steps(first, last):
+        draw.text((across(step), bottom + 10), str(step), fill=INK, font=normal, anchor="ma")
+    draw.rectangle((LEFT, TOP, right, bottom), outline=INK, width=2)
+    draw.text((LEFT, TOP - 14), title, fill=INK, font=big, anchor="ls")
+    draw.text(
+        ((LEFT + right) / 2, PANEL_HEIGHT - 12),
+        "sampler step (grey: not guided)",
+        fill=INK,
+        font=normal,
+        anchor="ms",
+    )
+    _upright(panel, "score (nats), lower is rarer", (36, (TOP + bottom) // 2), normal)
+    _draw_lines(draw, lines, across, down)
+    if legend:
+        _draw_legend(draw, entries, normal)
+    return panel
+
+
+def _upright(panel: Image.Image, text: str, centre: tuple[int, int], font: Font) -> None:
+    """Write a text that is read from below."""
+    right, bottom = map(round, font.getbbox(text)[2:])
+    strip = Image.new("RGB", (right + 4, bottom + 8), PAPER)
+    ImageDraw.Draw(strip).text((2, 2), text, fill=INK, font=font)
+    strip = strip.rotate(90, expand=True)
+    panel.paste(strip, (centre[0] - strip.width // 2, centre[1] - strip.height // 2))
+
+
+def _styles(lines: Sequence[Line]) -> list[tuple[str, str, int]]:
+    """Colour, mark and thickness of each line; the pale ones have the first full line's colour, and no mark."""
+    full = iter(zip(COLOURS * len(lines), MARKS * len(lines), strict=False))
+    pale = _mixed(COLOURS[0])
+    return [(pale, "", 3) if line.pale else (*next(full), 5) for line in lines]
+
+
+def _draw_lines(
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[Line],
+    across: Callable[[float], float],
+    down: Callable[[float], float],
+) -> None:
+    for line, (colour, mark, thickness) in zip(lines, _styles(lines), strict=True):
+        points = [(across(step), down(score)) for step, score in line.points if math.isfinite(score)]
+        if len(points) > 1:
+            draw.line(points, fill=colour, width=thickness, joint="curve")
+        for x, y in points:
+            _mark(draw, mark, x, y, colour)
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, entries: Mapping[str, tuple[str, str, int]], font: Font) -> None:
+    """Each name once, below the axes."""
+    for index, (name, (colour, mark, thickness)) in enumerate(entries.items()):
+        y = PANEL_HEIGHT + LEGEND_HEIGHT * index + 10
+        draw.line((LEFT, y, LEFT + 60, y), fill=colour, width=thickness)
+        _mark(draw, mark, LEFT + 30, y, colour)
+        draw.text((LEFT + 76, y), name, fill=INK, font=font, anchor="lm")
+
+
+def _mark(draw: ImageDraw.ImageDraw, mark: str, x: float, y: float, colour: str) -> None:
+    r = 8
+    shapes = {
+        "square": [(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)],
+        "triangle": [(x, y - r - 2), (x + r + 1, y + r), (x - r - 1, y + r)],
+        "diamond": [(x, y - r - 3), (x + r + 3, y), (x, y + r + 3), (x - r - 3, y)],
+    }
+    if mark == "circle":
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+    elif mark in shapes:
+        draw.polygon(shapes[mark], fill=colour)
+
+
+def _mixed(colour: str) -> str:
+    """A colour mixed with white."""
+    parts = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (255 - part) * PALE):02x}" for part in parts)
+
+
+def nice_ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers, evenly apart, from at most `low` to at least `high`; at most `most` steps between them."""
+    span = (high - low) or max(abs(high), 1.0) * 0.1
+    size = 10 ** math.floor(math.log10(span / most))
+    step = next(
+        size * factor
+        for factor in (1, 2, 5, 10, 20)
+        if math.ceil(high / (size * factor)) - math.floor(low / (size * factor)) <= most
+    )
+    first, last = math.floor(low / step), math.ceil(high / step)
+    if first == last:
+        first, last = first - 1, last + 1
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def shown_steps(first: int, last: int, most: int = 12) -> list[int]:
+    """The steps that get a number under the axis."""
+    stride = -(-(last - first + 1) // most)
+    return list(range(first, last + 1, stride))
+
+
+def _message(text: str) -> Image.Image:
+    """A chart without anything to draw says why."""
+    chart = Image.new("RGB", (WIDTH, PANEL_HEIGHT), PAPER)
+    font = ImageFont.load_default(NORMAL)
+    lines = "\n".join(textwrap.fill(line, 72) for line in text.splitlines())
+    ImageDraw.Draw(chart).multiline_text((60, 60), lines, fill=INK, font=font, spacing=10)
+    return chart

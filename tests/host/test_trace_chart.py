@@ -1,0 +1,121 @@
+"""The chart of a trace: what is drawn where, and that text survives at half size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from jepa_guidance.host import trace_chart
+from jepa_guidance.host.trace import Trace
+from jepa_guidance.host.trace_chart import draw_trace, nice_ticks, shown_steps
+
+
+def a_trace(scores: dict[int, list[float]], total: int, guides: tuple = ("g",), judges: tuple = ()) -> Trace:
+    """A trace of `total` steps, guided where there are scores."""
+    trace = Trace(guides=list(guides), judges=list(judges))
+    for step in range(1, total + 1):
+        entry = {"step": step, "sigma": 1.0, "guided": step in scores}
+        if step in scores:
+            entry["score"] = scores[step]
+            entry["scores"] = dict.fromkeys(guides, scores[step])
+            entry["judged"] = {name: [value / 2 for value in scores[step]] for name in judges}
+        trace.steps.append(entry)
+    return trace
+
+
+def places_of(chart: np.ndarray, colour: str) -> np.ndarray:
+    """(n, 2) row, column of the pixels of a colour."""
+    wanted = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+    return np.argwhere((chart == wanted).all(-1))
+
+
+def test_points_lie_where_their_scores_are():
+    chart = np.asarray(draw_trace(a_trace({3: [-10.0], 5: [-20.0]}, 6)))
+    left, right = trace_chart.LEFT, trace_chart.WIDTH - trace_chart.RIGHT
+    top, bottom = trace_chart.TOP, trace_chart.PANEL_HEIGHT - trace_chart.BOTTOM
+    blue = places_of(chart, trace_chart.COLOURS[0])
+    width = (right - left) / 6
+    # ticks go from -20 to -10, so the first point is at the top and the last one at the bottom
+    first, last = blue[blue[:, 1].argmin()], blue[blue[:, 1].argmax()]
+    assert first[1] == pytest.approx(left + 2.5 * width, abs=12)
+    assert last[1] == pytest.approx(left + 4.5 * width, abs=12)
+    assert first[0] == pytest.approx(top, abs=12)
+    assert last[0] == pytest.approx(bottom, abs=12)
+
+
+def test_unguided_steps_are_grey_and_guided_ones_are_not():
+    chart = np.asarray(draw_trace(a_trace({3: [-10.0], 5: [-20.0]}, 6)))
+    left, right = trace_chart.LEFT, trace_chart.WIDTH - trace_chart.RIGHT
+    row = chart[trace_chart.TOP + 31]  # between two lines of the grid
+    grey = [
+        tuple(row[round(left + (step - 0.9) * (right - left) / 6)]) == (0xE4,) * 3 for step in range(1, 7)
+    ]
+    assert grey == [True, True, False, True, False, True]
+
+
+def test_several_guides_images_and_judges_are_told_apart():
+    trace = a_trace({1: [-1.0, -2.0], 2: [-3.0, -5.0]}, 2, guides=("one", "two"), judges=("three",))
+    picture = draw_trace(trace)
+    chart = np.asarray(picture)
+    # mean, first guide, second guide; the judge's panel has a mean of its own, below
+    for colour in trace_chart.COLOURS[:3]:
+        assert len(places_of(chart, colour)) > 100
+    assert places_of(chart, trace_chart.COLOURS[0])[:, 0].max() > trace_chart.PANEL_HEIGHT + 200
+    assert picture.height > 2 * trace_chart.PANEL_HEIGHT
+
+
+def test_text_is_legible_at_512_pixels():
+    chart = draw_trace(a_trace({1: [-100.0], 2: [-120.0]}, 2))
+    small = np.asarray(chart.resize((512, chart.height // 2)).convert("L"))
+    # the numbers of the upright axis: tall enough, and dark on white
+    labels = small[trace_chart.TOP // 2 + 20 :, 40 : trace_chart.LEFT // 2 - 4]
+    dark = np.flatnonzero((labels < 110).any(1))
+    runs = np.split(dark, np.flatnonzero(np.diff(dark) > 1) + 1)
+    assert max(map(len, runs)) >= 8
+
+
+def test_colours_differ_in_lightness_or_hue_for_the_colour_blind():
+    def seen(colour: str) -> np.ndarray:
+        """As without green cones (a common approximation, Vienot 1999)."""
+        rgb = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+        return (rgb**2.2) @ np.array([[0.2928, 0.2928, -0.0223], [0.7072, 0.7072, 0.0223], [0, 0, 1]])
+
+    for index, one in enumerate(trace_chart.COLOURS[:4]):
+        for other in trace_chart.COLOURS[index + 1 : 4]:
+            assert np.abs(seen(one) - seen(other)).max() > 0.08, (one, other)
+
+
+def test_a_run_without_guidance_says_so():
+    trace = a_trace({}, 4)
+    trace.message = "nothing was guided " * 20
+    chart = np.asarray(draw_trace(trace))
+    assert chart.shape == (trace_chart.PANEL_HEIGHT, trace_chart.WIDTH, 3)
+    assert (chart < 100).any()
+    assert (chart[:, -20:] == 255).all()  # the text is wrapped
+
+
+@pytest.mark.parametrize(
+    "scores", [{1: [5.0]}, {1: [0.0], 2: [0.0]}, {1: [math.nan], 2: [-3.0]}, {2: [math.inf]}]
+)
+def test_odd_scores_are_drawn_or_left_out(scores):
+    assert draw_trace(a_trace(scores, 3)).width == trace_chart.WIDTH
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-20, -10), (-616.3, -378.1), (0, 0), (1e-7, 3e-7), (-5, -5), (-0.3, 12345)]
+)
+def test_ticks_are_round_and_hold_all(low, high):
+    ticks = nice_ticks(low, high, 5)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 7
+    gaps = np.diff(ticks)
+    np.testing.assert_allclose(gaps, gaps[0], rtol=1e-4)
+    mantissa = gaps[0] / 10 ** math.floor(math.log10(gaps[0] * 1.000001))
+    assert min(abs(mantissa - nice) for nice in (1, 2, 5, 10)) < 1e-3
+
+
+def test_few_steps_get_a_number():
+    assert shown_steps(1, 5) == [1, 2, 3, 4, 5]
+    assert len(shown_steps(1, 1000)) <= 12
