@@ -1,6 +1,7 @@
 """Scoring a batch of the host's images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import mul
 
 from torch import Tensor
 
@@ -51,3 +52,9 @@ def score_images(
             scores[-1].append(score.item())
             on_image()
     return scores
+
+
+def combined_scores(each: Sequence[Sequence[float]], encoder: AnyEncoder) -> list[float]:
+    """The score of each image, given those under every member of a set: their mean by the members' weights."""
+    weights = [member.weight for member in encoder.members]
+    return [sum(map(mul, weights, of_image)) for of_image in zip(*each, strict=True)]

@@ -10,6 +10,7 @@ from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
 from .guided_ksampler import JEPAGuidedKSampler
 from .plot_trace import JEPAPlotTrace
+from .rank_images import JEPARankImages
 from .score_image import JEPAScoreImage
 
 
@@ -29,4 +30,5 @@ class JEPAExtension(ComfyExtension):
             DJEPALoader,
             DJEPASampler,
             JEPAPlotTrace,
+            JEPARankImages,
         ]

@@ -1,14 +1,13 @@
 """JEPAScoreImage: how rare an encoder finds each image of a batch."""
 
 from itertools import chain
-from operator import mul
 
 from comfy_api.latest import io, ui
 
 from ..host.internals import ProgressBar
 from ..host.latent_gradient import PROJECTION
 from ..host.sampling import show_text
-from ..host.scoring import score_images
+from ..host.scoring import combined_scores, score_images
 from .checks import check_values
 from .types import JEPAEncoder
 
@@ -96,8 +95,7 @@ class JEPAScoreImage(io.ComfyNode):
             antialias=antialias,
             on_image=lambda: bar.update(1),
         )
-        weights = [member.weight for member in encoder.members]
-        scores = [sum(map(mul, weights, of_image)) for of_image in zip(*each, strict=True)]
+        scores = combined_scores(each, encoder)
         how = {EXACT: EXACT, TOP_K: f"top {top_k}", PROJECTED: f"projected on {PROJECTION} outputs"}[mode]
         text = f"JEPA score ({how}, {encoder.name}), rarest first:\n" + "\n".join(
             f"{rank}. image {index}: {score:.2f}"

@@ -42,6 +42,7 @@ NASTY: list[Any] = [
 OURS = (
     "JEPAEncoderLoader", "JEPAGuidedKSampler", "JEPAGuidance", "JEPAScoreImage", "JEPADemoLoader", "JEPADemoClass",
     "JEPACombineEncoders", "DJEPALoader", "DJEPASampler", "JEPAPlotTrace",
+    "JEPARankImages",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -70,7 +71,17 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         prompt["empty"]["inputs"]["batch_size"] = 1
         prompt["encoder"]["inputs"]["image_size"] = 28
         prompt["sample"]["inputs"]["steps"] = 2
-    return [*prompts, djepa(batch_size=1, steps=2, denoising_steps=2)]
+    rank = node(
+        "JEPARankImages",
+        images=["decode", 0],
+        encoder=["encoder", 0],
+        keep="rarest",
+        count=1,
+        mode="projected",
+    )
+    encoder_only = {"encoder": prompts[0]["encoder"]}
+    drawn = djepa(batch_size=1, steps=2, denoising_steps=2)
+    return [*prompts, drawn, drawn | encoder_only | {"rank": rank}]
 
 
 def template(name: str, info: dict, encoder: str) -> dict[str, dict]:

@@ -27,6 +27,7 @@ NODES = (
     "DJEPALoader",
     "DJEPASampler",
     "JEPAPlotTrace",
+    "JEPARankImages",
 )
 GUIDANCE = {
     "strength": 2.0,
@@ -345,3 +346,26 @@ def test_a_trace_is_drawn_as_a_picture(server, encoder):
     assert chart.shape[1] == 1024
     blue = (chart[..., :3] == (0, 0x72, 0xB2)).all(-1)
     assert blue.sum() > 200  # a curve over several guided steps
+
+
+def test_the_rarest_of_a_batch_are_kept_with_their_scores_and_places(server, encoder):
+    keep = {"images": ["decode", 0], "encoder": ["encoder", 0], "count": 2, "mode": "projected"}
+    prompt = djepa(batch_size=4) | {
+        "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
+        "rank": node("JEPARankImages", **keep, keep="rarest"),
+        "saved": node("SaveImage", images=["rank", 0], filename_prefix="rank"),
+        "score": score(encoder=["encoder", 0], mode="projected", top_k=1),
+        **{f"out{output}": node("PreviewAny", source=["rank", output]) for output in (1, 2)},
+    }
+    outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
+    ranked = [line.split() for line in outputs["score"]["text"][0].splitlines()[1:]]
+    expected = [int(words[2].rstrip(":")) for words in ranked[:2]]
+    assert [int(text) for text in outputs["out2"]["text"]] == expected
+    scores = [float(text) for text in outputs["out1"]["text"]]
+    assert scores == pytest.approx([float(words[3]) for words in ranked[:2]], abs=0.01)
+    every, kept = (
+        [np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in outputs[name]["images"]]
+        for name in ("save", "saved")
+    )
+    assert all(np.array_equal(kept[place], every[index]) for place, index in enumerate(expected))
+    assert len(outputs["rank"]["images"]) == 1

@@ -46,6 +46,8 @@ CASES = [
     ("loader", "model", "text"),
     ("loader", "model", "int"),
     ("chart", "trace", "text"),
+    *(("rank", name, "text") for name in ("images", "encoder", "keep", "mode", "count", "seeds")),
+    *(("rank", "count", source) for source in ("int", "negative")),
 ]
 
 
@@ -56,6 +58,8 @@ def prompts(server: Server) -> dict[str, dict]:
     (encoder,) = [name for name in options if name.endswith(".safetensors")]
     simple = graph(encoder, guided())
     judge = {"images": ["decode", 0], "encoder": ["encoder", 0], "mode": "top-k", "top_k": 2}
+    judged = {name: judge[name] for name in ("images", "encoder")}
+    rank = {"keep": "rarest", "count": 1, "mode": "projected", "seeds": 1}
     score = node("JEPAScoreImage", **judge, fit="crop", antialias=True)
     return {
         "sample": simple,
@@ -65,6 +69,7 @@ def prompts(server: Server) -> dict[str, dict]:
         "score": graph(encoder, stock()) | {"score": score},
         "draw": djepa(),
         "loader": djepa(),
+        "rank": graph(encoder, stock()) | {"rank": node("JEPARankImages", **judged, **rank)},
         "chart": simple | {"chart": node("JEPAPlotTrace", trace=["sample", 1])},
     }
 

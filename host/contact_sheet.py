@@ -1,0 +1,53 @@
+"""Pictures on one sheet, each with a label below it. Drawn with Pillow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+INK, PAPER = "#1a1a1a", "#ffffff"
+SIDE, GAP, LINE = 256, 16, 28  # pixels; text is legible at half of that
+TEXT = 22
+MOST_COLUMNS = 6
+
+
+def contact_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
+    """Lay out pictures, row by row.
+
+    Args:
+        pictures: each (H, W, 3 or 4) in [0, 1], of any size; shrunk or enlarged to fit a square of 256 pixels.
+        labels: one a picture; may hold line breaks.
+
+    Returns:
+        (1, H, W, 3) in [0, 1].
+    """
+    columns = min(MOST_COLUMNS, len(pictures))
+    rows = -(-len(pictures) // columns)
+    lines = max(len(label.splitlines()) for label in labels)
+    height = SIDE + LINE * lines + GAP
+    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, rows * height + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(TEXT)
+    for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        left, top = GAP + index % columns * (SIDE + GAP), GAP + index // columns * height
+        shown = _fitted(picture)
+        sheet.paste(shown, (left + (SIDE - shown.width) // 2, top + (SIDE - shown.height) // 2))
+        draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline="#cccccc")
+        for line, text in enumerate(label.splitlines()):
+            draw.text(
+                (left + SIDE // 2, top + SIDE + 6 + LINE * line), text, fill=INK, font=font, anchor="ma"
+            )
+    return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
+
+
+def _fitted(picture: Tensor) -> Image.Image:
+    """A picture as large as fits the square."""
+    pixels = picture[..., :3].clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    image = Image.fromarray(pixels)
+    scale = SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)

@@ -1,0 +1,152 @@
+"""JEPARankImages: keep the rarest, or the most typical, of many images."""
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..host.contact_sheet import contact_sheet
+from ..host.internals import ProgressBar
+from ..host.latent_gradient import PROJECTION
+from ..host.scoring import combined_scores, score_images
+from .checks import check_values
+from .score_image import EXACT, PROJECTED
+from .types import JEPAEncoder
+
+RAREST = "rarest"
+TYPICAL = "most typical"
+
+
+class JEPARankImages(io.ComfyNode):
+    """Images -> the N rarest of them, their scores, places and seeds, and a sheet."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JEPARankImages",
+            display_name="JEPA Rank Images",
+            category="JEPA",
+            description="Sorts any number of images by rarity and keeps the rarest, or the most typical, of them. Takes a "
+            "batch or a list of batches, of any sizes.",
+            is_input_list=True,
+            inputs=[
+                io.Image.Input(
+                    "images",
+                    tooltip="A batch, or a list of images and batches; all are ranked together.",
+                ),
+                JEPAEncoder.Input(
+                    "encoder",
+                    tooltip="The judge, from JEPA Encoder Loader. Not the encoder that guided, if you want to know whether "
+                    "pictures became rarer.",
+                ),
+                io.Combo.Input(
+                    "keep",
+                    options=[RAREST, TYPICAL],
+                    default=RAREST,
+                    tooltip="Which end is kept, and comes first. Most typical can reinforce bias.",
+                ),
+                io.Int.Input("count", default=4, min=1, max=4096, tooltip="How many are kept at most."),
+                io.Combo.Input(
+                    "mode",
+                    options=[PROJECTED, EXACT],
+                    default=PROJECTED,
+                    tooltip=f"projected: {PROJECTION} fixed random outputs of the encoder, whose score ranks nearly as the "
+                    "exact one does, many times faster. exact: all singular values. Scores of different modes are not "
+                    "comparable.",
+                ),
+                io.Int.Input(
+                    "seeds",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    optional=True,
+                    force_input=True,
+                    tooltip="The seed of the images, or a list with one for each; the kept ones come out again.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images",
+                    is_output_list=True,
+                    tooltip="The kept images, sorted: one batch where all are of one size, else one by one.",
+                ),
+                io.Float.Output(
+                    display_name="scores", is_output_list=True, tooltip="Their scores. Lower is rarer."
+                ),
+                io.Int.Output(
+                    display_name="indices",
+                    is_output_list=True,
+                    tooltip="Where each was among all images, from 0.",
+                ),
+                io.Int.Output(
+                    display_name="seeds",
+                    is_output_list=True,
+                    tooltip="Their seeds; empty where none were given.",
+                ),
+                io.Image.Output(
+                    display_name="sheet", tooltip="The kept images with rank, place, score and seed."
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images, encoder, keep, count, mode, seeds=None) -> io.NodeOutput:
+        # the host gives lists to a node that takes a list
+        judge, keep, count, mode = (
+            only(name, values)
+            for name, values in {"encoder": encoder, "keep": keep, "count": count, "mode": mode}.items()
+        )
+        single = {"encoder": judge, "keep": keep, "count": count, "mode": mode}
+        for batch in images:
+            check_values(cls.define_schema().inputs, single | {"images": batch})
+        # a single number has no length, and is refused below
+        total = sum(batch.shape[:1].numel() for batch in images)
+        if total == 0:
+            raise ValueError("images holds no image to rank")
+        given = seeds_of(seeds, total)
+        bar = ProgressBar(total * len(judge.members))
+        projection = PROJECTION if mode == PROJECTED else None
+        scores, pictures = [], []
+        for batch in images:
+            each = score_images(batch, judge, projection=projection, on_image=lambda: bar.update(1))
+            scores += combined_scores(each, judge)
+            pictures += batch.unbind(0)
+        order = sorted(range(total), key=scores.__getitem__, reverse=keep == TYPICAL)[:count]
+        kept = [pictures[index] for index in order]
+        labels = [
+            f"{rank}. image {index}\n{scores[index]:.2f}" + (f"\nseed {given[index]}" if given else "")
+            for rank, index in enumerate(order, 1)
+        ]
+        sheet = contact_sheet(kept, labels)
+        alike = len({picture.shape for picture in kept}) == 1
+        return io.NodeOutput(
+            [torch.stack(kept)] if alike else [picture[None] for picture in kept],
+            [scores[index] for index in order],
+            order,
+            [given[index] for index in order] if given else [],
+            sheet,
+            ui=ui.PreviewImage(sheet, cls=cls),
+        )
+
+
+def only(name: str, values: list[Any]) -> Any:
+    """The value of an input that takes one. Raises ValueError for a list of several."""
+    if len(values) != 1:
+        raise ValueError(f"{name} must be one value, got a list of {len(values)}")
+    return values[0]
+
+
+def seeds_of(seeds: list | None, total: int) -> list[int]:
+    """A seed for each image; one seed is that of all of them. Raises ValueError for any other number of seeds."""
+    if seeds is None or seeds == [None]:
+        return []
+    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise ValueError(f"seeds must be whole numbers, got {seeds!r:.100}")
+    if len(seeds) == 1:
+        return seeds * total
+    if len(seeds) != total:
+        raise ValueError(
+            f"seeds holds {len(seeds)} seeds for {total} images; give one for all, or one for each"
+        )
+    return seeds
