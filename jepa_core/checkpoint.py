@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -17,11 +16,9 @@ from .architectures import (
     architecture_of,
     known_model_types,
 )
+from .tensors import MAX_TENSORS, checked_tensors
 
 _MAX_JSON_BYTES = 1 << 20
-# A name costs a file some bytes; the largest known encoder has 800 tensors.
-_MAX_TENSORS = 10_000
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class EncoderFileError(ValueError):
@@ -78,28 +75,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(file, framework="pt") as content:
             names = content.keys()
-            if len(names) > _MAX_TENSORS:
+            if len(names) > MAX_TENSORS:
                 raise EncoderFileError(f"{file} holds {len(names)} tensors; no encoder has so many")
             architecture = _architecture(file, names, settings)
             needed = _needed_names(file, names, architecture)
-            # An empty tensor may claim any shape, one that torch cannot count too; the bytes of every other one are there.
-            for name in needed.values():
-                shape = content.get_slice(name).get_shape()
-                if 0 in shape:
-                    raise EncoderFileError(f"{file}: {name} is empty, its shape is {shape}")
-            with torch.inference_mode(False):
-                tensors = {plain: content.get_tensor(name) for plain, name in needed.items()}
+            tensors = checked_tensors(file, content, needed, EncoderFileError)
     except (SafetensorError, OSError) as error:
         raise EncoderFileError(
             f"{file} is damaged or not a safetensors file ({error}); download it again"
         ) from error
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            raise EncoderFileError(
-                f"{file}: {name} is {tensor.dtype}; only float16, bfloat16 and wider are supported"
-            )
-        if not tensor.isfinite().all():
-            raise EncoderFileError(f"{file}: {name} holds NaN or infinite values; download it again")
     if architecture.container and settings["model_type"] == architecture.container:
         if not isinstance(settings.get("vision_config"), dict):
             raise EncoderFileError(

@@ -1,4 +1,4 @@
-"""D-JEPA (arXiv 2410.03755): a JEPA that generates images, token by token. Needs torch and safetensors alone."""
+"""D-JEPA (arXiv 2410.03755): a JEPA that generates images, token by token."""
 
 from .denoising import Denoiser, DiffusionDenoiser, FlowDenoiser, denoiser_of
 from .files import DJEPAFileError, LoadedDJEPA, load_djepa, load_tokenizer, save_djepa

@@ -100,12 +100,7 @@ class DiffusionDenoiser:
         x = noise[0]
         for draw, modulation in enumerate(modulations, 1):
             step = schedule.at(steps - draw)
-            both = x if guidance_scale == 1 else x.repeat(2, 1)
-            out = head.denoise(both.to(z.dtype), modulation).to(x.dtype)
-            predicted, spread = out[: len(x)].chunk(2, dim=-1)
-            if guidance_scale != 1:
-                free = out[len(x) :].chunk(2, dim=-1)[0]
-                predicted = free + guidance_scale * (predicted - free)
+            predicted, spread = _guided(head, x, modulation, guidance_scale, z.dtype).chunk(2, dim=-1)
             x = step.mean(step.clean(x, predicted).clamp(-LARGEST_TOKEN, LARGEST_TOKEN), x)
             if draw < steps:
                 x = x + temperature * (0.5 * step.learned(spread)).exp() * noise[draw]
@@ -219,13 +214,20 @@ class FlowDenoiser:
         for length, modulation in zip(
             shifted.diff().tolist(), head.modulations(times, head.condition(z)), strict=True
         ):
-            both = x if guidance_scale == 1 else x.repeat(2, 1)
-            velocity = head.denoise(both.to(z.dtype), modulation).to(x.dtype)
-            if guidance_scale != 1:
-                wanted, free = velocity.chunk(2)
-                velocity = free + guidance_scale * (wanted - free)
-            x = x + length * velocity
+            x = x + length * _guided(head, x, modulation, guidance_scale, z.dtype)
         return x
+
+
+def _guided(
+    head: DenoisingHead, x: Tensor, modulation: list[Tensor], scale: float, dtype: torch.dtype
+) -> Tensor:
+    """The head's answer for tokens x (T, w), guided in its first w entries; the rest is the conditional half's."""
+    if scale == 1:
+        return head.denoise(x.to(dtype), modulation).to(x.dtype)
+    wanted, free = head.denoise(x.repeat(2, 1).to(dtype), modulation).to(x.dtype).chunk(2)
+    width = x.shape[1]
+    guided = free[:, :width] + scale * (wanted[:, :width] - free[:, :width])
+    return torch.cat([guided, wanted[:, width:]], dim=1)
 
 
 def _normal_divergence(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..tensors import MAX_TENSORS, checked_tensors
 from .model import DJEPA, DJEPAConfig, DJEPASizeError
 from .tokenizer import CHANNELS, Tokenizer
 
@@ -23,8 +23,6 @@ TOKENIZER = "tokenizer."
 PROJECTION = "projection."
 KL16_SCALE = 0.2325
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MAX_TENSORS = 10_000
 _MAX_NAME = 100  # characters of a class's name
 
 # The layout of the paper's public code: what a name begins or goes on with there -> here.
@@ -198,7 +196,7 @@ def _fill(file: Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     if missing := sorted(wanted.keys() - found.keys()):
         raise DJEPAFileError(
-            f"{file} lacks {len(missing)} tensors of a D-JEPA of its sizes, {missing[0]} first"
+            f"{file} lacks {len(missing)} tensors of a {kind} of its sizes, {missing[0]} first"
         )
     if unknown := sorted(found.keys() - wanted.keys()):
         raise DJEPAFileError(
@@ -221,28 +219,16 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if file.suffix != ".safetensors":
         raise DJEPAFileError(f"{file} is not a .safetensors file; no other format is loaded")
     try:
-        with torch.inference_mode(False), safe_open(file, framework="pt") as content:
-            header = content.metadata() or {}
+        with safe_open(file, framework="pt") as content:
             names = list(content.keys())
-            if len(names) > _MAX_TENSORS:
+            if len(names) > MAX_TENSORS:
                 raise DJEPAFileError(f"{file} holds {len(names)} tensors; no D-JEPA has so many")
-            for name in names:
-                # an empty tensor may claim any shape, one that torch cannot count too
-                if 0 in (shape := content.get_slice(name).get_shape()):
-                    raise DJEPAFileError(f"{file}: {name:.100} is empty, its shape is {shape}")
-            tensors = {name: content.get_tensor(name) for name in names}
+            tensors = checked_tensors(file, content, {name: name for name in names}, DJEPAFileError)
+            return content.metadata() or {}, tensors
     except (SafetensorError, OSError) as error:
         raise DJEPAFileError(
             f"{file} is damaged or not a safetensors file ({error}); get it again"
         ) from error
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            raise DJEPAFileError(
-                f"{file}: {name:.100} is {tensor.dtype}; only float16, bfloat16 and wider are supported"
-            )
-        if not tensor.isfinite().all():
-            raise DJEPAFileError(f"{file}: {name:.100} holds NaN or infinite values; get it again")
-    return header, tensors
 
 
 def _from_published(file: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -280,7 +266,7 @@ def _from_published(file: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, s
             f"{file} looks like the paper's public code, but its tensors make no model ({error!s:.200}); weights that were "
             "trained without normalised queries and keys, or with patches, are not supported"
         ) from error
-    header: dict[str, Any] = {
+    header = {
         "format": FORMAT,
         "config": json.dumps(config.to_dict()),
         "classes": json.dumps([str(label) for label in range(config.classes)]),
