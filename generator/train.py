@@ -27,7 +27,8 @@ comfy_args.cpu = not torch.cuda.is_available()
 import comfy.ops  # noqa: E402
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E402
 from data import CLASSES, LICENCE, SIZE, augment, load_images  # noqa: E402
-from PIL import Image  # noqa: E402
+
+from scripts.sheet import sample_sheet  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 FOLD = 4
@@ -105,10 +106,7 @@ def sample(
 def save_sheet(model: Generator, path: Path) -> None:
     """Write a sheet of 64 samples, the classes in turn, eight a row, doubled in size."""
     labels = torch.arange(64) % len(CLASSES) + 1
-    pictures = sample(model, labels)
-    grid = pictures.reshape(8, 8, 3, SIZE, SIZE).permute(0, 3, 1, 4, 2).reshape(8 * SIZE, 8 * SIZE, 3)
-    sheet = Image.fromarray(grid.mul(255).round().byte().numpy())
-    sheet.resize((16 * SIZE, 16 * SIZE), Image.Resampling.BICUBIC).save(path)
+    sample_sheet(sample(model, labels)).save(path)
 
 
 def plot_losses(losses: list[list[float]], path: Path) -> None:

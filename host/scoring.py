@@ -58,3 +58,28 @@ def combined_scores(each: Sequence[Sequence[float]], encoder: AnyEncoder) -> lis
     """The score of each image, given those under every member of a set: their mean by the members' weights."""
     weights = [member.weight for member in encoder.members]
     return [sum(map(mul, weights, of_image)) for of_image in zip(*each, strict=True)]
+
+
+def rank_images(
+    batches: Sequence[Tensor],
+    encoder: AnyEncoder,
+    *,
+    count: int,
+    typical: bool = False,
+    projection: int | None = None,
+    on_image: Callable[[], None] = lambda: None,
+) -> list[tuple[int, float, Tensor]]:
+    """The rarest, or most typical, of all images of the batches: (index among all, score, image (H, W, C)).
+
+    Args:
+        batches: each (B, H, W, 3 or 4) in [0, 1]; sizes may differ between batches.
+        count: how many at most.
+        typical: the most typical first, and not the rarest.
+    """
+    scores: list[float] = []
+    for batch in batches:
+        each = score_images(batch, encoder, projection=projection, on_image=on_image)
+        scores += combined_scores(each, encoder)
+    images = [image for batch in batches for image in batch.unbind(0)]
+    order = sorted(range(len(images)), key=scores.__getitem__, reverse=typical)[:count]
+    return [(index, scores[index], images[index]) for index in order]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .pictures import INK, PAPER
 from .trace import Trace
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -16,7 +17,7 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 WIDTH, PANEL_HEIGHT, LEGEND_HEIGHT = 1024, 520, 36  # pixels; text is legible at half of that
 LEFT, RIGHT, TOP, BOTTOM = 150, 30, 84, 96  # margins of a panel
 BIG, NORMAL = 30, 25  # sizes of text, pixels
-INK, FAINT, PAPER, UNGUIDED = "#1a1a1a", "#5a5a5a", "#ffffff", "#e4e4e4"
+UNGUIDED = "#e4e4e4"
 # Okabe and Ito's colours, which the colour-blind tell apart; lines differ in their marks too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKS = ("circle", "square", "triangle", "diamond", "circle", "square")

@@ -1,9 +1,8 @@
 """JEPAPlotTrace: what guidance did, as a picture."""
 
-import numpy as np
-import torch
 from comfy_api.latest import io, ui
 
+from ..host.pictures import to_image
 from ..host.trace_chart import draw_trace
 from .checks import check_values
 from .types import JEPATrace
@@ -28,6 +27,5 @@ class JEPAPlotTrace(io.ComfyNode):
     @classmethod
     def execute(cls, trace) -> io.NodeOutput:
         check_values(cls.define_schema().inputs, {"trace": trace})
-        pixels = np.asarray(draw_trace(trace), dtype=np.float32) / 255
-        chart = torch.from_numpy(pixels)[None]
+        chart = to_image(draw_trace(trace))
         return io.NodeOutput(chart, ui=ui.PreviewImage(chart, cls=cls))

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.contact_sheet import contact_sheet
 from ..host.internals import ProgressBar
 from ..host.latent_gradient import PROJECTION
-from ..host.scoring import combined_scores, score_images
+from ..host.pictures import labelled_sheet
+from ..host.scoring import rank_images
 from .checks import check_values
 from .score_image import EXACT, PROJECTED
 from .types import JEPAEncoder
@@ -106,28 +106,23 @@ class JEPARankImages(io.ComfyNode):
             raise ValueError("images holds no image to rank")
         given = seeds_of(seeds, total)
         bar = ProgressBar(total * len(judge.members))
-        projection = PROJECTION if mode == PROJECTED else None
-        scores, pictures = [], []
-        for batch in images:
-            each = score_images(batch, judge, projection=projection, on_image=lambda: bar.update(1))
-            scores += combined_scores(each, judge)
-            pictures += batch.unbind(0)
-        order = sorted(range(total), key=scores.__getitem__, reverse=keep == TYPICAL)[:count]
-        kept = [pictures[index] for index in order]
-        labels = [
-            f"{rank}. image {index}\n{scores[index]:.2f}" + (f"\nseed {given[index]}" if given else "")
-            for rank, index in enumerate(order, 1)
-        ]
-        sheet = contact_sheet(kept, labels)
-        alike = len({picture.shape for picture in kept}) == 1
-        return io.NodeOutput(
-            [torch.stack(kept)] if alike else [picture[None] for picture in kept],
-            [scores[index] for index in order],
-            order,
-            [given[index] for index in order] if given else [],
-            sheet,
-            ui=ui.PreviewImage(sheet, cls=cls),
+        ranked = rank_images(
+            images,
+            judge,
+            count=count,
+            typical=keep == TYPICAL,
+            projection=PROJECTION if mode == PROJECTED else None,
+            on_image=lambda: bar.update(1),
         )
+        indices, scores, kept = (list(part) for part in zip(*ranked, strict=True))
+        own = [given[index] for index in indices] if given else []
+        labels = [f"{rank}. image {index}\n{score:.2f}" for rank, (index, score, _) in enumerate(ranked, 1)]
+        if own:
+            labels = [f"{label}\nseed {seed}" for label, seed in zip(labels, own, strict=True)]
+        sheet = labelled_sheet(kept, labels)
+        alike = len({picture.shape for picture in kept}) == 1
+        pictures = [torch.stack(kept)] if alike else [picture[None] for picture in kept]
+        return io.NodeOutput(pictures, scores, indices, own, sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
 
 def only(name: str, values: list[Any]) -> Any:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 INK = "#1a1a1a"
 FAINT = "#5a5a5a"
 GAP = 10  # pixels between pictures
+
+
+def sample_sheet(pixels: Tensor) -> Image.Image:
+    """64 samples (64, 3, S, S) in [0, 1], eight a row, each enlarged to 128 pixels at least."""
+    size = pixels.shape[-1]
+    grid = pixels.unflatten(0, (8, 8)).permute(0, 3, 1, 4, 2).reshape(8 * size, 8 * size, 3)
+    edge = 8 * size * max(1, 128 // size)
+    sheet = Image.fromarray(grid.mul(255).round().byte().numpy())
+    return sheet.resize((edge, edge), Image.Resampling.BICUBIC)
 
 
 def contact_sheet(

@@ -54,6 +54,7 @@ from jepa_core.djepa import (
     training_losses,
 )
 from jepa_core.djepa.tokenizer import CHANNELS, STRIDE
+from scripts.sheet import sample_sheet
 
 matplotlib.use("Agg")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -331,24 +332,7 @@ def save_sheet(model: DJEPA, tokenizer: Tokenizer | None, options: argparse.Name
     )
     latents = to_latents(tokens, model.config.patch)
     pixels = (latents if tokenizer is None else tokenizer.decode(latents)).float().cpu()
-    write_sheet(pixels, file)
-
-
-def write_sheet(pixels: Tensor, file: Path) -> None:
-    """pixels (64, 3, H, W) in [-1, 1] -> a sheet of 8 x 8, at least 1024 pixels wide."""
-    size = pixels.shape[-1]
-    grid = (
-        pixels.add(1)
-        .div(2)
-        .clamp(0, 1)
-        .unflatten(0, (8, 8))
-        .permute(0, 3, 1, 4, 2)
-        .flatten(0, 1)
-        .flatten(1, 2)
-    )
-    sheet = Image.fromarray(grid.mul(255).round().byte().numpy())
-    times = max(1, 128 // size)
-    sheet.resize((8 * size * times,) * 2, Image.Resampling.BICUBIC).save(file)
+    sample_sheet(pixels.add(1).div(2).clamp(0, 1)).save(file)
 
 
 def plot_losses(rows: list[dict[str, float]], file: Path) -> None:

@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-from jepa_core import Encoder, jepa_score, load_encoder  # noqa: E402
-from jepa_core.djepa import LoadedDJEPA, load_djepa, sample_tokens, to_latents  # noqa: E402
-from scripts.judges import judge, load_bank, load_classifier, mean_and_error  # noqa: E402
+from jepa_core import Encoder, jepa_score, load_encoder
+from jepa_core.djepa import LoadedDJEPA, load_djepa, sample_tokens, to_latents
+from scripts.judges import judge, load_bank, load_classifier, mean_and_error
 
+HERE = Path(__file__).resolve().parent
 SETTINGS = {"steps": 16, "denoising_steps": 25, "cfg": 2.0}
 CANDIDATES, ROUNDS, KEPT = 4, 3, 0.5
 OUTPUTS = 48

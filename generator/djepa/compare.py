@@ -29,7 +29,7 @@ from data import load_images, to_pixels  # noqa: E402
 from jepa_core import load_encoder  # noqa: E402
 from jepa_core.djepa import DJEPA, DJEPAConfig, Tokenizer, load_tokenizer, sample_tokens, to_latents  # noqa: E402
 from scripts.judges import judge, load_bank, load_classifier  # noqa: E402
-from scripts.train_djepa import write_sheet  # noqa: E402
+from scripts.sheet import sample_sheet  # noqa: E402
 
 TIMES = 5
 BATCH = 47
@@ -167,7 +167,7 @@ def main() -> None:
         pictures = draw(model, tokenizer, asked)
         report(run, pictures, asked, {name: round(value, 5) for name, value in last.items()})
         sheet = draw(model, tokenizer, torch.arange(64) % model.config.classes)
-        write_sheet(sheet * 2 - 1, options.folder / run / "sheet.png")
+        sample_sheet(sheet).save(options.folder / run / "sheet.png")
     record = {
         "steps": STEPS,
         "denoising_steps": DENOISING_STEPS,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jepa_guidance.host.contact_sheet import contact_sheet
 from jepa_guidance.host.encoders import combined
+from jepa_guidance.host.pictures import labelled_sheet
 from jepa_guidance.host.scoring import score_images
 from jepa_guidance.nodes.rank_images import JEPARankImages, seeds_of
 
@@ -106,7 +106,7 @@ def test_one_seed_is_that_of_all():
 def test_the_sheet_holds_every_picture_whole():
     red, wide = torch.zeros(8, 8, 3), torch.zeros(4, 16, 4)
     red[..., 0], wide[..., 2], wide[..., 3] = 1, 1, 0.5
-    sheet = contact_sheet([red, wide], ["1. image 0\n-3.20", "2. image 1\n-1.00\nseed 4"])[0]
+    sheet = labelled_sheet([red, wide], ["1. image 0\n-3.20", "2. image 1\n-1.00\nseed 4"])[0]
     assert sheet.shape == (16 + 256 + 3 * 28 + 16, 2 * (256 + 16) + 16, 3)
     pixels = (sheet * 255).round().int().numpy()
     assert (pixels == (255, 0, 0)).all(-1).sum() == 256 * 256

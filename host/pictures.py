@@ -1,4 +1,4 @@
-"""Pictures on one sheet, each with a label below it. Drawn with Pillow alone."""
+"""Pictures drawn with Pillow alone: as the host's IMAGE, and several on one sheet with a label below each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ TEXT = 22
 MOST_COLUMNS = 6
 
 
-def contact_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
+def to_image(picture: Image.Image) -> Tensor:
+    """A picture as the host's IMAGE, (1, H, W, 3) in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+
+
+def labelled_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
     """Lay out pictures, row by row.
 
     Args:
@@ -41,7 +46,7 @@ def contact_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
             draw.text(
                 (left + SIDE // 2, top + SIDE + 6 + LINE * line), text, fill=INK, font=font, anchor="ma"
             )
-    return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
+    return to_image(sheet)
 
 
 def _fitted(picture: Tensor) -> Image.Image:
