@@ -36,6 +36,7 @@ from .models import (
     refuse_streamed,
     resident_model,
 )
+from .progress import StepProgress
 from .samplers import GuidedModel, rehearse, sampler_name
 from .steps import Schedule, latent_scale, normalise, posterior_variance, signal_rate
 from .trace import Trace
@@ -70,7 +71,7 @@ def apply_guidance(
 
     Args:
         model: MODEL. vae: the VAE that decodes it. encoder: the guide, or a weighted set of guides.
-        rarity: gradient of the guided score; its on_pass is used for interrupts.
+        rarity: gradient of the guided score; its on_pass is used for interrupts, and called after every encoder pass.
         through_denoiser: see LatentGradient.
         decoder: how the clean latent becomes an image, see decoders.choose_decoder.
         denoiser_calls: "two" evaluates the denoiser again at the shifted latent (the paper); "one" continues the
@@ -146,6 +147,7 @@ def apply_guidance(
             # copies, since a run that is short of memory changes them
             own = copy.copy(chain)
             own.rarity = copy.copy(rarity)
+            own.rarity.on_pass = lambda: run.passed(rarity.on_pass)
         run = _GuidedRun(
             wrapped_sampler(executor),
             guider,
@@ -224,6 +226,8 @@ class _GuidedRun:
         rehearsal = rehearse(function, sigmas, options, model)
         self.guided = self.schedule.guided_steps(rehearsal.steps)
         self.sigmas = rehearsal.sigmas
+        self.trace.total = rehearsal.steps
+        self.progress = StepProgress(rehearsal.steps, self.passes)
         self.hooks = len(post_cfg_hooks(extra_args or {}))
         if not self.guided:
             logging.warning("JEPA guidance: none of the %d steps lies in the guided range", rehearsal.steps)
@@ -239,7 +243,7 @@ class _GuidedRun:
             # guided steps were recorded when they were shifted
             if len(self.trace.steps) <= step:
                 self.trace.steps.append({"step": step, "sigma": rehearsal.sigmas[step], "guided": False})
-            self.trace.summarise(rehearsal.steps)
+            self.trace.summarise()
             self.report(self.trace)
             if callback is not None:
                 callback(state)
@@ -256,8 +260,21 @@ class _GuidedRun:
         )
         return guided_model.result(result)
 
+    def passed(self, then: Callable[[], None] | None) -> None:
+        """An encoder pass is done; `then` may raise to stop."""
+        self.progress.passed()
+        if then is not None:
+            then()
+
+    def passes(self, step: int, count: int) -> None:
+        """Report how far a guided step is."""
+        self.trace.summarise()
+        self.trace.message += f"\nstep {step + 1} of {self.trace.total}: {count} guidance passes done"
+        self.report(self.trace)
+
     def guided_call(self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict, step: int) -> Tensor:
         """Shift x in place where a step begins; return the denoiser's clean estimate at the shifted x."""
+        self.progress.begin(step)
         # what the sampler itself hung on, beside the hooks of the model
         own = post_cfg_hooks(kwargs)[self.hooks :] if self.one_call else []
         heard: list[dict] = []

@@ -147,7 +147,8 @@ _need_mention(KSAMPLER.sample, "sampler_function", "extra_options", "inpaint_opt
 _need_mention(_need(comfy.samplers, "KSamplerX0Inpaint").__call__, "denoise_mask", "inner_model", "sigmas")
 _need_mention(_WrapperExecutor.__init__, "class_obj", "wrappers", "idx")
 if "server" in sys.modules:  # the host's engine runs without one too
-    _need(_need(sys.modules["server"], "PromptServer"), "send_progress_text")
+    for _name in ("send_progress_text", "send_sync"):
+        _need(_need(sys.modules["server"], "PromptServer"), _name)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------
@@ -163,6 +164,14 @@ def send_progress_text(text: str, node_id: str) -> None:
     from server import PromptServer
 
     PromptServer.instance.send_progress_text(text, node_id)
+
+
+def send_event(name: str, data: dict) -> None:
+    """Send a message of this pack's own to the page whose prompt runs."""
+    from server import PromptServer
+
+    server = PromptServer.instance
+    server.send_sync(name, data, server.client_id)
 
 
 def wrap_sampler(model: Any, key: str, wrapper: Callable) -> None:

@@ -1,8 +1,8 @@
-"""The stock sampler, and messages to the page."""
+"""The stock sampler."""
 
 from typing import Any
 
-from .internals import common_ksampler, send_progress_text
+from .internals import common_ksampler
 
 
 def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
@@ -12,9 +12,3 @@ def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
         settings: seed, steps, cfg, sampler_name, scheduler, positive, negative, denoise.
     """
     return common_ksampler(model, latent=latent, **settings)[0]
-
-
-def show_text(node_id: str | None, text: str) -> None:
-    """Show text under a node while the graph runs."""
-    if node_id is not None:
-        send_progress_text(text, node_id)

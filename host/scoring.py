@@ -10,6 +10,15 @@ from .encoders import AnyEncoder, use_encoder
 from .internals import interrupt_check
 
 
+def check_images(images: Tensor) -> None:
+    """Raise ValueError for what is no batch of images (B, H, W, 3 or 4), and for NaN pixels."""
+    if images.ndim != 4 or images.shape[-1] not in (3, 4):
+        raise ValueError(f"images must be (batch, height, width, 3 or 4), got {tuple(images.shape)}")
+    for index, image in enumerate(images):
+        if not image.isfinite().all():
+            raise ValueError(f"images: image {index} of the batch holds NaN or infinite pixels")
+
+
 def score_images(
     images: Tensor,
     encoder: AnyEncoder,
@@ -28,11 +37,7 @@ def score_images(
     Raises:
         ValueError: images of another shape, top_k or projection larger than an embedding, or an image with NaN pixels.
     """
-    if images.ndim != 4 or images.shape[-1] not in (3, 4):
-        raise ValueError(f"images must be (batch, height, width, 3 or 4), got {tuple(images.shape)}")
-    for index, image in enumerate(images):
-        if not image.isfinite().all():
-            raise ValueError(f"images: image {index} of the batch holds NaN or infinite pixels")
+    check_images(images)
     judges = [member.encoder for member in encoder.members]
     for judge in judges:
         length = judge.encoder.embed_dim

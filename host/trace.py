@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -15,11 +16,12 @@ class Trace:
 
     Attributes:
         guides, judges: labels of the encoders; none where the gradient is a caller's own.
-        steps: one dict a step: step, sigma, guided, and where guided score, gradient_norm, shift (a float per
+        steps: one dict a step: step (from 0), sigma, guided, and where guided score, gradient_norm, shift (a float per
             image; shift is the largest change of x in sampler units, 0 where a gradient was not finite), scores and
             judged (label -> a float per image). score is the guided score that was descended, the weighted mean where
             there are several guides, whose own ones are in scores; judged are scores of fixed random outputs, which
             compare with one another and with nothing else.
+        total: how many steps the sampler takes.
         message: a few lines for people.
         how: how the gradient was computed, a line for people.
         notices: what had to be done otherwise, a line each.
@@ -28,6 +30,7 @@ class Trace:
     guides: list[str] = field(default_factory=list)
     judges: list[str] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
+    total: int = 0
     message: str = "JEPA guidance: has not run yet"
     how: str = ""
     notices: list[str] = field(default_factory=list)
@@ -52,8 +55,20 @@ class Trace:
         logging.warning("JEPA guidance: %s", text)
         self.notices.append(text)
 
-    def summarise(self, total: int) -> None:
-        """Write the message after some or all of `total` steps."""
+    def as_json(self, first: int = 0) -> dict:
+        """What JSON can hold of the trace, from the step `first` on; numbers that are not finite become None."""
+        return {
+            "guides": self.guides,
+            "judges": self.judges,
+            "total": self.total,
+            "message": self.message,
+            "first": first,
+            "steps": _finite(self.steps[first:]),
+        }
+
+    def summarise(self) -> None:
+        """Write the message after some or all of the steps."""
+        total = self.total
         guided = [step for step in self.steps if step["guided"]]
         if not guided:
             done = len(self.steps)
@@ -77,11 +92,20 @@ class Trace:
         self.message = (
             f"JEPA guidance: {len(guided)} of {total} steps guided\n"
             + "".join(f"{line}\n" for line in lines)
-            + f"step {last['step']}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}"
+            + f"step {last['step'] + 1}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}"
             + (f"\n{self.how}" if self.how else "")
             + (f"\n{skipped} shift(s) skipped, their gradient was not finite" if skipped else "")
             + "".join(f"\n{notice}" for notice in self.notices)
         )
+
+
+def _finite(value: Any) -> Any:
+    """The same nested lists and dicts, with None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _by_name(names: list[str], scores: Tensor | None) -> dict[str, list[float]]:

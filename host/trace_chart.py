@@ -103,7 +103,7 @@ def _panel(title: str, lines: Sequence[Line], steps: Sequence[dict]) -> Image.Im
         draw.line((LEFT, down(tick), right, down(tick)), fill="#cccccc", width=2)
         draw.text((LEFT - 12, down(tick)), f"{tick:g}", fill=INK, font=normal, anchor="rm")
     for number in shown_steps(first, last):
-        draw.text((across(number), bottom + 10), str(number), fill=INK, font=normal, anchor="ma")
+        draw.text((across(number), bottom + 10), str(number + 1), fill=INK, font=normal, anchor="ma")
     draw.rectangle((LEFT, TOP, right, bottom), outline=INK, width=2)
     draw.text((LEFT, TOP - 14), title, fill=INK, font=big, anchor="ls")
     draw.text(

@@ -7,7 +7,7 @@ from .encoder import Encoder, EncoderFileError, load_encoder
 from .gradient import Rarity, RarityGradient
 from .jacobian import JacobianOperator
 from .precision import differentiable, full_precision, has_fast_bfloat16
-from .score import jepa_score
+from .score import jepa_score, patch_scores
 
 __all__ = [
     "Encoder",
@@ -20,4 +20,5 @@ __all__ = [
     "has_fast_bfloat16",
     "jepa_score",
     "load_encoder",
+    "patch_scores",
 ]

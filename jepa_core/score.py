@@ -52,14 +52,7 @@ def jepa_score(
         ValueError: x of another shape or not finite, top_k or projection outside 1..d or both given, eps not
             positive.
     """
-    if x.shape[1:] != encoder.input_shape:
-        wanted = ", ".join(map(str, encoder.input_shape))
-        raise ValueError(f"x must be (batch, {wanted}) from encoder.preprocess, got {tuple(x.shape)}")
-    if not x.isfinite().all():
-        raise ValueError("x holds NaN or infinite pixels; there is no score for them")
-    for name, count in (("top_k", top_k), ("projection", projection)):
-        if count is not None and not 1 <= count <= encoder.embed_dim:
-            raise ValueError(f"{name} must be 1 to {encoder.embed_dim}, the embedding's length, got {count}")
+    _check(encoder, x, top_k=top_k, projection=projection)
     if top_k is not None and projection is not None:
         raise ValueError(f"top_k {top_k} and projection {projection} exclude each other; give one")
     if not eps > 0:
@@ -78,6 +71,65 @@ def jepa_score(
                 sigma = torch.linalg.eigvalsh(gram(rows)).clamp(min=0).sqrt()
             scores.append(log_sum(sigma, embed_dim, eps))
     return torch.stack(scores)
+
+
+def patch_scores(
+    encoder: Encoder,
+    x: Tensor,
+    *,
+    projection: int = 48,
+    eps: float = 1e-6,
+    chunk: int | None = None,
+    on_pass: Callable[[], None] | None = None,
+) -> Tensor:
+    """Return the JEPA score of every patch of each image: the score if only the pixels of that patch could change.
+
+    The score of an image is the sum of the logs of the singular values of J (arXiv 2605.24631, eq. 3). That of a patch
+    is the same sum for the columns of J that belong to the patch: how strongly the embedding answers to small
+    changes there. Lower is rarer. It is taken of P J, with the P of projected scores (jepa_score), whose rows serve all
+    patches: a map costs what one projected score costs, here in full precision.
+
+    Args:
+        x: (B, 3, S, S), preprocessed.
+        projection: rows of P.
+        eps: floor of a singular value.
+        chunk, on_pass: see jepa_score.
+
+    Returns:
+        (B, S / patch, S / patch) float64 on the CPU, for the encoder's own patches.
+
+    Raises:
+        ValueError: x of another shape or not finite, an encoder of clips, or a projection outside 1..d.
+    """
+    if encoder.frames is not None:
+        raise ValueError(f"a clip of {encoder.frames} frames has no map; give images one by one")
+    _check(encoder, x, projection=projection)
+    patch = encoder.model.config.patch_size
+    side = encoder.image_size // patch
+    outputs = random_outputs(projection, encoder.embed_dim)
+    maps = []
+    with differentiable(encoder), full_precision(encoder.weight.device):
+        for image in x:
+            rows = JacobianOperator(encoder, image, chunk=chunk, on_pass=on_pass).vjp(outputs)
+            pixels = rows.reshape(projection, -1, side, patch, side, patch)
+            patches = pixels.permute(2, 4, 0, 1, 3, 5).reshape(side * side, projection, -1)
+            squares = torch.stack([torch.linalg.eigvalsh(gram(columns)) for columns in patches])
+            sigmas = squares.clamp(min=0).sqrt()
+            scores = [log_sum(sigma, encoder.embed_dim, eps) for sigma in sigmas]
+            maps.append(torch.stack(scores).reshape(side, side))
+    return torch.stack(maps)
+
+
+def _check(encoder: Encoder, x: Tensor, **counts: int | None) -> None:
+    """Raise ValueError for images that have no score, and for counts (by name) that the embedding is too short for."""
+    if x.shape[1:] != encoder.input_shape:
+        wanted = ", ".join(map(str, encoder.input_shape))
+        raise ValueError(f"x must be (batch, {wanted}) from encoder.preprocess, got {tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise ValueError("x holds NaN or infinite pixels; there is no score for them")
+    for name, count in counts.items():
+        if count is not None and not 1 <= count <= encoder.embed_dim:
+            raise ValueError(f"{name} must be 1 to {encoder.embed_dim}, the embedding's length, got {count}")
 
 
 def random_outputs(count: int, embed_dim: int) -> Tensor:

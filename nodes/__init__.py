@@ -11,6 +11,7 @@ from .guidance import JEPAGuidance
 from .guided_ksampler import JEPAGuidedKSampler
 from .plot_trace import JEPAPlotTrace
 from .rank_images import JEPARankImages
+from .rarity_map import JEPARarityMap
 from .score_image import JEPAScoreImage
 
 
@@ -31,4 +32,5 @@ class JEPAExtension(ComfyExtension):
             DJEPASampler,
             JEPAPlotTrace,
             JEPARankImages,
+            JEPARarityMap,
         ]

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..host.guidance import apply_guidance
-from ..host.sampling import show_text
+from ..host.page import show_text, trace_reporter
 from .checks import check_values
 from .guidance_inputs import chain_of, guidance_inputs, guides_nothing, schedule_of, settings_message
 
@@ -41,12 +41,11 @@ class JEPAGuidance(io.ComfyNode):
             show_text(cls.hidden.unique_id, text)
             return io.NodeOutput(model)
         check_values(cls.define_schema().inputs, {"model": model} | settings)
-        node_id = cls.hidden.unique_id
         return io.NodeOutput(
             apply_guidance(
                 model,
                 schedule=schedule_of(settings),
-                report=lambda trace: show_text(node_id, trace.message),
+                report=trace_reporter(cls.hidden.unique_id),
                 **chain_of(settings),
             )
         )

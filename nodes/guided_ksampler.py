@@ -6,8 +6,9 @@ from ..host.encoders import check_frames
 from ..host.guidance import apply_guidance
 from ..host.internals import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
 from ..host.models import check_finite
+from ..host.page import note_in_images, trace_reporter
 from ..host.samplers import sampler_refusal
-from ..host.sampling import show_text, stock_sample
+from ..host.sampling import stock_sample
 from ..host.trace import Trace
 from .checks import check_values, number_message
 from .guidance_inputs import chain_of, guidance_inputs, guides_nothing, schedule_of, settings_message
@@ -84,7 +85,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
                     "of the shift.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -132,11 +133,12 @@ class JEPAGuidedKSampler(io.ComfyNode):
             "denoise": denoise,
         }
         trace = Trace()
+        tell = trace_reporter(cls.hidden.unique_id)
 
         def report(current: Trace) -> None:
             nonlocal trace
             trace = current
-            show_text(cls.hidden.unique_id, current.message)
+            tell(current)
 
         if guides_nothing(settings):
             text = "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
@@ -157,4 +159,6 @@ class JEPAGuidedKSampler(io.ComfyNode):
             negative=negative,
             **sampling,
         )
-        return io.NodeOutput(latent, trace)
+        node_settings = {"seed": seed} | sampling | settings
+        note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, node_settings, trace)
+        return io.NodeOutput(latent, trace, ui={"jepa_trace": [trace.as_json()]})

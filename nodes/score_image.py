@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..host.internals import ProgressBar
 from ..host.latent_gradient import PROJECTION
-from ..host.sampling import show_text
+from ..host.page import show_text
 from ..host.scoring import combined_scores, score_images
 from .checks import check_values
 from .types import JEPAEncoder

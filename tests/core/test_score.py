@@ -1,9 +1,11 @@
 """The JEPA score against dense singular values in float64."""
 
+import copy
+
 import pytest
 import torch
 
-from jepa_core import jepa_score, load_encoder
+from jepa_core import jepa_score, load_encoder, patch_scores
 from jepa_core.score import log_sum, random_outputs
 
 
@@ -89,6 +91,58 @@ def test_projected_scores_in_half_precision_stay_close(monkeypatch, save_model, 
     torch.testing.assert_close(half, exact, rtol=0, atol=0.5)
     assert (half - exact).abs().max() > 1e-4  # it was in half precision
     assert exact.argsort().tolist() == half.argsort().tolist()
+
+
+def test_patch_scores_are_those_of_the_patches_own_columns(encoder, images, dense):
+    found = patch_scores(encoder, images, projection=12)
+    patch = encoder.model.config.patch_size
+    side = encoder.image_size // patch
+    assert found.shape == (3, side, side)
+    for index, image in enumerate(images):
+        rows = (random_outputs(12, 32) @ dense(encoder, image)).reshape(12, *image.shape)
+        for row in range(side):
+            for column in range(side):
+                own = torch.zeros_like(rows)
+                place = (
+                    ...,
+                    slice(row * patch, row * patch + patch),
+                    slice(column * patch, column * patch + patch),
+                )
+                own[place] = rows[place]
+                expected = reference_of(own.flatten(1), 12)
+                torch.testing.assert_close(found[index, row, column], expected, rtol=1e-9, atol=1e-9)
+    assert found.std(dim=(1, 2)).min() > 0.1  # patches differ
+
+
+def reference_of(matrix, count, eps=1e-6):
+    """As `reference`, with the floor of a 32-dimensional embedding."""
+    sigma = torch.linalg.svdvals(matrix)[:count]
+    sigma[sigma < sigma[0] * 32 * 2.0**-23] = eps
+    return sigma.clamp(min=eps).log().sum()
+
+
+def test_a_patch_without_any_say_scores_the_floor(encoder, images, dense):
+    """With the patch's pixels cut off from the embedding, its columns are zero."""
+    patch = encoder.model.config.patch_size
+
+    class Blind(type(encoder)):
+        def forward(self, x, *, half=False):
+            seen = torch.ones_like(x)
+            seen[..., :patch, :patch] = 0
+            return super().forward(x * seen, half=half)
+
+    blind = copy.copy(encoder)
+    blind.__class__ = Blind
+    found = patch_scores(blind, images[:1], projection=12)
+    torch.testing.assert_close(found[0, 0, 0], 12 * torch.tensor(1e-6).double().log(), rtol=1e-9, atol=0)
+    assert found[0].flatten()[1:].min() > found[0, 0, 0] + 10
+
+
+def test_a_clip_has_no_map_and_bad_numbers_are_refused(encoder, images):
+    with pytest.raises(ValueError, match="projection must be 1 to 32"):
+        patch_scores(encoder, images, projection=33)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        patch_scores(encoder, images * torch.nan)
 
 
 def test_on_pass_follows_every_pass_and_can_stop(encoder, images):

@@ -1,0 +1,46 @@
+"""Progress within a guided step, counted in encoder passes."""
+
+import time
+from collections.abc import Callable
+
+from .internals import ProgressBar
+
+PARTS = 100  # the bar's parts of one sampler step
+
+
+class StepProgress:
+    """Moves the bar of the node at hand while a guided step computes its gradient.
+
+    The stock sampler moves it from step to step, and a guided step can take as long as ten others. Within one, it moves
+    by the encoder passes done, of as many as the guided step before took; in the first one nothing says how many there
+    will be, so only the count is told.
+
+    Args:
+        total: steps of the sampler.
+        tell: called with (step, passes done) at most every TELL_EVERY seconds.
+    """
+
+    TELL_EVERY = 0.5
+
+    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
+        self._bar = ProgressBar(total * PARTS)
+        self._tell = tell
+        self._step = 0
+        self._passes = 0
+        self._expected = 0
+        self._told = time.monotonic()
+
+    def begin(self, step: int) -> None:
+        """A guided step, from 0, begins."""
+        self._step, self._expected, self._passes = step, self._passes, 0
+
+    def passed(self) -> None:
+        """An encoder pass is done."""
+        self._passes += 1
+        if self._expected:
+            within = min(PARTS * self._passes // self._expected, PARTS - 1)
+            self._bar.update_absolute(self._step * PARTS + within)
+        now = time.monotonic()
+        if now - self._told >= self.TELL_EVERY:
+            self._told = now
+            self._tell(self._step, self._passes)

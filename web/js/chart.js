@@ -1,0 +1,147 @@
+// Drawing on a canvas, and nothing else: the dial's scale and the course of the score. Knows no host.
+
+const DARK = { ink: "#e8e8e8", dim: "#a8a8a8", grid: "#4a4a4a", grey: "#3a3a3a", score: "#56B4E9", judge: "#E69F00", warn: "#F0E442" };
+const LIGHT = { ink: "#1a1a1a", dim: "#505050", grid: "#c8c8c8", grey: "#e0e0e0", score: "#0072B2", judge: "#B34700", warn: "#7A4B00" };
+export const USEFUL = [0.25, 2]; // strengths whose pictures were looked at and found changed, and whole
+const DIAL_END = 4; // strengths beyond are drawn at the end of the scale
+const FONT = "12px sans-serif";
+
+/** Colours that read on a background given as any CSS colour. */
+export function palette(background) {
+  const [r, g, b] = (background.match(/[\d.]+/g) ?? [0, 0, 0]).map(Number);
+  return 0.3 * r + 0.59 * g + 0.11 * b > 128 ? LIGHT : DARK;
+}
+
+/** How many of `steps` steps lie in the guided range: start <= i / steps < end, every `interval`-th. */
+export function guidedSteps({ steps, start, end, interval }) {
+  let count = 0;
+  for (let i = 0; i < steps; i++) if (i / steps >= start && i / steps < end && i % interval === 0) count++;
+  return count;
+}
+
+/** Mean of the numbers of a list, without those that are missing; null where there is none. */
+export function mean(values) {
+  const known = (values ?? []).filter((value) => value !== null);
+  return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
+}
+
+/** Points [step from 1, score] of the guided steps. */
+export function course(trace, pick) {
+  return trace.steps
+    .filter((step) => step.guided)
+    .map((step) => [step.step + 1, mean(pick(step))])
+    .filter(([, score]) => score !== null);
+}
+
+/** The scale of the strength from more typical to rarer, the useful part marked, and where the dial stands. */
+export function drawDial(ctx, { x, y, width }, strength, words, colours) {
+  const middle = x + width / 2;
+  const across = (value) => middle + (Math.sign(value) * Math.sqrt(Math.min(Math.abs(value), DIAL_END) / DIAL_END) * width) / 2;
+  ctx.font = FONT;
+  ctx.textBaseline = "middle";
+  ctx.fillStyle = colours.dim;
+  ctx.textAlign = "left";
+  ctx.fillText(`\u25c2 ${words.typical}`, x, y + 7);
+  ctx.textAlign = "right";
+  ctx.fillText(`${words.rarer} \u25b8`, x + width, y + 7);
+  ctx.textAlign = "center";
+  const line = y + 22;
+  ctx.fillStyle = colours.grid;
+  ctx.fillRect(x, line - 1, width, 2);
+  ctx.fillStyle = colours.score;
+  ctx.fillRect(across(USEFUL[0]), line - 3, across(USEFUL[1]) - across(USEFUL[0]), 6);
+  ctx.fillStyle = colours.dim;
+  for (const tick of [-DIAL_END, -1, 0, 1, DIAL_END]) {
+    ctx.fillRect(across(tick) - 0.5, line - 5, 1, 10);
+    ctx.textAlign = tick === -DIAL_END ? "left" : tick === DIAL_END ? "right" : "center";
+    ctx.fillText(String(tick), across(tick), line + 13);
+  }
+  if (strength === null) return;
+  ctx.fillStyle = colours.ink;
+  ctx.beginPath();
+  ctx.moveTo(across(strength), line - 2);
+  ctx.lineTo(across(strength) - 6, line - 12);
+  ctx.lineTo(across(strength) + 6, line - 12);
+  ctx.fill();
+}
+
+/** A text of one or more lines; returns the height that it took. */
+export function drawText(ctx, { x, y, width }, text, colour) {
+  ctx.font = FONT;
+  ctx.fillStyle = colour;
+  ctx.textAlign = "left";
+  ctx.textBaseline = "top";
+  let line = "";
+  let top = y;
+  // languages without spaces break between any two characters
+  for (const part of text.match(/[\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]|[^\s\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]+\s*|\s+/g) ?? []) {
+    if (line && ctx.measureText(line + part).width > width) {
+      ctx.fillText(line, x, top);
+      top += 16;
+      line = "";
+    }
+    line += part;
+  }
+  ctx.fillText(line, x, top);
+  return top + 16 - y;
+}
+
+/** Score against step; unguided steps are grey. A judge has its own scale on the right. */
+export function drawTrace(ctx, { x, y, width, height }, trace, words, colours) {
+  const lines = [{ points: course(trace, (step) => step.score), colour: colours.score, side: "left" }];
+  const [judge] = trace.judges;
+  if (judge) lines.push({ points: course(trace, (step) => step.judged[judge]), colour: colours.judge, side: "right" });
+  const left = x + 44;
+  const right = x + width - (judge ? 44 : 8);
+  const top = y + 20;
+  const bottom = y + height - 32;
+  const slot = (right - left) / trace.total;
+  const across = (step) => left + (step - 0.5) * slot;
+  ctx.font = FONT;
+  ctx.textBaseline = "middle";
+  ctx.fillStyle = colours.grey;
+  const unguided = new Set(trace.steps.filter((step) => !step.guided).map((step) => step.step));
+  for (const step of unguided) ctx.fillRect(left + step * slot, top, slot, bottom - top);
+  ctx.strokeStyle = colours.grid;
+  ctx.strokeRect(left, top, right - left, bottom - top);
+  ctx.fillStyle = colours.dim;
+  ctx.textAlign = "center";
+  const stride = Math.ceil((trace.total * 26) / (right - left));
+  for (let step = 1; step <= trace.total; step += stride) ctx.fillText(String(step), across(step), bottom + 9);
+  ctx.fillText(words.step, (left + right) / 2, bottom + 24);
+  ctx.textAlign = "left";
+  ctx.fillStyle = colours.score;
+  ctx.fillText(words.score, x, y + 8);
+  if (judge) {
+    ctx.textAlign = "right";
+    ctx.fillStyle = colours.judge;
+    ctx.fillText(words.judge, x + width, y + 8);
+  }
+  for (const { points, colour, side } of lines) drawLine(ctx, { left, right, top, bottom }, points, across, colour, side);
+}
+
+function drawLine(ctx, { left, right, top, bottom }, points, across, colour, side) {
+  if (!points.length) return;
+  const scores = points.map(([, score]) => score);
+  const low = Math.min(...scores);
+  const high = Math.max(...scores);
+  const pad = (high - low) * 0.12 || 1;
+  const down = (score) => bottom - ((score - low + pad) / (high - low + 2 * pad)) * (bottom - top);
+  ctx.fillStyle = ctx.strokeStyle = colour;
+  ctx.textAlign = side === "left" ? "right" : "left";
+  const edge = side === "left" ? left - 5 : right + 5;
+  const digits = high - low < 10 ? 1 : 0;
+  ctx.fillText(high.toFixed(digits), edge, down(high));
+  if (down(low) - down(high) > 12) ctx.fillText(low.toFixed(digits), edge, down(low));
+  ctx.lineWidth = 2;
+  ctx.beginPath();
+  for (const [step, score] of points) ctx.lineTo(across(step), down(score));
+  ctx.stroke();
+  ctx.lineWidth = 1;
+  for (const [step, score] of points) {
+    ctx.beginPath();
+    if (side === "left") ctx.arc(across(step), down(score), 3.5, 0, 7);
+    else ctx.rect(across(step) - 3, down(score) - 3, 6, 6); // told apart by shape too
+    ctx.fill();
+  }
+}

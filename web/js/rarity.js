@@ -1,0 +1,131 @@
+// On the guided nodes: the scale of the dial, what will be guided, and the course of the score while the sampler runs.
+
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { course, drawDial, drawText, drawTrace, guidedSteps, palette } from "./chart.js";
+
+const GUIDED = ["JEPAGuidedKSampler", "JEPAGuidance"];
+const EVENT = "jepa_guidance.trace"; // host/page.py sends it
+const HEIGHT = 270;
+const WATCHED = ["strength", "start_percent", "end_percent", "interval", "steps"];
+
+let words = null; // the page's language, from locales/*/main.json
+
+async function loadWords() {
+  const all = await (await api.fetchApi("/i18n")).json();
+  const language = app.extensionManager.setting.get("Comfy.Locale");
+  words = { ...all.en?.jepaGuidance, ...all[language]?.jepaGuidance };
+}
+
+/** The node of an id like "12" or, inside subgraphs, "5:12". */
+function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph;
+  let node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number(part));
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+/** The number in a widget; null where a link brings it. */
+function valueOf(node, name) {
+  if (node.inputs?.find((input) => input.name === name)?.link != null) return null;
+  return node.widgets?.find((widget) => widget.name === name)?.value ?? null;
+}
+
+/** What the settings will do: {text, warn}. */
+function outlook(node) {
+  const [strength, start, end, interval, steps] = WATCHED.map((name) => valueOf(node, name));
+  if (strength === 0) return { text: words.off, warn: true };
+  if (start !== null && start === end) return { text: words.empty, warn: true };
+  if (start !== null && end !== null && start > end) return { text: words.reversed, warn: true };
+  if (![start, end, interval, steps].includes(null)) {
+    const count = guidedSteps({ steps, start, end, interval });
+    if (count === 0) return { text: words.noStep, warn: true };
+    const text = words.guides.replace("{count}", count).replace("{steps}", steps);
+    return { text: strength < 0 ? `${text} ${words.bias}` : text, warn: strength < 0 };
+  }
+  return strength < 0 ? { text: words.bias, warn: true } : { text: "", warn: false };
+}
+
+function draw(node) {
+  const canvas = node.jepaCanvas;
+  const { clientWidth: width, clientHeight: height } = canvas;
+  if (!width || !words) return;
+  const scale = Math.max(window.devicePixelRatio, 1) * 2; // sharp when the graph is zoomed in
+  if (canvas.width !== Math.round(width * scale)) canvas.width = Math.round(width * scale);
+  if (canvas.height !== Math.round(height * scale)) canvas.height = Math.round(height * scale);
+  const ctx = canvas.getContext("2d");
+  ctx.setTransform(scale, 0, 0, scale, 0, 0);
+  ctx.clearRect(0, 0, width, height);
+  const colours = palette(getComputedStyle(canvas).backgroundColor);
+  const box = { x: 10, width: width - 20 };
+  drawDial(ctx, { ...box, y: 6 }, valueOf(node, "strength"), words, colours);
+  let y = 52;
+  const { text, warn } = outlook(node);
+  if (text) y += drawText(ctx, { ...box, y }, text, warn ? colours.warn : colours.dim) + 4;
+  const trace = node.jepaTrace;
+  if (trace?.total) drawTrace(ctx, { ...box, y, height: height - y - 4 }, trace, words, colours);
+  else drawText(ctx, { ...box, y }, words.waiting, colours.dim);
+  const scores = trace ? course(trace, (step) => step.score).map(([step, score]) => `${step}: ${score.toFixed(1)}`) : [];
+  canvas.setAttribute("aria-label", [text, scores.length ? `${words.score}; ${scores.join(", ")}` : words.waiting].join(" "));
+}
+
+function addChart(node) {
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("role", "img");
+  Object.assign(canvas.style, { width: "100%", height: "100%", background: "var(--comfy-input-bg)", borderRadius: "6px" });
+  node.jepaCanvas = canvas;
+  const widget = node.addDOMWidget("rarity", "JEPA_RARITY", canvas, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => HEIGHT,
+    getMaxHeight: () => HEIGHT,
+  });
+  widget.serialize = false;
+  new ResizeObserver(() => draw(node)).observe(canvas);
+  for (const watched of node.widgets.filter(({ name }) => WATCHED.includes(name))) {
+    const before = watched.callback;
+    watched.callback = function (...args) {
+      const result = before?.apply(this, args);
+      draw(node);
+      return result;
+    };
+  }
+}
+
+/** Call `after` behind a method of the host's node. */
+function follow(node, method, after) {
+  const before = node[method];
+  node[method] = function (...args) {
+    const result = before?.apply(this, args);
+    after(...args);
+    return result;
+  };
+}
+
+app.registerExtension({
+  name: "jepa-guidance.rarity",
+  async setup() {
+    api.addEventListener(EVENT, ({ detail: { node: id, trace } }) => {
+      const node = nodeOf(id);
+      if (!node?.jepaCanvas) return;
+      const known = trace.first ? (node.jepaTrace?.steps ?? []).slice(0, trace.first) : [];
+      node.jepaTrace = { ...trace, steps: [...known, ...trace.steps] };
+      draw(node);
+    });
+    await loadWords();
+    for (const node of (app.rootGraph ?? app.graph).nodes) if (node.jepaCanvas) draw(node);
+  },
+  nodeCreated(node) {
+    if (!GUIDED.includes(node.comfyClass)) return;
+    addChart(node);
+    follow(node, "onConfigure", () => draw(node));
+    follow(node, "onConnectionsChange", () => draw(node));
+    follow(node, "onExecuted", ({ jepa_trace: shown }) => {
+      if (shown) node.jepaTrace = shown[0];
+      draw(node);
+    });
+  },
+});
