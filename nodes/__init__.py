@@ -12,6 +12,7 @@ from .guided_ksampler import JEPAGuidedKSampler
 from .plot_trace import JEPAPlotTrace
 from .rank_images import JEPARankImages
 from .rarity_map import JEPARarityMap
+from .reference_scores import JEPAReferenceScores
 from .score_image import JEPAScoreImage
 
 
@@ -33,4 +34,5 @@ class JEPAExtension(ComfyExtension):
             JEPAPlotTrace,
             JEPARankImages,
             JEPARarityMap,
+            JEPAReferenceScores,
         ]

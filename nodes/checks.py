@@ -13,6 +13,7 @@ USED = {
     "JEPA_ENCODER": "members",
     "DJEPA": "class_names",
     "JEPA_TRACE": "steps",
+    "JEPA_REFERENCE": "scores",
     "IMAGE": "isfinite",
 }
 
@@ -56,3 +57,10 @@ def number_message(name: str, value: Any, low: float, high: float) -> str | None
     if not number:
         return f"{name} must be a number, got {value!r:.100}"
     return None if low <= value <= high else f"{name} {value} is outside {low} to {high}"
+
+
+def only(name: str, values: list[Any]) -> Any:
+    """The value of an input that takes one. Raises ValueError for a list of several."""
+    if len(values) != 1:
+        raise ValueError(f"{name} must be one value, got a list of {len(values)}")
+    return values[0]

@@ -65,6 +65,8 @@ PRESETS = {
 }
 
 
+# Inputs that a page may fold away. Hosts before 0.10 do not know them as an argument.
+ADVANCED = {"advanced": True}
 # The arguments of RarityGradient that each choice of range_finder stands for. In half precision the residual itself
 # has noise of 0.15, and smaller ones say nothing.
 RANGE_FINDERS: dict[str, dict[str, Any]] = {
@@ -91,7 +93,8 @@ def guidance_inputs() -> list[io.Input]:
             max=MAX_STRENGTH,
             step=0.05,
             tooltip="How far to steer. Positive: rarer. Negative: more typical (this can reinforce bias). "
-            "0: exactly the stock sampler. The paper's eta; 0.5 is its value.",
+            "0: exactly the stock sampler. The blue part of the scale below the inputs is the useful range; 0.5 is the "
+            "paper's eta.",
         ),
         io.Float.Input(
             "start_percent",
@@ -113,6 +116,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "interval",
+            extra_dict=ADVANCED,
             default=1,
             min=1,
             max=100,
@@ -121,6 +125,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "rank",
+            extra_dict=ADVANCED,
             default=9,
             min=1,
             max=256,
@@ -129,6 +134,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "oversampling",
+            extra_dict=ADVANCED,
             default=2,
             min=0,
             max=64,
@@ -136,6 +142,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "power_iterations",
+            extra_dict=ADVANCED,
             default=2,
             min=0,
             max=8,
@@ -144,6 +151,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "schedule",
+            extra_dict=ADVANCED,
             options=["constant", "variance"],
             default="constant",
             tooltip="constant: the same push at every guided step (the paper's default). variance: scaled by the "
@@ -151,6 +159,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "normalisation",
+            extra_dict=ADVANCED,
             options=["max", "rms", "none"],
             default="max",
             tooltip="max: the largest entry of the gradient becomes 1, so strength means the same for every image "
@@ -165,6 +174,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "strength_rule",
+            extra_dict=ADVANCED,
             options=["spread", "per_step"],
             default="spread",
             tooltip="spread: strength is the paper's eta at three guided steps, and more steps share the same "
@@ -172,6 +182,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "fit",
+            extra_dict=ADVANCED,
             options=["squash", "crop"],
             default="squash",
             tooltip="How an image that is not square reaches the encoder: squashed to a square (the paper) or its "
@@ -179,12 +190,14 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Boolean.Input(
             "antialias",
+            extra_dict=ADVANCED,
             default=True,
             tooltip="Low-pass before shrinking, as the encoder was trained. Off: the plain resize of the paper's "
             "code.",
         ),
         io.Combo.Input(
             "decoder",
+            extra_dict=ADVANCED,
             options=list(DECODERS),
             optional=True,
             default=LATER_INPUTS["decoder"],
@@ -195,6 +208,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "denoiser_calls",
+            extra_dict=ADVANCED,
             options=[TWO_CALLS, ONE_CALL],
             optional=True,
             default=LATER_INPUTS["denoiser_calls"],
@@ -203,6 +217,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Boolean.Input(
             "checkpointing",
+            extra_dict=ADVANCED,
             optional=True,
             default=LATER_INPUTS["checkpointing"],
             tooltip="Keep less in memory for the gradient and compute it again: two to eight times less memory, "
@@ -210,6 +225,7 @@ def guidance_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "range_finder",
+            extra_dict=ADVANCED,
             options=list(RANGE_FINDERS),
             optional=True,
             default=LATER_INPUTS["range_finder"],

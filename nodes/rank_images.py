@@ -1,7 +1,5 @@
 """JEPARankImages: keep the rarest, or the most typical, of many images."""
 
-from typing import Any
-
 import torch
 from comfy_api.latest import io, ui
 
@@ -9,8 +7,8 @@ from ..host.internals import ProgressBar
 from ..host.latent_gradient import PROJECTION
 from ..host.pictures import labelled_sheet
 from ..host.scoring import rank_images
-from .checks import check_values
-from .score_image import EXACT, PROJECTED
+from .checks import check_values, only
+from .scoring_inputs import EXACT, PROJECTED
 from .types import JEPAEncoder
 
 RAREST = "rarest"
@@ -123,13 +121,6 @@ class JEPARankImages(io.ComfyNode):
         alike = len({picture.shape for picture in kept}) == 1
         pictures = [torch.stack(kept)] if alike else [picture[None] for picture in kept]
         return io.NodeOutput(pictures, scores, indices, own, sheet, ui=ui.PreviewImage(sheet, cls=cls))
-
-
-def only(name: str, values: list[Any]) -> Any:
-    """The value of an input that takes one. Raises ValueError for a list of several."""
-    if len(values) != 1:
-        raise ValueError(f"{name} must be one value, got a list of {len(values)}")
-    return values[0]
 
 
 def seeds_of(seeds: list | None, total: int) -> list[int]:

@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 from ..host.internals import ProgressBar
 from ..host.rarity_map import draw_overlay, rarity_mask, score_fields
 from .checks import check_values
+from .scoring_inputs import view_inputs
 from .types import JEPAEncoder
 
 
@@ -31,18 +32,7 @@ class JEPARarityMap(io.ComfyNode):
                     step=0.05,
                     tooltip="How much the colours cover the image. The mask is the same at any opacity.",
                 ),
-                io.Combo.Input(
-                    "fit",
-                    options=["squash", "crop"],
-                    default="squash",
-                    tooltip="How an image that is not square reaches the encoder: squashed to a square (the paper) "
-                    "or its centre square alone.",
-                ),
-                io.Boolean.Input(
-                    "antialias",
-                    default=True,
-                    tooltip="Low-pass before shrinking, as the encoder was trained.",
-                ),
+                *view_inputs(),
             ],
             outputs=[
                 io.Image.Output(

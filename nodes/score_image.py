@@ -5,15 +5,11 @@ from itertools import chain
 from comfy_api.latest import io, ui
 
 from ..host.internals import ProgressBar
-from ..host.latent_gradient import PROJECTION
 from ..host.page import show_text
-from ..host.scoring import combined_scores, score_images
+from ..host.scoring import check_comparable, combined_scores, percentile, score_images
 from .checks import check_values
-from .types import JEPAEncoder
-
-EXACT = "exact"
-TOP_K = "top-k"
-PROJECTED = "projected"
+from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
+from .types import JEPAEncoder, JEPAReference
 
 
 class JEPAScoreImage(io.ComfyNode):
@@ -32,34 +28,13 @@ class JEPAScoreImage(io.ComfyNode):
                     tooltip="The judge, from JEPA Encoder Loader. Not the encoder that guided, if you want to know "
                     "whether a picture became rarer. Several from JEPA Combine Encoders are scored one after the other.",
                 ),
-                io.Combo.Input(
-                    "mode",
-                    options=[EXACT, TOP_K, PROJECTED],
-                    default=EXACT,
-                    tooltip="exact: all singular values of the encoder's Jacobian, one backward pass for each "
-                    "embedding entry. top-k: only the largest, several times faster. projected: for ranking many "
-                    f"images, the fastest; {PROJECTION} fixed random outputs of the encoder, whose score ranks nearly as "
-                    "the exact one does. Scores of different modes are not comparable.",
-                ),
-                io.Int.Input(
-                    "top_k",
-                    default=9,
-                    min=1,
-                    max=256,
-                    tooltip="How many of the largest singular values the top-k mode sums; 9 is what guidance uses. "
-                    "Costs 6 (k + 4) products against 384 for exact under a small encoder. Ignored by the other modes.",
-                ),
-                io.Combo.Input(
-                    "fit",
-                    options=["squash", "crop"],
-                    default="squash",
-                    tooltip="How an image that is not square reaches the encoder: squashed to a square (the paper) "
-                    "or its centre square alone.",
-                ),
-                io.Boolean.Input(
-                    "antialias",
-                    default=True,
-                    tooltip="Low-pass before shrinking, as the encoder was trained.",
+                *mode_inputs(),
+                *view_inputs(),
+                JEPAReference.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="What to compare with, from JEPA Reference Scores: each image then gets a percentile, the share "
+                    "of the reference's images that are rarer.",
                 ),
             ],
             outputs=[
@@ -75,32 +50,53 @@ class JEPAScoreImage(io.ComfyNode):
                     is_output_list=True,
                     tooltip="Of several encoders: the batch's scores under the first, then under the second, and so on.",
                 ),
+                io.Float.Output(
+                    display_name="percentiles",
+                    is_output_list=True,
+                    tooltip="For each image, how much of the reference is rarer, in percent: 3 is a rare image, 50 an "
+                    "ordinary one. Empty without a reference.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, images, encoder, mode, top_k, fit, antialias) -> io.NodeOutput:
+    def execute(cls, images, encoder, mode, top_k, fit, antialias, reference=None) -> io.NodeOutput:
         values = {"images": images, "encoder": encoder, "mode": mode, "top_k": top_k, "fit": fit}
+        if reference is not None:
+            values["reference"] = reference
         check_values(cls.define_schema().inputs, values)
+        how = scoring_of(encoder, mode, top_k, fit, antialias)
+        if reference is not None:
+            check_comparable(reference, how)
         # a single number has no length, and is refused below
         bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
         each = score_images(
             images,
             encoder,
-            top_k=top_k if mode == TOP_K else None,
-            projection=PROJECTION if mode == PROJECTED else None,
+            **mode_arguments(mode, top_k),
             fit=fit,
             antialias=antialias,
             on_image=lambda: bar.update(1),
         )
         scores = combined_scores(each, encoder)
-        how = {EXACT: EXACT, TOP_K: f"top {top_k}", PROJECTED: f"projected on {PROJECTION} outputs"}[mode]
-        text = f"JEPA score ({how}, {encoder.name}), rarest first:\n" + "\n".join(
-            f"{rank}. image {index}: {score:.2f}"
-            + (f" ({', '.join(f'{own[index]:.2f}' for own in each)})" if len(each) > 1 else "")
-            for rank, (index, score) in enumerate(sorted(enumerate(scores), key=lambda item: item[1]), 1)
+        percentiles = [percentile(score, reference) for score in scores] if reference is not None else []
+        lines = [f"image {index}: {score:.2f}" for index, score in enumerate(scores)]
+        if len(each) > 1:
+            owns = (", ".join(f"{score:.2f}" for score in of_image) for of_image in zip(*each, strict=True))
+            lines = [f"{line} ({own})" for line, own in zip(lines, owns, strict=True)]
+        if percentiles:
+            size = len(reference.scores)
+            lines = [
+                f"{line}, rarer than {100 - share:.0f} % of {size} reference images"
+                for line, share in zip(lines, percentiles, strict=True)
+            ]
+        order = sorted(range(len(scores)), key=scores.__getitem__)
+        text = f"JEPA score ({how['mode']}, {encoder.name}), rarest first:\n" + "\n".join(
+            f"{rank}. {lines[index]}" for rank, index in enumerate(order, 1)
         )
         show_text(cls.hidden.unique_id, text)
-        return io.NodeOutput(scores, text, list(chain.from_iterable(each)), ui=ui.PreviewText(text))
+        return io.NodeOutput(
+            scores, text, list(chain.from_iterable(each)), percentiles, ui=ui.PreviewText(text)
+        )

@@ -5,3 +5,4 @@ from comfy_api.latest import io
 JEPAEncoder = io.Custom("JEPA_ENCODER")
 JEPATrace = io.Custom("JEPA_TRACE")
 DJEPAModel = io.Custom("DJEPA")
+JEPAReference = io.Custom("JEPA_REFERENCE")

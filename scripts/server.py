@@ -266,13 +266,13 @@ class Server:
         info: dict[str, Any] = self._json("/object_info")
         return info
 
-    def queue(self, prompt: Mapping[str, Any]) -> str:
-        """Queue a workflow in API format; returns its prompt id.
+    def queue(self, prompt: Mapping[str, Any], extra_data: Mapping[str, Any] | None = None) -> str:
+        """Queue a workflow in API format, with what a page sends along; returns its prompt id.
 
         Raises PromptRefused when the server finds fault with any of its outputs (it may run the others).
         """
         try:
-            answer = self._json("/prompt", {"prompt": prompt})
+            answer = self._json("/prompt", {"prompt": prompt, "extra_data": extra_data or {}})
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise

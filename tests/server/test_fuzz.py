@@ -42,7 +42,7 @@ NASTY: list[Any] = [
 OURS = (
     "JEPAEncoderLoader", "JEPAGuidedKSampler", "JEPAGuidance", "JEPAScoreImage", "JEPADemoLoader", "JEPADemoClass",
     "JEPACombineEncoders", "DJEPALoader", "DJEPASampler", "JEPAPlotTrace",
-    "JEPARankImages",
+    "JEPARankImages", "JEPARarityMap", "JEPAReferenceScores",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -81,7 +81,15 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
     )
     encoder_only = {"encoder": prompts[0]["encoder"]}
     drawn = djepa(batch_size=1, steps=2, denoising_steps=2)
-    return [*prompts, drawn, drawn | encoder_only | {"rank": rank}]
+    judged = {"images": ["decode", 0], "encoder": ["encoder", 0]}
+    view = {"fit": "squash", "antialias": True}
+    mode = {"mode": "top-k", "top_k": 2}
+    compared = {
+        "map": node("JEPARarityMap", **judged, **view, opacity=0.5),
+        "reference": node("JEPAReferenceScores", **judged, **view, **mode),
+        "score": node("JEPAScoreImage", **judged, **view, **mode, reference=["reference", 0]),
+    }
+    return [*prompts, drawn, drawn | encoder_only | {"rank": rank}, drawn | encoder_only | compared]
 
 
 def template(name: str, info: dict, encoder: str) -> dict[str, dict]:

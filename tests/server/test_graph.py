@@ -28,6 +28,8 @@ NODES = (
     "DJEPASampler",
     "JEPAPlotTrace",
     "JEPARankImages",
+    "JEPARarityMap",
+    "JEPAReferenceScores",
 )
 GUIDANCE = {
     "strength": 2.0,
@@ -369,3 +371,74 @@ def test_the_rarest_of_a_batch_are_kept_with_their_scores_and_places(server, enc
     )
     assert all(np.array_equal(kept[place], every[index]) for place, index in enumerate(expected))
     assert len(outputs["rank"]["images"]) == 1
+
+
+def test_a_map_of_the_rarity_is_drawn_and_its_mask_goes_on(server, encoder):
+    prompt = djepa(batch_size=2) | {
+        "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
+        "map": node(
+            "JEPARarityMap",
+            images=["decode", 0],
+            encoder=["encoder", 0],
+            opacity=0.6,
+            fit="squash",
+            antialias=True,
+        ),
+        "seen": node("MaskToImage", mask=["map", 1]),
+        "masks": node("SaveImage", images=["seen", 0], filename_prefix="mask"),
+    }
+    outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
+    assert len(outputs["map"]["images"]) == 2
+    masks = [np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in outputs["masks"]["images"]]
+    assert all(mask.min() == 0 and mask.max() == 255 for mask in masks)
+    assert not np.array_equal(*masks)
+
+
+def test_a_score_is_placed_among_reference_images(server, encoder):
+    mode = {"mode": "projected", "top_k": 1}
+    reference = node(
+        "JEPAReferenceScores",
+        images=["decode", 0],
+        encoder=["encoder", 0],
+        fit="squash",
+        antialias=True,
+        **mode,
+    )
+    prompt = djepa(batch_size=3) | {
+        "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
+        "reference": reference,
+        "score": score(encoder=["encoder", 0], **mode, reference=["reference", 0]),
+        "percentiles": node("PreviewAny", source=["score", 3]),
+    }
+    outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
+    # the images themselves are the reference
+    assert sorted(float(text) for text in outputs["percentiles"]["text"]) == pytest.approx(
+        [100 / 6, 50, 500 / 6]
+    )
+    assert "1. image" in outputs["score"]["text"][0]
+    assert "rarer than 83 % of 3 reference images" in outputs["score"]["text"][0]
+
+
+def test_what_guidance_did_is_written_into_the_saved_image(server, encoder):
+    noted = metadata_of(server, graph(encoder, guided()))
+    (entry,) = json.loads(noted["jepa_guidance"]).values()
+    assert entry["settings"]["strength"] == GUIDANCE["strength"]
+    assert entry["settings"]["seed"] == SAMPLING["seed"]
+    steps = entry["trace"]["steps"]
+    assert [step["guided"] for step in steps] == [False, True, True, True]
+    assert all(len(step["score"]) == 2 for step in steps[1:])
+    assert entry["trace"]["total"] == 4
+
+
+def test_a_run_that_is_not_guided_says_so_in_the_saved_image(server, encoder):
+    noted = metadata_of(server, graph(encoder, guided(strength=0.0)))
+    (entry,) = json.loads(noted["jepa_guidance"]).values()
+    assert entry["trace"]["steps"] == []
+    assert "off" in entry["trace"]["message"]
+
+
+def metadata_of(server: Server, prompt: dict) -> dict[str, str]:
+    """The text of the first image that a prompt saves, queued the way the page queues it."""
+    queued = server.queue(prompt, {"extra_pnginfo": {"workflow": {"nodes": []}}})
+    (first, *_) = server.wait(queued, timeout=300)["outputs"]["save"]["images"]
+    return Image.open(io.BytesIO(server.image(first))).text

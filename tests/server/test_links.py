@@ -48,6 +48,10 @@ CASES = [
     ("chart", "trace", "text"),
     *(("rank", name, "text") for name in ("images", "encoder", "keep", "mode", "count", "seeds")),
     *(("rank", "count", source) for source in ("int", "negative")),
+    *(("map", name, "text") for name in ("images", "encoder", "fit", "opacity")),
+    *(("map", "opacity", source) for source in ("float", "nan")),
+    *(("reference", name, "text") for name in ("images", "encoder", "mode", "fit", "top_k")),
+    ("score", "reference", "text"),
 ]
 
 
@@ -60,7 +64,8 @@ def prompts(server: Server) -> dict[str, dict]:
     judge = {"images": ["decode", 0], "encoder": ["encoder", 0], "mode": "top-k", "top_k": 2}
     judged = {name: judge[name] for name in ("images", "encoder")}
     rank = {"keep": "rarest", "count": 1, "mode": "projected", "seeds": 1}
-    score = node("JEPAScoreImage", **judge, fit="crop", antialias=True)
+    view = {"fit": "crop", "antialias": True}
+    score = node("JEPAScoreImage", **judge, **view)
     return {
         "sample": simple,
         "encoder": simple,
@@ -70,6 +75,12 @@ def prompts(server: Server) -> dict[str, dict]:
         "draw": djepa(),
         "loader": djepa(),
         "rank": graph(encoder, stock()) | {"rank": node("JEPARankImages", **judged, **rank)},
+        "map": graph(encoder, stock()) | {"map": node("JEPARarityMap", **judged, **view, opacity=0.5)},
+        "reference": graph(encoder, stock())
+        | {
+            "reference": node("JEPAReferenceScores", **judge, **view),
+            "scores": node("PreviewAny", source=["reference", 1]),
+        },
         "chart": simple | {"chart": node("JEPAPlotTrace", trace=["sample", 1])},
     }
 

@@ -1,0 +1,75 @@
+"""JEPAReferenceScores: what images are compared with."""
+
+from comfy_api.latest import io
+
+from ..host.internals import ProgressBar
+from ..host.page import show_text
+from ..host.scoring import Reference, combined_scores, score_images
+from .checks import check_values, only
+from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
+from .types import JEPAEncoder, JEPAReference
+
+
+class JEPAReferenceScores(io.ComfyNode):
+    """Images -> their scores, as the reference of JEPA Score Image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JEPAReferenceScores",
+            display_name="JEPA Reference Scores",
+            category="JEPA",
+            description="Scores the images that you call ordinary, once, so that JEPA Score Image can say how rare another "
+            "one is beside them. Takes a batch or a list of batches, of any sizes; fifty images make a fair reference.",
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The images to compare with: a batch, or a list of them."),
+                JEPAEncoder.Input("encoder", tooltip="The same judge as in JEPA Score Image."),
+                *mode_inputs(),
+                *view_inputs(),
+            ],
+            outputs=[
+                JEPAReference.Output(display_name="reference", tooltip="For JEPA Score Image."),
+                io.Float.Output(
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="The scores, the rarest image's first.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, images, encoder, mode, top_k, fit, antialias) -> io.NodeOutput:
+        # the host gives lists to a node that takes a list
+        judge = only("encoder", encoder)
+        settings = {
+            name: only(name, values)
+            for name, values in {"mode": mode, "top_k": top_k, "fit": fit, "antialias": antialias}.items()
+        }
+        for batch in images:
+            check_values(cls.define_schema().inputs, settings | {"encoder": judge, "images": batch})
+        # a single number has no length, and is refused below
+        total = sum(batch.shape[:1].numel() for batch in images)
+        if total == 0:
+            raise ValueError("images holds no image to compare with")
+        bar = ProgressBar(total * len(judge.members))
+        scores: list[float] = []
+        for batch in images:
+            each = score_images(
+                batch,
+                judge,
+                **mode_arguments(settings["mode"], settings["top_k"]),
+                fit=settings["fit"],
+                antialias=settings["antialias"],
+                on_image=lambda: bar.update(1),
+            )
+            scores += combined_scores(each, judge)
+        scores.sort()
+        reference = Reference(scores, scoring_of(judge, **settings))
+        show_text(
+            cls.hidden.unique_id,
+            f"{total} reference images: {scores[0]:.2f} (rarest) to {scores[-1]:.2f}, "
+            f"median {scores[total // 2]:.2f}",
+        )
+        return io.NodeOutput(reference, scores)

@@ -1,0 +1,105 @@
+"""JEPARarityMap on a small random encoder, and its colours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from jepa_guidance.host.encoders import combined, use_encoder
+from jepa_guidance.host.latent_gradient import PROJECTION
+from jepa_guidance.host.rarity_map import GREY, HEAT, draw_overlay, rarity_mask, score_fields
+from jepa_guidance.nodes.rarity_map import JEPARarityMap
+
+from jepa_core import patch_scores
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 28, 42, 3, generator=torch.Generator().manual_seed(0))
+
+
+def run(images: torch.Tensor, encoder: Any, **changes: Any) -> tuple:
+    values = {"opacity": 0.5, "fit": "squash", "antialias": True} | changes
+    with torch.inference_mode():
+        return JEPARarityMap.execute(images, encoder, **values).args
+
+
+def scores_of(encoder: Any, images: torch.Tensor, fit: str) -> torch.Tensor:
+    inner = use_encoder(encoder)
+    x = inner.preprocess(images, fit=fit)
+    return patch_scores(inner, x, projection=min(PROJECTION, inner.embed_dim))
+
+
+def test_the_mask_is_largest_where_the_patch_score_is_lowest(tiny, images):
+    overlay, mask = run(images, tiny.encoder)
+    scores = scores_of(tiny.encoder, images, "squash")
+    side = scores.shape[-1]
+    assert mask.shape == (2, 28, 42)
+    assert mask.amin() == 0
+    assert mask.amax() == 1
+    assert overlay.shape[2] == 42
+    # middles of patches carry the patch's own score where patches are an odd number of pixels
+    blocks = torch.nn.functional.adaptive_avg_pool2d(mask[:, None], side)[:, 0]
+    for own, block in zip(scores, blocks, strict=True):
+        assert torch.corrcoef(torch.stack([own.flatten().float(), block.flatten()]))[0, 1] < -0.9
+        assert own.argmin() == block.argmax()
+
+
+def test_a_crop_leaves_the_sides_unseen(tiny, images):
+    fields = score_fields(images, tiny.encoder, fit="crop")
+    assert fields[:, :, :7].isnan().all()
+    assert fields[:, :, 35:].isnan().all()
+    assert fields[:, :, 7:35].isfinite().all()
+    overlay, mask = run(images, tiny.encoder, fit="crop", opacity=1.0)
+    assert mask[:, :, :7].eq(0).all()
+    # what was not seen stays grey, whatever the opacity
+    grey = (images[0, :, :7] * torch.tensor(GREY)).sum(-1)
+    torch.testing.assert_close(overlay[0, :28, :7], grey[..., None].expand(-1, -1, 3))
+    centre = score_fields(images[:, :, 7:35], tiny.encoder)
+    torch.testing.assert_close(fields[:, :, 7:35], centre)
+
+
+def test_several_encoders_are_averaged_by_their_weights(tiny, images):
+    other = replace(tiny.encoder, image_size=42)
+    first, second = (score_fields(images, one) for one in (tiny.encoder, other))
+    both = score_fields(images, combined([(tiny.encoder, 3.0), (other, 1.0)]))
+    torch.testing.assert_close(both, 0.75 * first + 0.25 * second)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_without_opacity_the_picture_is_the_grey_image(tiny, images, channels):
+    shown = torch.cat([images, torch.ones_like(images)], -1)[..., :channels]
+    overlay, _ = run(shown, tiny.encoder, opacity=0.0)
+    grey = (images * torch.tensor(GREY)).sum(-1, keepdim=True).expand(-1, -1, -1, 3)
+    torch.testing.assert_close(overlay[:, :28], grey)
+
+
+def test_colours_brighten_with_rarity_and_the_scale_says_which_is_which():
+    luma = (HEAT * torch.tensor(GREY)).sum(-1)
+    assert luma.diff().min() > 0.06
+    field = torch.linspace(-10, 10, 512).expand(100, -1)
+    picture = draw_overlay(torch.zeros(100, 512, 3), field, 1.0)
+    torch.testing.assert_close(picture[0, 0, 0], HEAT[-1])
+    torch.testing.assert_close(picture[0, 0, -1], HEAT[0])
+    scale = picture[0, 100:]
+    torch.testing.assert_close(scale[0, 0], HEAT[0], rtol=0, atol=1 / 254)
+    torch.testing.assert_close(scale[0, -1], HEAT[-1], rtol=0, atol=1 / 254)
+    assert (scale[30:] < 0.2).all(-1).sum() > 300  # letters
+
+
+def test_an_image_of_equal_scores_has_an_empty_mask():
+    assert rarity_mask(torch.full((3, 3), -5.0)).eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda images: images[0], "images must be"),
+        (lambda images: images.index_fill(0, torch.tensor([1]), torch.nan), "image 1 of the batch holds NaN"),
+    ],
+)
+def test_bad_images_are_refused(tiny, images, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        run(spoil(images), tiny.encoder)
