@@ -57,6 +57,7 @@ TOOLS = (
     "mypy==2.4.1",
     "matplotlib==3.11.2",  # the loss curve of generator/train.py
     "accelerate==1.15.0",  # scripts/train_djepa.py
+    "playwright==1.65.2",  # tests/browser; the browser itself is the machine's own
     "scikit-image==0.26.0",
     "onnx==1.23.2",
     "onnxruntime==1.32.0",

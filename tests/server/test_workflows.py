@@ -21,7 +21,14 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 PAGE_ONLY = ("MarkdownNote", "Note")
 # Inputs that name a file which the user has and a test host has not.
 MODEL_FILES = ("ckpt_name",)
-WITHOUT_CHECKPOINT = ("jepa_demo_ab", "jepa_djepa", "jepa_score_images", "jepa_two_guides")
+WITHOUT_CHECKPOINT = (
+    "jepa_demo_ab",
+    "jepa_djepa",
+    "jepa_keep_the_rarest",
+    "jepa_rarity_map",
+    "jepa_score_images",
+    "jepa_two_guides",
+)
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 TITLE_HEIGHT = 30
 

@@ -74,7 +74,7 @@ export function drawText(ctx, { x, y, width }, text, colour) {
   let line = "";
   let top = y;
   // languages without spaces break between any two characters
-  for (const part of text.match(/[\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]|[^\s\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]+\s*|\s+/g) ?? []) {
+  for (const part of text.match(/[\u3000-\u9fff\uff00-\uffef]|[^\s\u3000-\u9fff\uff00-\uffef]+\s*|\s+/g) ?? []) {
     if (line && ctx.measureText(line + part).width > width) {
       ctx.fillText(line, x, top);
       top += 16;

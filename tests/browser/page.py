@@ -1,0 +1,82 @@
+"""The ComfyUI page: what tests click, read and wait for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+LOAD_MS = 120_000
+# From the graph's places to the page's: under the canvas lies one transformation.
+PLACE = """([id, name]) => {
+  const node = app.graph.getNodeById(id), ds = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
+  const widget = node.widgets.find((one) => one.name === name);
+  const x = node.pos[0] + node.size[0] / 2, y = node.pos[1] + widget.last_y + 10;
+  return [(x + ds.offset[0]) * ds.scale + box.left, (y + ds.offset[1]) * ds.scale + box.top];
+}"""
+SHOW = """([id, scale]) => {
+  const node = app.graph.getNodeById(id), ds = app.canvas.ds;
+  ds.scale = scale;
+  ds.offset = [-node.pos[0] + 400 / scale, -node.pos[1] + 120 / scale];
+  app.canvas.setDirty(true, true);
+}"""
+
+
+class Comfy:
+    """A page of ComfyUI, opened.
+
+    Attributes:
+        page: Playwright's.
+        clicks: mouse clicks so far.
+        errors: what the page's scripts complained of.
+    """
+
+    def __init__(self, page: Any, url: str, screenshots: Path) -> None:
+        self.page = page
+        self.clicks = 0
+        self.errors: list[str] = []
+        self._screenshots = screenshots
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.goto(url, timeout=LOAD_MS)
+        page.wait_for_function("window.app?.extensionManager && window.app?.graph", timeout=LOAD_MS)
+
+    def click(self, what: Any) -> None:
+        """Click a locator, or a place (x, y)."""
+        if isinstance(what, tuple):
+            self.page.mouse.click(*what)
+        else:
+            what.click()
+        self.clicks += 1
+
+    def wait(self, script: str, argument: Any = None, seconds: float = 60) -> None:
+        """Wait until a script, given an argument, answers with something."""
+        self.page.wait_for_function(script, arg=argument, timeout=1000 * seconds)
+
+    def ask(self, script: str, argument: Any = None) -> Any:
+        return self.page.evaluate(script, argument)
+
+    def node(self, kind: str, index: int = 0) -> str | int:
+        """The id of a node of a type."""
+        return self.ask(
+            "([kind, index]) => app.graph.nodes.filter((node) => node.comfyClass === kind)[index].id",
+            [kind, index],
+        )
+
+    def show(self, node: str | int, scale: float = 0.8) -> None:
+        """Bring a node to the upper left."""
+        self.ask(SHOW, [node, scale])
+        self.page.wait_for_timeout(700)
+
+    def place(self, node: str | int, widget: str) -> tuple[float, float]:
+        """Where the middle of a widget is on the page."""
+        x, y = self.ask(PLACE, [node, widget])
+        return x, y
+
+    def value(self, node: str | int, widget: str) -> Any:
+        script = "([id, name]) => app.graph.getNodeById(id).widgets.find((one) => one.name === name).value"
+        return self.ask(script, [node, widget])
+
+    def picture(self, name: str) -> bytes:
+        """Take a screenshot, to be looked at."""
+        self._screenshots.mkdir(parents=True, exist_ok=True)
+        shot: bytes = self.page.screenshot(path=self._screenshots / f"{name}.png")
+        return shot
