@@ -298,10 +298,14 @@ class Server:
             time.sleep(POLL_SECONDS)
         raise TimeoutError(f"prompt {prompt_id} did not end within {timeout:g} s; {self._tail()}")
 
+    def get(self, path: str) -> bytes:
+        """The server's answer to a GET of `path`, which begins with a slash."""
+        return self._request(path)
+
     def image(self, ref: Mapping[str, str]) -> bytes:
         """The file that an output refers to, for instance history["outputs"]["9"]["images"][0]."""
         query = urllib.parse.urlencode({name: ref[name] for name in ("filename", "subfolder", "type")})
-        return self._request(f"/view?{query}")
+        return self.get(f"/view?{query}")
 
     def upload(self, path: Path) -> str:
         """Put a file into the input folder, replacing one of that name; returns its name for LoadImage."""
