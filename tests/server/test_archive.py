@@ -128,6 +128,11 @@ def test_every_template_is_published_with_its_thumbnail(files):
     assert {path.removesuffix(".json") + ".jpg" for path in templates} <= set(files)
 
 
+def test_a_wheel_would_hold_all_of_jepa_core():
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "jepa_core").rglob("*.py")}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == {".".join(folder.parts) for folder in folders}
+
+
 def test_published_code_can_be_read_as_cp1252(sources):
     for path in sources:
         (ROOT / path).read_text(encoding="utf-8").encode("cp1252")
