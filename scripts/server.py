@@ -317,6 +317,12 @@ class Server:
         """Ask the server to stop what it runs now."""
         self._request("/interrupt", b"{}", "application/json")
 
+    def forget(self) -> None:
+        """Have the server drop its models and all results that it keeps from earlier runs."""
+        self._request(
+            "/free", json.dumps({"unload_models": True, "free_memory": True}).encode(), "application/json"
+        )
+
     def _json(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON answer to a GET, or to a POST of `body`."""
         data = None if body is None else json.dumps(body).encode()

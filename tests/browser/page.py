@@ -75,6 +75,19 @@ class Comfy:
         script = "([id, name]) => app.graph.getNodeById(id).widgets.find((one) => one.name === name).value"
         return self.ask(script, [node, widget])
 
+    def set(self, kind: str, widget: str, value: Any) -> None:
+        """Put a value into a widget of every node of a type."""
+        self.ask(
+            """([kind, name, value]) => {
+            for (const node of app.graph.nodes.filter((one) => one.comfyClass === kind)) {
+                const widget = node.widgets.find((one) => one.name === name);
+                widget.value = value;
+                widget.callback?.(value);
+            }
+        }""",
+            [kind, widget, value],
+        )
+
     def picture(self, name: str) -> bytes:
         """Take a screenshot, to be looked at."""
         self._screenshots.mkdir(parents=True, exist_ok=True)

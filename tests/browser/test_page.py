@@ -2,13 +2,268 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import time
 
-def test_few_clicks_from_a_fresh_page_to_a_guided_image_whose_score_is_seen_to_fall(comfy):
-    start = comfy()
-    page = start.page
-    # a new user's page opens the templates by itself
-    start.click(page.get_by_text("jepa-guidance", exact=True))
-    start.picture("templates")
-    start.click(page.get_by_text("jepa_demo_ab"))
-    start.wait("app.graph.nodes.length > 5")
-    start.picture("template")
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import TimeoutError
+
+from scripts.server import Server
+from tests.browser.page import Comfy
+from tests.conftest import ROOT
+
+TRACE = "(id) => app.graph.getNodeById(id).jepaTrace"
+IDLE = """async () => {
+    const queue = await (await fetch("/queue")).json();
+    return !queue.queue_running.length && !queue.queue_pending.length;
+}"""
+TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+
+
+@pytest.fixture
+def encoder_name(server: Server) -> str:
+    """What the encoder loader's menu calls the encoder that is at hand."""
+    menu = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+    (local,) = [name for name in menu if name.endswith(".safetensors")]
+    return str(local)
+
+
+def open_template(page: Comfy, name: str) -> None:
+    """Through the list of templates, which a new user's page opens by itself."""
+    ours = page.page.get_by_text("jepa-guidance", exact=True)
+    try:
+        ours.wait_for(timeout=6000)
+    except TimeoutError:
+        page.click(page.page.get_by_role("button", name="Templates"))
+    page.click(ours)
+    page.click(page.page.get_by_text(name, exact=True))
+    page.wait("app.graph.nodes.length > 3")
+
+
+def make_small(page: Comfy, encoder: str) -> None:
+    """The encoder that is at hand, seeing 56 pixels; one image, and no scores."""
+    page.set("JEPAEncoderLoader", "encoder", encoder)
+    page.set("JEPAEncoderLoader", "image_size", 56)
+    page.set("EmptyLatentImage", "batch_size", 1)
+    page.ask(
+        "app.graph.nodes.filter((one) => one.comfyClass === 'JEPAScoreImage').forEach((one) => { one.mode = 4; })"
+    )
+
+
+def run(page: Comfy) -> None:
+    page.click(page.page.get_by_role("button", name="Run").first)
+
+
+def saved_image(page: Comfy, server: Server, index: int) -> bytes:
+    """The first image of a SaveImage node, when it is there."""
+    node = page.node("SaveImage", index)
+    page.wait("(id) => app.nodeOutputs[id]?.images?.length", node, 120)
+    return server.image(page.ask("(id) => app.nodeOutputs[id].images[0]", node))
+
+
+def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_fall(
+    comfy, server, encoder_name
+):
+    artist = comfy()
+    open_template(artist, "jepa_demo_ab")
+    assert artist.ask("app.graph.nodes.every((node) => !node.has_errors)")
+    make_small(artist, encoder_name)  # no clicks of the artist's
+    sampler = artist.node("JEPAGuidedKSampler")
+    artist.show(sampler)
+    run(artist)
+    artist.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.some((step) => step.guided)", sampler)
+    growing = artist.ask(TRACE, sampler)
+    artist.picture("growing")
+    artist.wait("(id) => app.graph.getNodeById(id).jepaTrace.steps.length === 10", sampler, 120)
+    image = np.asarray(Image.open(io.BytesIO(saved_image(artist, server, 1))))
+    artist.picture("guided")
+    whole = artist.ask(TRACE, sampler)
+    assert 2 < len(growing["steps"]) <= len(whole["steps"]) == whole["total"] == 10
+    scores = [step["score"][0] for step in whole["steps"] if step["guided"]]
+    assert len(scores) == 6
+    assert scores[-1] < scores[0]
+    assert image.std() > 10
+    assert "score" in artist.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
+    assert artist.clicks <= 6
+    assert not artist.errors
+    artist.wait(IDLE, seconds=120)
+
+
+@pytest.mark.parametrize(
+    ("widget", "value", "message"),
+    [
+        ("strength", 0, "Nothing will be guided: strength is 0"),
+        ("end_percent", 0.2, "Nothing will be guided: start_percent equals end_percent"),
+        ("end_percent", 0.1, "start_percent is larger than end_percent"),
+        ("steps", 1, "Nothing will be guided: no step lies in the range"),
+        ("interval", 4, "Guides 1 of 10 steps"),
+        ("strength", -1, "can reinforce bias"),
+    ],
+)
+@pytest.mark.long
+def test_the_node_says_what_settings_will_do_before_they_are_queued(comfy, widget, value, message):
+    page = comfy("/?template=jepa_demo_ab&source=jepa-guidance")
+    page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
+    sampler = page.node("JEPAGuidedKSampler")
+    page.wait("(id) => app.graph.getNodeById(id).jepaCanvas?.ariaLabel", sampler)
+    page.show(sampler)
+    page.set("JEPAGuidedKSampler", widget, value)
+    page.picture(f"message_{widget}_{value}")
+    assert message in page.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_opens_whole_from_the_template_browser(comfy, name):
+    page = comfy()
+    open_template(page, name)
+    page.page.wait_for_timeout(1500)
+    wanted = json.loads((ROOT / "workflows" / f"{name}.json").read_text())["nodes"]
+    found = page.ask("app.graph.nodes.map((node) => [String(node.id), node.type, Boolean(node.has_errors)])")
+    assert sorted(found) == sorted([str(node["id"]), node["type"], False] for node in wanted)
+    assert page.ask("app.graph.nodes.every((node) => node.type in LiteGraph.registered_node_types)")
+    # the page's own words for what is not installed
+    assert page.page.get_by_text("Missing Node", exact=False).count() == 0
+    page.ask(
+        """() => {
+        const [x, y, right, bottom] = app.graph.nodes.map((node) => node.getBounding()).reduce(
+            ([a, b, c, d], box) => [Math.min(a, box[0]), Math.min(b, box[1]), Math.max(c, box[0] + box[2]),
+                                    Math.max(d, box[1] + box[3])], [1e9, 1e9, -1e9, -1e9]);
+        const ds = app.canvas.ds;
+        ds.scale = Math.min(1450 / (right - x), 950 / (bottom - y), 1);
+        ds.offset = [-x + 80 / ds.scale, -y + 80 / ds.scale];
+        app.canvas.setDirty(true, true);
+    }"""
+    )
+    page.page.wait_for_timeout(700)
+    page.picture(f"template_{name}")
+    assert not page.errors
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("language", ["zh", "ja", "ko"])
+def test_the_page_speaks_the_users_language(comfy, server, language):
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    words = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))[
+        "jepaGuidance"
+    ]
+    page = comfy()
+    page.ask("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+    try:
+        page.page.wait_for_timeout(1000)
+        page.page.goto(f"{server.url}/?template=jepa_demo_ab&source=jepa-guidance")
+        page.wait(
+            "window.app?.graph?.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')", None, 120
+        )
+        sampler = page.node("JEPAGuidedKSampler")
+        page.wait("(id) => app.graph.getNodeById(id).jepaCanvas?.ariaLabel", sampler)
+        page.show(sampler)
+        page.picture(f"language_{language}")
+        label = page.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
+        assert words["waiting"] in label
+        for kind in ("JEPAGuidedKSampler", "JEPARarityMap"):
+            title = page.ask("(kind) => LiteGraph.createNode(kind).title", kind)
+            assert title == texts[kind]["display_name"]
+        shown = page.ask(
+            "(id) => app.graph.getNodeById(id).widgets.find((one) => one.name === 'strength').label", sampler
+        )
+        assert shown == texts["JEPAGuidedKSampler"]["inputs"]["strength"]["name"]
+    finally:
+        page.ask("app.extensionManager.setting.set('Comfy.Locale', 'en')")
+        page.page.wait_for_timeout(1000)
+
+
+@pytest.mark.long
+def test_a_saved_image_dragged_onto_the_page_gives_the_same_image_again(comfy, server, encoder_name):
+    page = comfy("/?template=jepa_demo_ab&source=jepa-guidance")
+    page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
+    page.page.keyboard.press("Escape")
+    make_small(page, encoder_name)
+    run(page)
+    first = saved_image(page, server, 1)
+    page.wait(IDLE, seconds=120)
+    metadata = Image.open(io.BytesIO(first)).text
+    assert {"prompt", "workflow", "jepa_guidance"} <= set(metadata)
+
+    other = comfy()
+    other.page.keyboard.press("Escape")
+    other.ask(
+        """(encoded) => {
+        const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], "saved.png", {type: "image/png"}));
+        const place = {bubbles: true, cancelable: true, clientX: 700, clientY: 500};
+        const canvas = app.canvas.canvas;
+        canvas.dispatchEvent(new DragEvent("dragover", {...place, dataTransfer: transfer}));
+        canvas.dispatchEvent(new DragEvent("drop", {...place, dataTransfer: transfer}));
+    }""",
+        base64.b64encode(first).decode(),
+    )
+    other.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
+    # another name for the file, so that nothing of the old run is taken for the new one; the pixels depend on nothing of it
+    other.set("SaveImage", "filename_prefix", "jepa/again")
+    server.forget()
+    run(other)
+    again = saved_image(other, server, 1)
+    assert np.array_equal(*(np.asarray(Image.open(io.BytesIO(png))) for png in (first, again)))
+    old, new = (json.loads(Image.open(io.BytesIO(png)).text["jepa_guidance"]) for png in (first, again))
+    assert old == new
+    other.wait(IDLE, seconds=120)
+
+
+@pytest.mark.long
+def test_a_guided_run_is_cancelled_at_once(comfy, server, encoder_name):
+    page = comfy("/?template=jepa_demo_ab&source=jepa-guidance")
+    page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
+    page.page.keyboard.press("Escape")
+    make_small(page, encoder_name)
+    page.set("JEPAEncoderLoader", "image_size", 224)
+    sampler = page.node("JEPAGuidedKSampler")
+    page.show(sampler)
+    run(page)
+    page.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.length >= 2", sampler, 120)
+    page.page.wait_for_timeout(
+        1500
+    )  # now within the first guided step, which takes longer than what follows may take
+    before = time.monotonic()
+    page.click(page.page.get_by_role("button", name="Cancel current run"))
+    page.wait(IDLE, seconds=60)
+    assert time.monotonic() - before < 8
+    assert len(page.ask(TRACE, sampler)["steps"]) <= 3
+
+
+@pytest.mark.long
+def test_the_chart_is_there_in_the_pages_other_way_to_draw_nodes(comfy, server, encoder_name):
+    page = comfy("/?template=jepa_demo_ab&source=jepa-guidance")
+    page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
+    page.page.keyboard.press("Escape")
+    page.ask("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+    try:
+        page.page.wait_for_timeout(3000)
+        sampler = page.node("JEPAGuidedKSampler")
+        page.show(sampler)
+        make_small(page, encoder_name)
+        page.set("JEPAGuidedKSampler", "strength", 0)
+        page.picture("vue_off")
+        assert "strength is 0" in page.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
+        page.set("JEPAGuidedKSampler", "strength", 1)
+        run(page)
+        page.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.length === 10", sampler, 120)
+        page.picture("vue_guided")
+        width, height = page.ask(
+            """(id) => {
+                const box = app.graph.getNodeById(id).jepaCanvas.getBoundingClientRect();
+                return [box.width, box.height];
+            }""",
+            sampler,
+        )
+        assert width > 150
+        assert height > 120
+        page.wait(IDLE, seconds=120)
+    finally:
+        page.ask("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+        page.page.wait_for_timeout(1000)
