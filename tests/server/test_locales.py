@@ -1,0 +1,77 @@
+"""The texts of the nodes in four languages: complete, and those that the server hands to the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.locales import LANGUAGES, texts_of
+from scripts.server import Server
+
+FOLDER = Path(__file__).absolute().parents[2] / "locales"
+FILES = ("nodeDefs.json", "main.json")
+OTHERS = [language for language in LANGUAGES if language != "en"]
+
+
+def texts(language: str, file: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((FOLDER / language / file).read_text(encoding="utf-8"))
+    return content
+
+
+def flat(part: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """Every text by its path of keys."""
+    if isinstance(part, str):
+        return {path: part}
+    return {key: text for name, inner in part.items() for key, text in flat(inner, (*path, name)).items()}
+
+
+def test_the_english_texts_are_those_of_the_nodes(server: Server) -> None:
+    info = server.object_info()
+    ours = {name: texts_of(info[name]) for name in texts("en", "nodeDefs.json")}
+    assert texts("en", "nodeDefs.json") == ours, "run: python dev.py run scripts/locales.py"
+    assert {name for name, entry in info.items() if "jepa-guidance" in entry["python_module"]} == set(ours)
+
+
+@pytest.mark.parametrize("language", OTHERS)
+@pytest.mark.parametrize("file", FILES)
+def test_every_text_has_a_translation(language: str, file: str) -> None:
+    english, own = (flat(texts(one, file)) for one in ("en", language))
+    assert english.keys() == own.keys()
+    assert all(text.strip() for text in own.values())
+    for path, text in own.items():
+        places, given = (sorted(re.findall(r"\{\w+\}", one)) for one in (text, english[path]))
+        assert places == given, path
+        # sentences are translated; short labels such as "VAE" may stay
+        assert text != english[path] or len(text) < 12, path
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_what_menus_hold_is_named_in_their_tooltips_as_it_is_in_the_menu(
+    server: Server, language: str
+) -> None:
+    """Menus are not translated, so an explanation of their entries has to name them in English."""
+    info = server.object_info()
+    for name, node in texts(language, "nodeDefs.json").items():
+        for key, entry in node["inputs"].items():
+            english = texts("en", "nodeDefs.json")[name]["inputs"][key]["tooltip"]
+            sections = info[name]["input"]
+            kind, *rest = next(sections[part][key] for part in sections if key in sections[part])
+            if kind != "COMBO":
+                continue
+            for option in rest[0]["options"]:
+                if f"{option}:" in english:
+                    assert option in entry["tooltip"], f"{name}.{key}: {option}"
+
+
+def test_the_server_hands_them_to_the_page(server: Server) -> None:
+    handed = json.loads(server.get("/i18n"))
+    for language in LANGUAGES:
+        assert (
+            handed[language]["nodeDefs"]["JEPAGuidedKSampler"]
+            == texts(language, "nodeDefs.json")["JEPAGuidedKSampler"]
+        )
+        assert handed[language]["jepaGuidance"] == texts(language, "main.json")["jepaGuidance"]
