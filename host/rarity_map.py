@@ -20,7 +20,6 @@ from .scoring import check_images
 HEAT = torch.tensor(
     [[10, 8, 36], [62, 15, 98], [128, 37, 100], [193, 63, 72], [240, 118, 32], [250, 190, 62], [252, 253, 190]]
 ) / 255  # fmt: skip
-SCALE = 64  # pixels of the scale below a picture 512 pixels wide
 GREY = (0.299, 0.587, 0.114)  # luma of red, green and blue
 
 
@@ -107,18 +106,19 @@ def _heat(rarity: Tensor) -> Tensor:
 
 
 def _scale(width: int, low: float, high: float) -> Tensor:
-    """A strip that says which colour is which patch score, (rows, width, 3); its text grows with the width."""
-    unit = max(width, 64) / 512
-    rows = round(SCALE * unit)
+    """A strip that says which colour is which patch score, (rows, width, 3); its text grows with the width, from a size that can be read."""
+    size = max(13.0, 18 * width / 512)
+    rows = round(3.5 * size)
     strip = Image.new("RGB", (width, rows), PAPER)
     colours = _heat(torch.linspace(0, 1, width)).mul(255).round().byte()
-    bar = Image.fromarray(colours.expand(max(1, rows // 3), -1, -1).numpy())
+    bar = Image.fromarray(colours.expand(rows // 3, -1, -1).numpy())
     strip.paste(bar, (0, 0))
     draw = ImageDraw.Draw(strip)
-    font = ImageFont.load_default(max(6.0, 18 * unit))
+    font = ImageFont.load_default(size)
     middle = round(rows * 0.68)
-    edge = round(6 * unit)
+    edge = round(size / 3)
     draw.text((edge, middle), f"{high:.0f} typical", fill=INK, font=font, anchor="lm")
     draw.text((width - edge, middle), f"rarer {low:.0f}", fill=INK, font=font, anchor="rm")
-    draw.text((width / 2, middle), "patch score (nats)", fill=INK, font=font, anchor="mm")
+    if width > 24 * size:  # else the three would run into each other
+        draw.text((width / 2, middle), "patch score (nats)", fill=INK, font=font, anchor="mm")
     return to_image(strip)[0]
