@@ -1,0 +1,92 @@
+"""Each node has a page of help in web/docs, which the web page shows: complete, with a picture, and without dead links."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+
+DOCS = ROOT / "web" / "docs"
+SCHEMA = json.loads((ROOT / "tests" / "server" / "schema.json").read_text(encoding="utf-8"))
+TEMPLATES = {
+    file.stem: json.loads(file.read_text(encoding="utf-8"))
+    for file in sorted((ROOT / "workflows").glob("*.json"))
+}
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+MAX_BYTES = 100_000
+MAX_WIDTH = 640  # the panel is narrow
+
+
+def page(node: str) -> str:
+    return (DOCS / f"{node}.md").read_text(encoding="utf-8")
+
+
+def section(node: str, title: str) -> str:
+    """What stands below a heading, up to the next one."""
+    _, _, rest = page(node).partition(f"\n## {title}\n")
+    return rest.partition("\n## ")[0]
+
+
+def first_cells(table: str) -> list[str]:
+    """The first column of a table, without its head."""
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+    return rows[2:]
+
+
+def test_the_pages_are_those_of_the_nodes():
+    assert sorted(file.stem for file in DOCS.glob("*.md")) == sorted(SCHEMA)
+
+
+def test_every_picture_is_shown_somewhere():
+    shown = {target for node in SCHEMA for _, target in PICTURE.findall(page(node))}
+    assert shown == {f"images/{file.name}" for file in (DOCS / "images").iterdir()}
+
+
+@pytest.mark.parametrize("node", SCHEMA)
+def test_a_page_has_a_small_picture_with_a_text_in_its_place(node):
+    pictures = PICTURE.findall(page(node))
+    assert pictures
+    for text, target in pictures:
+        assert len(text) > 10, target
+        file = DOCS / target
+        assert file.stat().st_size < MAX_BYTES, target
+        with Image.open(file) as picture:
+            assert picture.width <= MAX_WIDTH, target
+
+
+@pytest.mark.parametrize("node", SCHEMA)
+def test_a_page_tells_of_every_input_and_output(node):
+    inputs = [name for name, *_ in SCHEMA[node]["inputs"]]
+    outputs = [name for name, *_ in SCHEMA[node]["outputs"]]
+    assert first_cells(section(node, "Outputs")) == outputs
+    # widgets stand where the schema has them; a table in another order would be hard to follow
+    assert first_cells(section(node, "Inputs")) == inputs
+
+
+@pytest.mark.parametrize("node", SCHEMA)
+def test_a_page_links_only_to_what_is_there(node):
+    text = page(node)
+    for _, target in PICTURE.findall(text):
+        assert (DOCS / target).resolve().is_relative_to(DOCS)
+        assert (DOCS / target).is_file(), target
+    # the web page resolves the addresses of pictures alone, so another page's name would lead nowhere
+    assert all(target.startswith("https://") for target in LINK.findall(text))
+
+
+@pytest.mark.parametrize("node", SCHEMA)
+def test_a_page_is_plain_text(node):
+    text = page(node)
+    assert text.isascii()
+    assert "<" not in text
+    assert not text.startswith("#"), "the panel shows the node's name above it"
+
+
+@pytest.mark.parametrize("node", SCHEMA)
+def test_a_page_names_the_templates_that_use_the_node(node):
+    using = {name for name, graph in TEMPLATES.items() if any(one["type"] == node for one in graph["nodes"])}
+    assert set(re.findall(r"\*(jepa_\w+)\*", section(node, "Where it fits"))) == using
