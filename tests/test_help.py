@@ -60,7 +60,7 @@ def test_a_page_has_a_small_picture_with_a_text_in_its_place(node):
 
 
 @pytest.mark.parametrize("node", SCHEMA)
-def test_a_page_tells_of_every_input_and_output(node):
+def test_a_page_names_every_input_and_output(node):
     inputs = [name for name, *_ in SCHEMA[node]["inputs"]]
     outputs = [name for name, *_ in SCHEMA[node]["outputs"]]
     assert first_cells(section(node, "Outputs")) == outputs

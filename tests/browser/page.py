@@ -20,6 +20,19 @@ SHOW = """([id, scale]) => {
   app.canvas.setDirty(true, true);
 }"""
 
+ADD = """([kind, x, y]) => {
+  const node = LiteGraph.createNode(kind);
+  app.graph.clear();
+  node.pos = [x, y];
+  app.graph.add(node);
+  return node.id;
+}"""
+TITLE = """(id) => {
+  const node = app.graph.getNodeById(id), ds = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
+  const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] - 15];
+  return [(x + ds.offset[0]) * ds.scale + box.left, (y + ds.offset[1]) * ds.scale + box.top];
+}"""
+
 
 class Comfy:
     """A page of ComfyUI, opened.
@@ -87,6 +100,24 @@ class Comfy:
         }""",
             [kind, widget, value],
         )
+
+    def close_templates(self) -> None:
+        """Close the templates, which a new user's page opens by itself."""
+        self.page.get_by_text("jepa-guidance", exact=True).wait_for()
+        self.page.keyboard.press("Escape")
+
+    def only(self, kind: str) -> str | int:
+        """Make a graph of one node; returns its id."""
+        node: str | int = self.ask(ADD, [kind, 100, 100])
+        self.show(node, scale=1)
+        return node
+
+    def help(self, node: str | int) -> Any:
+        """Open the help of a node as a user does, by its title and the button above it; returns the panel's locator."""
+        x, y = self.ask(TITLE, node)
+        self.click((x, y))
+        self.click(self.page.get_by_test_id("info-button"))
+        return self.page.locator(".node-help-content")
 
     def picture(self, name: str) -> bytes:
         """Take a screenshot, to be looked at."""

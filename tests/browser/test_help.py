@@ -1,0 +1,42 @@
+"""The help of every node, in the page's own panel."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+
+NODES = json.loads((ROOT / "tests" / "server" / "schema.json").read_text(encoding="utf-8"))
+PICTURES = (
+    "(panel) => [...panel.querySelectorAll('img')].map((one) => [one.complete, one.naturalWidth, one.alt])"
+)
+LOADED = "() => [...document.querySelectorAll('.node-help-content img')].every((one) => one.complete)"
+# In a table that is too wide for the panel, text would be cut off.
+WIDTHS = (
+    "(panel) => [panel, ...panel.querySelectorAll('table')].map((one) => [one.scrollWidth, one.clientWidth])"
+)
+
+
+@pytest.mark.long
+def test_every_node_shows_its_page_with_a_picture(comfy):
+    from playwright.sync_api import expect
+
+    start = comfy()
+    start.close_templates()
+    for name in NODES:
+        text = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        panel = start.help(start.only(name))
+        # headings stand in the page alone: what the panel shows without one comes from the node's tooltips
+        headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+        expect(panel.get_by_role("heading")).to_have_text(headings)
+        expect(panel).to_contain_text(re.search(r"[\w ,']{20,}", text)[0])
+        start.wait(LOADED)
+        pictures = panel.evaluate(PICTURES)
+        assert pictures, name
+        assert all(width > 0 and alt for _, width, alt in pictures), (name, pictures)
+        assert all(content <= shown for content, shown in panel.evaluate(WIDTHS)), name
+        start.picture(f"help_{name}")
+    assert not start.errors
