@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
+
+from playwright.sync_api import TimeoutError
 
 LOAD_MS = 120_000
 # From the graph's places to the page's: under the canvas lies one transformation.
@@ -102,8 +105,9 @@ class Comfy:
         )
 
     def close_templates(self) -> None:
-        """Close the templates, which a new user's page opens by itself."""
-        self.page.get_by_text("jepa-guidance", exact=True).wait_for()
+        """Close the templates, which the page of a server's first user opens by itself."""
+        with contextlib.suppress(TimeoutError):
+            self.page.get_by_text("jepa-guidance", exact=True).wait_for(timeout=6000)
         self.page.keyboard.press("Escape")
 
     def only(self, kind: str) -> str | int:

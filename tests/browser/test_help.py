@@ -6,13 +6,12 @@ import json
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.conftest import ROOT
 
 NODES = json.loads((ROOT / "tests" / "server" / "schema.json").read_text(encoding="utf-8"))
-PICTURES = (
-    "(panel) => [...panel.querySelectorAll('img')].map((one) => [one.complete, one.naturalWidth, one.alt])"
-)
+PICTURES = "(panel) => [...panel.querySelectorAll('img')].map((one) => [one.naturalWidth, one.alt])"
 LOADED = "() => [...document.querySelectorAll('.node-help-content img')].every((one) => one.complete)"
 # In a table that is too wide for the panel, text would be cut off.
 WIDTHS = (
@@ -22,8 +21,6 @@ WIDTHS = (
 
 @pytest.mark.long
 def test_every_node_shows_its_page_with_a_picture(comfy):
-    from playwright.sync_api import expect
-
     start = comfy()
     start.close_templates()
     for name in NODES:
@@ -36,7 +33,7 @@ def test_every_node_shows_its_page_with_a_picture(comfy):
         start.wait(LOADED)
         pictures = panel.evaluate(PICTURES)
         assert pictures, name
-        assert all(width > 0 and alt for _, width, alt in pictures), (name, pictures)
+        assert all(width > 0 and alt for width, alt in pictures), (name, pictures)
         assert all(content <= shown for content, shown in panel.evaluate(WIDTHS)), name
         start.picture(f"help_{name}")
     assert not start.errors
