@@ -147,7 +147,6 @@ def apply_guidance(
             # copies, since a run that is short of memory changes them
             own = copy.copy(chain)
             own.rarity = copy.copy(rarity)
-            own.rarity.on_pass = lambda: run.passed(rarity.on_pass)
         run = _GuidedRun(
             wrapped_sampler(executor),
             guider,
@@ -204,6 +203,9 @@ class _GuidedRun:
         self.guided: list[int] = []
         self.sigmas: list[float] = []
         self.hooks = 0
+        if isinstance(gradient, LatentGradient):  # this run's own copy
+            then = gradient.rarity.on_pass
+            gradient.rarity.on_pass = lambda: self.passed(then)
 
     def sampler(self) -> KSAMPLER:
         """The stock sampler with its function replaced by the guided one."""

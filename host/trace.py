@@ -89,13 +89,16 @@ class Trace:
         ]
         last = guided[-1]
         skipped = sum(not math.isfinite(norm) for step in guided for norm in step["gradient_norm"])
-        self.message = (
-            f"JEPA guidance: {len(guided)} of {total} steps guided\n"
-            + "".join(f"{line}\n" for line in lines)
-            + f"step {last['step'] + 1}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}"
-            + (f"\n{self.how}" if self.how else "")
-            + (f"\n{skipped} shift(s) skipped, their gradient was not finite" if skipped else "")
-            + "".join(f"\n{notice}" for notice in self.notices)
+        # a node shows some lines only: what went otherwise than asked comes before what went as asked
+        self.message = "\n".join(
+            [
+                f"JEPA guidance: {len(guided)} of {total} steps guided, {lines[0]}",
+                *self.notices,
+                *([f"{skipped} shift(s) skipped, their gradient was not finite"] if skipped else []),
+                *lines[1:],
+                f"step {last['step'] + 1}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}",
+                *([self.how] if self.how else []),
+            ]
         )
 
 

@@ -120,7 +120,7 @@ def guidance_inputs() -> list[io.Input]:
             default=1,
             min=1,
             max=100,
-            tooltip="Guide every N-th step. 2 halves the cost; with strength_rule 'spread' the remaining steps "
+            tooltip="Guide every N-th step. 2 halves the number of guided steps; with strength_rule 'spread' the remaining steps "
             "move further in return.",
         ),
         io.Int.Input(

@@ -93,9 +93,8 @@ class JEPAScoreImage(io.ComfyNode):
                 for line, share in zip(lines, percentiles, strict=True)
             ]
         order = sorted(range(len(scores)), key=scores.__getitem__)
-        text = f"JEPA score ({how['mode']}, {encoder.name}), rarest first:\n" + "\n".join(
-            f"{rank}. {lines[index]}" for rank, index in enumerate(order, 1)
-        )
+        ranked = (f"{rank}. {lines[index]}" for rank, index in enumerate(order, 1))
+        text = "\n".join(["JEPA score, rarest first", *ranked, f"{how['mode']}, {encoder.name}"])
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(
             scores, text, list(chain.from_iterable(each)), percentiles, ui=ui.PreviewText(text)

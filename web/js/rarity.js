@@ -6,7 +6,8 @@ import { course, drawDial, drawText, drawTrace, guidedSteps, palette } from "./c
 
 const GUIDED = ["JEPAGuidedKSampler", "JEPAGuidance"];
 const EVENT = "jepa_guidance.trace"; // host/page.py sends it
-const HEIGHT = 270;
+const HEIGHT = 270; // of the chart
+const WIDTH = 330; // of a new node, at least
 const WATCHED = ["strength", "start_percent", "end_percent", "interval", "steps"];
 
 let words = null; // the page's language, from locales/*/main.json
@@ -84,6 +85,8 @@ function addChart(node) {
     getMaxHeight: () => HEIGHT,
   });
   widget.serialize = false;
+  const [, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], height)]);
   new ResizeObserver(() => draw(node)).observe(canvas);
   for (const watched of node.widgets.filter(({ name }) => WATCHED.includes(name))) {
     const before = watched.callback;
