@@ -106,7 +106,7 @@ def _heat(rarity: Tensor) -> Tensor:
 
 
 def _scale(width: int, low: float, high: float) -> Tensor:
-    """A strip that says which colour is which patch score, (rows, width, 3); its text grows with the width, from a size that can be read."""
+    """A strip that says which colour is which patch score, (rows, width, 3); its text can be read at any width."""
     size = max(13.0, 18 * width / 512)
     rows = round(3.5 * size)
     strip = Image.new("RGB", (width, rows), PAPER)

@@ -120,8 +120,8 @@ def guidance_inputs() -> list[io.Input]:
             default=1,
             min=1,
             max=100,
-            tooltip="Guide every N-th step. 2 halves the number of guided steps; with strength_rule 'spread' the remaining steps "
-            "move further in return.",
+            tooltip="Guide every N-th step. 2 halves the number of guided steps; with strength_rule 'spread' the remaining "
+            "steps move further in return.",
         ),
         io.Int.Input(
             "rank",
