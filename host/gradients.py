@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -15,6 +16,31 @@ from .internals import attention_pytorch, training_operations
 def host_differentiable(*modules: nn.Module) -> Iterator[None]:
     """`jepa_core.differentiable` for the host's modules: asks its operations for versions with a backward."""
     with differentiable(*modules), training_operations():
+        yield
+
+
+class _Kept(WeakKeyDictionary):
+    """Keeps the tensors that torch's guard has copied, as long as the copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[torch.Tensor] = []
+
+    def __delitem__(self, handle: Any) -> None:
+        self.kept.append(self[handle])
+        super().__delitem__(handle)
+
+
+@contextmanager
+def writing_in_place() -> Iterator[None]:
+    """Let a network write into tensors that autograd has saved, within one forward and backward pass.
+
+    torch's guard knows a saved tensor by its address, and lets go of it once it has a copy from before the change. The next
+    tensor that comes to lie there is then taken for the one before: gradients are wrong, mostly without a word. So what
+    was copied stays where it is.
+    """
+    with torch.autograd.graph.allow_mutation_on_saved_tensors() as guard:
+        guard.original = _Kept()
         yield
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..jepa_core import Encoder, RarityGradient, jepa_score
 from .checkpointing import checkpointed
 from .decoders import decoded
-from .gradients import host_differentiable
+from .gradients import host_differentiable, writing_in_place
 from .internals import UNetModel
 
 # Fixed random outputs of a judge that are scored at each guided step; see jepa_core.jepa_score.
@@ -165,7 +165,7 @@ class LatentGradient:
                     raise
             # a ControlNet, or a patch: from now on guarded at once
             self._writes_in_place = True
-        guard = torch.autograd.graph.allow_mutation_on_saved_tensors()
+        guard = writing_in_place()
         gradient = _pulled_back(denoise, x, cotangent, guard)
         return found[0]._replace(gradient=gradient)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from jepa_guidance.host.decoders import ENCODER_RESOLUTION, choose_decoder, decoded
+from jepa_guidance.host.gradients import writing_in_place
 from jepa_guidance.host.guidance import apply_guidance
 from jepa_guidance.host.latent_gradient import Guide, LatentGradient, Slope
 from jepa_guidance.host.steps import Schedule
@@ -32,7 +33,8 @@ def directional(function, point, direction, step):
 
 
 def random_like(tensor, seed):
-    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=tensor.dtype)
+    drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=tensor.dtype)
+    return drawn.to(tensor.device)
 
 
 def test_gradient_of_a_clean_latent_is_the_finite_difference(tiny):
@@ -131,3 +133,17 @@ def test_gradient_ignores_pixels_outside_the_inpainting_mask(tiny, stock):
     shifts = (guided - plain).abs().amax((0, 1))
     assert shifts[:3].min() > 0
     assert torch.equal(guided[..., 5:, :], plain[..., 5:, :])
+
+
+def test_the_guard_does_not_take_a_new_tensor_for_one_that_lay_there_before():
+    """torch's own does, as its memory is used again, and says nothing: the reason for ours."""
+    x = torch.ones(1000, requires_grad=True)
+    with writing_in_place():
+        products = []
+        for factor in range(50):
+            saved = torch.full((1000,), float(factor))
+            products.append(saved * x)
+            saved.add_(1)
+            del saved
+        (gradient,) = torch.autograd.grad(sum(products).sum(), x)
+    assert torch.equal(gradient, torch.full((1000,), float(sum(range(50)))))
