@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..jepa_core.resize import resize
 from .internals import TAESD, VAE, decode, folder_paths
 from .models import resident_vae
 
@@ -70,7 +70,7 @@ def shrink(latent: Tensor, side: int, fit: str) -> Tensor:
     size = (min(height, side), min(width, side))
     if size == (height, width):
         return latent
-    return F.interpolate(latent, size, mode="bilinear", align_corners=False, antialias=True)
+    return resize(latent, size)
 
 
 def choose_decoder(choice: str, vae: Any, latent_format: Any, image_size: int, fit: str) -> LatentDecoder:

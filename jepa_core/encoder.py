@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from .architectures import ARCHITECTURES, Pixels
 from .checkpoint import Checkpoint, EncoderFileError, neighbours, read_checkpoint
 from .precision import full_precision, half_precision
+from .resize import resize
 
 
 def _plain_attention(
@@ -191,8 +191,7 @@ class Encoder(nn.Module):
             raise ValueError(f"fit must be 'squash' or 'crop', got {fit!r}")
         size = (self.image_size, self.image_size)
         mode = self.pixels.interpolation
-        with full_precision(x.device):
-            x = F.interpolate(x, size, mode=mode, align_corners=False, antialias=antialias)
+        x = resize(x, size, mode=mode, antialias=antialias)
         if mode == "bicubic":
             x = x.clamp(0, 1)  # it overshoots at edges, and pictures are saved without
         mean, std = (x.new_tensor(part)[:, None, None] for part in (self.pixels.mean, self.pixels.std))
