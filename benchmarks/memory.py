@@ -346,12 +346,12 @@ GRADIENTS = {
 @contextmanager
 def limits_of_a_card() -> Iterator[None]:
     """Divide products as on a graphics card, whose memory is scarcer and which takes more directions at a time."""
-    before = jacobian._MEMORY, jacobian._DIRECTIONS
-    jacobian._MEMORY, jacobian._DIRECTIONS = {}, {}
+    before = jacobian._MEMORY, jacobian._DIRECTIONS, jacobian._FORWARD_MODE
+    jacobian._MEMORY, jacobian._DIRECTIONS, jacobian._FORWARD_MODE = {}, {}, set()
     try:
         yield
     finally:
-        jacobian._MEMORY, jacobian._DIRECTIONS = before
+        jacobian._MEMORY, jacobian._DIRECTIONS, jacobian._FORWARD_MODE = before
 
 
 def encoder_gradients(encoder: Encoder, x: Tensor) -> dict[str, Peak]:

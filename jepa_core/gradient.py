@@ -68,8 +68,9 @@ class RarityGradient:
         seed: of the sketch, drawn on the CPU and the same for every image.
         tracked: start from the previous range of the same id; otherwise every call starts cold.
         tolerance: largest residual of a tracked image that needs no further round.
-        half: multiply in bfloat16 where the device is fast at it. Twice as fast or more; the gradient keeps a
-            cosine of about 0.995 with the exact one, at single images 0.95.
+        half: multiply in bfloat16 where the device is fast at it. On a processor twice as fast or more, and the gradient
+            keeps a cosine of about 0.995 with the exact one, at single images 0.95; elsewhere in VJPs alone, and no
+            faster for a small encoder.
         memory: bytes that one encoder pass may keep; None takes what suits the device.
         chunk: directions per encoder pass, in place of what memory and device suggest.
         on_pass: called without arguments after every encoder pass; may raise to stop.

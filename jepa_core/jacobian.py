@@ -9,17 +9,28 @@ from torch import Tensor
 from .encoder import Encoder
 from .precision import has_fast_bfloat16
 
-# Bytes that one encoder pass may keep. A graphics card's memory is scarce, and a pass of a few directions
-# fills it with work; elsewhere system memory is plenty.
+# Bytes that one encoder pass may keep. A graphics card's memory is scarce, but few directions in a pass leave it waiting
+# for its next kernel: a sixteenth of it, within these bounds. What there is on the whole, and not what is free, so that
+# the same card always computes in the same order. Elsewhere system memory is plenty.
 _MEMORY = {"cpu": 2 << 30}
-_SCARCE_MEMORY = 1 << 29
+_SCARCE_MEMORY, _MOST_MEMORY = 1 << 29, 2 << 30
 # Directions per pass where memory allows more. A processor's caches hold a few.
 _DIRECTIONS = {"cpu": 4}
 _MANY_DIRECTIONS = 32
+# Where half precision differentiates along directions by forward mode. It starts many small kernels, and on a graphics
+# card they take several times as long as differences in full precision.
+_FORWARD_MODE = {"cpu"}
 
 # Step of the one-sided differences along unit directions. float32: 0.005 balances curvature against rounding
 # (cosine with the exact gradient 0.99996 or better on photos and generated images); float64 reaches 1e-8.
 _STEP = {torch.float32: 5e-3, torch.float64: 1e-5}
+
+
+def _memory_of_a_pass(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _MEMORY.get(device.type, _SCARCE_MEMORY)
+    total = torch.cuda.get_device_properties(device).total_memory
+    return min(_MOST_MEMORY, max(_SCARCE_MEMORY, total // 16))
 
 
 class JacobianOperator:
@@ -31,10 +42,10 @@ class JacobianOperator:
     Args:
         encoder: f.
         image: encoder.input_shape, preprocessed.
-        half: multiply in bfloat16 where the device is fast at it. Everything is then an exact derivative, as
-            differences do not survive half precision.
-        memory: bytes of activations that one encoder pass may keep; None takes 2 GiB on a processor, 512 MiB
-            on other devices.
+        half: multiply in bfloat16 where the device is fast at it: on a processor everywhere, and everything is then an
+            exact derivative, as differences do not survive half precision; on other devices in VJPs alone.
+        memory: bytes of activations that one encoder pass may keep; None takes 2 GiB on a processor, a sixteenth of
+            a CUDA device's memory, from 512 MiB to 2 GiB, and 512 MiB on other devices.
         chunk: directions per encoder pass, in place of what memory and device suggest.
         on_pass: called without arguments after every encoder pass; may raise to stop.
 
@@ -55,12 +66,13 @@ class JacobianOperator:
     ) -> None:
         weight = encoder.weight
         device = weight.device.type
-        memory = memory or _MEMORY.get(device, _SCARCE_MEMORY)
+        memory = memory or _memory_of_a_pass(weight.device)
         directions = _DIRECTIONS.get(device, _MANY_DIRECTIONS)
         self._encoder = encoder
         # clone: the image may be an inference tensor or need gradients of its own
         self._image = image.detach().to(weight.device, weight.dtype).clone()[None].requires_grad_()
         self._half = half and has_fast_bfloat16(weight.device)
+        self._by_jvp = self._half and device in _FORWARD_MODE
         # A direction of a product holds one layer's activations at a time. What is differentiated again keeps
         # all, beside what the point itself keeps twice.
         self._chunk = chunk or max(1, min(directions, memory // encoder.layer_bytes))
@@ -105,7 +117,7 @@ class JacobianOperator:
 
         In full precision by one-sided differences along the unit rows of v, which all share the base point,
         so that r Hessian-vector products cost r + 1 passes each way and plain backward passes are enough.
-        In half precision, which differences do not survive, by a backward pass through the JVPs.
+        In half precision on a processor, which differences do not survive, by a backward pass through the JVPs.
 
         Args:
             v: (r, n), unit rows.
@@ -116,7 +128,7 @@ class JacobianOperator:
         """
         image = self._image.detach()
         directions = v.reshape(-1, *image.shape[1:])
-        if self._half:
+        if self._by_jvp:
             return self._pullable(directions, self._jvp_with_graph)
         step = _STEP[image.dtype]
         points = torch.cat([image, image + step * directions])
