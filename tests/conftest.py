@@ -49,6 +49,12 @@ def use_the_cpu_without_cuda() -> None:
     args.cpu = not torch.cuda.is_available()
 
 
+def compute_exactly_on_cuda() -> None:
+    """Float32 as float32 and every convolution twice the same: what tests compare with each other depends on it."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
 def load_pack() -> ModuleType:
     """Load the repository as the package jepa_guidance, as a host loads a custom node folder.
 
@@ -73,6 +79,7 @@ def load_pack() -> ModuleType:
 
 put_first(HOST, ROOT)
 use_the_cpu_without_cuda()
+compute_exactly_on_cuda()
 load_pack()
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from jepa_core import Encoder
-from tests.host.families import randomise
+from tests.host.families import CPU, DEVICE, randomise
 
 UNET = {
     "image_size": 8,
@@ -49,7 +49,7 @@ def tiny_model(kind: str = "EPS", dtype: torch.dtype = torch.float32) -> comfy.m
         config.set_inference_dtype(dtype, None)
         model = comfy.model_base.BaseModel(config, getattr(comfy.model_base.ModelType, kind), device="cpu")
         randomise(model.diffusion_model, seed=1)
-        return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+        return comfy.model_patcher.ModelPatcher(model, DEVICE, CPU)
 
 
 def tiny_vae(dtype: torch.dtype = torch.float32, channels: int = 4) -> comfy.sd.VAE:
@@ -58,10 +58,11 @@ def tiny_vae(dtype: torch.dtype = torch.float32, channels: int = 4) -> comfy.sd.
     sizes |= {"double_z": True, "z_channels": channels, "resolution": 16, "in_channels": 3, "out_ch": 3}
     with torch.inference_mode():
         config = {"params": {"ddconfig": sizes, "embed_dim": channels}}
-        vae = comfy.sd.VAE(sd={}, config=config, dtype=dtype, device=torch.device("cpu"))
+        vae = comfy.sd.VAE(sd={}, config=config, dtype=dtype, device=DEVICE)
         vae.latent_channels = channels
         vae.upscale_ratio = vae.downscale_ratio = 2
         randomise(vae.first_stage_model, seed=2)
+        vae.first_stage_model.to(DEVICE)
     return vae
 
 
@@ -76,8 +77,8 @@ def tiny_encoder(dtype: torch.dtype = torch.float32) -> Any:
     with torch.inference_mode():
         model = Dinov2Model(config).eval()
         randomise(model, seed=3)
-        encoder = Encoder(model.to(dtype), 28)
-    patcher = comfy.model_patcher.ModelPatcher(encoder, torch.device("cpu"), torch.device("cpu"))
+        encoder = Encoder(model.to(DEVICE, dtype), 28)
+    patcher = comfy.model_patcher.ModelPatcher(encoder, DEVICE, CPU)
     return HostEncoder("tiny", patcher, 28)
 
 

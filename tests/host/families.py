@@ -12,6 +12,7 @@ from typing import Any
 
 import comfy.latent_formats
 import comfy.ldm.wan.vae
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models as supported
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
+DEVICE = comfy.model_management.get_torch_device()
 TOKENS = 3
 
 
@@ -74,7 +76,7 @@ def numbers(seed: int, *shape: int) -> Tensor:
 def model_of(
     config: type, unet: dict, checkpoint: dict | None = None, dtype: torch.dtype = torch.float32
 ) -> Any:
-    """The MODEL that the host builds for a checkpoint of this configuration, on the CPU.
+    """The MODEL that the host builds for a checkpoint of this configuration.
 
     Args:
         config: one of the host's supported models. unet: what it would detect.
@@ -85,7 +87,7 @@ def model_of(
         settings.set_inference_dtype(dtype, None)
         model = settings.get_model(checkpoint or {}, "", device="cpu")
         randomise(model.diffusion_model, seed=1)
-        return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
+        return comfy.model_patcher.ModelPatcher(model, DEVICE, CPU)
 
 
 def image_vae(channels: int, dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:
@@ -94,10 +96,11 @@ def image_vae(channels: int, dtype: torch.dtype = torch.float32) -> comfy.sd.VAE
     sizes |= {"double_z": True, "z_channels": channels, "resolution": 16, "in_channels": 3, "out_ch": 3}
     with torch.inference_mode():
         config = {"params": {"ddconfig": sizes, "embed_dim": channels}}
-        vae = comfy.sd.VAE(sd={}, config=config, dtype=dtype, device=CPU)
+        vae = comfy.sd.VAE(sd={}, config=config, dtype=dtype, device=DEVICE)
         vae.latent_channels = channels
         vae.upscale_ratio = vae.downscale_ratio = 2
         randomise(vae.first_stage_model, seed=2)
+        vae.first_stage_model.to(DEVICE)
     return vae
 
 
@@ -107,7 +110,9 @@ def video_vae(dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:
         sizes = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
         network = comfy.ldm.wan.vae.WanVAE(**sizes, temperal_downsample=[False, True, True])
         randomise(network, seed=2)
-        return comfy.sd.VAE(sd=network.state_dict(), dtype=dtype, device=CPU)
+        vae = comfy.sd.VAE(sd=network.state_dict(), dtype=dtype, device=DEVICE)
+        vae.first_stage_model.to(DEVICE)
+        return vae
 
 
 @torch.inference_mode()

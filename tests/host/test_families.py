@@ -213,10 +213,11 @@ def check_inside(
                 return dense_score(seen, seen.preprocess(image))
 
             gradient = slope.gradient.double()
-            random = torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).double()
+            random = torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).to(gradient)
             random[1:] = 0
             # along the gradient itself, the largest change there is, and somewhere else
-            steepest = torch.where(torch.arange(len(x)).reshape(-1, *[1] * (x.ndim - 1)) == 0, gradient, 0)
+            steepest = torch.zeros_like(gradient)
+            steepest[0] = gradient[0]
             for direction in (steepest, random):
                 direction = direction / direction.square().mean().sqrt() * x[:1].std()
                 ends = [score(x.double() + sign * step * direction) for sign in (1, -1)]

@@ -12,9 +12,8 @@ from jepa_guidance.host.guidance import apply_guidance
 from jepa_guidance.host.steps import Schedule
 
 from jepa_core import RarityGradient
-from tests.host.conftest import UNET, TinyConfig, randomise
+from tests.host.conftest import CPU, DEVICE, UNET, TinyConfig, randomise
 
-CPU = torch.device("cpu")
 STORED = (torch.float16, torch.bfloat16, torch.float8_e4m3fn)
 
 
@@ -32,7 +31,7 @@ def model_of(stored: torch.dtype, kept: torch.dtype) -> Any:
             name: weight.to(stored).to(kept) for name, weight in values.diffusion_model.state_dict().items()
         }
         model.diffusion_model.load_state_dict(weights)
-        return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
+        return comfy.model_patcher.ModelPatcher(model, DEVICE, CPU)
 
 
 @pytest.mark.parametrize("stored", STORED, ids=str)
