@@ -31,7 +31,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +42,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.naive import naive_gradient
-from scripts.evaluate import ROOT, Row, encoder_identity, pack_module
+from scripts.evaluate import ROOT, Row, encoder_identity, node_inputs, pack_module
 
+CPU = torch.device("cpu")
 PIXELS = 512
 # Of a sampling of twenty steps, the first that is run; half of the noise is gone by then.
 TOTAL_STEPS, FIRST_STEP = 20, 8
@@ -117,12 +118,14 @@ class Stages:
 
     Attributes:
         operations: the count so far, of matrix products and convolutions.
+        clock: seconds; None takes the processor's, which does not wait for a device.
         on_step: called with the number of steps so far after each.
         steps: for each step, {stage: (seconds, operations)}.
         encoder_calls: of each gradient, in turn.
     """
 
     operations: Callable[[], int] = lambda: 0
+    clock: Callable[[], float] | None = None
     on_step: Callable[[int], object] = lambda _: None
     steps: list[dict[str, tuple[float, int]]] = field(default_factory=list)
     encoder_calls: list[int] = field(default_factory=list)
@@ -154,7 +157,7 @@ class Stages:
         self.on_step(len(self.steps))
 
     def _charge(self) -> None:
-        now = (time.perf_counter(), self.operations())
+        now = ((self.clock or time.perf_counter)(), self.operations())
         if self._last is not None:
             name = self._open[-1] if self._open else REST
             seconds, operations = self._charged.get(name, (0.0, 0))
@@ -203,7 +206,7 @@ def _reporting(stages: Stages, stage: str, function: Callable) -> Callable:
 
 def randomise(module: nn.Module, seed: int) -> None:
     """Give every weight a random value that keeps activations of ordinary size; norms become the identity."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
     with torch.no_grad():
         for name, weight in module.named_parameters():
             if weight.ndim > 1:
@@ -225,23 +228,27 @@ def sd15_model() -> Any:
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
-def kl_vae() -> Any:
-    """The host's VAE with the KL autoencoder of Stable Diffusion 1.5's shape and random weights."""
+def kl_vae(dtype: torch.dtype | None = torch.float32, device: torch.device | None = CPU) -> Any:
+    """The host's VAE with the KL autoencoder of Stable Diffusion 1.5's and SDXL's shape and random weights.
+
+    Args:
+        dtype, device: None takes what the host chooses.
+    """
     import comfy.sd
 
     with torch.inference_mode():
         config = {"params": {"ddconfig": SD15_VAE, "embed_dim": 4}}
         # the host warns of every weight that no file brought
         before, logging.root.level = logging.root.level, logging.ERROR
-        vae = comfy.sd.VAE(sd={}, config=config, dtype=torch.float32, device=torch.device("cpu"))
+        vae = comfy.sd.VAE(sd={}, config=config, dtype=dtype, device=device)
         logging.root.level = before
         randomise(vae.first_stage_model, seed=2)
     return vae
 
 
 @contextmanager
-def tiny_autoencoder() -> Iterator[None]:
-    """Within the block the host's folder of tiny autoencoders holds one of SD1.5's kind, with random weights."""
+def tiny_autoencoder(latent_format: str = "SD15") -> Iterator[None]:
+    """Within the block the host's folder of tiny autoencoders holds one for these latents, with random weights."""
     import comfy.latent_formats
     import folder_paths
     from comfy.taesd.taesd import TAESD
@@ -249,7 +256,7 @@ def tiny_autoencoder() -> Iterator[None]:
 
     decoder = TAESD().taesd_decoder
     randomise(decoder, seed=3)
-    name = f"{comfy.latent_formats.SD15().taesd_decoder_name}.safetensors"
+    name = f"{getattr(comfy.latent_formats, latent_format)().taesd_decoder_name}.safetensors"
     with tempfile.TemporaryDirectory() as folder:
         save_file(decoder.state_dict(), Path(folder) / name)
         before = folder_paths.folder_names_and_paths["vae_approx"]
@@ -325,15 +332,22 @@ def load_networks(encoder: Path) -> Networks:
 
 def preset_inputs(preset: str | None, changes: Row) -> Row:
     """The inputs of the node at their defaults, with a preset's in their place, and then `changes`."""
-    inputs = pack_module("nodes.guidance_inputs")
-    settings = {entry.id: entry.default for entry in inputs.guidance_inputs() if hasattr(entry, "default")}
-    return settings | inputs.PRESETS.get(preset, {}) | changes
+    return node_inputs() | pack_module("nodes.guidance_inputs").PRESETS.get(preset, {}) | changes
 
 
 # --- the measurement ----------------------------------------------------------------------------------------
 
 
-def run_arm(networks: Networks, arm: str, steps: int, pixels: int, stages: Stages) -> Tensor:
+def run_arm(
+    networks: Networks,
+    arm: str,
+    steps: int,
+    pixels: int,
+    stages: Stages,
+    *,
+    arms: Mapping[str, tuple[str, Row]] = ARMS,
+    strength: float = STRENGTH,
+) -> Tensor:
     """Sample `steps` steps of an arm, every one guided, and report them to `stages`; returns the latent."""
     steps_module = pack_module("host.steps")
     guidance = pack_module("host.guidance")
@@ -344,7 +358,7 @@ def run_arm(networks: Networks, arm: str, steps: int, pixels: int, stages: Stage
             return apply_model(call["input"], call["timestep"], **call["c"])
 
     model.set_model_unet_function_wrapper(watch_denoiser)
-    schedule = steps_module.Schedule(strength=STRENGTH, start_percent=0.0, end_percent=1.0)
+    schedule = steps_module.Schedule(strength=strength, start_percent=0.0, end_percent=1.0)
     if arm == NAIVE:
         model = guidance.apply_guidance(
             model,
@@ -356,7 +370,7 @@ def run_arm(networks: Networks, arm: str, steps: int, pixels: int, stages: Stage
             gradient=NaiveChain(networks.vae, networks.encoder.encoder, stages),
         )
     elif arm != UNGUIDED:
-        settings = preset_inputs(*ARMS[arm]) | {"vae": networks.vae, "encoder": networks.encoder}
+        settings = preset_inputs(*arms[arm]) | {"vae": networks.vae, "encoder": networks.encoder}
         chain = pack_module("nodes.guidance_inputs").chain_of(settings)
         model = guidance.apply_guidance(model, schedule=schedule, **chain)
     with torch.inference_mode():
@@ -422,12 +436,22 @@ def count_operations() -> FlopCounterMode:
     return counter
 
 
-def measure(networks: Networks, arm: str, steps: int, pixels: int, count: bool) -> Row:
+def measure(
+    networks: Networks,
+    arm: str,
+    steps: int,
+    pixels: int,
+    count: bool,
+    *,
+    arms: Mapping[str, tuple[str, Row]] = ARMS,
+    clock: Callable[[], float] | None = None,
+) -> Row:
     """Time an arm's steps by stage, and count the operations of a warm one.
 
     Args:
         steps: at least 2; all but the first are warm.
         count: operations as well, in one more step.
+        clock: see Stages.
 
     Returns:
         Seconds of a warm step (median), of the cold one, of each, by stage (median), and TFLOP of a step by stage.
@@ -436,22 +460,23 @@ def measure(networks: Networks, arm: str, steps: int, pixels: int, count: bool) 
     with ExitStack() as counting:
         stages = Stages(
             counter.get_total_flops,
+            clock,
             # counting slows a step down, so it has one of its own at the end
             lambda done: counting.enter_context(counter) if count and done == steps else None,
         )
         with watched(stages):
-            run_arm(networks, arm, steps + count, pixels, stages)
+            run_arm(networks, arm, steps + count, pixels, stages, arms=arms)
     counted = stages.steps[-1] if count else {}
     totals = [sum(seconds for seconds, _ in step.values()) for step in stages.steps[:steps]]
     warm = stages.steps[1:steps]
     row: Row = {
-        "seconds": round(statistics.median(totals[1:]), 3),
-        "cold_seconds": round(totals[0], 3),
-        "each_step": [round(total, 3) for total in totals],
+        "seconds": round(statistics.median(totals[1:]), 4),
+        "cold_seconds": round(totals[0], 4),
+        "each_step": [round(total, 4) for total in totals],
         "encoder_calls": stages.encoder_calls,
         "stages": {
             name: {
-                "seconds": round(statistics.median(step.get(name, (0.0, 0))[0] for step in warm), 3),
+                "seconds": round(statistics.median(step.get(name, (0.0, 0))[0] for step in warm), 4),
                 **({"tflop": round(counted.get(name, (0.0, 0))[1] / 1e12, 4)} if count else {}),
             }
             for name in sorted({name for step in warm for name in step})

@@ -71,6 +71,12 @@ def pack_module(name: str) -> Any:
     return importlib.import_module(f"jepa_guidance.{name}")
 
 
+def node_inputs() -> Row:
+    """The inputs of the guiding nodes at their defaults."""
+    inputs = pack_module("nodes.guidance_inputs").guidance_inputs()
+    return {entry.id: entry.default for entry in inputs if hasattr(entry, "default")}
+
+
 def random_gradient(seed: int) -> Callable[..., Any]:
     """A gradient function for apply_guidance that returns noise; normalised, it has the same maximum."""
     slope = pack_module("host.latent_gradient").Slope
