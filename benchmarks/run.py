@@ -1,6 +1,6 @@
 """Every benchmark in one run, side by side, and the README's table of their figures.
 
-    python dev.py bench [--folder WORK] [PART ...]     run the parts (default: all), then print the table
+    python dev.py bench [--folder WORK] [PART ...]     run the parts (default: all but cuda), then print the table
     python dev.py bench --table                        only print the table of the figures that are there
 
 Parts are the other files of this folder that measure something; each is a program of its own, runs in a process of
@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).absolute().parent
-PARTS = ("gradient", "score", "step", "memory", "paths", "guides", "djepa")
-RESUMED = ("gradient", "score", "paths")
+PARTS = ("gradient", "score", "step", "memory", "paths", "guides", "djepa", "cuda")
+RESUMED = ("gradient", "score", "paths", "cuda")
+# Of a machine of their own: left out unless asked for.
+ELSEWHERE = ("cuda",)
 
 
 def read(folder: Path = FOLDER) -> dict[str, Any]:
@@ -178,6 +180,50 @@ def djepa_table(figures: Mapping[str, Any]) -> str:
     return markdown(head, rows) + "\n\n" + markdown(names, counted)
 
 
+def cuda_table(figures: Mapping[str, Any]) -> str:
+    """Guided steps on a CUDA device, their memory and ratios; then the encoder's gradient alone."""
+    rows = []
+    for size, encoders in figures["steps"].items():
+        for encoder, arms in encoders.items():
+            for arm, one in sorted(arms.items(), key=lambda item: -item[1].get("seconds", 0)):
+                if "failed" in one:
+                    continue
+                gradient = one["stages"].get("encoder, gradient")
+                rows.append(
+                    [
+                        f"{size}, {encoder}",
+                        arm,
+                        f"{one['seconds']:.3f}",
+                        f"{one['cold_seconds']:.3f}",
+                        f"{gradient['seconds']:.3f}" if gradient else "",
+                        _ratio(one, "over_unguided"),
+                        _ratio(one, "naive_over_this"),
+                        f"{one['above_weights_GiB']:.1f}",
+                    ]
+                )
+    head = [
+        "denoiser, encoder",
+        "guided step",
+        "s",
+        "first one, s",
+        "of it the encoder, s",
+        "times an unguided step",
+        "times faster than the paper's",
+        "peak above weights, GiB",
+    ]
+    gradients = [
+        [
+            arm,
+            f"{one['seconds']:.3f}",
+            f"{one['cold_seconds']:.3f}" if "cold_seconds" in one else "",
+            f"{one['cosine']:.4f}",
+        ]
+        for arm, one in figures["gradient"]["arms"].items()
+    ]
+    names = ["gradient of a photo", "s", "first one, s", "cosine with float64's"]
+    return markdown(head, rows) + "\n\n" + markdown(names, gradients)
+
+
 TABLES = {
     "gradient": gradient_table,
     "score": score_table,
@@ -186,6 +232,7 @@ TABLES = {
     "paths": paths_table,
     "guides": guides_table,
     "djepa": djepa_table,
+    "cuda": cuda_table,
 }
 
 
@@ -201,7 +248,7 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no part {sorted(unknown)[0]!r}; parts: {', '.join(PARTS)}")
     if not options.table:
-        for part in options.parts or PARTS:
+        for part in options.parts or [part for part in PARTS if part not in ELSEWHERE]:
             print(f"== {part}", flush=True)
             words = [sys.executable, "-P", str(FOLDER / f"{part}.py")]
             if part in RESUMED:

@@ -78,7 +78,7 @@ def test_the_readme_quotes_the_figures_that_are_there():
     figures = run.read()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert list(figures) == list(run.PARTS)
-    for part in ("gradient", "step", "paths", "guides", "djepa"):
+    for part in ("gradient", "step", "paths", "guides", "djepa", "cuda"):
         assert run.TABLES[part](figures[part]) in readme, part
     assert f"{figures['score']['shipped']['spearman']:.3f}" in readme
     assert run.TABLES["memory"](figures["memory"]).count("preset") >= 2
