@@ -49,6 +49,8 @@ def tiny_model(kind: str = "EPS", dtype: torch.dtype = torch.float32) -> comfy.m
         config.set_inference_dtype(dtype, None)
         model = comfy.model_base.BaseModel(config, getattr(comfy.model_base.ModelType, kind), device="cpu")
         randomise(model.diffusion_model, seed=1)
+        # where the host puts it at the first run: it makes its schedule there, and another device rounds otherwise
+        model.model_sampling.to(DEVICE)
         return comfy.model_patcher.ModelPatcher(model, DEVICE, CPU)
 
 

@@ -87,6 +87,8 @@ def model_of(
         settings.set_inference_dtype(dtype, None)
         model = settings.get_model(checkpoint or {}, "", device="cpu")
         randomise(model.diffusion_model, seed=1)
+        # where the host puts it at the first run: it makes its schedule there, and another device rounds otherwise
+        model.model_sampling.to(DEVICE)
         return comfy.model_patcher.ModelPatcher(model, DEVICE, CPU)
 
 
