@@ -93,8 +93,8 @@ def guidance_inputs() -> list[io.Input]:
             max=MAX_STRENGTH,
             step=0.05,
             tooltip="How far to steer. Positive: rarer. Negative: more typical (this can reinforce bias). "
-            "0: exactly the stock sampler. The blue part of the scale below the inputs is the useful range; 0.5 is the "
-            "paper's eta.",
+            "0: exactly the stock sampler. The blue part of the scale below the inputs, 0.5 to 2, is the useful "
+            "range; 0.5 is the paper's eta.",
         ),
         io.Float.Input(
             "start_percent",
@@ -168,9 +168,9 @@ def guidance_inputs() -> list[io.Input]:
         io.Combo.Input(
             "gradient_path",
             options=[HELD_CONSTANT, THROUGH_DENOISER],
-            default=HELD_CONSTANT,
-            tooltip="denoiser constant: cheaper, and much less memory. through denoiser: differentiates the "
-            "diffusion model too (the paper).",
+            default=THROUGH_DENOISER,
+            tooltip="through denoiser: differentiates the diffusion model too (the paper); its effect is seen from "
+            "strength 0.5 on. denoiser constant: cheaper, and much less memory, but more grain than another picture.",
         ),
         io.Combo.Input(
             "strength_rule",
