@@ -34,7 +34,7 @@ def how(chain):
 
 
 def test_the_defaults_are_the_inputs_as_they_stand(tiny):
-    assert how(chain_of(settings(tiny, rank=9))) == [False, "full", "two", False, 9, 2, 2, True, False, 0.3]
+    assert how(chain_of(settings(tiny, rank=9))) == [True, "full", "two", False, 9, 2, 2, True, False, 0.3]
     # a prompt that was saved before these inputs were there
     old = {name: value for name, value in settings(tiny).items() if name not in LATER_INPUTS}
     assert how(chain_of(old)) == how(chain_of(settings(tiny)))
