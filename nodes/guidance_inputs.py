@@ -230,10 +230,10 @@ def guidance_inputs() -> list[io.Input]:
             optional=True,
             default=LATER_INPUTS["range_finder"],
             tooltip="tracked: each guided step starts from the singular vectors of the one before and takes power "
-            "iterations only while it has to (the first step takes all). In half precision: on a processor at least twice as "
-            "fast, and the gradient keeps a cosine of about 0.995, at single steps 0.95; on a graphics card no faster for a "
-            "small encoder; where the device has no fast bfloat16 it is computed in full. "
-            "cold: each step starts from noise and takes all power iterations (the paper).",
+            "iterations only while it has to (the first step takes all). In half precision: on a processor at least "
+            "twice as fast, and the gradient keeps a cosine of about 0.995, at single steps 0.95; on a graphics card no "
+            "faster for a small encoder; where the device has no fast bfloat16 it is computed in full. cold: each step "
+            "starts from noise and takes all power iterations (the paper).",
         ),
         io.Combo.Input(
             "preset",
