@@ -1,7 +1,5 @@
 """Resizing pictures and latents with a backward pass that gives the same bits every time."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +21,6 @@ def resize(x: Tensor, size: tuple[int, int], *, mode: str = "bilinear", antialia
         return rows @ x @ columns.T
 
 
-@lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def _weights(side: int, wanted: int, mode: str, antialias: bool) -> Tensor:
     """(wanted, side): what each pixel of a resized row takes from each pixel of the row; computed on the processor."""

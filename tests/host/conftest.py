@@ -13,6 +13,7 @@ import comfy.sd
 import comfy.supported_models_base
 import pytest
 import torch
+from comfy_api.latest import io
 from transformers import Dinov2Config, Dinov2Model
 
 from jepa_core import Encoder
@@ -86,6 +87,12 @@ def tiny_encoder(dtype: torch.dtype = torch.float32) -> Any:
 
 def tiny_conditioning(seed: int) -> list:
     return [[torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes without a page to write to; the host gives them `hidden` before it executes them."""
+    monkeypatch.setattr(io.ComfyNode, "hidden", SimpleNamespace(unique_id=None, extra_pnginfo=None))
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import shutil
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -271,17 +270,19 @@ def test_the_host_loads_guides_and_judges_with_the_model(tiny, clip, jepa):
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_scored_under_each_of_a_set(monkeypatch, clip, jepa):
-    monkeypatch.setattr(JEPAScoreImage, "hidden", SimpleNamespace(unique_id=None))  # the executor's part
+def test_a_batch_is_scored_under_each_of_a_set(clip, jepa):
     images = torch.rand(3, 20, 20, 3, generator=torch.Generator().manual_seed(0))
     both = combined([(clip, 1.0), (jepa, 3.0)])
     done: list[int] = []
     with torch.inference_mode():
         each = score_images(images, both, on_image=lambda: done.append(1))
         assert each == [*score_images(images, clip), *score_images(images, jepa)]
-        scores, text, of_each = JEPAScoreImage.execute(images, both, "exact", 9, "squash", True).args
+        scores, text, of_each, percentiles = JEPAScoreImage.execute(
+            images, both, "exact", 9, "squash", True
+        ).args
         single = JEPAScoreImage.execute(images, clip, "exact", 9, "squash", True).args
     assert len(done) == 6
+    assert percentiles == []
     mean = [0.25 * a + 0.75 * b for a, b in zip(*each, strict=True)]
     assert scores == pytest.approx(mean)
     assert of_each == each[0] + each[1]

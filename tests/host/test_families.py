@@ -90,9 +90,8 @@ def zero_gradient(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) 
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_the_node_guides_nothing_at_strength_zero_and_in_an_empty_range(name, monkeypatch):
+def test_the_node_guides_nothing_at_strength_zero_and_in_an_empty_range(name):
     family = family_of(name)
-    monkeypatch.setattr(JEPAGuidedKSampler, "hidden", SimpleNamespace(unique_id=None), raising=False)
     settings = {
         entry.id: entry.default
         for entry in JEPAGuidedKSampler.define_schema().inputs

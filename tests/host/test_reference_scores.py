@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,6 @@ from jepa_guidance.nodes.reference_scores import JEPAReferenceScores
 from jepa_guidance.nodes.score_image import JEPAScoreImage
 
 SETTINGS = {"mode": "exact", "top_k": 2, "fit": "squash", "antialias": True}
-
-
-@pytest.fixture(autouse=True)
-def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nodes without a page to write to; the host sets `hidden` before it executes one."""
-    for kind in (JEPAReferenceScores, JEPAScoreImage):
-        monkeypatch.setattr(kind, "hidden", SimpleNamespace(unique_id=None))
 
 
 @pytest.fixture
