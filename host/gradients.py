@@ -38,8 +38,16 @@ def writing_in_place() -> Iterator[None]:
     torch's guard knows a saved tensor by its address, and lets go of it once it has a copy from before the change. The next
     tensor that comes to lie there is then taken for the one before: gradients are wrong, mostly without a word. So what
     was copied stays where it is.
+
+    Raises:
+        RuntimeError: a torch whose guard keeps its books otherwise.
     """
     with torch.autograd.graph.allow_mutation_on_saved_tensors() as guard:
+        if not isinstance(getattr(guard, "original", None), WeakKeyDictionary):
+            raise RuntimeError(
+                f"JEPA guidance cannot differentiate this denoiser with torch {torch.__version__}; set gradient_path to "
+                "'denoiser constant'"
+            )
         guard.original = _Kept()
         yield
 

@@ -205,7 +205,7 @@ class _GuidedRun:
         self.hooks = 0
         if isinstance(gradient, LatentGradient):  # this run's own copy
             then = gradient.rarity.on_pass
-            gradient.rarity.on_pass = lambda: self.passed(then)
+            gradient.rarity.on_pass = lambda: self.after_pass(then)
 
     def sampler(self) -> KSAMPLER:
         """The stock sampler with its function replaced by the guided one."""
@@ -229,7 +229,7 @@ class _GuidedRun:
         self.guided = self.schedule.guided_steps(rehearsal.steps)
         self.sigmas = rehearsal.sigmas
         self.trace.total = rehearsal.steps
-        self.progress = StepProgress(rehearsal.steps, self.passes)
+        self.progress = StepProgress(rehearsal.steps, self.report_passes)
         self.hooks = len(post_cfg_hooks(extra_args or {}))
         if not self.guided:
             logging.warning("JEPA guidance: none of the %d steps lies in the guided range", rehearsal.steps)
@@ -262,13 +262,13 @@ class _GuidedRun:
         )
         return guided_model.result(result)
 
-    def passed(self, then: Callable[[], None] | None) -> None:
+    def after_pass(self, then: Callable[[], None] | None) -> None:
         """An encoder pass is done; `then` may raise to stop."""
         self.progress.passed()
         if then is not None:
             then()
 
-    def passes(self, step: int, count: int) -> None:
+    def report_passes(self, step: int, count: int) -> None:
         """Report how far a guided step is."""
         self.trace.summarise()
         self.trace.message += f"\nstep {step + 1} of {self.trace.total}: {count} guidance passes done"
