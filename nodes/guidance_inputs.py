@@ -65,7 +65,7 @@ PRESETS = {
 }
 
 
-# Inputs that a page may fold away. Hosts before 0.10 do not know them as an argument.
+# Inputs that a page may fold away. ComfyUI 0.9.2 does not take it as an argument.
 ADVANCED = {"advanced": True}
 # The arguments of RarityGradient that each choice of range_finder stands for. In half precision the residual itself
 # has noise of 0.15, and smaller ones say nothing.
