@@ -14,6 +14,7 @@ import comfy.supported_models_base
 import pytest
 import torch
 from comfy_api.latest import io
+from comfy_api.latest._io import HiddenHolder
 from transformers import Dinov2Config, Dinov2Model
 
 from jepa_core import Encoder
@@ -92,7 +93,7 @@ def tiny_conditioning(seed: int) -> list:
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes without a page to write to; the host gives them `hidden` before it executes them."""
-    monkeypatch.setattr(io.ComfyNode, "hidden", SimpleNamespace(unique_id=None, extra_pnginfo=None))
+    monkeypatch.setattr(io.ComfyNode, "hidden", HiddenHolder.from_dict(None))
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_workflow_differs_from_the_defaults_where_it_says_so_alone() -> None:
         for name, value in part["inputs"].items()
         if not isinstance(value, list) and name not in sampling and value != defaults[name]
     ]
-    assert set(changed) == {"power_iterations", "gradient_path"}
+    assert set(changed) == {"power_iterations"}
 
 
 def test_both_arms_start_from_the_same_noise() -> None:
