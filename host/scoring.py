@@ -4,6 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import mul
+from typing import Any
 
 from torch import Tensor
 
@@ -96,14 +97,38 @@ def combined_scores(each: Sequence[Sequence[float]], encoder: AnyEncoder) -> lis
     return [sum(map(mul, weights, of_image)) for of_image in zip(*each, strict=True)]
 
 
+def score_batches(batches: Sequence[Tensor], encoder: AnyEncoder, **settings: Any) -> list[float]:
+    """The score of every image of several batches, each of a size of its own; settings are those of score_images."""
+    return [
+        score
+        for batch in batches
+        for score in combined_scores(score_images(batch, encoder, **settings), encoder)
+    ]
+
+
+def ranking(
+    scores: Sequence[float], each: Sequence[Sequence[float]], reference: Reference | None
+) -> list[str]:
+    """A line an image, the rarest first: its place, its score, those under each of several encoders, how rare it is."""
+    lines = []
+    for rank, index in enumerate(sorted(range(len(scores)), key=scores.__getitem__), 1):
+        line = f"{rank}. image {index}: {scores[index]:.2f}"
+        if len(each) > 1:
+            line += f" ({', '.join(f'{own[index]:.2f}' for own in each)})"
+        if reference is not None:
+            rarer = 100 - percentile(scores[index], reference)
+            line += f", rarer than {rarer:.0f} % of {len(reference.scores)} reference images"
+        lines.append(line)
+    return lines
+
+
 def rank_images(
     batches: Sequence[Tensor],
     encoder: AnyEncoder,
     *,
     count: int,
     typical: bool = False,
-    projection: int | None = None,
-    on_image: Callable[[], None] = lambda: None,
+    **settings: Any,
 ) -> list[tuple[int, float, Tensor]]:
     """The rarest, or most typical, of all images of the batches: (index among all, score, image (H, W, C)).
 
@@ -111,11 +136,9 @@ def rank_images(
         batches: each (B, H, W, 3 or 4) in [0, 1]; sizes may differ between batches.
         count: how many at most.
         typical: the most typical first, and not the rarest.
+        settings: those of score_images.
     """
-    scores: list[float] = []
-    for batch in batches:
-        each = score_images(batch, encoder, projection=projection, on_image=on_image)
-        scores += combined_scores(each, encoder)
+    scores = score_batches(batches, encoder, **settings)
     images = [image for batch in batches for image in batch.unbind(0)]
     order = sorted(range(len(images)), key=scores.__getitem__, reverse=typical)[:count]
     return [(index, scores[index], images[index]) for index in order]

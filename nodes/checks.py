@@ -64,3 +64,12 @@ def only(name: str, values: list[Any]) -> Any:
     if len(values) != 1:
         raise ValueError(f"{name} must be one value, got a list of {len(values)}")
     return values[0]
+
+
+def count_images(batches: Sequence[Any]) -> int:
+    """How many images batches hold in all. Raises ValueError for none."""
+    # a single number has no length, and is refused where it is scored
+    total = sum(batch.shape[:1].numel() for batch in batches)
+    if total == 0:
+        raise ValueError("images holds no image")
+    return total

@@ -7,8 +7,8 @@ from ..host.internals import ProgressBar
 from ..host.latent_gradient import PROJECTION
 from ..host.pictures import labelled_sheet
 from ..host.scoring import rank_images
-from .checks import check_values, only
-from .scoring_inputs import EXACT, PROJECTED
+from .checks import check_values, count_images, only
+from .scoring_inputs import EXACT, PROJECTED, mode_arguments
 from .types import JEPAEncoder
 
 RAREST = "rarest"
@@ -98,10 +98,7 @@ class JEPARankImages(io.ComfyNode):
         single = {"encoder": judge, "keep": keep, "count": count, "mode": mode}
         for batch in images:
             check_values(cls.define_schema().inputs, single | {"images": batch})
-        # a single number has no length, and is refused below
-        total = sum(batch.shape[:1].numel() for batch in images)
-        if total == 0:
-            raise ValueError("images holds no image to rank")
+        total = count_images(images)
         given = seeds_of(seeds, total)
         bar = ProgressBar(total * len(judge.members))
         ranked = rank_images(
@@ -109,7 +106,7 @@ class JEPARankImages(io.ComfyNode):
             judge,
             count=count,
             typical=keep == TYPICAL,
-            projection=PROJECTION if mode == PROJECTED else None,
+            **mode_arguments(mode),
             on_image=lambda: bar.update(1),
         )
         indices, scores, kept = (list(part) for part in zip(*ranked, strict=True))

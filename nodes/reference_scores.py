@@ -4,8 +4,8 @@ from comfy_api.latest import io
 
 from ..host.internals import ProgressBar
 from ..host.page import show_text
-from ..host.scoring import Reference, combined_scores, score_images
-from .checks import check_values, only
+from ..host.scoring import Reference, score_batches
+from .checks import check_values, count_images, only
 from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
 from .types import JEPAEncoder, JEPAReference
 
@@ -49,22 +49,16 @@ class JEPAReferenceScores(io.ComfyNode):
         }
         for batch in images:
             check_values(cls.define_schema().inputs, settings | {"encoder": judge, "images": batch})
-        # a single number has no length, and is refused below
-        total = sum(batch.shape[:1].numel() for batch in images)
-        if total == 0:
-            raise ValueError("images holds no image to compare with")
+        total = count_images(images)
         bar = ProgressBar(total * len(judge.members))
-        scores: list[float] = []
-        for batch in images:
-            each = score_images(
-                batch,
-                judge,
-                **mode_arguments(settings["mode"], settings["top_k"]),
-                fit=settings["fit"],
-                antialias=settings["antialias"],
-                on_image=lambda: bar.update(1),
-            )
-            scores += combined_scores(each, judge)
+        scores = score_batches(
+            images,
+            judge,
+            **mode_arguments(settings["mode"], settings["top_k"]),
+            fit=settings["fit"],
+            antialias=settings["antialias"],
+            on_image=lambda: bar.update(1),
+        )
         scores.sort()
         reference = Reference(scores, scoring_of(judge, **settings))
         show_text(

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..host.internals import ProgressBar
 from ..host.page import show_text
-from ..host.scoring import check_comparable, combined_scores, percentile, score_images
+from ..host.scoring import check_comparable, combined_scores, percentile, ranking, score_images
 from .checks import check_values
 from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
 from .types import JEPAEncoder, JEPAReference
@@ -82,18 +82,7 @@ class JEPAScoreImage(io.ComfyNode):
         )
         scores = combined_scores(each, encoder)
         percentiles = [percentile(score, reference) for score in scores] if reference is not None else []
-        lines = [f"image {index}: {score:.2f}" for index, score in enumerate(scores)]
-        if len(each) > 1:
-            owns = (", ".join(f"{score:.2f}" for score in of_image) for of_image in zip(*each, strict=True))
-            lines = [f"{line} ({own})" for line, own in zip(lines, owns, strict=True)]
-        if percentiles:
-            size = len(reference.scores)
-            lines = [
-                f"{line}, rarer than {100 - share:.0f} % of {size} reference images"
-                for line, share in zip(lines, percentiles, strict=True)
-            ]
-        order = sorted(range(len(scores)), key=scores.__getitem__)
-        ranked = (f"{rank}. {lines[index]}" for rank, index in enumerate(order, 1))
+        ranked = ranking(scores, each, reference)
         text = "\n".join(["JEPA score, rarest first", *ranked, f"{how['mode']}, {encoder.name}"])
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(

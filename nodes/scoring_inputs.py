@@ -52,7 +52,7 @@ def view_inputs() -> list[io.Input]:
     ]
 
 
-def mode_arguments(mode: str, top_k: int) -> dict[str, Any]:
+def mode_arguments(mode: str, top_k: int | None = None) -> dict[str, Any]:
     """The arguments of jepa_core.jepa_score that a mode stands for."""
     return {
         "top_k": top_k if mode == TOP_K else None,

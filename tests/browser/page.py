@@ -9,20 +9,12 @@ from typing import Any
 from playwright.sync_api import TimeoutError
 
 LOAD_MS = 120_000
-# From the graph's places to the page's: under the canvas lies one transformation.
-PLACE = """([id, name]) => {
-  const node = app.graph.getNodeById(id), ds = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
-  const widget = node.widgets.find((one) => one.name === name);
-  const x = node.pos[0] + node.size[0] / 2, y = node.pos[1] + widget.last_y + 10;
-  return [(x + ds.offset[0]) * ds.scale + box.left, (y + ds.offset[1]) * ds.scale + box.top];
-}"""
 SHOW = """([id, scale]) => {
   const node = app.graph.getNodeById(id), ds = app.canvas.ds;
   ds.scale = scale;
   ds.offset = [-node.pos[0] + 400 / scale, -node.pos[1] + 120 / scale];
   app.canvas.setDirty(true, true);
 }"""
-
 ADD = """([kind, x, y]) => {
   const node = LiteGraph.createNode(kind);
   app.graph.clear();
@@ -30,6 +22,7 @@ ADD = """([kind, x, y]) => {
   app.graph.add(node);
   return node.id;
 }"""
+# From the graph's places to the page's: under the canvas lies one transformation.
 TITLE = """(id) => {
   const node = app.graph.getNodeById(id), ds = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
   const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] - 15];
@@ -81,15 +74,6 @@ class Comfy:
         """Bring a node to the upper left."""
         self.ask(SHOW, [node, scale])
         self.page.wait_for_timeout(700)
-
-    def place(self, node: str | int, widget: str) -> tuple[float, float]:
-        """Where the middle of a widget is on the page."""
-        x, y = self.ask(PLACE, [node, widget])
-        return x, y
-
-    def value(self, node: str | int, widget: str) -> Any:
-        script = "([id, name]) => app.graph.getNodeById(id).widgets.find((one) => one.name === name).value"
-        return self.ask(script, [node, widget])
 
     def set(self, kind: str, widget: str, value: Any) -> None:
         """Put a value into a widget of every node of a type."""

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from scripts.server import Server
 from tests.browser.page import Comfy
 from tests.conftest import HOST, ROOT
 
+DEMO = "/?template=jepa_demo_ab&source=jepa-guidance"
 TRACE = "(id) => app.graph.getNodeById(id).jepaTrace"
 IDLE = """async () => {
     const queue = await (await fetch("/queue")).json();
@@ -42,6 +44,14 @@ def open_template(page: Comfy, name: str, patience: float = 6) -> None:
     page.click(ours)
     page.click(page.page.get_by_text(name, exact=True))
     page.wait("app.graph.nodes.length > 3")
+
+
+def open_demo(comfy: Callable[..., Comfy]) -> Comfy:
+    """A page with the template jepa_demo_ab, opened by its address."""
+    page = comfy(DEMO)
+    page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
+    page.page.keyboard.press("Escape")
+    return page
 
 
 def make_small(page: Comfy, encoder: str) -> None:
@@ -106,8 +116,7 @@ def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_f
 )
 @pytest.mark.long
 def test_the_node_says_what_settings_will_do_before_they_are_queued(comfy, widget, value, message):
-    page = comfy("/?template=jepa_demo_ab&source=jepa-guidance")
-    page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
+    page = open_demo(comfy)
     sampler = page.node("JEPAGuidedKSampler")
     page.wait("(id) => app.graph.getNodeById(id).jepaCanvas?.ariaLabel", sampler)
     page.show(sampler)
@@ -159,7 +168,7 @@ def test_the_page_speaks_the_users_language(comfy, server, language):
     page.ask("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
     try:
         page.page.wait_for_timeout(1000)
-        page.page.goto(f"{server.url}/?template=jepa_demo_ab&source=jepa-guidance")
+        page.page.goto(server.url + DEMO)
         page.wait(
             "window.app?.graph?.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')", None, 120
         )
@@ -183,9 +192,7 @@ def test_the_page_speaks_the_users_language(comfy, server, language):
 
 @pytest.mark.long
 def test_a_saved_image_dragged_onto_the_page_gives_the_same_image_again(comfy, server, encoder_name):
-    page = comfy("/?template=jepa_demo_ab&source=jepa-guidance")
-    page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
-    page.page.keyboard.press("Escape")
+    page = open_demo(comfy)
     make_small(page, encoder_name)
     run(page)
     first = saved_image(page, server, 1)
@@ -221,9 +228,7 @@ def test_a_saved_image_dragged_onto_the_page_gives_the_same_image_again(comfy, s
 
 @pytest.mark.long
 def test_a_guided_run_is_cancelled_at_once(comfy, server, encoder_name):
-    page = comfy("/?template=jepa_demo_ab&source=jepa-guidance")
-    page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
-    page.page.keyboard.press("Escape")
+    page = open_demo(comfy)
     make_small(page, encoder_name)
     page.set("JEPAEncoderLoader", "image_size", 224)
     sampler = page.node("JEPAGuidedKSampler")
@@ -242,9 +247,7 @@ def test_a_guided_run_is_cancelled_at_once(comfy, server, encoder_name):
 
 @pytest.mark.long
 def test_the_chart_is_there_in_the_pages_other_way_to_draw_nodes(comfy, server, encoder_name):
-    page = comfy("/?template=jepa_demo_ab&source=jepa-guidance")
-    page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
-    page.page.keyboard.press("Escape")
+    page = open_demo(comfy)
     page.ask("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
     try:
         page.page.wait_for_timeout(3000)

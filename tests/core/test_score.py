@@ -9,10 +9,10 @@ from jepa_core import jepa_score, load_encoder, patch_scores
 from jepa_core.score import log_sum, random_outputs
 
 
-def reference(matrix, top_k=None, eps=1e-6):
+def reference(matrix, top_k=None, eps=1e-6, embed_dim=None):
     """sum log max(sigma, eps), values below the numerical rank of a float32 encoder counting as eps."""
     sigma = torch.linalg.svdvals(matrix)
-    sigma[sigma < sigma[0] * matrix.shape[0] * 2.0**-23] = eps
+    sigma[sigma < sigma[0] * (embed_dim or len(matrix)) * 2.0**-23] = eps
     return sigma.clamp(min=eps)[:top_k].log().sum()
 
 
@@ -109,16 +109,9 @@ def test_patch_scores_are_those_of_the_patches_own_columns(encoder, images, dens
                     slice(column * patch, column * patch + patch),
                 )
                 own[place] = rows[place]
-                expected = reference_of(own.flatten(1), 12)
+                expected = reference(own.flatten(1), 12, embed_dim=32)
                 torch.testing.assert_close(found[index, row, column], expected, rtol=1e-9, atol=1e-9)
     assert found.std(dim=(1, 2)).min() > 0.1  # patches differ
-
-
-def reference_of(matrix, count, eps=1e-6):
-    """As `reference`, with the floor of a 32-dimensional embedding."""
-    sigma = torch.linalg.svdvals(matrix)[:count]
-    sigma[sigma < sigma[0] * 32 * 2.0**-23] = eps
-    return sigma.clamp(min=eps).log().sum()
 
 
 def test_a_patch_without_any_say_scores_the_floor(encoder, images, dense):
