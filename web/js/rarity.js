@@ -88,20 +88,13 @@ function addChart(node) {
   const [, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], height)]);
   new ResizeObserver(() => draw(node)).observe(canvas);
-  for (const watched of node.widgets.filter(({ name }) => WATCHED.includes(name))) {
-    const before = watched.callback;
-    watched.callback = function (...args) {
-      const result = before?.apply(this, args);
-      draw(node);
-      return result;
-    };
-  }
+  for (const watched of node.widgets.filter(({ name }) => WATCHED.includes(name))) follow(watched, "callback", () => draw(node));
 }
 
-/** Call `after` behind a method of the host's node. */
-function follow(node, method, after) {
-  const before = node[method];
-  node[method] = function (...args) {
+/** Call `after` behind a method of the host's node or widget. */
+function follow(owner, method, after) {
+  const before = owner[method];
+  owner[method] = function (...args) {
     const result = before?.apply(this, args);
     after(...args);
     return result;
