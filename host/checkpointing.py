@@ -12,6 +12,8 @@ from .internals import AttnBlock, BasicTransformerBlock, ResBlock, ResnetBlock, 
 
 # The blocks of the host's UNets and of its VAEs; their lists hold containers that are never called themselves.
 BLOCKS = (ResBlock, BasicTransformerBlock, ResnetBlock, AttnBlock, Upsample)
+# In video decoders these leave in a list of the caller's what the next frames need, which a copy of it would not show.
+CARRYING = (ResnetBlock, Upsample)
 
 
 @contextmanager
@@ -21,11 +23,12 @@ def checkpointed(*modules: nn.Module) -> Iterator[None]:
     Their forward methods are replaced for the block and put back on any exit. The backward pass must run
     inside it. Random layers must be off, as they are in evaluation: the second run draws anew.
     """
-    found = list({id(block): block for module in modules for block in blocks(module)}.values())
+    every = {id(block): block for module in modules for block in blocks(module)}.values()
+    found = [block for block in every if can_run_again(block)]
     before = [block.__dict__.get("forward") for block in found]
     try:
         for block in found:
-            block.forward = _recomputing(block.forward)
+            block.forward = _recomputing(block.forward, fills_lists=isinstance(block, CARRYING))
         yield
     finally:
         for block, forward in zip(found, before, strict=True):
@@ -43,16 +46,23 @@ def blocks(root: nn.Module) -> list[nn.Module]:
     return [block for entries in lists for block in entries.children()]
 
 
+def can_run_again(block: nn.Module) -> bool:
+    """Whether a second call of a block computes what the first did; layers of some video decoders keep what they saw."""
+    return not any(hasattr(part, "temporal_cache_state") for part in block.modules())
+
+
 def _outermost(root: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[nn.Module]:
     if wanted(root):
         return [root]
     return [part for child in root.children() for part in _outermost(child, wanted)]
 
 
-def _recomputing(forward: Callable) -> Callable:
+def _recomputing(forward: Callable, fills_lists: bool) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
         leaves, structure = tree_flatten((args, kwargs))
         if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
+            return forward(*args, **kwargs)
+        if fills_lists and any(isinstance(argument, list) for argument in (*args, *kwargs.values())):
             return forward(*args, **kwargs)
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         shape: list = []

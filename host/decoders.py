@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..jepa_core.resize import resize
 from .internals import TAESD, VAE, decode, folder_paths
-from .models import resident_vae
+from .residency import resident_vae
 
 FULL = "full"
 ENCODER_RESOLUTION = "encoder resolution"
@@ -25,7 +25,7 @@ class LatentDecoder(NamedTuple):
     """A way from a clean latent to the image.
 
     Attributes:
-        vae: what decodes; its weights stay in place (models.resident_vae).
+        vae: what decodes; its weights stay in place (residency.resident_vae).
         prepare: clean latent (1, C, h, w) or (1, C, t, h, w) in the model's VAE's scale -> the latent that `vae`
             decodes.
         description: what it is, for people.

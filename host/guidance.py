@@ -3,46 +3,63 @@
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..jepa_core import RarityGradient, has_fast_bfloat16
-from .checkpointing import checkpointed
+from .checkpointing import blocks, checkpointed
 from .decoders import ENCODER_RESOLUTION, FULL, choose_decoder
 from .economy import economise
 from .encoders import AnyEncoder, check_frames, patchers
-from .gradients import differentiable_attention, host_differentiable, normal_tensors
+from .gradient_check import DECODER, DENOISER, GradientCheck, WrongGradientError, kinds
+from .gradients import BlockCount, differentiable_options, host_differentiable, normal_tensors, uncompiled
 from .internals import (
     KSAMPLER,
+    casts_weights_by_hand,
+    compute_dtype,
     denoising_modules,
     go_on_with,
+    has_weight_hooks,
+    is_dynamic,
     is_out_of_memory,
+    load_models_gpu,
+    patches_of,
     replaced_conditioning,
     soft_empty_cache,
+    torch_attention,
     unload_idle,
+    wrap_run,
     wrap_sampler,
     wrapped_sampler,
 )
 from .latent_gradient import Guide, LatentGradient, Slope, held_constant_slope
 from .models import (
     check_finite,
-    check_fixed_weights,
     check_one_device,
     check_sampling,
     check_vae_fits,
     refuse_streamed,
-    resident_model,
 )
+from .patch_state import state_put_back
 from .progress import StepProgress
-from .samplers import GuidedModel, rehearse, sampler_name
+from .residency import fits_whole, keep_whole, plain_patchers, resident, resident_parts
+from .samplers import GuidedModel, random_state_kept, rehearse, sampler_name
 from .steps import Schedule, latent_scale, normalise, posterior_variance, signal_rate
 from .trace import Trace
 
 KEY = "jepa_guidance"
-NOT_DIFFERENTIABLE = ("nference tensor", "does not require grad", "no autograd formula")
+# what torch says of tensors that others keep from their own calls, and of operations without a backward
+NOT_DIFFERENTIABLE = (
+    *("nference tensor", "does not require grad", "no autograd formula"),
+    "backward through the graph a second time",
+)
+NO_DERIVATIVE = (
+    "something patched onto the denoiser, or run beside it, has no derivative (a cache such as EasyCache, a "
+    "second model)"
+)
 TWO_CALLS = "two"
 ONE_CALL = "one"
 
@@ -103,6 +120,10 @@ def apply_guidance(
     small = None  # what to decode with when memory runs out
     if decoder == FULL:
         small = choose_decoder(ENCODER_RESOLUTION, vae, latent_format, image_size, fit).prepare
+    notices = []
+    if through_denoiser and not fits_whole(model, vae.patcher, *loaded):
+        through_denoiser = False
+        notices.append(held_constant("the denoiser does not fit this device whole"))
     half = rarity.half and has_fast_bfloat16(loaded[0].load_device)
     how = ", ".join(
         [
@@ -129,17 +150,22 @@ def apply_guidance(
     guide_labels, judge_labels = (
         [one.label for one in ones if gradient is None] for ones in (guides, judges)
     )
-    patched = resident_model(model) if through_denoiser else model.clone()
+    patched = (resident(model) if through_denoiser else model).clone()
     patched.set_additional_models(KEY, [vae.patcher, *loaded])
+
+    def run_with_resident_parts(executor: Any, *args: Any, **more: Any) -> Tensor:
+        if through_denoiser:
+            # ControlNets and the like, which come with the conditioning or with patches of nodes behind this one
+            guider = executor.class_obj
+            guider.conds, guider.model_options = resident_parts((guider.conds, guider.model_options), {})
+        result: Tensor = executor(*args, **more)
+        return result
 
     def sample_guided(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any) -> Tensor:
         check_one_device(guider.model_patcher)  # once more: a node behind this one may have changed it
-        refuse_streamed(vae.patcher, "the VAE")
-        for patcher in loaded:
-            refuse_streamed(patcher, "the JEPA encoder")
-        if through_denoiser:
-            refuse_streamed(guider.model_patcher, "the denoiser")
-            check_fixed_weights(guider)
+        trace = Trace(guide_labels, judge_labels, how=how)
+        for notice in notices:
+            trace.notice(notice)
         # what the gradient tracks from step to step belongs to one run, however the last one ended
         rarity.reset()
         own = chain
@@ -152,7 +178,7 @@ def apply_guidance(
             guider,
             schedule,
             own,
-            Trace(guide_labels, judge_labels, how=how),
+            trace,
             report,
             small,
             encoders=[*guides, *judges],
@@ -160,10 +186,17 @@ def apply_guidance(
             one_call=denoiser_calls == ONE_CALL,
             checkpointing=checkpointing,
         )
+        run.make_differentiable(vae, loaded)
         return go_on_with(executor, run.sampler())(guider, sigmas, extra_args, *args)
 
     wrap_sampler(patched, KEY, sample_guided)
+    wrap_run(patched, KEY, run_with_resident_parts)
     return patched
+
+
+def held_constant(why: str) -> str:
+    """What to tell a user whose denoiser is not differentiated as asked."""
+    return f"{why}: denoiser constant (another image than through the denoiser)"
 
 
 class _GuidedRun:
@@ -203,9 +236,55 @@ class _GuidedRun:
         self.guided: list[int] = []
         self.sigmas: list[float] = []
         self.hooks = 0
+        self.blocks = BlockCount()
         if isinstance(gradient, LatentGradient):  # this run's own copy
             then = gradient.rarity.on_pass
             gradient.rarity.on_pass = lambda: self.after_pass(then)
+
+    def make_differentiable(self, vae: Any, encoders: Sequence[Any]) -> None:
+        """Have whole what this run differentiates, and give up differentiating the denoiser where that cannot be.
+
+        Args:
+            encoders: their patchers.
+
+        Raises:
+            ValueError: the decoder or an encoder does not fit the device whole.
+        """
+        guider, needed = self.guider, [vae.patcher, *encoders]
+        beside = [guider.model_patcher, *guider.loaded_models]
+        if self.through_denoiser and has_weight_hooks(guider):
+            self.hold_constant("a LoRA that comes with the conditioning changes the denoiser within a step")
+        if self.through_denoiser:
+            # what else is streamed takes no part that anyone could know of; the check of the gradient would find it
+            parts = [*guider.loaded_models, *plain_patchers(guider.model_options)]
+            parts = [guider.model_patcher, *(part for part in parts if not is_dynamic(part))]
+            if keep_whole([*needed, *parts], beside):
+                self.hold_constant("the denoiser does not fit this device whole")
+                load_models_gpu(beside)
+        keep_whole(needed, beside)
+        refuse_streamed(vae.patcher, "the VAE")
+        for patcher in encoders:
+            refuse_streamed(patcher, "the JEPA encoder")
+        if isinstance(self.gradient, LatentGradient):
+            model = guider.model_patcher
+            what = (
+                patches_of(model),
+                kinds(guider.conds),
+                kinds(guider.model_options["transformer_options"]),
+            )
+            self.gradient.check = GradientCheck(
+                {
+                    DENOISER: (self.base_model, what, compute_dtype(self.base_model)),
+                    DECODER: (vae.first_stage_model, self.gradient.prepare is self.small, vae.vae_dtype),
+                }
+            )
+
+    def hold_constant(self, why: str) -> None:
+        """Go on with the denoiser's output held constant."""
+        self.through_denoiser = False
+        if isinstance(self.gradient, LatentGradient):
+            self.gradient.through_denoiser = False
+        self.trace.notice(held_constant(why))
 
     def sampler(self) -> KSAMPLER:
         """The stock sampler with its function replaced by the guided one."""
@@ -250,17 +329,26 @@ class _GuidedRun:
             if callback is not None:
                 callback(state)
 
-        # A clone, since guidance writes into it. Samplers may write into sigmas, which the host then looks at.
-        result = function(
-            guided_model,
-            x.clone(),
-            sigmas,
-            extra_args=extra_args,
-            callback=after_step,
-            disable=disable,
-            **options,
-        )
+        with self.counting_blocks():
+            # A clone, since guidance writes into it. Samplers may write into sigmas, which the host then looks at.
+            result = function(
+                guided_model,
+                x.clone(),
+                sigmas,
+                extra_args=extra_args,
+                callback=after_step,
+                disable=disable,
+                **options,
+            )
         return guided_model.result(result)
+
+    def counting_blocks(self) -> AbstractContextManager:
+        """Count what the denoiser runs, where it is differentiated."""
+        if not self.through_denoiser:
+            return nullcontext()
+        network = self.base_model.diffusion_model
+        network = network._modules.get("_orig_mod", network)
+        return self.blocks.of(network, blocks(network))
 
     def after_pass(self, then: Callable[[], None] | None) -> None:
         """An encoder pass is done; `then` may raise to stop."""
@@ -283,20 +371,36 @@ class _GuidedRun:
         estimates: list[Tensor] = []
 
         def call(z: Tensor, sigmas: Tensor, kwargs: dict) -> Tensor:
-            answer = model(z, sigmas, **kwargs)
+            # the sampler's own call of this step is the one that patches may remember
+            asked_for = self.one_call and not estimates
+            options = kwargs.get("model_options", {})
+            with nullcontext() if asked_for else state_put_back(options, self.base_model.diffusion_model):
+                answer = model(z, sigmas, **kwargs)
             estimates.append(answer.detach())  # the list must not keep the denoiser's graph
             return answer
 
         listening = with_listener(kwargs, heard) if own else kwargs
         while True:
             try:
-                slope = self._slope(call, x, sigmas, listening)
+                # some decoders draw noise
+                with random_state_kept(x.device):
+                    slope = self._slope(call, x, sigmas, listening)
                 break
+            except WrongGradientError as error:
+                if error.part != DENOISER or not isinstance(self.gradient, LatentGradient):
+                    raise ValueError(
+                        f"JEPA guidance cannot use this decoder: {error}. Set decoder to another choice, or connect "
+                        "another VAE."
+                    ) from error
+                self.hold_constant(str(error))
+                # another run knows this beforehand, and starts its gradient from nothing
+                self.gradient.rarity.reset()
             except Exception as error:
                 if not is_out_of_memory(error) or not self._economise():
                     raise
             # only now does nothing hold what the failed attempt kept
             estimates.clear()
+            heard.clear()
             soft_empty_cache()
         mask = inpainting_mask(model, sigmas, kwargs)
         if mask is not None and not self.through_denoiser:
@@ -379,27 +483,34 @@ class _GuidedRun:
         if not self.through_denoiser:
             return self.gradient(lambda z: call(z, sigmas, kwargs), x, sigma, self.base_model)
         modules = denoising_modules(self.guider, KEY)
-        with (
-            host_differentiable(*modules),
-            checkpointed(*modules) if self.checkpointing else nullcontext(),
-            replaced_conditioning(self.guider, normal_tensors),
-        ):
+        self.blocks.begin_step()
+        with ExitStack() as stack:
+            for context in (
+                uncompiled(*modules),
+                host_differentiable(*modules),
+                torch_attention(),
+                replaced_conditioning(self.guider, normal_tensors),
+            ):
+                stack.enter_context(context)
+            # autograd would keep a copy of every weight that is cast where it is used
+            if self.checkpointing or casts_weights_by_hand(self.base_model):
+                stack.enter_context(checkpointed(*modules))
             kwargs = normal_tensors(kwargs)
-            kwargs["model_options"] = differentiable_attention(kwargs.get("model_options", {}))
+            kwargs["model_options"] = differentiable_options(kwargs.get("model_options", {}))
             sigmas, x = sigmas.clone(), x.clone()
             try:
-                return self.gradient(
+                slope = self.gradient(
                     lambda z: call(z, sigmas, kwargs), x, sigmas.flatten()[0], self.base_model
                 )
             except RuntimeError as error:
-                # what torch says of tensors that others keep from their own calls, and of operations without a backward
                 if not any(words in str(error) for words in NOT_DIFFERENTIABLE):
                     raise
-                raise ValueError(
-                    "JEPA guidance cannot differentiate the denoiser together with something that is patched onto it or "
-                    "runs beside it (a cache such as EasyCache, a second model). Remove that, or set gradient_path to "
-                    "'denoiser constant'."
-                ) from error
+                logging.info("JEPA guidance: torch cannot differentiate the denoiser: %s", error)
+                raise WrongGradientError(DENOISER, NO_DERIVATIVE) from error
+        fault = self.blocks.fault()
+        if fault and isinstance(self.gradient, LatentGradient):
+            raise WrongGradientError(DENOISER, fault)
+        return slope
 
 
 def post_cfg_hooks(kwargs: dict) -> list[Callable[[dict], Tensor]]:
@@ -408,10 +519,11 @@ def post_cfg_hooks(kwargs: dict) -> list[Callable[[dict], Tensor]]:
 
 
 def with_listener(kwargs: dict, heard: list[dict]) -> dict:
-    """The arguments of a model call, with one more hook that notes what the others were told."""
+    """The arguments of a model call, with one more hook that notes what the others were told at the first call."""
 
     def listen(args: dict) -> Tensor:
-        heard[:] = [args]
+        if not heard:  # the first call is the one at x
+            heard.append(args)
         return args["denoised"]
 
     options = {**kwargs["model_options"], "sampler_post_cfg_function": [*post_cfg_hooks(kwargs), listen]}

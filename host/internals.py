@@ -7,8 +7,8 @@ artist's run. Tested with ComfyUI 0.9.2 and 0.30.0.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +123,7 @@ common_ksampler = _need(host_nodes, "common_ksampler")
 ProgressBar = _need(comfy.utils, "ProgressBar")
 _PreviewMethod = _need(comfy.cli_args, "LatentPreviewMethod")
 _WRAPPER = _need(_need(comfy.patcher_extension, "WrappersMP"), "SAMPLER_SAMPLE")
+_RUN_WRAPPER = _need(comfy.patcher_extension.WrappersMP, "OUTER_SAMPLE")
 _WrapperExecutor = _need(comfy.patcher_extension, "WrapperExecutor")
 
 for _name in ("clone", "get_model_object", "set_additional_models", "get_additional_models_with_key"):
@@ -183,6 +184,15 @@ def wrap_sampler(model: Any, key: str, wrapper: Callable) -> None:
     model.add_wrapper_with_key(_WRAPPER, key, wrapper)
 
 
+def wrap_run(model: Any, key: str, wrapper: Callable) -> None:
+    """Have `wrapper`(executor, ...) called around each run of MODEL, before the host loads what the run needs.
+
+    It replaces an earlier one of the same key.
+    """
+    model.remove_wrappers_with_key(_RUN_WRAPPER, key)
+    model.add_wrapper_with_key(_RUN_WRAPPER, key, wrapper)
+
+
 def wrapped_sampler(executor: Any) -> Any:
     """The sampler that a wrapper was called in place of."""
     return executor.class_obj
@@ -231,10 +241,17 @@ def has_weight_hooks(guider: Any) -> bool:
 def unguidable_sampling(model_sampling: Any) -> str | None:
     """The name of a way to add noise whose scale has no meaning for guidance, or None for one that is known.
 
-    Image-to-image networks add no noise; CogVideoX's takes a latent that the host does not scale.
+    What adds no noise is found by asking it. Two have to be known by name: IMG_TO_IMG inherits a noise that its network
+    never sees, and CogVideoX's takes a latent that the host does not scale.
     """
-    names = {"IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"}
-    return next((part.__name__ for part in type(model_sampling).__mro__ if part.__name__ in names), None)
+    kinds = type(model_sampling).__mro__
+    sigma = torch.as_tensor(model_sampling.sigma_max).detach().float().cpu().reshape(1)
+    with torch.no_grad():
+        noise = model_sampling.noise_scaling(sigma, torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    if not noise.any():
+        return next(kind.__name__ for kind in kinds if "noise_scaling" in vars(kind))
+    known = {"IMG_TO_IMG", "V_PREDICTION_DDPM"}
+    return next((kind.__name__ for kind in kinds if kind.__name__ in known), None)
 
 
 # --- memory and devices -----------------------------------------------------------------------------------------
@@ -251,9 +268,121 @@ def is_streamed(patcher: Any) -> bool:
     return is_dynamic(patcher) or patcher.model.model_lowvram
 
 
-def loaded_without_streaming(patcher: Any) -> Any:
-    """A second patcher for the same weights that does not stream. Raises RuntimeError where its loader knows no way."""
-    return patcher.get_non_dynamic_delegate()
+# What dynamic VRAM leaves on modules: handles of native memory, and what stands for weights that lie in it.
+_STREAMING_STATE = {
+    *(
+        "dynamic_pins",
+        "dynamic_vbars",
+        "dynamic_patchers",
+        "_v",
+        "_v_weight",
+        "_v_bias",
+        "_v_signature",
+        "_pins",
+    ),
+    *("_pin_state", "_prefetch", "weight_lowvram_function", "bias_lowvram_function"),
+    # and how much of a module is loaded, for which patches, by whom
+    *("model_loaded_weight_memory", "lowvram_patch_counter", "model_lowvram", "current_weight_patches_uuid"),
+    *("model_offload_buffer_memory", "current_patcher", "comfy_patched_weights"),
+}
+
+
+@contextmanager
+def as_from_the_file(patcher: Any) -> Iterator[None]:
+    """Within the block, a dynamic patcher's module is what its loader made: no patches, no state of the streaming.
+
+    Weights that were moved or patched are still in place; `weights_of` has those of the file.
+    """
+    model, taken, replaced = patcher.model, [], []
+    with patcher.use_ejected():
+        try:
+            for name, original in patcher.object_patches_backup.items():
+                replaced.append((name, comfy.utils.set_attr(model, name, original)))
+            for module in model.modules():
+                held = _STREAMING_STATE & vars(module).keys()
+                taken.extend([(module, name, vars(module).pop(name)) for name in held])
+            yield
+        finally:
+            for module, name, value in taken:
+                vars(module)[name] = value
+            for name, patch in reversed(replaced):
+                comfy.utils.set_attr(model, name, patch)
+
+
+class HostWeight(NamedTuple):
+    """A parameter or buffer of a dynamic patcher's module.
+
+    Attributes:
+        module, name: whose it is, and under which name.
+        current: what is there now, which may be moved or patched.
+        original: what the file holds.
+        dtype: what its module computes in, or None where the host has not written it down.
+    """
+
+    module: nn.Module
+    name: str
+    current: Tensor
+    original: Tensor
+    dtype: torch.dtype | None
+
+
+def weights_of(patcher: Any) -> Iterator[HostWeight]:
+    """Every weight of a dynamic patcher's module that is there; lazily made ones that no file filled are not."""
+    kept = {name: entry.weight for name, entry in patcher.backup.items()} | patcher.backup_buffers
+    for prefix, module in patcher.model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                key = f"{prefix}.{name}" if prefix else name
+                dtype = getattr(module, f"{name}_comfy_model_dtype", None)
+                yield HostWeight(module, name, tensor, kept.get(key, tensor), dtype)
+
+
+def not_loaded_yet(module: Any, device: torch.device) -> None:
+    """Make a module that was copied from a dynamic patcher one that a plain patcher can begin with."""
+    for part in module.modules():
+        if hasattr(part, "comfy_cast_weights"):
+            part.comfy_cast_weights = True  # what the host has not written down is cast when it is used
+            vars(part).pop("weight_function", None)
+            vars(part).pop("bias_function", None)
+    if "device" in vars(module):
+        module.device = device
+    if isinstance(module, BaseModel):
+        module.current_patcher = None
+
+
+def patcher_like(patcher: Any, base: Any) -> Any:
+    """A plain patcher with the patches of a dynamic one, for the weights of another plain one."""
+    twin = patcher.clone(disable_dynamic=True, model_override=base.get_clone_model_override())
+    # when the twin goes, the host takes the base for what it has loaded, and not the dynamic patcher
+    twin.parent = base
+    twin.size = base.model_size()
+    return twin
+
+
+def has_room(device: torch.device, size: float) -> bool:
+    """Whether weights of so many bytes fit a device that holds nothing else."""
+    management = comfy.model_management
+    return bool(size + management.minimum_inference_memory() <= management.get_total_memory(device))
+
+
+def load_whole(patchers: list[Any]) -> None:
+    """Have the host load these models now, every plain one to its last weight. A full device raises."""
+    load_models_gpu(patchers, force_full_load=True)
+
+
+def patches_of(patcher: Any) -> Any:
+    """What tells apart the weights that patches make of one model."""
+    return patcher.patches_uuid
+
+
+def compute_dtype(base_model: Any) -> torch.dtype:
+    """The dtype that a denoiser computes in, whatever its weights are stored in."""
+    return base_model.manual_cast_dtype or base_model.get_dtype()
+
+
+def casts_weights_by_hand(base_model: Any) -> bool:
+    """Whether the host casts a denoiser's weights at every use, since they are stored in another dtype."""
+    return base_model.manual_cast_dtype is not None
 
 
 def device_count(model: Any) -> int:
@@ -319,22 +448,53 @@ def _give_a_backward(name: str, plain: Callable) -> None:
 for _base in _ROTARY:
     for _name in (_base, _base + "1"):
         if hasattr(plain_rotary, _name) and hasattr(torch.ops.comfy_kitchen, _name):
-            _give_a_backward(_name, getattr(plain_rotary, _name))
+            # newer libraries have operations in place, for which none can be registered
+            with suppress(RuntimeError):
+                _give_a_backward(_name, getattr(plain_rotary, _name))
 
 
 @contextmanager
 def training_operations() -> Iterator[None]:
-    """Within the block, the host's operations take versions with a backward pass. The flag is global to the host."""
-    management = comfy.model_management
-    if not hasattr(management, "in_training"):  # newer than the oldest host
-        yield
-        return
-    before = management.in_training
-    management.in_training = True
+    """Within the block, the host's operations take versions with a backward pass. Its switches are global.
+
+    One asks for such versions. The other, of hosts that compile models by themselves, keeps that from reusing memory that
+    a backward pass still reads. Older hosts lack one or both.
+    """
+    switches = ((comfy.model_management, "in_training"), (comfy.cli_args.args, "disable_comfy_compiler"))
+    before = [(owner, name, getattr(owner, name)) for owner, name in switches if hasattr(owner, name)]
     try:
+        for owner, name, _ in before:
+            setattr(owner, name, True)
         yield
     finally:
-        management.in_training = before
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+# What modules of the host, and of other packs, call the attention that was chosen at start.
+_CHOSEN_ATTENTION = ("optimized_attention", "optimized_attention_masked")
+
+
+@contextmanager
+def torch_attention() -> Iterator[None]:
+    """Within the block, every module that calls the chosen attention calls torch's, which has a backward.
+
+    An override in the model options reaches only calls that pass these, and PixArt, HunyuanDiT, Ernie and others have calls
+    that do not. The kernels of sage, flash and comfy-kitchen have no backward there: a whole branch would be missing.
+    """
+    places = [
+        (vars(module), name, vars(module)[name])
+        for module in list(sys.modules.values())
+        for name in _CHOSEN_ATTENTION
+        if callable(getattr(module, "__dict__", {}).get(name))
+    ]
+    try:
+        for table, name, _ in places:
+            table[name] = attention_pytorch
+        yield
+    finally:
+        for table, name, chosen in places:
+            table[name] = chosen
 
 
 def decode(vae: Any, latent: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The chain encoder -> image -> latent -> noisy latent, as three separate vector-Jacobian products."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..jepa_core import Encoder, RarityGradient, jepa_score
 from .checkpointing import checkpointed
 from .decoders import decoded
+from .gradient_check import DECODER, DENOISER, GradientCheck
 from .gradients import host_differentiable, writing_in_place
 from .internals import UNetModel
 
@@ -44,7 +45,7 @@ class LatentGradient:
     """Gradient of the guided JEPA score of the decoded clean estimate.
 
     Args:
-        vae: what decodes; its weights stay in place (models.resident_vae).
+        vae: what decodes; its weights stay in place (residency.resident_vae).
         guides: what says what is rare. With several, each gradient with respect to the decoded image is scaled to a root
             mean square of 1 and counts by its weight, however far the scores of the encoders lie apart.
         rarity: the gradient with respect to the preprocessed image.
@@ -56,6 +57,9 @@ class LatentGradient:
         judges: encoders that score the decoded image too, and have no part in the gradient.
         prepare: clean latent in the scale of the model's VAE -> the latent that `vae` decodes; see
             decoders.LatentDecoder.
+
+    Attributes:
+        check: compares the products of denoiser and decoder with differences, where that is due.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class LatentGradient:
         self.antialias = antialias
         self.checkpointing = checkpointing
         self.prepare = prepare
+        self.check: GradientCheck | None = None
         # Some denoisers add to their residual stream in place. The guard against that slows down everything inside it
         # by a fifth, and UNets alone do not need it; autograd notices when one does.
         self._writes_in_place = False
@@ -90,13 +95,21 @@ class LatentGradient:
         module = self.vae.first_stage_model
         with host_differentiable(module), checkpointed(module) if self.checkpointing else nullcontext():
             for index, latent in enumerate(latents.split(1)):
-                latent = latent.detach().clone().requires_grad_()
-                image = decoded(self.vae, self.prepare(latent))
-                slope = self._of_image(image.detach(), index)
-                (gradient,) = torch.autograd.grad(image, latent, slope.gradient)
-                slopes.append(slope._replace(gradient=gradient))
+                slopes.append(self._of_one_latent(latent, index))
         score, gradient, each, judged = zip(*slopes, strict=True)
         return Slope(torch.cat(score), torch.cat(gradient), torch.cat(each, 1), torch.cat(judged, 1))
+
+    def _of_one_latent(self, latent: Tensor, index: int) -> Slope:
+        def decode(latent: Tensor) -> Tensor:
+            return decoded(self.vae, self.prepare(latent))
+
+        with linearised(decode, latent) as (image, pull):
+            slope = self._of_image(image, index)
+            due = self.check is not None and self.check.due(DECODER, latent)
+            gradient = pull(slope.gradient, keep=due)
+            if self.check is not None and due:
+                self.check(DECODER, decode, latent, image, pull, gradient)
+        return slope._replace(gradient=gradient)
 
     def _of_image(self, image: Tensor, index: int) -> Slope:
         """Score and gradient for one decoded image (1, H, W, 3) or video (T, H, W, 3), number `index` of the batch."""
@@ -146,28 +159,31 @@ class LatentGradient:
             slope = self._of_estimate(denoise(x), base_model)
             along = held_constant_slope(base_model.model_sampling, sigma)
             return slope._replace(gradient=slope.gradient * along)
-        return self._through(denoise, x, base_model)
+        return self._through(denoise, x, sigma, base_model)
 
-    def _through(self, denoise: Callable[[Tensor], Tensor], x: Tensor, base_model: Any) -> Slope:
-        found: list[Slope] = []
-
-        def cotangent(clean: Tensor) -> Tensor:
-            if not found:
-                found.append(self._of_estimate(clean, base_model))
-            return found[0].gradient
-
-        if isinstance(base_model.diffusion_model, UNetModel) and not self._writes_in_place:
+    def _through(
+        self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any
+    ) -> Slope:
+        due = self.check is not None and self.check.due(DENOISER, x)
+        slope = None
+        guarded = self._writes_in_place or not isinstance(base_model.diffusion_model, UNetModel)
+        while True:
             try:
-                gradient = _pulled_back(denoise, x, cotangent, nullcontext())
-                return found[0]._replace(gradient=gradient)
+                with linearised(denoise, x, writing_in_place() if guarded else None) as (
+                    clean,
+                    pull,
+                ):
+                    slope = slope or self._of_estimate(clean, base_model)
+                    gradient = pull(slope.gradient, keep=due)
+                    if self.check is not None and due:
+                        skip = held_constant_slope(base_model.model_sampling, sigma)
+                        self.check(DENOISER, denoise, x, clean, pull, gradient, skip)
+                return slope._replace(gradient=gradient)
             except RuntimeError as error:
-                if "inplace operation" not in str(error):
+                if guarded or "inplace operation" not in str(error):
                     raise
             # a ControlNet, or a patch: from now on guarded at once
-            self._writes_in_place = True
-        guard = writing_in_place()
-        gradient = _pulled_back(denoise, x, cotangent, guard)
-        return found[0]._replace(gradient=gradient)
+            guarded = self._writes_in_place = True
 
     def _of_estimate(self, clean: Tensor, base_model: Any) -> Slope:
         """Score and gradient for clean estimates in the scale of the model's latents."""
@@ -180,18 +196,26 @@ class LatentGradient:
             return slope._replace(gradient=slope.gradient.to(clean.device) * (unit - origin))
 
 
-def _pulled_back(
-    denoise: Callable[[Tensor], Tensor],
-    x: Tensor,
-    cotangent: Callable[[Tensor], Tensor],
-    guard: AbstractContextManager,
-) -> Tensor:
-    """Vector-Jacobian product of denoise at x with cotangent(denoise(x))."""
-    with torch.inference_mode(False), torch.enable_grad(), guard:
+@contextmanager
+def linearised(
+    function: Callable[[Tensor], Tensor], x: Tensor, guard: AbstractContextManager | None = None
+) -> Iterator[tuple[Tensor, Callable[..., Tensor]]]:
+    """Within the block: (function(x), pull), where pull(cotangent) is its vector-Jacobian product at x.
+
+    pull(cotangent, keep=True) may be followed by another. The graph is gone after the block.
+
+    Args:
+        guard: entered for the block; what the function needs while its graph is alive.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), guard or nullcontext():
         leaf = x.detach().clone().requires_grad_()
-        clean = denoise(leaf)
-        (gradient,) = torch.autograd.grad(clean, leaf, cotangent(clean.detach()))
-    return gradient
+        value = function(leaf)
+
+        def pull(cotangent: Tensor, keep: bool = False) -> Tensor:
+            (gradient,) = torch.autograd.grad(value, leaf, cotangent, retain_graph=keep)
+            return gradient
+
+        yield value.detach(), pull
 
 
 def held_constant_slope(model_sampling: Any, sigma: Tensor) -> float:

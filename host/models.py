@@ -1,57 +1,10 @@
-"""Models as a gradient needs them: weights in place, nothing streamed, and the refusal of what does not fit."""
+"""What guidance refuses: models that do not fit each other, and ones that cannot be differentiated as they are loaded."""
 
-import copy
-import logging
 from typing import Any
 
 import torch
 
-from .internals import (
-    ModelPatcher,
-    device_count,
-    has_weight_hooks,
-    is_dynamic,
-    is_streamed,
-    loaded_without_streaming,
-    unguidable_sampling,
-)
-
-
-def resident_model(model: Any) -> Any:
-    """Return a clone of a MODEL whose weights stay in place while they are differentiated.
-
-    Raises:
-        ValueError: the host streams this model's weights and knows no other way to load it.
-    """
-    if not is_dynamic(model):
-        return model.clone()
-    try:
-        return loaded_without_streaming(model)
-    except RuntimeError as error:
-        raise ValueError(
-            "The model is loaded by the host's dynamic memory manager, which gives wrong gradients, and its "
-            "loader offers no other way. Set gradient_path to 'denoiser constant', or start ComfyUI with "
-            "--disable-dynamic-vram."
-        ) from error
-
-
-def resident_vae(vae: Any) -> Any:
-    """Return the VAE, or a copy of it whose weights the host does not stream.
-
-    Loaders that keep no recipe for a second load are copied weight by weight into a plain patcher.
-    """
-    if not is_dynamic(vae.patcher):
-        return vae
-    resident = copy.copy(vae)
-    try:
-        resident.patcher = loaded_without_streaming(vae.patcher)
-    except RuntimeError:
-        logging.info("JEPA guidance: copying the VAE, because its loader cannot load it without streaming")
-        resident.patcher = ModelPatcher(
-            copy.deepcopy(vae.first_stage_model), vae.patcher.load_device, vae.patcher.offload_device
-        )
-    resident.first_stage_model = resident.patcher.model
-    return resident
+from .internals import device_count, is_streamed, unguidable_sampling
 
 
 def refuse_streamed(patcher: Any, what: str) -> None:
@@ -111,20 +64,6 @@ def check_sampling(model: Any) -> None:
         raise ValueError(
             f"JEPA guidance does not support models that sample by {name}: it steers a latent with noise of a known "
             "scale, and this one has none. Connect a text-to-image model."
-        )
-
-
-def check_fixed_weights(guider: Any) -> None:
-    """Refuse to differentiate a denoiser whose weights the host changes between the parts of one model call.
-
-    Raises:
-        ValueError: says what to set.
-    """
-    if has_weight_hooks(guider):
-        raise ValueError(
-            "JEPA guidance cannot differentiate a denoiser whose LoRA comes with the conditioning (Create Hook LoRA): "
-            "its weights change within a step, and the gradient would be silently wrong. Load the LoRA with Load LoRA, "
-            "or set gradient_path to 'denoiser constant'."
         )
 
 

@@ -8,15 +8,31 @@ import torch
 from torch import Tensor, nn
 
 
-def _alias(tensor: Tensor) -> Tensor:
-    """Return a normal tensor over the storage of an inference tensor (no copy)."""
+def same_storage(tensor: Tensor) -> Tensor:
+    """Return a new tensor object over the storage of `tensor`: no copy, and no inference tensor outside inference mode.
+
+    A subclass keeps its class and its attributes (quantised weights; packs that keep weights in a format of their own).
+    """
     if hasattr(tensor, "__tensor_flatten__"):
         names, context = tensor.__tensor_flatten__()
-        inner = {name: _alias(getattr(tensor, name)) for name in names}
+        inner = {name: same_storage(getattr(tensor, name)) for name in names}
         subclass: Any = type(tensor)
         return subclass.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    # past the methods that a subclass overrides: its shape may be that of the numbers it stands for
+    with torch._C.DisableTorchFunctionSubclass():
+        size, stride = Tensor.size(tensor), Tensor.stride(tensor)
+        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        alias.set_(Tensor.untyped_storage(tensor), Tensor.storage_offset(tensor), size, stride)
+        if type(tensor) in (Tensor, nn.Parameter):
+            return alias
+        alias = alias.as_subclass(type(tensor))
+        vars(alias).update(vars(tensor))
+        return alias
+
+
+def as_weight(tensor: Tensor) -> Tensor:
+    """The tensor as a parameter without a gradient; a subclass that is one already stays as it is."""
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, False)
 
 
 @contextmanager
@@ -40,9 +56,9 @@ def differentiable(*modules: nn.Module) -> Iterator[None]:
                         if not tensor.is_inference() and not tensor.requires_grad:
                             continue
                         if id(tensor) not in aliases:
-                            alias = _alias(tensor) if tensor.is_inference() else tensor.detach()
+                            alias = same_storage(tensor) if tensor.is_inference() else tensor.detach()
                             is_parameter = isinstance(tensor, nn.Parameter)
-                            aliases[id(tensor)] = nn.Parameter(alias, False) if is_parameter else alias
+                            aliases[id(tensor)] = as_weight(alias) if is_parameter else alias
                         originals.append((table, name, tensor))
                         table[name] = aliases[id(tensor)]
             yield

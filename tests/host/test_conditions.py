@@ -354,11 +354,14 @@ def test_a_hooked_lora_is_guided_with_the_denoiser_held_constant():
     assert torch.equal(sample(family, **settings), plain)
 
 
-def test_a_hooked_lora_is_refused_through_the_denoiser():
+def test_a_hooked_lora_is_not_differentiated_and_the_run_says_so():
     family = family_of("sd15")
     _, settings = hooked_lora(family)
-    with pytest.raises(ValueError, match="Create Hook LoRA"):
-        sample(family, guided(family, encoder_of(), through_denoiser=True), **settings)
+    expected = sample(family, guided(family, encoder_of()), **settings)
+    reports: list[Any] = []
+    model = guided(family, encoder_of(), through_denoiser=True, report=reports.append)
+    assert torch.equal(sample(family, model, **settings), expected)
+    assert "LoRA that comes with the conditioning" in reports[-1].message
 
 
 # --- refusals before any step -------------------------------------------------------------------------------------

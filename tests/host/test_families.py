@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,14 +22,36 @@ from torch import Tensor
 
 from jepa_core import JacobianOperator, RarityGradient, differentiable
 from tests.host.conftest import tiny_encoder
-from tests.host.families import FAMILIES, Family
+from tests.host.families import FAMILIES, REFUSED, Family
 
-SUPPORTED = [name for name in FAMILIES if name != "wan_video"]
+SUPPORTED = [name for name in FAMILIES if name not in ("wan_video", *REFUSED)]
 # The host's fused rotary embeddings know no float64.
 FLOAT32_ONLY = {"flux", "flux2", "chroma", "lumina2", "z_image", "qwen_image", "wan_still", "cosmos_predict2"}
-FLOAT32_ONLY |= {"wan_video", "ernie", "omnigen2", "hidream", "kandinsky5", "krea2"}
+FLOAT32_ONLY |= {
+    "wan_video",
+    "ernie",
+    "omnigen2",
+    "hidream",
+    "kandinsky5",
+    "krea2",
+    "long_cat",
+    "lens",
+    "boogu",
+}
+FLOAT32_ONLY |= {
+    "hunyuan_image",
+    "ideogram4",
+    "mage_flow",
+    "anima",
+    "joy_image",
+    "chroma_radiance",
+    "pixel_dit",
+}
+FLOAT32_ONLY |= {"z_image_pixels", "pid", "hidream_o1", "hunyuan_still", "hunyuan15_still", "mochi_still"}
+FLOAT32_ONLY |= {"cosmos_still", "wan22_still", "ltx_still"}
 # Gradient checks of these take long, or repeat another's network with another sampling class.
 LONG = {"sdxl_v_zero_snr", "pixart", "flux2", "cascade", "omnigen2", "hidream", "kandinsky5"}
+LONG |= {"wan22_still", "hunyuan_still", "hunyuan15_still", "mochi_still", "pid", "cascade_b"}
 # With the denoiser held constant a family differs by sampling class and decoder alone.
 HELD_CONSTANT = ("sd15", "sd2", "playground", "flux", "wan_still", "cosmos_predict2")
 QUICK = {"k": 3, "oversample": 2, "power_iterations": 0}
@@ -288,6 +311,45 @@ def test_checkpointing_changes_no_gradient(name):
     assert (gradients[0] - gradients[1]).abs().max() <= 1e-3 * gradients[0].abs().max()
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_a_network_keeps_from_call_to_call_changes_no_gradient(checkpointing, monkeypatch):
+    """Compared with the same network when it keeps nothing, from the first step on."""
+    family = family_of("hidream_o1")
+    network = family.model.model.diffusion_model
+    forward = network._forward
+
+    def forgetful(*args: Any, **kwargs: Any) -> Tensor:
+        network.clear_kv_cache()
+        return forward(*args, **kwargs)
+
+    network.clear_kv_cache()
+    found = gradients_of_a_run(family, checkpointing)
+    kept = [tensor for entry in network._kv_cache_entries for pair in entry["kv"] for tensor in pair]
+    assert kept
+    assert not any(tensor.requires_grad for tensor in kept)
+    monkeypatch.setattr(network, "_forward", forgetful)
+    expected = gradients_of_a_run(family, checkpointing)
+    assert len(found) == len(expected) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-3 * other.abs().max() > 0
+
+
+def gradients_of_a_run(family: Family, checkpointing: bool) -> list[Tensor]:
+    """Gradients through the denoiser at each of three steps, none of which is shifted."""
+    settings = {"through_denoiser": True, "checkpointing": checkpointing}
+    chain = LatentGradient(family.vae, [Guide(encoder_of().encoder)], RarityGradient(**QUICK), **settings)
+    gradients = []
+
+    def keep(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
+        slope = chain(denoise, x, sigma, base_model)
+        gradients.append(slope.gradient)
+        return Slope(slope.score, torch.zeros_like(slope.gradient))
+
+    schedule = Schedule(start_percent=0.0, end_percent=1.0)
+    sample(family, guided(family, encoder_of(), schedule, gradient=keep, **settings), steps=3)
+    return gradients
+
+
 @pytest.mark.parametrize("through", [False, True])
 def test_checkpointing_runs_the_decoder_twice_and_the_encoder_no_more_often(through, monkeypatch):
     family, encoder = family_of("sd15"), encoder_of()
@@ -305,11 +367,13 @@ def test_checkpointing_runs_the_decoder_twice_and_the_encoder_no_more_often(thro
     count("decoder", family.vae.first_stage_model.decoder.mid.block_1)
     count("encoder", encoder.encoder.model.encoder.layer[0])
     found = []
-    for checkpointing in (False, True):
+    # the first run also checks its gradients
+    for checkpointing in (False, False, True):
         calls |= {"decoder": 0, "encoder": 0}
         settings = {"through_denoiser": through, "checkpointing": checkpointing}
         sample(family, guided(family, encoder, Schedule(start_percent=0.4, end_percent=0.6), **settings))
         found.append(dict(calls))
+    found.pop(0)
     assert found[1]["encoder"] == found[0]["encoder"]
     assert found[1]["decoder"] == 2 * found[0]["decoder"]
 
@@ -380,3 +444,19 @@ def test_a_video_is_refused_before_any_step(record_property):
         record_property(
             "support", ["family", family.name, path, "refused with a guide of stills; V-JEPA 2 guides it"]
         )
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_guided_is_refused_before_anything_runs(name, monkeypatch, record_property):
+    family = family_of(name)
+    assert not family.supported
+
+    def run(*_: Any, **__: Any) -> None:
+        raise AssertionError("the denoiser was called")
+
+    monkeypatch.setattr(family.model.model.diffusion_model, "forward", run)
+    for through in (False, True):
+        with pytest.raises(ValueError, match=re.escape(family.reason)):
+            guided(family, encoder_of(), through_denoiser=through)
+        path = "through denoiser" if through else "denoiser constant"
+        record_property("support", ["family", family.name, path, f"refused: {family.reason}"])

@@ -8,9 +8,11 @@ from typing import Any
 
 import comfy.hooks
 import comfy.model_management
+import comfy.model_patcher
 import comfy.ops
 import pytest
 import torch
+from jepa_guidance.host import models, residency
 from jepa_guidance.host.guidance import apply_guidance
 from jepa_guidance.host.internals import is_out_of_memory
 from jepa_guidance.host.latent_gradient import Guide, LatentGradient
@@ -251,16 +253,41 @@ def test_streaming_gives_wrong_gradients_without_a_word_and_is_refused(tiny, one
         refuse_streamed(tiny.vae.patcher, "the VAE")
 
 
-@pytest.mark.parametrize("what", ["vae", "encoder", "model"])
-def test_a_run_that_would_differentiate_streamed_weights_is_refused(monkeypatch, tiny, stock, what):
-    import jepa_guidance.host.models as models
+def partly_loaded(monkeypatch: pytest.MonkeyPatch, module: torch.nn.Module) -> None:
+    """Have the host find no room for the whole of a module, whoever asks."""
+    load = comfy.model_patcher.ModelPatcher.load
 
-    streams = {"vae": tiny.vae.patcher, "encoder": tiny.encoder.patcher, "model": tiny.model}[what].model
-    monkeypatch.setattr(models, "is_streamed", lambda patcher: patcher.model is streams)
+    def short(self: Any, device: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.model is module:
+            args, kwargs = (), {"lowvram_model_memory": 1}
+        return load(self, device, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "load", short)
+
+
+@pytest.mark.parametrize("what", ["vae", "encoder"])
+def test_a_decoder_or_encoder_that_stays_streamed_is_refused(monkeypatch, tiny, stock, what):
+    module = {"vae": tiny.vae.first_stage_model, "encoder": tiny.encoder.patcher.model}[what]
+    # the encoder's layers are not the host's, which alone can be streamed
+    module.model_lowvram = False
+    partly_loaded(monkeypatch, module)
+    monkeypatch.setattr(residency, "is_streamed", lambda patcher: patcher.model is module)
+    monkeypatch.setattr(models, "is_streamed", lambda patcher: patcher.model is module)
     with pytest.raises(ValueError, match="streamed from system memory"):
         stock(guided(tiny, through_denoiser=True), tiny)
-    if what == "model":  # held constant, the denoiser may be streamed
-        assert stock(guided(tiny), tiny).isfinite().all()
+
+
+def test_a_denoiser_that_stays_streamed_is_held_constant_and_the_run_says_so(monkeypatch, tiny, stock):
+    expected = stock(guided(tiny), tiny)
+    comfy.model_management.unload_all_models()
+    partly_loaded(monkeypatch, tiny.model.model)
+    reports: list[Any] = []
+    found = stock(guided(tiny, reports, through_denoiser=True), tiny)
+    assert tiny.model.model.model_lowvram
+    assert reports[-1].notices == [
+        "the denoiser does not fit this device whole: denoiser constant (another image than through the denoiser)"
+    ]
+    assert torch.equal(found, expected)
 
 
 # --- weights that change within a step --------------------------------------------------------------------------
@@ -278,16 +305,17 @@ def hooked(tiny: Any, conditioning: list, strength: float) -> list:
     return [[cond, {**rest, "hooks": group}] for cond, rest in conditioning]
 
 
-def test_a_lora_that_comes_with_the_conditioning_is_guided_or_refused(tiny, stock):
+def test_a_lora_that_comes_with_the_conditioning_is_guided_with_the_denoiser_constant(tiny, stock):
     settings = {"positive": hooked(tiny, tiny.positive, 1.0)}
     plain = stock(tiny.model, tiny, **settings)
     assert not torch.equal(plain, stock(tiny.model, tiny))  # the hook changes the image
     found = stock(guided(tiny), tiny, **settings)
     assert found.isfinite().all()
     assert not torch.equal(found, plain)
-    with pytest.raises(ValueError, match="Create Hook LoRA"):
-        stock(guided(tiny, through_denoiser=True), tiny, **settings)
-    # and the refusal leaves the weights as they were
+    reports: list[Any] = []
+    assert torch.equal(stock(guided(tiny, reports, through_denoiser=True), tiny, **settings), found)
+    assert "changes the denoiser within a step: denoiser constant" in reports[-1].message
+    # and the weights are as they were
     assert torch.equal(stock(tiny.model, tiny, **settings), plain)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy_aimdo.host_buffer
 import pytest
 import torch
@@ -107,6 +108,22 @@ NEWER_KINDS = [pytest.param(kind, marks=newer_host) for kind in ("IMG_TO_IMG_FLO
 def test_a_model_whose_noise_has_no_known_scale_is_refused_by_name(tiny, kind):
     with pytest.raises(ValueError, match=rf"sample by {kind}:"):
         apply_guidance(tiny.make_model(kind), tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
+
+
+def test_a_model_that_adds_no_noise_is_refused_whatever_its_name(tiny):
+    class Repaint(comfy.model_sampling.CONST):
+        """Begins with the picture and not with noise."""
+
+        def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+            return latent_image
+
+    class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, Repaint):
+        pass
+
+    model = tiny.make_model("FLOW")
+    model.add_object_patch("model_sampling", Sampling())
+    with pytest.raises(ValueError, match=r"sample by Repaint:"):
+        apply_guidance(model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
 
 
 @pytest.mark.parametrize(
