@@ -5,12 +5,14 @@
     python dev.py encoder                       print the folder of a real trained encoder
     python dev.py demo [args]                   run scripts/demo.py
     python dev.py bench [args]                  run the benchmarks, benchmarks/run.py
+    python dev.py gpu [args]                    run scripts/gpu.py, the checks on a machine with CUDA
     python dev.py serve [--port N]              start ComfyUI with this pack, in the foreground
     python dev.py setup                         only the set-up
 
 Every command sets up what is missing first: a ComfyUI to run against, a virtual environment, and a real
-trained DINOv2 encoder. All of it lies in a cache outside the clone (JEPA_CACHE, else the user's cache
-folder). --comfyui PATH (or JEPA_COMFYUI) names the ComfyUI folder to use; without it, a ComfyUI whose
+trained DINOv2 encoder. `gpu --bundle` alone sets nothing up, and uses the Python that it was started with.
+All of the set-up lies in a cache outside the clone (JEPA_CACHE, else the user's cache folder).
+--comfyui PATH (or JEPA_COMFYUI) names the ComfyUI folder to use; without it, a ComfyUI whose
 custom_nodes/ holds this folder is used, and without that a pinned one. With the pinned one, `test` without
 pytest arguments also runs some of the tests (--long: all of the engine's) in an older ComfyUI, made at that
 time.
@@ -66,7 +68,13 @@ TOOLS = (
 TEMPLATES = "comfyui-workflow-templates"
 TEMPLATES_INDEX = ("comfyui-workflow-templates-core", "comfyui-workflow-templates-json")
 # Commands that hand their arguments to a program.
-PROGRAMS = {"demo": ROOT / "scripts" / "demo.py", "bench": ROOT / "benchmarks" / "run.py"}
+PROGRAMS = {
+    "demo": ROOT / "scripts" / "demo.py",
+    "bench": ROOT / "benchmarks" / "run.py",
+    "gpu": ROOT / "scripts" / "gpu.py",
+}
+# With this argument `gpu` brings its own host, and runs where no network is.
+BUNDLE = "--bundle"
 # Exact versions of everything else, used with the pinned host only: another host states its own needs.
 CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
 CONVERTER = ROOT / "scripts" / "convert_encoder.py"
@@ -566,7 +574,17 @@ def run_file(setup: Setup, file: str, arguments: Sequence[str]) -> int:
     """Run a Python file in the environment; returns its exit code (on POSIX it does not return)."""
     # -P: Python would put the file's own folder before the host's; the file's neighbours come last instead.
     words = [str(setup.python), "-P", file, *arguments]
-    environ = child_environment(setup, os.environ, Path(file).absolute().parent)
+    return become(words, child_environment(setup, os.environ, Path(file).absolute().parent))
+
+
+def run_bundle(file: str, arguments: Sequence[str]) -> int:
+    """Run a Python file that brings its own host, with this Python and no set-up; returns as run_file does."""
+    environ = {**clean_environment(os.environ), "PYTHONPATH": str(ROOT)}
+    return become([sys.executable, "-P", file, *arguments], environ)
+
+
+def become(words: list[str], environ: Mapping[str, str]) -> int:
+    """Run a program in place of this one where the system can; returns its exit code."""
     if os.name == "posix":
         # Becoming the program leaves no process between it and whoever sends it a signal.
         os.execve(words[0], words, environ)
@@ -649,6 +667,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     commands.add_parser("encoder", parents=[common], help="print the folder of a real trained encoder")
     commands.add_parser("demo", add_help=False, allow_abbrev=False, help="run scripts/demo.py")
     commands.add_parser("bench", add_help=False, allow_abbrev=False, help="run the benchmarks")
+    commands.add_parser("gpu", add_help=False, allow_abbrev=False, help="the checks on a machine with CUDA")
     serve = commands.add_parser("serve", parents=[common], help="start ComfyUI with this pack")
     serve.add_argument("--port", type=int, default=8188)
     commands.add_parser("setup", parents=[common], help="only the set-up")
@@ -661,6 +680,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code (2 when the set-up fails)."""
     options, rest = parse(arguments)
+    if options.command == "gpu" and any(word.partition("=")[0] == BUNDLE for word in rest):
+        return run_bundle(str(PROGRAMS["gpu"]), rest)
     cache = cache_folder(os.environ, platform.system(), Path.home())
     explicit_host = getattr(options, "comfyui", os.environ.get("JEPA_COMFYUI"))
     # Who names tests to run wants those alone.

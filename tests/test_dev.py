@@ -302,8 +302,28 @@ def test_arguments_reach_the_program_that_a_command_runs() -> None:
     assert options.arguments == ["--comfyui", "theirs", "-h"]
     assert dev.parse(["demo", "--steps", "3", "--help"])[1] == ["--steps", "3", "--help"]
     assert dev.parse(["bench", "gradient", "--folder", "x"])[1] == ["gradient", "--folder", "x"]
+    assert dev.parse(["gpu", "--bundle", "x", "--minutes", "3"])[1] == ["--bundle", "x", "--minutes", "3"]
     with pytest.raises(SystemExit):
         dev.parse(["setup", "--unknown"])
+
+
+@pytest.mark.parametrize("words", [["--bundle", "x"], ["--dry-run", "--bundle=x"]])
+def test_a_bundle_runs_without_the_set_up(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    ran: list[tuple[list[str], str]] = []
+
+    def become(command: list[str], environ: dict[str, str]) -> int:
+        ran.append((command, environ["PYTHONPATH"]))
+        return 5
+
+    def set_up(*_: object) -> dev.Setup:
+        raise AssertionError("the set-up needs a network")
+
+    monkeypatch.setattr(dev, "become", become)
+    monkeypatch.setattr(dev, "set_up", set_up)
+    assert dev.main(["gpu", *words]) == 5
+    assert ran == [([sys.executable, "-P", str(ROOT / "scripts" / "gpu.py"), *words], str(ROOT))]
+    with pytest.raises(AssertionError, match="network"):
+        dev.main(["gpu", "--dry-run"])
 
 
 def test_tests_marked_long_are_left_out_unless_asked_for() -> None:
