@@ -14,6 +14,7 @@ from ..jepa_core import Encoder, load_encoder
 from ..jepa_core.checkpoint import neighbours, weights_file
 from .internals import ModelPatcher, get_torch_device, load_models_gpu, unet_offload_device
 from .models import refuse_streamed
+from .residency import keep_whole
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def patchers(*encoders: AnyEncoder) -> list[ModelPatcher]:
 def use_encoder(encoder: HostEncoder) -> Encoder:
     """Have the host load the encoder onto its device now, and return it."""
     load_models_gpu([encoder.patcher])
+    keep_whole([encoder.patcher], [])
     refuse_streamed(encoder.patcher, "the JEPA encoder")
     return encoder.encoder
 

@@ -264,8 +264,13 @@ def is_dynamic(patcher: Any) -> bool:
 
 
 def is_streamed(patcher: Any) -> bool:
-    """Whether some of these weights are not on the device now: a backward pass would read other weights."""
-    return is_dynamic(patcher) or patcher.model.model_lowvram
+    """Whether some of these weights are not on the device now: a backward pass would read other weights, or none.
+
+    Of layers that are not its own, which the host cannot stream, it may leave some behind without noting it.
+    """
+    if is_dynamic(patcher) or patcher.model.model_lowvram:
+        return True
+    return any(weight.device.type != patcher.load_device.type for weight in patcher.model.parameters())
 
 
 # What dynamic VRAM leaves on modules: handles of native memory, and what stands for weights that lie in it.

@@ -16,8 +16,7 @@ def refuse_streamed(patcher: Any, what: str) -> None:
     if is_streamed(patcher):
         raise ValueError(
             f"JEPA guidance cannot differentiate {what} while its weights are streamed from system memory "
-            "(the gradients would be silently wrong). Free memory: a smaller image, a smaller model, or fewer "
-            "models in the graph; for the denoiser set gradient_path to 'denoiser constant'."
+            "(the gradients would be silently wrong). Free memory: a smaller model, or fewer models in the graph."
         )
 
 

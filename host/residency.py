@@ -121,8 +121,10 @@ def keep_whole(needed: Iterable[Any], beside: Iterable[Any]) -> list[Any]:
         needed: patchers of what is differentiated. beside: of what the run calls without a gradient.
     """
     needed = list(needed)
-    plain = [patcher for patcher in needed if not is_dynamic(patcher)]
-    if any(map(is_streamed, plain)):
+    partial = [patcher for patcher in needed if not is_dynamic(patcher) and is_streamed(patcher)]
+    if partial:
+        for patcher in partial:
+            patcher.detach()  # the host adds nothing to what it does not know to be partial
         try:
             load_whole([*needed, *beside])
         except Exception as error:

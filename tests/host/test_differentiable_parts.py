@@ -12,7 +12,7 @@ import comfy.patcher_extension
 import pytest
 import torch
 from jepa_guidance.host.gradients import compiles, is_compiled
-from jepa_guidance.host.internals import is_dynamic, torch_attention
+from jepa_guidance.host.internals import is_dynamic, is_streamed, torch_attention
 from jepa_guidance.host.latent_gradient import LatentGradient
 from jepa_guidance.host.residency import keep_whole, plain_patchers, resident, resident_parts
 from torch import Tensor, nn
@@ -263,6 +263,16 @@ def test_parts_that_fill_up_are_loaded_whole_again_and_what_cannot_be_is_told():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(comfy.model_patcher.ModelPatcher, "load", without_room)
             assert keep_whole([patcher], []) == [patcher]
+
+
+def test_a_model_that_lies_in_two_places_is_not_whole():
+    """The host leaves behind, without a note, layers of other libraries that found no room."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    patcher = comfy.model_patcher.ModelPatcher(network, torch.device("meta"), torch.device("cpu"))
+    network[0].to("meta")
+    assert is_streamed(patcher)
+    network[1].to("meta")
+    assert not is_streamed(patcher)
 
 
 @newer_host

@@ -1,105 +1,19 @@
-"""Models that the host would stream are loaded another way or refused."""
+"""What fits together and what is refused; the encoder as one of the host's models."""
 
 from __future__ import annotations
 
 import comfy.model_patcher
 import comfy.model_sampling
-import comfy_aimdo.host_buffer
 import pytest
 import torch
 from jepa_guidance.host.guidance import apply_guidance
 from jepa_guidance.host.latent_gradient import Slope
-from jepa_guidance.host.models import (
-    check_one_device,
-    check_sampling,
-    refuse_streamed,
-    resident_model,
-    resident_vae,
-)
+from jepa_guidance.host.models import check_one_device, check_sampling
 from jepa_guidance.host.steps import Schedule
 from safetensors.torch import save_file
 
 from jepa_core import EncoderFileError, RarityGradient
 from tests.host.hosts import newer_host
-
-
-class NoBuffer:
-    """Stands in for the host's pinned buffer, whose native library wants a CUDA driver."""
-
-    def __init__(self, *_: int) -> None: ...
-
-
-@pytest.fixture
-def dynamic(monkeypatch):
-    """Wrap a module in the host's dynamic patcher, as its loaders do on CUDA. No weight is ever moved."""
-    monkeypatch.setattr(comfy_aimdo.host_buffer, "HostBuffer", NoBuffer)
-
-    def wrap(module: torch.nn.Module):
-        patcher = comfy.model_patcher.ModelPatcherDynamic(module, torch.device("cuda"), torch.device("cpu"))
-        assert patcher.is_dynamic()
-        return patcher
-
-    return wrap
-
-
-def with_recipe(patcher, module):
-    """Give a patcher what the host's own loaders leave: how to load it once more, without streaming."""
-
-    def load(disable_dynamic: bool = False):
-        return comfy.model_patcher.ModelPatcher(module, patcher.load_device, patcher.offload_device)
-
-    patcher.cached_patcher_init = (load, ())
-    return patcher
-
-
-@newer_host
-def test_a_vae_without_a_recipe_is_copied_into_a_plain_patcher(tiny, dynamic):
-    tiny.vae.patcher = dynamic(tiny.vae.first_stage_model)
-    resident = resident_vae(tiny.vae)
-    assert not resident.patcher.is_dynamic()
-    assert resident.first_stage_model is resident.patcher.model
-    assert resident.first_stage_model is not tiny.vae.first_stage_model
-    for copied, original in zip(
-        resident.first_stage_model.parameters(), tiny.vae.first_stage_model.parameters(), strict=True
-    ):
-        assert torch.equal(copied, original)
-        assert copied.data_ptr() != original.data_ptr()
-    assert tiny.vae.patcher.is_dynamic()
-
-
-@newer_host
-def test_a_vae_with_a_recipe_is_loaded_by_it(tiny, dynamic):
-    other = tiny.make_vae().first_stage_model
-    tiny.vae.patcher = with_recipe(dynamic(tiny.vae.first_stage_model), other)
-    resident = resident_vae(tiny.vae)
-    assert not resident.patcher.is_dynamic()
-    assert resident.first_stage_model is other
-
-
-@newer_host
-def test_a_model_without_a_recipe_is_refused_and_the_message_says_what_to_do(tiny, dynamic):
-    with pytest.raises(ValueError, match="'denoiser constant'"):
-        resident_model(dynamic(tiny.model.model))
-
-
-@newer_host
-def test_a_model_with_a_recipe_is_loaded_by_it(tiny, dynamic):
-    other = tiny.make_model().model
-    resident = resident_model(with_recipe(dynamic(tiny.model.model), other))
-    assert not resident.is_dynamic()
-    assert resident.model is other
-
-
-def test_plain_models_are_used_as_they_are(tiny):
-    assert resident_vae(tiny.vae) is tiny.vae
-    assert resident_model(tiny.model).model is tiny.model.model
-
-
-@newer_host
-def test_a_dynamic_patcher_is_refused_at_the_moment_of_sampling(tiny, dynamic):
-    with pytest.raises(ValueError, match="the denoiser while its weights are streamed"):
-        refuse_streamed(dynamic(tiny.model.model), "the denoiser")
-
 
 NEWER_KINDS = [pytest.param(kind, marks=newer_host) for kind in ("IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM")]
 
