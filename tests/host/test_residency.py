@@ -146,6 +146,21 @@ def stored(weights: dict[str, torch.Tensor], dtype: torch.dtype, prefix: str = "
     }
 
 
+def quantised(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights as a scaled float8 file has them, and the same numbers in float32."""
+    # two elements say that products are computed in full precision
+    scaled: dict[str, torch.Tensor] = {"scaled_fp8": torch.zeros(2, dtype=FLOAT8)}
+    plain: dict[str, torch.Tensor] = {}
+    for name, weight in stored(weights, torch.float16).items():
+        scaled[name], plain[name] = weight, weight.float()
+        if weight.ndim == 2 and name.endswith(".weight"):
+            scale = weight.float().abs().max() / torch.finfo(FLOAT8).max
+            scaled[name] = (weight.float() / scale).to(FLOAT8)
+            scaled[name.removesuffix("weight") + "scale_weight"] = scale
+            plain[name] = scaled[name].float() * scale
+    return scaled, plain
+
+
 def file_name(family: str, dtype: torch.dtype) -> str:
     return f"{family}-{str(dtype).rpartition('.')[2]}.safetensors"
 
@@ -172,6 +187,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             tensors["controlnet"] = stored(control_weights(), half)
         for folder, weights in tensors.items():
             content.setdefault(folder, {})[file_name(family, dtype)] = weights
+    scaled, same_numbers = quantised(denoiser_weights("SD3"))
+    content["diffusion_models"] |= {"scaled.safetensors": scaled, "same.safetensors": same_numbers}
     patch = pytest.MonkeyPatch()
     for folder, named in content.items():
         (root / folder).mkdir()
@@ -330,6 +347,28 @@ def test_files_of_one_dtype_on_a_card_that_computes_in_another(files, gradients,
             assert torch.equal(image, graph.guided(through))
         assert cosine(gradients[-1], expected) > 0.9
         assert card.free() > 0
+
+
+def test_quantised_tensors_stay_quantised_and_give_the_gradient_of_their_numbers(files, gradients):
+    graph = Graph("UNETLoader", torch.float32)
+
+    def load(name: str) -> Any:
+        with torch.inference_mode():
+            return result(host_nodes.UNETLoader().load_unet(name, "default"))
+
+    graph.model = load("same.safetensors")
+    graph.guided(True)
+    management.unload_all_models()
+    with dynamic_vram():
+        graph = Graph("UNETLoader", torch.float32)
+        graph.model = load("scaled.safetensors")
+        weights = [weight for weight in resident(graph.model).model.parameters() if weight.ndim == 2]
+        assert any(hasattr(weight, "__tensor_flatten__") for weight in weights)
+        for _ in ("first queue", "second queue"):
+            reports: list[Any] = []
+            graph.guided(True, reports)
+            assert reports[-1].notices == []
+            assert cosine(gradients[0], gradients[-1]) >= 0.999
 
 
 def test_a_resident_model_shares_the_file_and_no_handle_and_is_made_once(files):
