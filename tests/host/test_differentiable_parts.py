@@ -11,8 +11,8 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import pytest
 import torch
-from jepa_guidance.host.gradients import compiles, is_compiled
-from jepa_guidance.host.internals import is_dynamic, is_streamed, torch_attention
+from jepa_guidance.host.gradients import compiles, differentiable_options, is_compiled
+from jepa_guidance.host.internals import is_dynamic, is_streamed, torch_attention, training_operations
 from jepa_guidance.host.latent_gradient import LatentGradient
 from jepa_guidance.host.residency import keep_whole, plain_patchers, resident, resident_parts
 from torch import Tensor, nn
@@ -102,6 +102,35 @@ def test_calls_without_options_reach_the_chosen_attention_outside_and_torchs_ins
     with pytest.raises(ZeroDivisionError), torch_attention():
         raise ZeroDivisionError
     assert blocks.optimized_attention is attention_like_sage
+
+
+# --- what newer hosts switch on by themselves -----------------------------------------------------------------------
+
+
+def test_a_host_that_compiles_models_by_itself_does_not_within_a_differentiated_block(monkeypatch):
+    from comfy.cli_args import args
+
+    monkeypatch.setattr(args, "disable_comfy_compiler", False, raising=False)
+    inside = []
+
+    def fail() -> None:
+        with training_operations():
+            inside.append(args.disable_comfy_compiler)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert inside == [True]
+    assert args.disable_comfy_compiler is False
+    monkeypatch.delattr(args, "disable_comfy_compiler")
+    with training_operations():
+        assert not hasattr(args, "disable_comfy_compiler")
+
+
+def test_what_a_network_would_keep_of_a_step_is_off_in_differentiated_calls_alone():
+    options = {"transformer_options": {"qwen_image21_cache": {"device": "gpu"}, "wrappers": {}}}
+    assert differentiable_options(options)["transformer_options"]["qwen_image21_cache"] == {"device": "off"}
+    assert options["transformer_options"]["qwen_image21_cache"] == {"device": "gpu"}
 
 
 # --- compiled networks ----------------------------------------------------------------------------------------------

@@ -22,19 +22,26 @@ from comfy.cldm.cldm import ControlNet
 from comfy.taesd.taesd import TAESD
 from jepa_guidance.host import residency
 from jepa_guidance.host.decoders import FULL, TINY
-from jepa_guidance.host.guidance import apply_guidance
 from jepa_guidance.host.internals import is_dynamic
 from jepa_guidance.host.latent_gradient import LatentGradient
 from jepa_guidance.host.residency import fits_whole, resident
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.nodes.guidance_inputs import HELD_CONSTANT, THROUGH_DENOISER
+from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from safetensors.torch import save_file
 
-from jepa_core import RarityGradient
 from tests.host.conftest import tiny_encoder
 from tests.host.dynamic_vram import GIB, LIBRARY, dynamic_vram
 from tests.host.families import randomise
 
 SEED, STEPS = 5, 2
+# Of the guided node, beside its defaults: the second of two steps is guided, at the rank of a small encoder.
+SETTINGS = {
+    entry.id: entry.default
+    for entry in JEPAGuidedKSampler.define_schema().inputs
+    if getattr(entry, "default", None) is not None and entry.id not in ("seed", "decoder", "gradient_path")
+}
+SETTINGS |= {"steps": STEPS, "cfg": 3.0, "scheduler": "simple", "start_percent": 0.5, "end_percent": 1.0}
+SETTINGS |= {"rank": 3, "oversampling": 2, "power_iterations": 0}
 # One level of SD1.5's UNet, and one block of SD3's transformer: what the host needs to know them by.
 SD15: dict[str, Any] = {
     "image_size": 8,
@@ -252,20 +259,24 @@ class Graph:
             )
             return run[0]["samples"].clone()
 
-    def guided(self, through: bool, reports: list[Any] | None = None, **settings: Any) -> torch.Tensor:
+    def guided(self, through: bool, trace: list[Any] | None = None) -> torch.Tensor:
+        """The image of the guided sampler node; its trace is added to `trace`."""
         with torch.inference_mode():
-            patched = apply_guidance(
-                self.model,
-                self.vae,
-                tiny_encoder_once(),
-                Schedule(start_percent=0.5, end_percent=1.0),
-                RarityGradient(k=3, oversample=2, power_iterations=0),
-                through_denoiser=through,
+            latent, found = JEPAGuidedKSampler.execute(
+                model=self.model,
+                seed=SEED,
+                positive=self.positive,
+                negative=self.negative,
+                latent_image={"samples": torch.zeros(1, self.channels, 4, 4)},
+                vae=self.vae,
+                encoder=tiny_encoder_once(),
                 decoder=self.decoder,
-                report=(reports if reports is not None else []).append,
-                **settings,
-            )
-        return self.sample(patched)
+                gradient_path=THROUGH_DENOISER if through else HELD_CONSTANT,
+                **SETTINGS,
+            ).result
+            if trace is not None:
+                trace.append(found)
+            return latent["samples"].clone()
 
 
 tiny_encoder_once = functools.cache(tiny_encoder)
@@ -315,9 +326,9 @@ def test_every_loader_dtype_path_and_queue(files, gradients, loader, dtype):
         for through in PATHS:
             images = []
             for _ in ("first queue", "second queue"):
-                reports: list[Any] = []
-                images.append(graph.guided(through, reports))
-                assert reports[-1].notices == []
+                traces: list[Any] = []
+                images.append(graph.guided(through, traces))
+                assert traces[-1].notices == []
                 if through or loader not in UNPATCHED_ON_A_PROCESSOR:
                     assert cosine(gradients[0], expected[through][0]) >= 0.999
                 gradients.clear()
@@ -340,10 +351,10 @@ def test_files_of_one_dtype_on_a_card_that_computes_in_another(files, gradients,
     with dynamic_vram(computed) as card:
         graph = Graph("CheckpointLoaderSimple", dtype)
         for through in PATHS:
-            reports: list[Any] = []
-            image = graph.guided(through, reports)
+            traces: list[Any] = []
+            image = graph.guided(through, traces)
             assert image.isfinite().all()
-            assert reports[-1].notices == []
+            assert traces[-1].notices == []
             assert torch.equal(image, graph.guided(through))
         assert cosine(gradients[-1], expected) > 0.9
         assert card.free() > 0
@@ -365,9 +376,9 @@ def test_quantised_tensors_stay_quantised_and_give_the_gradient_of_their_numbers
         weights = [weight for weight in resident(graph.model).model.parameters() if weight.ndim == 2]
         assert any(hasattr(weight, "__tensor_flatten__") for weight in weights)
         for _ in ("first queue", "second queue"):
-            reports: list[Any] = []
-            graph.guided(True, reports)
-            assert reports[-1].notices == []
+            traces: list[Any] = []
+            graph.guided(True, traces)
+            assert traces[-1].notices == []
             assert cosine(gradients[0], gradients[-1]) >= 0.999
 
 
@@ -438,9 +449,9 @@ def test_a_model_too_large_for_the_card_is_held_constant_before_any_copy(files, 
         card.total = GIB // 2
         assert not fits_whole(graph.model, graph.vae.patcher)
         monkeypatch.setattr(residency, "_copied", fail_on(graph.model.model))
-        reports: list[Any] = []
-        assert torch.equal(graph.guided(True, reports), expected)
-        assert "does not fit this device whole: denoiser constant" in reports[-1].message
+        traces: list[Any] = []
+        assert torch.equal(graph.guided(True, traces), expected)
+        assert "does not fit this device whole: denoiser constant" in traces[-1].message
 
 
 def fail_on(module: torch.nn.Module) -> Any:
@@ -509,9 +520,9 @@ def test_weights_of_a_subclass_keep_class_and_attributes_and_give_the_gradient_o
                         else:
                             linear.bias = torch.nn.Parameter(torch.zeros(child.out_features), False)
                         setattr(part, name, linear)
-        reports: list[Any] = []
-        graph.guided(True, reports)
-        assert reports[-1].notices == []
+        traces: list[Any] = []
+        graph.guided(True, traces)
+        assert traces[-1].notices == []
         twins = [part for part in resident(graph.model).model.modules() if isinstance(part, GGUFLinear)]
         assert twins
         assert all(isinstance(part.weight, LikeGGUF) and part.weight.kind == "halves" for part in twins)
