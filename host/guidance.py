@@ -43,7 +43,7 @@ from .models import (
     check_vae_fits,
     refuse_streamed,
 )
-from .patch_state import state_put_back
+from .patch_state import PatchState
 from .progress import StepProgress
 from .residency import fits_whole, keep_whole, plain_patchers, resident, resident_parts
 from .samplers import GuidedModel, random_state_kept, rehearse, sampler_name
@@ -275,7 +275,7 @@ class _GuidedRun:
             self.gradient.check = GradientCheck(
                 {
                     DENOISER: (self.base_model, what, compute_dtype(self.base_model)),
-                    DECODER: (vae.first_stage_model, self.gradient.prepare is self.small, vae.vae_dtype),
+                    DECODER: (vae.first_stage_model, None, vae.vae_dtype),
                 }
             )
 
@@ -370,12 +370,17 @@ class _GuidedRun:
         heard: list[dict] = []
         estimates: list[Tensor] = []
 
+        before = state = self.patch_state(kwargs)
+
         def call(z: Tensor, sigmas: Tensor, kwargs: dict) -> Tensor:
-            # the sampler's own call of this step is the one that patches may remember
-            asked_for = self.one_call and not estimates
-            options = kwargs.get("model_options", {})
-            with nullcontext() if asked_for else state_put_back(options, self.base_model.diffusion_model):
-                answer = model(z, sigmas, **kwargs)
+            nonlocal state
+            answer = model(z, sigmas, **kwargs)
+            if self.one_call and not estimates:
+                state = self.patch_state(
+                    kwargs
+                )  # the sampler's own call of this step, which patches may remember
+            else:
+                state.put_back()
             estimates.append(answer.detach())  # the list must not keep the denoiser's graph
             return answer
 
@@ -399,6 +404,8 @@ class _GuidedRun:
                 if not is_out_of_memory(error) or not self._economise():
                     raise
             # only now does nothing hold what the failed attempt kept
+            before.put_back()
+            state = before
             estimates.clear()
             heard.clear()
             soft_empty_cache()
@@ -420,6 +427,9 @@ class _GuidedRun:
             names = ("denoised", "cond_denoised", "uncond_denoised")
             hook({**args, "input": x, **{name: args[name].detach() - moved.to(x) for name in names}})
         return estimate - (weight * moved).to(estimate)
+
+    def patch_state(self, kwargs: dict) -> PatchState:
+        return PatchState(kwargs.get("model_options", {}), self.base_model.diffusion_model)
 
     def shift(self, x: Tensor, sigma: Tensor, slope: Slope, step: int) -> Tensor:
         """Move x in place down the gradient: z_t <- z_t - eta * g / max|g|, in x's own scale.
@@ -455,7 +465,7 @@ class _GuidedRun:
         chain = self.gradient
         if not isinstance(chain, LatentGradient):
             return False
-        if idle := unload_idle(self.guider):
+        if idle := unload_idle(self.guider, plain_patchers(self.guider.model_options)):
             self.trace.notice(
                 f"out of memory: unloaded {idle} model(s) that this run does not need (the same image)"
             )

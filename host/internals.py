@@ -395,9 +395,9 @@ def device_count(model: Any) -> int:
     return 1 + len(model.get_additional_models_with_key("multigpu"))
 
 
-def unload_idle(guider: Any) -> int:
-    """Unload from the device every model that this run does not need; returns how many there were."""
-    used = [guider.model_patcher, *guider.loaded_models]
+def unload_idle(guider: Any, others: list[Any]) -> int:
+    """Unload from the device every model that neither this run nor `others` hold; returns how many there were."""
+    used = [guider.model_patcher, *guider.loaded_models, *others]
     used += [part for patcher in used for part in patcher.model_patches_models()]
     keep = [_LoadedModel(patcher) for patcher in used]
     return len(_free_memory(1e32, guider.model_patcher.load_device, keep))

@@ -4,8 +4,7 @@ Momentum, caches and counters of other packs are made for one call a step. Guida
 guided step, and twice more where it checks a gradient.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -16,23 +15,23 @@ from .internals import ModelPatcher
 _OWN_PACKAGE = __name__.rpartition(".host.")[0]
 
 
-@contextmanager
-def state_put_back(options: dict, network: nn.Module) -> Iterator[None]:
-    """Undo, at the end of the block, what it changed in the state of patches.
+class PatchState:
+    """What patches remember now.
 
-    State is where patches keep it: in the host's nested model options, in the variables of functions in them and the
-    attributes of objects in them, and in plain attributes of the network. Tensors are put back as they are named, not
-    as they were filled.
+    It lies where they keep it: in the host's nested model options, in the variables of functions in them and the attributes
+    of objects in them, and in plain attributes of the network. Tensors are remembered by name, and not what fills them.
 
     Args:
-        options: the host's model options of the call.
+        options: the host's model options of a call. network: the denoiser's.
     """
-    undo: list[Callable[[], Any]] = [_plain_attributes(network)]
-    _remember(options, undo, set())
-    try:
-        yield
-    finally:
-        for step in undo:
+
+    def __init__(self, options: dict, network: nn.Module) -> None:
+        self._undo: list[Callable[[], Any]] = [_plain_attributes(network)]
+        _remember(options, self._undo, set())
+
+    def put_back(self) -> None:
+        """Make it what it was when this was made; any number of times."""
+        for step in self._undo:
             step()
 
 

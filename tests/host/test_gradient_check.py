@@ -268,7 +268,6 @@ def test_no_false_alarm_in_a_thousand_checks_and_what_is_caught(monkeypatch):
                 row.append([round(comparison.ratio, 4), round(comparison.noise, 4), comparison.numbers])
             sound["false alarms"] += [[name, str(dtype), seed, text] for text in notices]
         seed += 1
-    FIGURES.write_text(json.dumps({"sound": sound}, indent=1) + "\n")
     caught: dict[str, dict[str, Any]] = {}
     for fault, name, dtype in itertools.product(FAULTS, SUPPORTED, HALVES):
         try:
@@ -281,5 +280,5 @@ def test_no_false_alarm_in_a_thousand_checks_and_what_is_caught(monkeypatch):
         ratios = [round(comparison.ratio, 3) for part, comparison in found if part == DENOISER]
         cell = {"caught": bool(notices), "ratios": ratios}
         caught.setdefault(fault.__name__, {}).setdefault(name, {})[str(dtype).rpartition(".")[2]] = cell
-    FIGURES.write_text(json.dumps({"sound": sound, "faults": caught}, indent=1) + "\n")
+    FIGURES.write_text(json.dumps({"sound": sound, "faults": caught}) + "\n")
     assert sound["false alarms"] == []
