@@ -26,22 +26,24 @@ def page(figures: dict[str, Any]) -> str:
     sound = figures["sound"]
     return f"""# The check of a gradient
 
-Before a run trusts the gradient of a denoiser or decoder, it compares the vector-Jacobian product with a central difference
-(`host/gradient_check.py`): once for each network with its patches, size and precision in a process. The comparison takes two more calls of the
-denoiser, of the decoder for one image, and one more backward pass of each. A denoiser that fails is held constant for the run, and the node says so.
+Before a run trusts the gradient of a denoiser or decoder, it compares the vector-Jacobian product with a central
+difference (`host/gradient_check.py`): once for each network with its patches, size and precision in a process. The
+comparison takes two more calls of the denoiser, of the decoder for one image, and one more backward pass of each. A
+denoiser that fails is held constant for the run, and the node says so.
 
-**Sound networks:** {sound["checks"]} checks of {len(families(sound))} families in float32, float16 and bfloat16, at four noise levels, three CFG scales
-and several latents: {len(sound["false alarms"])} false alarms. The ratio is the predicted change divided by the measured one; noise is how much of the change
-is rounding or curvature.
+**Sound networks:** {sound["checks"]} checks of {len(families(sound))} families in float32, float16 and bfloat16, at
+four noise levels, three CFG scales and several latents: {len(sound["false alarms"])} false alarms. The ratio is the
+predicted change divided by the measured one; noise is how much of the change is rounding or curvature.
 
 {sound_table(sound)}
 
-**Faults**, put into the same networks: caught / tried. What is missed is a part that rounding hides: with one block of few channels, attention is at times a
-hundredth of what a tiny network computes. The figures have the ratio of each.
+**Faults**, put into the same networks: caught / tried. What is missed is a part that rounding hides: with one block of
+few channels, attention is at times a hundredth of what a tiny network computes. The figures have the ratio of each.
 
 {fault_table(figures["faults"])}
 
-Tiny random models of the host's own classes on a processor; `python dev.py test --long`, [the figures](../tests/host/gradient_check.json).
+Tiny random models of the host's own classes on a processor; `python dev.py test --long`,
+[the figures](../tests/host/gradient_check.json).
 """
 
 
