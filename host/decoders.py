@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..jepa_core.resize import resize
+from ..jepa_core.transparency import over_white
 from .internals import TAESD, VAE, decode, folder_paths
 from .residency import resident_vae
 
@@ -39,14 +40,15 @@ class LatentDecoder(NamedTuple):
 def decoded(vae: Any, latent: Tensor) -> Tensor:
     """Decode a latent, in the VAE's own scale, to frames (T, H, W, 3) in [0, 1], differentiably; a still is one.
 
+    Decoders of layers give transparent pixels, which are laid over white.
+
     Args:
         latent: (1, C, h, w), or (1, C, t, h, w) of a video model.
     """
     pixels = decode(vae, latent)
     if pixels.ndim == 5:
         pixels = pixels[0].movedim(1, 0)
-    # an alpha channel does not reach the encoder
-    return pixels[:, :3].movedim(1, -1)
+    return over_white(pixels.movedim(1, -1))
 
 
 def shrink(latent: Tensor, side: int, fit: str) -> Tensor:

@@ -131,9 +131,11 @@ def check_frames(latent: Tensor, *encoders: AnyEncoder) -> None:
     Raises:
         ValueError: says the shape, and which encoder sees still images only.
     """
-    if latent.is_nested:  # the host's own class for pictures and sound together
+    # the host's own class for pictures and sound together, and what it makes of one for a sampler: (B, 1, all numbers)
+    if latent.is_nested or (latent.ndim == 3 and latent.shape[1] == 1):
         raise ValueError(
-            "JEPA guidance works on images and videos; this latent holds several parts, such as sound"
+            "JEPA guidance works on pictures and videos alone; this latent holds several parts, such as a video and its "
+            "sound. Connect a model that makes pictures or videos without sound."
         )
     if latent.ndim not in (4, 5):
         raise ValueError(

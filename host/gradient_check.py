@@ -5,6 +5,7 @@ are used again. Each of them gives a wrong gradient and no error. So before a ne
 compared with a central difference, once for each network with its patches, size and dtype in a process.
 """
 
+import logging
 import math
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from .internals import is_out_of_memory
+from .samplers import random_state_kept
 
 Function = Callable[[Tensor], Tensor]
 
@@ -74,7 +78,7 @@ def compare(
     pull: Function,
     along: Tensor,
     step: float,
-    skip: float = 0.0,
+    skip: float | Tensor | None = None,
 ) -> Comparison:
     """Compare `pull`, the vector-Jacobian product of `function` at x, with a central difference.
 
@@ -86,8 +90,8 @@ def compare(
         x: where. value: function(x).
         along: a direction that matters, in the shape of x. Noise of the same size is added to it.
         step: how far to go either way, as a share of the root mean square of x.
-        skip: a share of x that is known to be in the function's value, and is left out of the comparison. Beside the noise
-            that a denoiser subtracts from x, a wrong network might not show.
+        skip: how much of x is known to be in the function's value, and is left out of the comparison. Beside the noise that
+            a denoiser subtracts from x, a wrong network might not show.
     """
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     direction = along.to(x) / _rms(along).to(x) + noise
@@ -95,7 +99,7 @@ def compare(
     with torch.no_grad():
         above, below = (function(x + sign * direction).double() for sign in (1, -1))
     change = (above - below) / 2
-    if skip:
+    if skip is not None:
         change -= skip * direction.double()
     size = float(change.norm())
     if not size:
@@ -105,7 +109,7 @@ def compare(
     unit = change.abs().max()  # half precision holds no small cotangents
     cotangent = (change / unit).to(value)
     pulled = pull(cotangent).double()
-    if skip:
+    if skip is not None:
         pulled -= skip * cotangent.double()
     predicted = (pulled * direction.double()).sum() * unit
     error = (above + below) / 2 - value.double()
@@ -125,10 +129,14 @@ class GradientCheck:
 
     Args:
         networks: part -> (the network, what else its gradient depends on, the dtype that it computes in).
+
+    Attributes:
+        mask: which share of its answers the denoiser gives at this step, where it does not give all.
     """
 
     def __init__(self, networks: dict[str, tuple[nn.Module, Hashable, torch.dtype]]) -> None:
         self._networks = networks
+        self.mask: Tensor | None = None
 
     def due(self, part: str, x: Tensor) -> bool:
         """Whether this part is still to be compared at inputs like x.
@@ -149,7 +157,7 @@ class GradientCheck:
         value: Tensor,
         pull: Callable[..., Tensor],
         along: Tensor,
-        skip: float = 0.0,
+        skip: float | None = None,
     ) -> None:
         """Compare a part (see compare) and remember what was found; `pull` is that of latent_gradient.linearised.
 
@@ -159,27 +167,51 @@ class GradientCheck:
         if not (value.isfinite().all() and along.isfinite().all()):
             return  # another run may show it; this one counts what is not finite
         verdicts, key, dtype = self._known(part, x)
-        step = STEPS.get(dtype, COARSE_STEP)
-        found = compare(function, x, value, lambda cotangent: pull(cotangent, keep=True), along, step, skip)
-        if found.goes_beyond:  # a function that bends so much is rare
-            found = compare(function, x, value, pull, along, step / 5, skip)
+        try:
+            found = self._compared(function, x, value, pull, along, STEPS.get(dtype, COARSE_STEP), skip)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # the gradient itself had room; it stays unchecked in this run
+            logging.info("JEPA guidance: no memory to check the gradient of the %s", part)
+            return
         wrong = found.falls_short or found.goes_beyond
         why = f"the gradient of the {part} says {found.ratio:.2f} of the change that was measured"
         verdicts[key] = why if wrong else None
         if wrong:
             raise WrongGradientError(part, why)
 
+    def _compared(
+        self,
+        function: Function,
+        x: Tensor,
+        value: Tensor,
+        pull: Callable[..., Tensor],
+        along: Tensor,
+        step: float,
+        skip: float | None,
+    ) -> Comparison:
+        share = skip if skip is None or self.mask is None else skip * self.mask.double() ** 2
+        with random_state_kept(x.device):  # some decoders draw noise
+            found = compare(
+                function, x, value, lambda cotangent: pull(cotangent, keep=True), along, step, share
+            )
+            if found.goes_beyond:  # a function that bends so much is rare
+                found = compare(function, x, value, pull, along, step / 5, share)
+        return found
+
     def _known(self, part: str, x: Tensor) -> tuple[dict[Hashable, str | None], Hashable, torch.dtype]:
         network, what, dtype = self._networks[part]
-        return _verdicts.setdefault(network, {}), (what, tuple(x.shape), dtype), dtype
+        masked = part == DENOISER and self.mask is not None
+        return _verdicts.setdefault(network, {}), (what, masked, tuple(x.shape), dtype), dtype
 
 
-def kinds(value: Any) -> Hashable:
+def kinds(value: Any, depth: int = 8) -> Hashable:
     """The names of the functions and classes in nested options: the same for the same graph that is queued again."""
-    if isinstance(value, dict):
-        return tuple(sorted((str(key), repr(kinds(part))) for key, part in value.items()))
-    if isinstance(value, (list, tuple)):
-        return tuple(kinds(part) for part in value)
+    if isinstance(value, dict) and depth:
+        return tuple(sorted((str(key), repr(kinds(part, depth - 1))) for key, part in value.items()))
+    if isinstance(value, (list, tuple)) and depth:
+        return tuple(kinds(part, depth - 1) for part in value)
     if value is None or isinstance(value, (bool, int, float, str, Tensor)):
         return ""
     return getattr(value, "__qualname__", type(value).__qualname__)

@@ -26,8 +26,10 @@ from .internals import (
     is_dynamic,
     is_out_of_memory,
     load_models_gpu,
+    models_in_patches,
     patches_of,
     replaced_conditioning,
+    replaced_model_options,
     soft_empty_cache,
     torch_attention,
     unload_idle,
@@ -45,7 +47,7 @@ from .models import (
 )
 from .patch_state import PatchState
 from .progress import StepProgress
-from .residency import fits_whole, keep_whole, plain_patchers, resident, resident_parts
+from .residency import ResidentParts, bound_to_streamed, fits_whole, keep_whole, resident
 from .samplers import GuidedModel, random_state_kept, rehearse, sampler_name
 from .steps import Schedule, latent_scale, normalise, posterior_variance, signal_rate
 from .trace import Trace
@@ -58,7 +60,7 @@ NOT_DIFFERENTIABLE = (
 )
 NO_DERIVATIVE = (
     "something patched onto the denoiser, or run beside it, has no derivative (a cache such as EasyCache, a "
-    "second model)"
+    "second model, a LoRA in bypass mode)"
 )
 TWO_CALLS = "two"
 ONE_CALL = "one"
@@ -121,9 +123,12 @@ def apply_guidance(
     if decoder == FULL:
         small = choose_decoder(ENCODER_RESOLUTION, vae, latent_format, image_size, fit).prepare
     notices = []
-    if through_denoiser and not fits_whole(model, vae.patcher, *loaded):
-        through_denoiser = False
-        notices.append(held_constant("the denoiser does not fit this device whole"))
+    if through_denoiser:
+        fits = fits_whole(model, vae.patcher, *loaded)
+        why = bound_to_streamed(model) if fits else "the denoiser does not fit this device whole"
+        if why:
+            through_denoiser = False
+            notices.append(held_constant(why))
     half = rarity.half and has_fast_bfloat16(loaded[0].load_device)
     how = ", ".join(
         [
@@ -150,16 +155,17 @@ def apply_guidance(
     guide_labels, judge_labels = (
         [one.label for one in ones if gradient is None] for ones in (guides, judges)
     )
-    patched = (resident(model) if through_denoiser else model).clone()
+    patched = resident(model) if through_denoiser and is_dynamic(model) else model.clone()
     patched.set_additional_models(KEY, [vae.patcher, *loaded])
 
-    def run_with_resident_parts(executor: Any, *args: Any, **more: Any) -> Tensor:
-        if through_denoiser:
-            # ControlNets and the like, which come with the conditioning or with patches of nodes behind this one
-            guider = executor.class_obj
-            guider.conds, guider.model_options = resident_parts((guider.conds, guider.model_options), {})
-        result: Tensor = executor(*args, **more)
-        return result
+    def run_with_resident_parts(executor: Any, *args: Any, **more: Any) -> Any:
+        if not through_denoiser:
+            return executor(*args, **more)
+        # ControlNets and the like, which come with the conditioning or with patches of nodes behind this one
+        guider, copies = executor.class_obj, ResidentParts()
+        guider.conds, guider.model_options = copies(guider.conds), copies(guider.model_options)
+        with replaced_model_options(guider.model_patcher, copies(guider.model_patcher.model_options)):
+            return executor(*args, **more)
 
     def sample_guided(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any) -> Tensor:
         check_one_device(guider.model_patcher)  # once more: a node behind this one may have changed it
@@ -186,8 +192,13 @@ def apply_guidance(
             one_call=denoiser_calls == ONE_CALL,
             checkpointing=checkpointing,
         )
-        run.make_differentiable(vae, loaded)
-        return go_on_with(executor, run.sampler())(guider, sigmas, extra_args, *args)
+        try:
+            run.make_differentiable(vae, loaded)
+            return go_on_with(executor, run.sampler())(guider, sigmas, extra_args, *args)
+        finally:
+            # a circle would keep the model on the device after its last user has gone
+            if isinstance(own, LatentGradient):
+                own.rarity.on_pass = rarity.on_pass
 
     wrap_sampler(patched, KEY, sample_guided)
     wrap_run(patched, KEY, run_with_resident_parts)
@@ -254,12 +265,17 @@ class _GuidedRun:
         beside = [guider.model_patcher, *guider.loaded_models]
         if self.through_denoiser and has_weight_hooks(guider):
             self.hold_constant("a LoRA that comes with the conditioning changes the denoiser within a step")
+        patches = models_in_patches(guider.model_patcher)
+        if self.through_denoiser and any(map(is_dynamic, patches)):
+            self.hold_constant("a patch of another node brings a model that the host streams")
         if self.through_denoiser:
             # what else is streamed takes no part that anyone could know of; the check of the gradient would find it
-            parts = [*guider.loaded_models, *plain_patchers(guider.model_options)]
-            parts = [guider.model_patcher, *(part for part in parts if not is_dynamic(part))]
-            if keep_whole([*needed, *parts], beside):
-                self.hold_constant("the denoiser does not fit this device whole")
+            parts = [part for part in (*guider.loaded_models, *patches) if not is_dynamic(part)]
+            streamed = keep_whole([*needed, guider.model_patcher, *parts], beside)
+            if streamed:
+                alone = all(patcher.model is guider.model_patcher.model for patcher in streamed)
+                what = "the denoiser does" if alone else "the denoiser and what runs beside it do"
+                self.hold_constant(f"{what} not fit this device whole")
                 load_models_gpu(beside)
         keep_whole(needed, beside)
         refuse_streamed(vae.patcher, "the VAE")
@@ -267,14 +283,11 @@ class _GuidedRun:
             refuse_streamed(patcher, "the JEPA encoder")
         if isinstance(self.gradient, LatentGradient):
             model = guider.model_patcher
-            what = (
-                patches_of(model),
-                kinds(guider.conds),
-                kinds(guider.model_options["transformer_options"]),
-            )
+            weights, others = patches_of(model)
+            key = (weights, *map(kinds, (others, guider.conds, guider.model_options)))
             self.gradient.check = GradientCheck(
                 {
-                    DENOISER: (self.base_model, what, compute_dtype(self.base_model)),
+                    DENOISER: (self.base_model, key, compute_dtype(self.base_model)),
                     DECODER: (vae.first_stage_model, None, vae.vae_dtype),
                 }
             )
@@ -318,7 +331,7 @@ class _GuidedRun:
             step = state["i"]
             if rehearsal.first.get(guided_model.calls - 1) != step:
                 raise RuntimeError(
-                    f"JEPA guidance: the sampler {sampler_name(function)!r} runs otherwise than it did on one number, "
+                    f"JEPA guidance: the sampler {sampler_name(function)!r} runs in another order than in its dry run, "
                     "so its steps cannot be guided. Choose another sampler."
                 )
             # guided steps were recorded when they were shifted
@@ -371,6 +384,9 @@ class _GuidedRun:
         estimates: list[Tensor] = []
 
         before = state = self.patch_state(kwargs)
+        mask = inpainting_mask(model, sigmas, kwargs)
+        if isinstance(self.gradient, LatentGradient) and self.gradient.check:
+            self.gradient.check.mask = mask
 
         def call(z: Tensor, sigmas: Tensor, kwargs: dict) -> Tensor:
             nonlocal state
@@ -385,6 +401,7 @@ class _GuidedRun:
             return answer
 
         listening = with_listener(kwargs, heard) if own else kwargs
+        tracked = self.gradient.rarity.snapshot() if isinstance(self.gradient, LatentGradient) else {}
         while True:
             try:
                 # some decoders draw noise
@@ -398,18 +415,17 @@ class _GuidedRun:
                         "another VAE."
                     ) from error
                 self.hold_constant(str(error))
-                # another run knows this beforehand, and starts its gradient from nothing
-                self.gradient.rarity.reset()
             except Exception as error:
                 if not is_out_of_memory(error) or not self._economise():
                     raise
             # only now does nothing hold what the failed attempt kept
+            if isinstance(self.gradient, LatentGradient):
+                self.gradient.rarity.restore(tracked)
             before.put_back()
             state = before
             estimates.clear()
             heard.clear()
             soft_empty_cache()
-        mask = inpainting_mask(model, sigmas, kwargs)
         if mask is not None and not self.through_denoiser:
             # masked on the way into the network and once more on the way out
             slope = slope._replace(gradient=slope.gradient * mask * mask)
@@ -465,7 +481,7 @@ class _GuidedRun:
         chain = self.gradient
         if not isinstance(chain, LatentGradient):
             return False
-        if idle := unload_idle(self.guider, plain_patchers(self.guider.model_options)):
+        if idle := unload_idle(self.guider):
             self.trace.notice(
                 f"out of memory: unloaded {idle} model(s) that this run does not need (the same image)"
             )

@@ -8,6 +8,7 @@ artist's run. Tested with ComfyUI 0.9.2 and 0.30.0.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -292,54 +293,48 @@ _STREAMING_STATE = {
 }
 
 
-@contextmanager
-def as_from_the_file(patcher: Any) -> Iterator[None]:
-    """Within the block, a dynamic patcher's module is what its loader made: no patches, no state of the streaming.
+def unload(patcher: Any) -> None:
+    """Have the host take back what it did to this patcher's module: moved and patched weights, patches, injections."""
+    loaded = comfy.model_management.current_loaded_models
+    for entry in [entry for entry in loaded if entry.model is not None and entry.model.is_clone(patcher)]:
+        entry.model_unload()
+        loaded.remove(entry)
 
-    Weights that were moved or patched are still in place; `weights_of` has those of the file.
-    """
-    model, taken, replaced = patcher.model, [], []
-    with patcher.use_ejected():
-        try:
-            for name, original in patcher.object_patches_backup.items():
-                replaced.append((name, comfy.utils.set_attr(model, name, original)))
-            for module in model.modules():
-                held = _STREAMING_STATE & vars(module).keys()
-                taken.extend([(module, name, vars(module).pop(name)) for name in held])
-            yield
-        finally:
-            for module, name, value in taken:
-                vars(module)[name] = value
-            for name, patch in reversed(replaced):
-                comfy.utils.set_attr(model, name, patch)
+
+@contextmanager
+def without_streaming_state(module: nn.Module) -> Iterator[None]:
+    """Within the block, a module of a dynamic patcher has nothing of the streaming."""
+    taken = []
+    try:
+        for part in module.modules():
+            held = _STREAMING_STATE & vars(part).keys()
+            taken.extend([(part, name, vars(part).pop(name)) for name in held])
+        yield
+    finally:
+        for part, name, value in taken:
+            vars(part)[name] = value
 
 
 class HostWeight(NamedTuple):
-    """A parameter or buffer of a dynamic patcher's module.
+    """A parameter or buffer of a module of the host's.
 
     Attributes:
         module, name: whose it is, and under which name.
-        current: what is there now, which may be moved or patched.
-        original: what the file holds.
         dtype: what its module computes in, or None where the host has not written it down.
     """
 
     module: nn.Module
     name: str
-    current: Tensor
-    original: Tensor
+    tensor: Tensor
     dtype: torch.dtype | None
 
 
-def weights_of(patcher: Any) -> Iterator[HostWeight]:
-    """Every weight of a dynamic patcher's module that is there; lazily made ones that no file filled are not."""
-    kept = {name: entry.weight for name, entry in patcher.backup.items()} | patcher.backup_buffers
-    for prefix, module in patcher.model.named_modules():
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+def weights_of(module: nn.Module) -> Iterator[HostWeight]:
+    """Every weight that is there; lazily made ones that no file filled are not."""
+    for part in module.modules():
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None:
-                key = f"{prefix}.{name}" if prefix else name
-                dtype = getattr(module, f"{name}_comfy_model_dtype", None)
-                yield HostWeight(module, name, tensor, kept.get(key, tensor), dtype)
+                yield HostWeight(part, name, tensor, getattr(part, f"{name}_comfy_model_dtype", None))
 
 
 def not_loaded_yet(module: Any, device: torch.device) -> None:
@@ -355,12 +350,21 @@ def not_loaded_yet(module: Any, device: torch.device) -> None:
         module.current_patcher = None
 
 
-def patcher_like(patcher: Any, base: Any) -> Any:
-    """A plain patcher with the patches of a dynamic one, for the weights of another plain one."""
+def patcher_like(patcher: Any, base: Any, rebound: Callable[[Any], Any]) -> Any:
+    """A plain patcher with the patches of a dynamic one, for the weights of another plain one.
+
+    Args:
+        rebound: what replaces a patch of an attribute, or a wrapper; None drops a wrapper.
+    """
     twin = patcher.clone(disable_dynamic=True, model_override=base.get_clone_model_override())
     # when the twin goes, the host takes the base for what it has loaded, and not the dynamic patcher
     twin.parent = base
     twin.size = base.model_size()
+    twin.is_injected = False
+    twin.object_patches = {name: rebound(patch) for name, patch in twin.object_patches.items()}
+    for keys in twin.wrappers.values():
+        for key, wrappers in keys.items():
+            keys[key] = [new for new in map(rebound, wrappers) if new is not None]
     return twin
 
 
@@ -375,9 +379,31 @@ def load_whole(patchers: list[Any]) -> None:
     load_models_gpu(patchers, force_full_load=True)
 
 
-def patches_of(patcher: Any) -> Any:
-    """What tells apart the weights that patches make of one model."""
-    return patcher.patches_uuid
+def injects(patcher: Any) -> bool:
+    """Whether nodes put layers of their own into this model when it is loaded, as a LoRA in bypass mode does."""
+    return bool(patcher.injections)
+
+
+def patches_of(patcher: Any) -> tuple[Any, list[Any]]:
+    """What tells apart the weights that patches make of one model; and all other patches of it."""
+    others = [patcher.object_patches, patcher.weight_wrapper_patches, patcher.injections]
+    return patcher.patches_uuid, others
+
+
+def models_in_patches(patcher: Any) -> list[Any]:
+    """The patchers of models that patches bring along."""
+    return list(patcher.model_patches_models())
+
+
+@contextmanager
+def replaced_model_options(patcher: Any, options: dict) -> Iterator[None]:
+    """Within the block, the host finds other patches on a MODEL: it loads and moves those."""
+    before = patcher.model_options
+    patcher.model_options = options
+    try:
+        yield
+    finally:
+        patcher.model_options = before
 
 
 def compute_dtype(base_model: Any) -> torch.dtype:
@@ -395,9 +421,9 @@ def device_count(model: Any) -> int:
     return 1 + len(model.get_additional_models_with_key("multigpu"))
 
 
-def unload_idle(guider: Any, others: list[Any]) -> int:
-    """Unload from the device every model that neither this run nor `others` hold; returns how many there were."""
-    used = [guider.model_patcher, *guider.loaded_models, *others]
+def unload_idle(guider: Any) -> int:
+    """Unload from the device every model that this run does not need; returns how many there were."""
+    used = [guider.model_patcher, *guider.loaded_models]
     used += [part for patcher in used for part in patcher.model_patches_models()]
     keep = [_LoadedModel(patcher) for patcher in used]
     return len(_free_memory(1e32, guider.model_patcher.load_device, keep))
@@ -491,7 +517,7 @@ def torch_attention() -> Iterator[None]:
         (vars(module), name, vars(module)[name])
         for module in list(sys.modules.values())
         for name in _CHOSEN_ATTENTION
-        if callable(getattr(module, "__dict__", {}).get(name))
+        if isinstance(module, ModuleType) and callable(vars(module).get(name))
     ]
     try:
         for table, name, _ in places:

@@ -32,12 +32,14 @@ def check_vae_fits(vae: Any, model: Any) -> None:
     channels = {vae.output_channels, getattr(vae, "conv_out_channels", vae.output_channels)}
     if not channels <= {3, 4}:
         raise ValueError(
-            f"JEPA guidance works on still images; this VAE decodes to {max(channels - {3, 4})} channels, not to a picture."
+            f"JEPA guidance works on pictures; this VAE decodes to {max(channels - {3, 4})} channels, not to a picture. "
+            "Connect a text-to-image model and its VAE."
         )
     dimensions = latent_format.latent_dimensions
     if dimensions not in (2, 3):
         raise ValueError(
-            f"JEPA guidance works on still images; this model's latents have {dimensions} dimension(s)."
+            f"JEPA guidance works on pictures; this model's latents have {dimensions} dimension(s). "
+            "Connect a text-to-image model and its VAE."
         )
     if vae.latent_dim != dimensions:
         # equal numbers of channels say nothing: Flux, SD3 and Wan all have 16
@@ -50,6 +52,20 @@ def check_vae_fits(vae: Any, model: Any) -> None:
             f"The VAE decodes latents of {vae.latent_channels} channels, the model makes "
             f"{latent_format.latent_channels}. Connect the VAE that belongs to the model."
         )
+    for what, network in (
+        ("model", model.get_model_object("diffusion_model")),
+        ("VAE", vae.first_stage_model),
+    ):
+        if _mixes_a_batch(network):
+            raise ValueError(
+                f"JEPA guidance guides each picture of a batch on its own; this {what} takes the batch for the frames "
+                "of one video and mixes them. Connect a text-to-image model and its VAE."
+            )
+
+
+def _mixes_a_batch(network: Any) -> bool:
+    """Whether a network has layers over the batch, which is a video to it. SVD and SV3D have."""
+    return any(hasattr(part, name) for part in network.modules() for name in ("time_stack", "time_mix_conv"))
 
 
 def check_sampling(model: Any) -> None:

@@ -4,132 +4,122 @@ Momentum, caches and counters of other packs are made for one call a step. Guida
 guided step, and twice more where it checks a gradient.
 """
 
+from collections import deque
 from collections.abc import Callable
-from types import FunctionType, MethodType
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .internals import ModelPatcher
 
 _OWN_PACKAGE = __name__.rpartition(".host.")[0]
+# Of these, what is in them is not a patch's state: models and what holds them, code, numbers.
+_NOT_STATE = (ModelPatcher, ModuleType, type, Tensor, str, bytes, int, float)
+# How far behind the containers of the model options: a function, an object in its variables, an object in that one. What
+# lies further is another's state, such as the server's.
+_DEPTH = 3
 
 
 class PatchState:
     """What patches remember now.
 
-    It lies where they keep it: in the host's nested model options, in the variables of functions in them and the attributes
-    of objects in them, and in plain attributes of the network. Tensors are remembered by name, and not what fills them.
+    It lies where they keep it: in the host's nested model options, in the variables of functions in them, in the
+    attributes and containers of objects in them, and in plain attributes of the network. Tensors are remembered by
+    name: one that a patch fills in place stays as it was filled.
 
     Args:
         options: the host's model options of a call. network: the denoiser's.
     """
 
     def __init__(self, options: dict, network: nn.Module) -> None:
-        self._undo: list[Callable[[], Any]] = [_plain_attributes(network)]
-        _remember(options, self._undo, set())
+        self._undo: list[Callable[[], Any]] = []
+        self._seen: set[int] = set()
+        self._attributes(network)
+        self._remember(options, _DEPTH)
 
     def put_back(self) -> None:
         """Make it what it was when this was made; any number of times."""
         for step in self._undo:
             step()
 
+    def _remember(self, value: Any, depth: int) -> None:
+        if not depth or id(value) in self._seen or value is None or isinstance(value, _NOT_STATE):
+            return
+        self._seen.add(id(value))
+        if depth == _DEPTH and isinstance(value, (dict, list, tuple)):
+            depth += 1
+        for part in self._parts(value):
+            self._remember(part, depth - 1)
 
-def _remember(value: Any, undo: list[Callable[[], Any]], seen: set[int]) -> None:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, (dict, list)):
-        undo.append(_content(value))
-    if isinstance(value, (dict, list, tuple)):
-        for part in value.values() if isinstance(value, dict) else value:
-            _remember(part, undo, seen)
-    elif isinstance(value, MethodType):
-        _remember(value.__self__, undo, seen)
-    elif isinstance(value, FunctionType):
-        if value.__module__.startswith(_OWN_PACKAGE):
-            return  # what guidance itself remembers is its own
-        for cell in value.__closure__ or ():
-            content = _cell_content(cell)
-            undo.append(_cell(cell, content))
-            if isinstance(content, (dict, list)):
-                _remember(content, undo, seen)
-            else:
-                _remember_object(content, undo)
-    else:
-        _remember_object(value, undo)
+    def _parts(self, value: Any) -> list[Any]:
+        """Note how to put one object back; returns what may hold more."""
+        if isinstance(value, (dict, list, set, deque)):
+            self._undo.append(_container(value))
+            return list(value.values()) if isinstance(value, dict) else list(value)
+        if isinstance(value, tuple):
+            return list(value)
+        if isinstance(value, MethodType):
+            return [value.__self__, value.__func__]
+        if isinstance(value, partial):
+            return [value.func, *value.args, *value.keywords.values()]
+        if isinstance(value, FunctionType):
+            return self._variables(value)
+        if isinstance(value, torch.Generator):
+            self._undo.append(partial(value.set_state, value.get_state()))
+            return []
+        return self._attributes(value)
 
+    def _variables(self, function: FunctionType) -> list[Any]:
+        if str(function.__module__).startswith(_OWN_PACKAGE):
+            return []  # what guidance itself remembers is its own
+        found = []
+        for cell in function.__closure__ or ():
+            try:
+                content = cell.cell_contents
+            except ValueError:  # a variable without a value yet
+                continue
+            self._undo.append(partial(setattr, cell, "cell_contents", content))
+            found.append(content)
+        return found
 
-def _remember_object(value: Any, undo: list[Callable[[], Any]]) -> None:
-    """The attributes of an object, but not those of objects behind it."""
-    if hasattr(value, "__dict__") and not isinstance(
-        value, (Tensor, nn.Module, ModelPatcher, type, FunctionType, MethodType)
-    ):
-        undo.append(_attributes(value))
+    def _attributes(self, owner: Any) -> list[Any]:
+        """Of a module: those that are torch's neither in name nor in kind."""
+        held = getattr(owner, "__dict__", None)
+        if not isinstance(held, dict):
+            return []
+        before = _own(owner, held)
 
+        def put_back() -> None:
+            for name in _own(owner, held).keys() - before.keys():
+                del held[name]
+            held.update(before)
 
-def _attributes(owner: Any) -> Callable[[], Any]:
-    held = vars(owner)
-    before = dict(held)
-    inside = [_content(part) for part in before.values() if isinstance(part, (dict, list))]
-
-    def put_back() -> None:
-        for name in [name for name in held if name not in before]:
-            del held[name]
-        held.update(before)
-        for step in inside:
-            step()
-
-    return put_back
-
-
-def _plain_attributes(network: nn.Module) -> Callable[[], Any]:
-    """The attributes of a module that are torch's neither in name nor in kind."""
-    held = vars(network)
-
-    def plain() -> dict[str, Any]:
-        return {
-            name: part
-            for name, part in held.items()
-            if not name.startswith("_") and not isinstance(part, (nn.Module, MethodType, FunctionType))
-        }
-
-    before = plain()
-
-    def put_back() -> None:
-        for name in plain().keys() - before.keys():
-            del held[name]
-        held.update(before)
-
-    return put_back
+        self._undo.append(put_back)
+        return list(before.values())
 
 
-def _content(container: Any) -> Callable[[], Any]:
-    before = container.copy()
+def _own(owner: Any, attributes: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(owner, nn.Module):
+        return dict(attributes)
+    torchs = (nn.Module, MethodType, FunctionType)
+    return {
+        name: part
+        for name, part in attributes.items()
+        if not name.startswith("_") and not isinstance(part, torchs)
+    }
+
+
+def _container(value: Any) -> Callable[[], None]:
+    before = value.copy()
 
     def put_back() -> None:
-        container.clear()
-        if isinstance(container, dict):
-            container.update(before)
+        value.clear()
+        if isinstance(value, (dict, set)):
+            value.update(before)
         else:
-            container.extend(before)
-
-    return put_back
-
-
-_EMPTY = object()
-
-
-def _cell_content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a variable that has no value yet
-        return _EMPTY
-
-
-def _cell(cell: Any, before: Any) -> Callable[[], Any]:
-    def put_back() -> None:
-        if before is not _EMPTY:
-            cell.cell_contents = before
+            value.extend(before)
 
     return put_back

@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..jepa_core.transparency import over_white
+
 INK, PAPER = "#1a1a1a", "#ffffff"
 SIDE, GAP, LINE = 256, 16, 28  # pixels; text is legible at half of that
 TEXT = 22
@@ -51,7 +53,7 @@ def labelled_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
 
 def _fitted(picture: Tensor) -> Image.Image:
     """A picture as large as fits the square."""
-    pixels = picture[..., :3].clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    pixels = over_white(picture).clamp(0, 1).mul(255).round().byte().cpu().numpy()
     image = Image.fromarray(pixels)
     scale = SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..jepa_core import patch_scores
+from ..jepa_core.transparency import over_white
 from .encoders import AnyEncoder, use_encoder
 from .internals import interrupt_check
 from .latent_gradient import PROJECTION
@@ -50,7 +51,8 @@ def score_fields(
         judge = use_encoder(member.encoder)
         projection = min(PROJECTION, judge.embed_dim)
         for image, field in zip(images.split(1), total, strict=True):
-            x = judge.preprocess(image[..., :3].to(judge.weight.device), fit=fit, antialias=antialias)
+            seen = over_white(image).to(judge.weight.device)
+            x = judge.preprocess(seen, fit=fit, antialias=antialias)
             scores = patch_scores(judge, x, projection=projection, on_pass=interrupt_check)
             field += member.weight * _over_image(scores.float(), height, width, fit)
             on_image()
@@ -85,7 +87,7 @@ def draw_overlay(image: Tensor, field: Tensor, opacity: float) -> Tensor:
     Returns:
         (1, H + scale, W, 3) in [0, 1].
     """
-    grey = (image[..., :3].cpu().float() * torch.tensor(GREY)).sum(-1, keepdim=True).expand(-1, -1, 3)
+    grey = (over_white(image).cpu().float() * torch.tensor(GREY)).sum(-1, keepdim=True).expand(-1, -1, 3)
     share = torch.where(field.isnan(), 0.0, opacity)[..., None]
     picture = (1 - share) * grey + share * _heat(rarity_mask(field))
     low, high = _ends(field)

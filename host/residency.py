@@ -7,19 +7,23 @@ handle, so that nothing is read again and nothing is freed twice.
 """
 
 import copy
+import inspect
 from collections.abc import Iterable
-from types import MethodType
-from typing import Any
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from ..jepa_core.precision import as_weight, same_storage
+from .gradients import compiles, is_compiled
 from .internals import (
+    VAE,
     HostWeight,
     ModelPatcher,
-    as_from_the_file,
     has_room,
+    injects,
     is_dynamic,
     is_out_of_memory,
     is_streamed,
@@ -27,22 +31,73 @@ from .internals import (
     load_whole,
     not_loaded_yet,
     patcher_like,
+    unload,
     weights_of,
+    without_streaming_state,
 )
 
-# The plain patcher of each module that a dynamic one holds. Patches come and go with clones of either; the weights
-# are copied once, and stay loaded from one queue to the next.
-_plain: WeakKeyDictionary[nn.Module, ModelPatcher] = WeakKeyDictionary()
+
+class _Plain(NamedTuple):
+    """A plain patcher for the weights of a dynamic one, and what replaces each part of its module (by id)."""
+
+    patcher: Any
+    twins: dict[int, Any]
+
+    def rebound(self, patch: Any) -> Any:
+        """A patch or wrapper as the copy needs it: on its own modules, as they were written and not compiled."""
+        if is_compiled(patch):
+            patch = patch.get_submodule("_orig_mod")
+        if compiles(patch):
+            return None
+        if isinstance(patch, MethodType):
+            return MethodType(patch.__func__, self.rebound(patch.__self__))
+        return self.twins.get(id(patch), patch)
+
+
+# Of each module that a dynamic patcher holds. Patches come and go with clones of either patcher; the weights are copied
+# once, and stay loaded from one queue to the next.
+_plain: WeakKeyDictionary[nn.Module, _Plain] = WeakKeyDictionary()
+
+
+def _plain_of(patcher: Any) -> _Plain:
+    if patcher.model not in _plain:
+        module, twins = _copied(patcher)
+        plain = ModelPatcher(module, patcher.load_device, patcher.offload_device)
+        _plain[patcher.model] = _Plain(plain, twins)
+    return _plain[patcher.model]
 
 
 def resident(patcher: Any) -> Any:
     """Return a patcher for the same weights and patches whose weights stay in place; a plain one is returned as it is."""
     if not is_dynamic(patcher):
         return patcher
-    if patcher.model not in _plain:
-        module = _copied(patcher)
-        _plain[patcher.model] = ModelPatcher(module, patcher.load_device, patcher.offload_device)
-    return patcher_like(patcher, _plain[patcher.model])
+    plain = _plain_of(patcher)
+    return patcher_like(patcher, plain.patcher, plain.rebound)
+
+
+def bound_to_streamed(patcher: Any) -> str | None:
+    """What on a MODEL a copy of its weights would not take along, for people, or None."""
+    if not is_dynamic(patcher):
+        return None
+    if injects(patcher):
+        return "a LoRA in bypass mode is bound to weights that the host streams"
+    originals = {id(part) for part in patcher.model.modules()}
+    if any(_holds(patch, originals) for patch in patcher.object_patches.values()):
+        return "a patch of another node is bound to weights that the host streams"
+    return None
+
+
+def _holds(function: Any, objects: set[int]) -> bool:
+    """Whether a function, as its variables or arguments, holds one of these objects (ids)."""
+    if isinstance(function, MethodType):
+        function = function.__func__  # what it is bound to can be replaced
+    if isinstance(function, partial):
+        return any(
+            id(part) in objects for part in (function.func, *function.args, *function.keywords.values())
+        )
+    if not isinstance(function, FunctionType):
+        return False
+    return any(id(content) in objects for content in inspect.getclosurevars(function).nonlocals.values())
 
 
 def resident_vae(vae: Any) -> Any:
@@ -55,56 +110,63 @@ def resident_vae(vae: Any) -> Any:
     return twin
 
 
-def resident_parts(value: Any, found: dict[int, Any]) -> Any:
-    """Copy what a sampler is given, with every dynamic patcher in it replaced by a resident one.
+class ResidentParts:
+    """Copies what a sampler is given, with every dynamic patcher in it replaced by a resident one.
 
-    Dicts, lists and tuples are searched, and objects that hold a patcher as an attribute: ControlNets and those
-    chained to them, GLIGEN, model patches, bound methods of such. What holds none is kept, not copied.
-
-    Args:
-        found: id -> (an object that was seen, what replaces it). Start with an empty dict; afterwards it holds all.
+    Dicts, lists and tuples are searched, and the attributes of objects: ControlNets and those chained to them, GLIGEN, model
+    patches, their bound methods, patches that hold patches. What holds none is kept, not copied. One object has one copy.
     """
-    if id(value) not in found:
-        found[id(value)] = (value, value)  # a chain may come back to where it began
-        found[id(value)] = (value, _with_resident_parts(value, found))
-    return found[id(value)][1]
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[Any, Any]] = {}  # id -> (an object, what replaces it)
+        self._twins: dict[int, Any] = {}  # of the parts of replaced patchers' modules
+
+    def __call__(self, value: Any) -> Any:
+        if id(value) in self._twins:
+            return self._twins[id(value)]
+        if id(value) not in self._seen:
+            self._seen[id(value)] = (value, value)  # a chain may come back to where it began
+            self._seen[id(value)] = (value, self._copy(value))
+        return self._seen[id(value)][1]
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, ModelPatcher):
+            return self._patcher(value)
+        if isinstance(value, dict):
+            items = {key: self(item) for key, item in value.items()}
+            return type(value)(items) if _differs(items.values(), value.values()) else value
+        if type(value) in (list, tuple):
+            parts = [self(item) for item in value]
+            return type(value)(parts) if _differs(parts, value) else value
+        if isinstance(value, MethodType):
+            owner = self(value.__self__)
+            return value if owner is value.__self__ else MethodType(value.__func__, owner)
+        if isinstance(value, (Tensor, nn.Module, VAE, type, FunctionType)) or not hasattr(value, "__dict__"):
+            return value
+        return self._object(value)
+
+    def _patcher(self, patcher: Any) -> Any:
+        if is_dynamic(patcher):
+            self._twins |= _plain_of(patcher).twins
+        return resident(patcher)
+
+    def _object(self, holder: Any) -> Any:
+        attributes = vars(holder)
+        # patchers first: other attributes may be parts of their modules
+        order = sorted(attributes, key=lambda name: not isinstance(attributes[name], ModelPatcher))
+        new = {name: self(attributes[name]) for name in order if _may_hold(name, attributes[name])}
+        changed = {name: part for name, part in new.items() if part is not attributes[name]}
+        if not changed:
+            return holder
+        twin = copy.copy(holder)
+        vars(twin).update(changed)
+        return twin
 
 
-def _with_resident_parts(value: Any, found: dict[int, Any]) -> Any:
-    if isinstance(value, ModelPatcher):
-        return resident(value)
-    if isinstance(value, dict):
-        items = {key: resident_parts(item, found) for key, item in value.items()}
-        return type(value)(items) if _differs(items.values(), value.values()) else value
-    if type(value) in (list, tuple):
-        parts = [resident_parts(item, found) for item in value]
-        return type(value)(parts) if _differs(parts, value) else value
-    if isinstance(value, MethodType):
-        owner = resident_parts(value.__self__, found)
-        return value if owner is value.__self__ else MethodType(value.__func__, owner)
-    if isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__"):
-        return value
-    return _with_resident_attributes(value, found)
-
-
-def _with_resident_attributes(holder: Any, found: dict[int, Any]) -> Any:
-    """A shallow copy of an object with its patchers, the modules of these, and what is chained to it replaced."""
-    changed, modules = {}, {}
-    for name, part in vars(holder).items():
-        if isinstance(part, ModelPatcher) or name == "previous_controlnet":
-            new = resident_parts(part, found)
-            if new is not part:
-                changed[name] = new
-                if isinstance(part, ModelPatcher):
-                    modules[id(part.model)] = new.model
-    for name, part in vars(holder).items():
-        if id(part) in modules:
-            changed[name] = modules[id(part)]
-    if not changed:
-        return holder
-    twin = copy.copy(holder)
-    vars(twin).update(changed)
-    return twin
+def _may_hold(name: str, part: Any) -> bool:
+    """Whether an attribute may be a patcher, a part of its module, or another patch."""
+    kinds = (ModelPatcher, nn.Module, dict, list, tuple, MethodType)
+    return isinstance(part, kinds) or name == "previous_controlnet" or hasattr(part, "models")
 
 
 def _differs(new: Iterable[Any], old: Iterable[Any]) -> bool:
@@ -121,26 +183,19 @@ def keep_whole(needed: Iterable[Any], beside: Iterable[Any]) -> list[Any]:
         needed: patchers of what is differentiated. beside: of what the run calls without a gradient.
     """
     needed = list(needed)
+    # several patchers of one module are one model to load
+    together = list({id(patcher.model): patcher for patcher in (*beside, *needed)}.values())
     partial = [patcher for patcher in needed if not is_dynamic(patcher) and is_streamed(patcher)]
     if partial:
         for patcher in partial:
             patcher.detach()  # the host adds nothing to what it does not know to be partial
         try:
-            load_whole([*needed, *beside])
+            load_whole(together)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            load_models_gpu([*needed, *beside])  # as much as there is room for
+            load_models_gpu(together)  # as much as there is room for
     return [patcher for patcher in needed if is_streamed(patcher)]
-
-
-def plain_patchers(options: Any) -> list[Any]:
-    """The plain patchers of the patches in the host's model options."""
-    found: dict[int, Any] = {}
-    resident_parts(options, found)
-    holders = [holder for holder, _ in found.values() if not isinstance(holder, ModelPatcher)]
-    held = [part for holder in holders for part in getattr(holder, "__dict__", {}).values()]
-    return [part for part in held if isinstance(part, ModelPatcher) and not is_dynamic(part)]
 
 
 def fits_whole(*patchers: Any) -> bool:
@@ -152,32 +207,39 @@ def _size_when_resident(patcher: Any) -> int:
     if not is_dynamic(patcher):
         return int(patcher.model_size())
     return sum(
-        weight.original.numel() * weight.dtype.itemsize
+        weight.tensor.numel() * weight.dtype.itemsize
         if weight.dtype and _is_cast(weight)
-        else weight.original.nbytes
-        for weight in weights_of(patcher)
+        else weight.tensor.nbytes
+        for weight in weights_of(patcher.model)
     )
 
 
 def _is_cast(weight: HostWeight) -> bool:
     """Whether a weight has a dtype to be cast to; quantised tensors and subclasses of other packs stay as they are."""
-    plain = type(weight.original) in (Tensor, nn.Parameter)
-    return plain and weight.dtype is not None and weight.original.is_floating_point()
+    plain = type(weight.tensor) in (Tensor, nn.Parameter)
+    return plain and weight.dtype is not None and weight.tensor.is_floating_point()
 
 
-def _copied(patcher: Any) -> nn.Module:
-    """A copy of a dynamic patcher's module, with the weights of the file in the dtype that each module computes in."""
-    with as_from_the_file(patcher):
-        twins: dict[int, Any] = {}
-        for weight in weights_of(patcher):
-            own = same_storage(weight.original.to(patcher.offload_device))
-            if _is_cast(weight):
-                own = own.to(weight.dtype)
-            is_parameter = weight.name in weight.module._parameters
-            twins[id(weight.current)] = as_weight(own) if is_parameter else own
+def _copied(patcher: Any) -> tuple[nn.Module, dict[int, Any]]:
+    """A copy of a dynamic patcher's module, with its weights in the dtype that each part computes in.
+
+    Returns:
+        The copy, and id -> what replaces each part of the original.
+    """
+    unload(patcher)
+    twins: dict[int, Any] = {}
+    for weight in weights_of(patcher.model):
+        if weight.tensor.is_meta:  # a file lacked it; the host fills it in
+            continue
+        own = same_storage(weight.tensor.to(patcher.offload_device))
+        if _is_cast(weight):
+            own = own.to(weight.dtype)
+        is_parameter = weight.name in weight.module._parameters
+        twins[id(weight.tensor)] = as_weight(own) if is_parameter else own
+    with without_streaming_state(patcher.model):
         module: nn.Module = _twin(patcher.model, twins)
     not_loaded_yet(module, patcher.offload_device)
-    return module
+    return module, {id(part): twins[id(part)] for part in patcher.model.modules()}
 
 
 def _twin(value: Any, twins: dict[int, Any]) -> Any:

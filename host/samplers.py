@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# By the name of their function: samplers that pass to the model a tensor of their own making, or one whose change
-# they lose again. All of them carry their state from step to step by a factor, whatever the model answers.
-KEEPS_A_COPY = {"sample_unipc", "sample_unipc_bh2", "sample_sa_solver", "sample_sa_solver_pece"}
-# By the name of their function: the sampler's own name, and why no step of it can be guided.
+# By the name of their function: the sampler's own name, and why no step of it can be guided. Their own reasons say
+# more than what a dry run finds.
 REFUSED = {
     "dpm_adaptive_function": (
         "dpm_adaptive",
@@ -22,6 +20,14 @@ REFUSED = {
 }
 OTHERS = "Choose another, for instance euler, dpmpp_2m or uni_pc."
 
+NOT_FOLLOWED = "in a dry run it did not follow a change of the latent as it should"
+
+# Samplers are judged on a schedule of the pack's own: so many steps that halve sigma, then one to zero. The verdict is
+# then the same for every schedule, and steps this coarse leave no doubt about what a sampler remembers.
+HALVINGS = 9
+# The first step that depends on the model's first answer through the state alone: known samplers use the last four.
+LATE = 4
+
 
 class Rehearsal(NamedTuple):
     """How a sampler will run.
@@ -29,8 +35,8 @@ class Rehearsal(NamedTuple):
     Attributes:
         first: {index of the model call: step}, for the call that begins each step.
         sigmas: sigma at each of these calls, then the last of the schedule.
-        carry: None for a sampler whose own state reaches the model, so that a change of it in place is a change
-            of the state. For one of KEEPS_A_COPY: which part of the state at a step's first call comes from
+        carry: None for a sampler that gives its own state to the model, so that a change of it in place is a change
+            of the state. For one that keeps a copy: which part of the state at a step's first call comes from
             the state at the one before (1 at the first), then which part of the result from the last.
     """
 
@@ -52,12 +58,15 @@ def sampler_refusal(function: Callable) -> str | None:
     """Why this sampler cannot be guided, or None."""
     if getattr(function, "__name__", "") not in REFUSED:
         return None
-    name, why = REFUSED[function.__name__]
+    return _refusal(*REFUSED[function.__name__])
+
+
+def _refusal(name: str, why: str) -> str:
     return f"JEPA guidance does not support the sampler {name!r}: {why}. {OTHERS}"
 
 
 def rehearse(function: Callable, sigmas: Tensor, options: dict, model: Any) -> Rehearsal:
-    """Run a sampler function on one number, to see how it calls the model. Touches no global random state.
+    """Run a sampler function on a few numbers, to see how it calls the model. Touches no global random state.
 
     Samplers call the model once or several times a step, at sigmas that repeat, and report each step after its
     first call.
@@ -73,97 +82,163 @@ def rehearse(function: Callable, sigmas: Tensor, options: dict, model: Any) -> R
     if refusal:
         raise ValueError(refusal)
     name = sampler_name(function)
-    # a noise sampler made for the real latent would be advanced by a rehearsal
-    options = {key: value for key, value in options.items() if key != "noise_sampler"}
     try:
-        run = _play(function, sigmas, options, model, answer=0.5)
-        # An answer of zero and no noise show what the state alone becomes, and steps that depend on the image.
-        if "noise_sampler" in inspect.signature(function).parameters:
-            options = options | {"noise_sampler": lambda *_: torch.zeros(1, 1, 1, 1, device=sigmas.device)}
-        alone = _play(function, sigmas, options, model, answer=0.0)
+        dry = _DryRun(function, options, model)
+        run, alone = dry.play(sigmas, factor(0.5)), dry.play(sigmas, factor(0.0))
+        why = _fault(run, alone, sigmas)
+        carry = None
+        if why is None and run.first:
+            judged = _Judge(dry, sigmas.max())
+            if not judged.keeps_no_copy():
+                carry = _carry(alone, dry.play(sigmas, factor(0.0), start=2.0))
+                why = None if judged.can_be_carried() else NOT_FOLLOWED
     except Exception as error:
         raise ValueError(
             f"JEPA guidance cannot tell how the sampler {name!r} runs ({type(error).__name__}: {error}). {OTHERS}"
         ) from error
-    if list(run.first) != list(alone.first):
-        raise ValueError(
-            f"JEPA guidance does not support the sampler {name!r}: its steps depend on the image. {OTHERS}"
-        )
-    if not run.first and len(sigmas) > 1:
-        raise ValueError(
-            f"JEPA guidance does not support the sampler {name!r}: it does not report its steps. {OTHERS}"
-        )
-    # the host's own are tested one by one, and some of them report another tensor
-    known = getattr(function, "__module__", "").startswith("comfy.")
-    keeps = known and function.__name__ in KEEPS_A_COPY
-    if not known and not run.own_state:
-        raise ValueError(
-            f"JEPA guidance does not support the sampler {name!r}: it keeps a copy of the latent that the "
-            f"guidance cannot change. {OTHERS}"
-        )
+    if why is not None:
+        raise ValueError(_refusal(name, why))
     steps = {call: step for step, call in enumerate(run.first)}
     seen = [*(run.sigmas[call] for call in steps), float(sigmas[-1])]
-    return Rehearsal(steps, seen, _carry(alone) if keeps else None)
+    return Rehearsal(steps, seen, carry)
 
 
-def _carry(alone: "_Play") -> list[float]:
-    states = [*(alone.states[call] for call in alone.first), alone.result]
-    return [1.0, *(after / before for before, after in pairwise(states))]
+def _fault(run: "_Play", alone: "_Play", sigmas: Tensor) -> str | None:
+    """Why the steps of a sampler have no fixed place, given two runs with other answers; or None."""
+    if run.first != alone.first:
+        return "its steps depend on the image"
+    if not run.first and len(sigmas) > 1:
+        return "it does not report its steps"
+    return None
+
+
+def _carry(alone: "_Play", doubled: "_Play") -> list[float]:
+    """Rehearsal.carry, from two runs that differ by their start; 0 where the start is forgotten."""
+    moved = [two - one for one, two in zip(alone.course, doubled.course, strict=True)]
+    return [1.0, *(after / before if before else 0.0 for before, after in pairwise(moved))]
+
+
+# --- dry runs -----------------------------------------------------------------------------------------------------
+
+# (what the model is given, sigma, index of the call) -> the model's answer
+Answer = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def factor(size: float) -> Answer:
+    """A model that answers with a part of what it is given."""
+    return lambda x, sigma, call: x * size
 
 
 class _Play(NamedTuple):
-    """One run on one number: x and sigma of every model call, the calls that began a step, and the result.
+    """One dry run.
 
-    own_state: whether the tensors that these calls were given are the states that the sampler reported.
+    Attributes:
+        states, sigmas: what the model was given at every call.
+        first: the calls that began a step.
+        result: of the sampler.
     """
 
     states: list[float]
     sigmas: list[float]
     first: list[int]
-    own_state: bool
     result: float
 
+    @property
+    def course(self) -> list[float]:
+        """The state where each step begins, then the result."""
+        return [*(self.states[call] for call in self.first), self.result]
 
-def _play(function: Callable, sigmas: Tensor, options: dict, model: Any, answer: float) -> _Play:
-    states: list[float] = []
-    seen: list[float] = []
-    first: list[int] = []
-    own_state = True
-    last = torch.empty(0)
 
-    class OneNumber:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(model, name)
+class _DryRun:
+    """Runs a sampler function without noise on a latent of four equal numbers: one has no spread, which some ask for."""
 
-        def __call__(self, x: Tensor, sigma: Tensor, model_options: dict | None = None, **_: Any) -> Tensor:
-            nonlocal last
-            last = x
-            states.append(float(x.flatten()[0]))
-            seen.append(float(sigma.flatten()[0]))
-            denoised = x * answer
-            # samplers of the cfg++ kind take the unconditional estimate from this hook
-            for hook in (model_options or {}).get("sampler_post_cfg_function", []):
-                keys = ("denoised", "cond_denoised", "uncond_denoised", "input")
-                denoised = hook(dict.fromkeys(keys, denoised) | {"sigma": sigma, "cond_scale": 1.0})
-            return denoised
+    def __init__(self, function: Callable, options: dict, model: Any) -> None:
+        self.function = function
+        self.model = model
+        # a noise sampler made for the real latent would be advanced by a dry run
+        self.options = {key: value for key, value in options.items() if key != "noise_sampler"}
+        self.silent = "noise_sampler" in inspect.signature(function).parameters
 
-    def note(report: dict) -> None:
-        nonlocal own_state
-        first.append(len(states) - 1)
-        own_state &= report["x"].data_ptr() == last.data_ptr()
+    def play(
+        self,
+        sigmas: Tensor,
+        answer: Answer,
+        start: float = 1.0,
+        writes: dict[int, float] | None = None,
+        wrap: Callable[[Any], Any] = lambda model: model,
+    ) -> _Play:
+        """One run.
 
-    x = torch.ones(1, 1, 1, 1, device=sigmas.device) * sigmas[0]
-    arguments = {"model_options": {"transformer_options": {}}, "seed": 0}
-    with _random_state_kept(sigmas.device):
-        # a clone: some samplers write into their arguments
-        result = function(
-            OneNumber(), x, sigmas.clone(), extra_args=arguments, callback=note, disable=True, **options
-        )
-    return _Play(states, seen, first, own_state, float(result.flatten()[0]))
+        Args:
+            start: of the state, in units of the first sigma.
+            writes: {index of a call: the number that the model writes into what it is given}.
+            wrap: puts something between the sampler and the model.
+        """
+        stub = _Stub(self.model, answer, writes or {})
+        model = wrap(stub)
+        x = torch.ones(1, 1, 2, 2, device=sigmas.device) * sigmas[0] * start
+        options = self.options | ({"noise_sampler": lambda *_: torch.zeros_like(x)} if self.silent else {})
+        first: list[int] = []
+        arguments = {"model_options": {"transformer_options": {}}, "seed": 0}
+        with random_state_kept(sigmas.device):
+            # clones: some samplers write into their arguments
+            result = self.function(
+                model,
+                x.clone(),
+                sigmas.clone(),
+                extra_args=arguments,
+                callback=lambda report: first.append(len(stub.states) - 1),
+                disable=True,
+                **options,
+            )
+        if isinstance(model, GuidedModel):
+            result = model.result(result)
+        return _Play(stub.states, stub.sigmas, first, float(result.flatten()[0]))
+
+
+class _Stub:
+    """Stands in for the model in a dry run."""
+
+    def __init__(self, model: Any, answer: Answer, writes: dict[int, float]) -> None:
+        self._model = model
+        self._answer = answer
+        self._writes = writes
+        self.states: list[float] = []
+        self.sigmas: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict | None = None, **_: Any) -> Tensor:
+        call = len(self.states)
+        self.states.append(float(x.flatten()[0]))
+        self.sigmas.append(float(sigma.flatten()[0]))
+        if call in self._writes:
+            x.fill_(self._writes[call])
+        denoised = self._answer(x, sigma, call)
+        # samplers of the cfg++ kind take the unconditional estimate from such a hook
+        for hook in (model_options or {}).get("sampler_post_cfg_function", []):
+            denoised = hook(self._told(x, sigma, denoised, model_options))
+        return denoised
+
+    def _told(self, x: Tensor, sigma: Tensor, denoised: Tensor, model_options: dict | None) -> dict:
+        """What the host tells a post-CFG hook."""
+        guider = getattr(self._model, "inner_model", None)
+        conds = getattr(guider, "conds", {})
+        return {
+            **dict.fromkeys(("denoised", "cond_denoised", "uncond_denoised"), denoised),
+            "cond": conds.get("positive"),
+            "uncond": conds.get("negative"),
+            "cond_scale": getattr(guider, "cfg", 1.0),
+            "model": getattr(guider, "inner_model", None),
+            "sigma": sigma,
+            "model_options": model_options,
+            "input": x,
+        }
 
 
 @contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
+def random_state_kept(device: torch.device) -> Iterator[None]:
     """Put the global random states of the processor and of `device` back after the block."""
     accelerator: Any = None if device.type == "cpu" else torch.get_device_module(device)
     before = accelerator and accelerator.get_rng_state()
@@ -173,6 +248,96 @@ def _random_state_kept(device: torch.device) -> Iterator[None]:
     finally:
         if accelerator:
             accelerator.set_rng_state(before)
+
+
+class _Judge:
+    """Tells by dry runs where a sampler keeps its state."""
+
+    def __init__(self, dry: _DryRun, highest: Tensor) -> None:
+        self.dry = dry
+        # not lower than flow models begin: the formulas of some samplers are too coarse far below
+        halves = highest.clamp(min=1.0) * 0.5 ** torch.arange(HALVINGS + 1, device=highest.device)
+        self.sigmas = torch.cat([halves, halves.new_zeros(1)])
+        self.alone = dry.play(self.sigmas, factor(0.0))
+        self.first = self.alone.first
+
+    def play(self, answer: Answer, start: float = 1.0, **settings: Any) -> _Play:
+        run = self.dry.play(self.sigmas, answer, start, **settings)
+        if run.first != self.first:
+            raise ValueError("its steps depend on the latent")
+        return run
+
+    def keeps_no_copy(self) -> bool:
+        """Whether the tensor that the model is given holds all that the sampler knows of its state.
+
+        The model writes into it, and what was there before must not matter any more.
+        """
+        return self._forgets_its_start() and all(map(self._is_reached, self._undecided()))
+
+    def _forgets_its_start(self) -> bool:
+        """Whether two runs go on alike when they are made alike at the first step, where nothing is remembered yet."""
+        writes = {0: self.alone.states[0]}
+        one, other = (self.play(factor(0.5), start, writes=writes) for start in (1.0, 2.0))
+        return all(self._alike(one, other, step) for step in range(1, len(self.first) + 1))
+
+    def _undecided(self) -> list[int]:
+        """The steps that do not show that a copy is kept, or that none is.
+
+        Two runs that differ are made alike at every second step, and must then go on alike. What they remember
+        differs too, of earlier answers or of earlier derivatives: an answer of zero makes all answers alike, one equal
+        to the state all derivatives. A sampler that remembers both stays undecided.
+        """
+        steps = range(len(self.first))
+        proven: set[int] = set()
+        for answer in (factor(0.0), factor(1.0)):
+            for parity in (0, 1):
+                one, other = (self._made_alike(answer, parity, size) for size in (1.0, 2.0))
+                proven |= {step for step in steps[parity::2] if self._alike(one, other, step + 1)}
+            if len(proven) == len(steps):
+                break
+        return [step for step in steps if step not in proven]
+
+    def _is_reached(self, step: int) -> bool:
+        """Whether the next step sees what the model writes at this one."""
+        call = self.first[step]
+        changed = self.play(factor(0.0), writes={call: 2 * self.alone.states[call]})
+        return not self._alike(changed, self.alone, step + 1)
+
+    def _made_alike(self, answer: Answer, parity: int, size: float) -> _Play:
+        """A run of another size, but of size 1 at every second step."""
+        writes = {
+            call: self.alone.sigmas[call] * (1.0 if step % 2 == parity else size)
+            for step, call in enumerate(self.first)
+        }
+        return self.play(answer, size, writes=writes)
+
+    def _alike(self, one: _Play, other: _Play, step: int) -> bool:
+        """Whether two runs are at the same place where a step begins; false for numbers that are not finite."""
+        a, b = one.course[step], other.course[step]
+        return abs(a - b) <= 1e-5 * max(abs(a), abs(b), 0.1 * self.alone.sigmas[self.first[step - 1]])
+
+    def can_be_carried(self) -> bool:
+        """Whether GuidedModel gives a sampler that keeps a copy the state that it would have.
+
+        A run with another start and another first answer is moved onto a plain run; it must go on as that one does.
+        """
+        if len(self.first) <= LATE:
+            return False
+
+        def answer(first: float) -> Answer:
+            return lambda x, sigma, call: x * 0 + sigma.flatten()[0] * (1.0 if call else first)
+
+        plain, apart = self.play(answer(1.0), 2.0), self.play(answer(-1.0))
+        carry = _carry(self.alone, self.play(factor(0.0), 2.0))
+        rehearsal = Rehearsal({call: step for step, call in enumerate(self.first)}, [], carry)
+
+        def move(model: Any, x: Tensor, sigma: Tensor, kwargs: dict, step: int) -> Tensor:
+            return model(x.fill_(plain.course[step]), sigma, **kwargs)
+
+        moved = self.play(answer(-1.0), wrap=lambda model: GuidedModel(model, rehearsal, [LATE], move))
+        # runs that meet by themselves show nothing
+        far = abs(plain.course[LATE] - apart.course[LATE]) > 1e-2 * abs(plain.course[LATE])
+        return far and all(self._alike(moved, plain, step) for step in range(LATE, len(self.first) + 1))
 
 
 class GuidedModel:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..jepa_core import jepa_score
+from ..jepa_core.transparency import over_white
 from .encoders import AnyEncoder, use_encoder
 from .internals import interrupt_check
 
@@ -61,7 +62,9 @@ def score_images(
     antialias: bool = True,
     on_image: Callable[[], None] = lambda: None,
 ) -> list[list[float]]:
-    """Score images (B, H, W, 3) in [0, 1] under every encoder of a set; see jepa_core.jepa_score.
+    """Score images (B, H, W, 3 or 4) in [0, 1] under every encoder of a set; see jepa_core.jepa_score.
+
+    Transparent pixels are seen over white.
 
     Returns:
         A list for each member of the set, in its order: the score of each image.
@@ -83,8 +86,8 @@ def score_images(
     for judge in map(use_encoder, judges):
         scores.append([])
         for image in images.split(1):
-            # an alpha channel does not reach the encoder
-            x = judge.preprocess(image[..., :3].to(judge.weight.device), fit=fit, antialias=antialias)
+            pixels = over_white(image.to(judge.weight.device))
+            x = judge.preprocess(pixels, fit=fit, antialias=antialias)
             score = jepa_score(judge, x, top_k=top_k, projection=projection, on_pass=interrupt_check)
             scores[-1].append(score.item())
             on_image()

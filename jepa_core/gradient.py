@@ -1,6 +1,6 @@
 """The gradient of the guided JEPA score, in closed form, tracked from one image to the next."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,6 +131,15 @@ class RarityGradient:
         """Forget the ranges of `ids`, or of all: they start cold again."""
         for name in list(self._bases) if ids is None else ids:
             self._bases.pop(name, None)
+
+    def snapshot(self) -> dict[Hashable, Tensor]:
+        """The ranges that are tracked now; see restore."""
+        return dict(self._bases)
+
+    def restore(self, ranges: Mapping[Hashable, Tensor]) -> None:
+        """Track from the ranges of a snapshot, as if nothing had been computed since."""
+        self._bases.clear()
+        self._bases.update(ranges)
 
     def _one(self, encoder: Encoder, image: Tensor, name: Hashable) -> Rarity:
         jacobian = JacobianOperator(

@@ -126,6 +126,36 @@ def test_the_node_says_what_settings_will_do_before_they_are_queued(comfy, widge
 
 
 @pytest.mark.long
+def test_the_node_says_nothing_of_settings_that_a_link_brings(comfy):
+    page = open_demo(comfy)
+    sampler = page.node("JEPAGuidedKSampler")
+    label = "(id) => app.graph.getNodeById(id).jepaCanvas?.ariaLabel"
+    page.wait(label, sampler)
+    page.show(sampler)
+    assert "Guides 6 of 10 steps" in page.ask(label, sampler)
+    connect = """(id) => {
+        const node = app.graph.getNodeById(id), number = LiteGraph.createNode("PrimitiveInt");
+        number.pos = [node.pos[0] - 300, node.pos[1]];
+        app.graph.add(number);
+        number.connect(0, node, node.inputs.findIndex((input) => input.name === "steps"));
+    }"""
+    page.ask(connect, sampler)
+    page.picture("linked_steps")
+    assert "Guides" not in page.ask(label, sampler)
+    # pages that lack the method know the link itself
+    page.ask("(id) => { app.graph.getNodeById(id).isInputConnected = undefined; }", sampler)
+    page.set("JEPAGuidedKSampler", "interval", 2)
+    assert "Guides" not in page.ask(label, sampler)
+    disconnect = """(id) => {
+        const node = app.graph.getNodeById(id);
+        node.disconnectInput(node.inputs.findIndex((input) => input.name === "steps"));
+    }"""
+    page.ask(disconnect, sampler)
+    assert "Guides 3 of 10 steps" in page.ask(label, sampler)
+    assert not page.errors
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_template_opens_whole_from_the_template_browser(comfy, server, name):
     server.upload(HOST / "input" / "example.png")  # every host brings it

@@ -15,16 +15,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import comfy.memory_management
 import comfy.model_management as management
 import comfy.model_patcher
+import pytest
+import torch
+
+pytest.importorskip("comfy.memory_management")  # newer than the oldest host
+
 import comfy_aimdo.control
 import comfy_aimdo.host_buffer
 import comfy_aimdo.model_mmap
 import comfy_aimdo.model_vbar
 import comfy_aimdo.vram_buffer
-import pytest
-import torch
 
 # Not the device of tensors in memory, to which torch gives no number; so the host takes it for another one.
 CARD = torch.device("cpu", 0)

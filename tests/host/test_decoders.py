@@ -194,6 +194,30 @@ def test_gradient_through_the_tiny_autoencoder_is_the_finite_difference(tiny, ap
     assert (gradient * direction).sum().item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+class LayerDecoder(torch.nn.Module):
+    """Colours and alpha of each pixel from the four channels of its latent, as decoders of layers give them."""
+
+    def decode(self, latent):
+        return latent.tanh()
+
+
+def test_a_transparent_picture_is_seen_over_white_and_so_is_its_gradient(tiny):
+    tiny.vae.first_stage_model, tiny.vae.vae_dtype = LayerDecoder().double(), torch.float64
+    latent = random((1, 4, 5, 6)).requires_grad_()
+    image = decoded(tiny.vae, latent)
+    colours, alpha = ((latent.tanh() + 1) / 2).movedim(1, -1).split((3, 1), -1)
+    torch.testing.assert_close(image, colours * alpha + 1 - alpha)
+    cotangent, direction = random(image.shape, 1), random(latent.shape, 2)
+    (gradient,) = torch.autograd.grad(image, latent, cotangent)
+    with torch.no_grad():
+        ends = [decoded(tiny.vae, latent + step * direction) for step in (-1e-6, 1e-6)]
+    expected = ((ends[1] - ends[0]) * cotangent).sum() / 2e-6
+    assert (gradient * direction).sum().item() == pytest.approx(expected.item(), rel=1e-6)
+    opaque = latent.detach().clone()
+    opaque[:, 3] = 100
+    assert torch.equal(decoded(tiny.vae, opaque), ((opaque.tanh() + 1) / 2)[:, :3].movedim(1, -1))
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_guided_run_loads_the_decoder_that_it_uses_and_no_other(tiny, approx, stock, name):
     save_tiny(approx, "taesd_decoder", randomise=tiny.randomise)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import types
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ import torch
 from jepa_guidance.host import gradient_check
 from jepa_guidance.host.gradient_check import DENOISER, Comparison, GradientCheck, compare
 from jepa_guidance.host.latent_gradient import linearised
+from jepa_guidance.host.patch_state import PatchState
 from jepa_guidance.host.steps import Schedule
 from torch import Tensor
 
@@ -221,6 +225,140 @@ def test_a_fault_is_caught_and_the_run_goes_on_with_the_denoiser_constant(name, 
         notices = run_through(family)
     assert len(notices) == 1, notices
     assert "denoiser constant (another image than through the denoiser)" in notices[0]
+
+
+# --- when it is made, and what it leaves ------------------------------------------------------------------------------
+
+
+class TenthOfTheGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return 0.1 * cotangent
+
+
+def wrong_wrapper(function: Callable, arguments: dict) -> Tensor:
+    return function(TenthOfTheGradient.apply(arguments["input"]), arguments["timestep"], **arguments["c"])
+
+
+def with_a_wrong_wrapper(model: Any) -> Any:
+    model = model.clone()
+    model.set_model_unet_function_wrapper(wrong_wrapper)
+    return model
+
+
+def with_a_wrong_forward(model: Any) -> Any:
+    model = model.clone()
+    forward = model.get_model_object("diffusion_model").forward
+    model.add_object_patch(
+        "diffusion_model.forward",
+        lambda x, *args, **kwargs: forward(TenthOfTheGradient.apply(x), *args, **kwargs),
+    )
+    return model
+
+
+def notices_of(family: Family, model: Any = None, **changes: Any) -> list[str]:
+    reports: list[Any] = []
+    patched = guided(family, encoder_of(), model=model, through_denoiser=True, report=reports.append)
+    sample(family, patched, steps=4, **changes)
+    return reports[-1].notices
+
+
+@pytest.mark.parametrize("patch", [with_a_wrong_wrapper, with_a_wrong_forward])
+def test_another_patch_is_checked_anew(patch):
+    family = family_in("sd15", torch.float32, side=16)
+    gradient_check._verdicts.clear()
+    assert notices_of(family) == []
+    (notice,) = notices_of(family, patch(family.model))
+    assert "of the change that was measured: denoiser constant" in notice
+    assert notices_of(family) == []
+
+
+@pytest.mark.parametrize("fault", [attention_without_a_backward, a_buffer_that_is_used_again])
+def test_a_small_mask_neither_hides_a_fault_nor_speaks_for_the_whole_image(fault):
+    family = family_in("sd15", torch.float32, side=16)
+    mask = torch.zeros(1, 16, 16)
+    mask[:, :8] = 1
+    masked = {**family.latent, "noise_mask": mask}
+    gradient_check._verdicts.clear()
+    assert notices_of(family, latent_image=masked) == []
+    with fault(family):
+        gradient_check._verdicts.clear()
+        assert len(notices_of(family, latent_image=masked)) == 1
+        gradient_check._verdicts.clear()
+        gradient_check._verdicts.setdefault(family.model.model, {})
+        assert len(notices_of(family)) == 1
+
+
+def test_no_memory_for_the_check_alone_costs_nothing(monkeypatch):
+    family = family_in("sd15", torch.float32)
+    expected = sample(family, guided(family, encoder_of(), through_denoiser=True), steps=4)
+    gradient_check._verdicts.clear()
+
+    def full(*_: Any) -> Comparison:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gradient_check, "compare", full)
+    reports: list[Any] = []
+    model = guided(family, encoder_of(), through_denoiser=True, report=reports.append)
+    assert torch.equal(sample(family, model, steps=4), expected)
+    assert reports[-1].notices == []
+    assert not any(gradient_check._verdicts.values())
+
+
+class Counting:
+    """State as other packs keep it: behind an object, in a set, in a generator, in a partial."""
+
+    def __init__(self) -> None:
+        self.inner = SimpleNamespace(count=0)
+        self.seen: set[int] = set()
+        self.order: deque[int] = deque()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, offset: float, args: dict) -> Tensor:
+        self.inner.count += 1
+        self.seen.add(self.inner.count)
+        self.order.append(self.inner.count)
+        noise = torch.randn(1, generator=self.generator)
+        return args["denoised"] * (
+            1 + 0.01 * (len(self.seen) + len(self.order)) + 0.01 * float(noise) + offset
+        )
+
+
+@pytest.mark.parametrize("calls", ["one", "two"])
+@pytest.mark.parametrize("fault", [None, network_without_a_backward])
+def test_patches_with_a_memory_make_the_same_image_checked_or_not(calls, fault):
+    family = family_in("sd15", torch.float32)
+    images, notices = [], []
+    gradient_check._verdicts.clear()
+    with fault(family) if fault else nullcontext():
+        for _ in ("checked", "remembered"):
+            model = family.model.clone()
+            model.set_model_sampler_post_cfg_function(functools.partial(Counting(), 0.0))
+            reports: list[Any] = []
+            settings = {"through_denoiser": True, "denoiser_calls": calls, "report": reports.append}
+            images.append(sample(family, guided(family, encoder_of(), model=model, **settings), steps=4))
+            notices.append(reports[-1].notices)
+    assert torch.equal(*images)
+    assert notices[0] == notices[1]
+    assert bool(notices[0]) == bool(fault)
+
+
+def test_modules_of_code_and_functions_without_one_are_left_alone():
+    code = types.ModuleType("somewhere")
+    code.flag = 1
+
+    def hook() -> int:
+        return code.flag
+
+    nameless = types.FunctionType((lambda: None).__code__, {})
+    state = PatchState({"hooks": [hook, nameless]}, torch.nn.Identity())
+    code.flag = 2
+    state.put_back()
+    assert code.flag == 2
 
 
 # --- the whole table --------------------------------------------------------------------------------------------------

@@ -43,6 +43,15 @@ def test_the_order_is_that_of_the_scores(tiny, images, keep):
     assert sheet.shape[0] == 1
 
 
+def test_a_transparent_picture_is_scored_as_it_looks_on_white(tiny, images):
+    alpha = torch.linspace(0, 1, 28)[:, None].expand(5, 28, 28)[..., None]
+    transparent = torch.cat([images, alpha], -1)
+    assert score_images(transparent, tiny.encoder) == score_images(images * alpha + (1 - alpha), tiny.encoder)
+    assert score_images(transparent, tiny.encoder) != score_images(images, tiny.encoder)
+    opaque = torch.cat([images, torch.ones_like(alpha)], -1)
+    assert score_images(opaque, tiny.encoder) == score_images(images, tiny.encoder)
+
+
 def test_a_list_of_batches_is_ranked_together(tiny, images):
     (_, scores, indices, seeds, _) = rank(
         [images[:2], images[2:]], tiny.encoder, count=9, seeds=[7, 8, 9, 10, 2**64 - 1]

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("comfy.memory_management")  # newer than the oldest host
+
 import functools
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import comfy.ldm.models.autoencoder
 import comfy.ldm.modules.diffusionmodules.mmdit
 import comfy.ldm.modules.diffusionmodules.openaimodel
 import comfy.model_management as management
+import comfy.model_patcher
 import comfy.ops
+import comfy.sd
 import comfy.utils
 import folder_paths
 import nodes as host_nodes
-import pytest
 import torch
 from comfy.cldm.cldm import ControlNet
 from comfy.taesd.taesd import TAESD
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from jepa_guidance.host import residency
 from jepa_guidance.host.decoders import FULL, TINY
+from jepa_guidance.host.guidance import apply_guidance
 from jepa_guidance.host.internals import is_dynamic
 from jepa_guidance.host.latent_gradient import LatentGradient
-from jepa_guidance.host.residency import fits_whole, resident
+from jepa_guidance.host.residency import ResidentParts, fits_whole, resident
+from jepa_guidance.host.steps import Schedule
 from jepa_guidance.nodes.guidance_inputs import HELD_CONSTANT, THROUGH_DENOISER
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from safetensors.torch import save_file
 
+from jepa_core import RarityGradient
 from tests.host.conftest import tiny_encoder
-from tests.host.dynamic_vram import GIB, LIBRARY, dynamic_vram
+from tests.host.dynamic_vram import CARD, GIB, LIBRARY, dynamic_vram
 from tests.host.families import randomise
 
 SEED, STEPS = 5, 2
@@ -527,3 +537,165 @@ def test_weights_of_a_subclass_keep_class_and_attributes_and_give_the_gradient_o
         assert twins
         assert all(isinstance(part.weight, LikeGGUF) and part.weight.kind == "halves" for part in twins)
     assert cosine(*gradients) >= 0.999
+
+
+# --- graphs that made trouble ---------------------------------------------------------------------------------------
+
+
+def patched_model(graph: Graph, model: Any = None, reports: list[Any] | None = None) -> Any:
+    """The MODEL of the guidance node, through the denoiser."""
+    with torch.inference_mode():
+        return apply_guidance(
+            model or graph.model,
+            graph.vae,
+            tiny_encoder_once(),
+            Schedule(start_percent=0.5, end_percent=1.0),
+            RarityGradient(k=3, oversample=2, power_iterations=0),
+            through_denoiser=True,
+            report=(reports if reports is not None else []).append,
+        )
+
+
+def test_nothing_stays_on_the_card_when_the_guided_model_has_gone(files):
+    with dynamic_vram():
+        graph = Graph("LoraLoader", torch.float32)
+        for strength in (0.5, 1.0):
+            model = graph.with_lora(file_name("SD3", torch.float32), strength)
+            graph.sample(patched_model(graph, model))
+        del model
+        copied = resident(graph.model).model
+        assert copied.model_loaded_weight_memory > 0
+        gc.collect()
+        assert all(entry.model is not None for entry in management.current_loaded_models)
+        management.unload_all_models()
+        assert copied.model_loaded_weight_memory == 0
+
+
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_a_lora_in_bypass_mode_is_neither_lost_nor_left_behind(files, loaded_before):
+    with dynamic_vram(), torch.inference_mode():
+        graph = Graph("CheckpointLoaderSimple", torch.float32)
+        plain = graph.sample(graph.model)
+        bypass = comfy.sd.load_bypass_lora_for_models(graph.model, None, lora_weights(), 1.0, 0.0)[0]
+        if loaded_before:
+            graph.sample(bypass)
+        without = graph.sample(patched_model(graph))
+        assert torch.equal(graph.sample(resident(graph.model)), plain)
+        reports: list[Any] = []
+        found = graph.sample(patched_model(graph, bypass, reports))
+        assert (
+            "bypass mode is bound to weights that the host streams: denoiser constant" in reports[-1].message
+        )
+        assert not torch.equal(found, without)
+        assert torch.equal(graph.sample(graph.model), plain)
+
+
+def compiled(model: Any) -> Any:
+    set_torch_compile_wrapper(model, backend="eager")
+    return model
+
+
+def with_another_forward(model: Any) -> Any:
+    network = model.get_model_object("diffusion_model")
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return type(self).forward(self, *args, **kwargs)
+
+    model.add_object_patch("diffusion_model.forward", MethodType(forward, network))
+    return model
+
+
+@pytest.mark.parametrize("patch", [compiled, with_another_forward])
+def test_what_was_bound_to_the_streamed_network_runs_the_copy(files, patch):
+    with dynamic_vram():
+        graph = Graph("LoraLoader", torch.float32)
+        right = graph.guided(True)
+        graph.model = patch(graph.model.clone())
+        traces: list[Any] = []
+        assert torch.allclose(graph.guided(True, traces), right, atol=1e-4)
+        assert traces[-1].notices == []
+
+
+def test_a_function_that_holds_the_streamed_network_is_not_differentiated(files):
+    with dynamic_vram():
+        graph = Graph("CheckpointLoaderSimple", torch.float32)
+        expected = graph.guided(False)
+        graph.model = graph.model.clone()
+        network = graph.model.model.diffusion_model
+        graph.model.add_object_patch(
+            "diffusion_model.forward", lambda *args, **kwargs: type(network).forward(network, *args, **kwargs)
+        )
+        traces: list[Any] = []
+        assert torch.allclose(graph.guided(True, traces), expected, atol=1e-4)
+        assert "is bound to weights that the host streams: denoiser constant" in traces[-1].message
+
+
+class MovedPatch:
+    """As the host's model patches are: it has a model, and the host moves it before a run."""
+
+    def __init__(self, model_patch: Any) -> None:
+        self.model_patch = model_patch
+        self.at = "cpu"
+
+    def __call__(self, function: Any, arguments: dict) -> Any:
+        assert self.at == CARD
+        assert not is_dynamic(self.model_patch) or not torch.is_grad_enabled()
+        return function(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    def to(self, where: Any) -> Any:
+        if isinstance(where, torch.device):
+            self.at = where
+        return self
+
+    def models(self) -> list[Any]:
+        return [self.model_patch]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_host_loads_and_moves_the_copy_of_a_patch(files, before):
+    with dynamic_vram():
+        graph = Graph("CheckpointLoaderSimple", torch.float32)
+        module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        patch = MovedPatch(comfy.model_patcher.ModelPatcherDynamic(module, CARD, torch.device("cpu")))
+        reports: list[Any] = []
+        model = graph.model.clone()
+        if not before:
+            model = patched_model(graph, model, reports)
+        model.set_model_unet_function_wrapper(patch)
+        if before:
+            model = patched_model(graph, model, reports)
+        for _ in ("first queue", "second queue"):
+            graph.sample(model)
+            assert reports[-1].notices == []
+        assert model.model_options["model_function_wrapper"] is patch
+        assert is_dynamic(patch.model_patch)
+
+
+def test_patches_that_hold_patches_or_parts_of_their_models_get_those_of_the_copies(files):
+    with dynamic_vram():
+        module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        patch = MovedPatch(comfy.model_patcher.ModelPatcherDynamic(module, CARD, torch.device("cpu")))
+        outer = MovedPatch(patch.model_patch)
+        outer.inner, outer.parts, outer.layer = patch, [patch], module[0]
+        copies = ResidentParts()
+        table = copies({"x": [patch], "y": [outer]})
+        new, (found,) = table["x"][0], table["y"]
+        assert found.inner is new
+        assert found.parts == [new]
+        assert found.layer is new.model_patch.model[0]
+        assert outer.inner is patch
+
+
+def test_a_lora_behind_guidance_does_not_load_the_decoder_twice(files):
+    with dynamic_vram() as card:
+        graph = Graph("LoraLoader", torch.float32)
+        model = graph.with_lora(file_name("SD3", torch.float32), 0.5)
+        patched = patched_model(graph)
+        lora = host_nodes.LoraLoaderModelOnly()
+        for strength in (0.5, 1.0):
+            with torch.inference_mode():
+                model = result(lora.load_lora_model_only(patched, file_name("SD3", torch.float32), strength))
+            graph.sample(model)
+            held = [entry.model.model for entry in management.current_loaded_models]
+            assert len(held) == len({id(one) for one in held})
+            card.taken = card.free() - GIB // 2

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
+import comfy.k_diffusion.sampling
 import comfy.samplers
 import pytest
 import torch
@@ -14,13 +18,73 @@ from jepa_guidance.host.samplers import rehearse, sampler_refusal
 from jepa_guidance.host.steps import Schedule
 
 from jepa_core import RarityGradient
-from tests.host.shifted_samplers import largest_entry_shift, shifted
+from tests.host.shifted_samplers import Shift, largest_entry_shift, shifted
 
+# What is known of the samplers of today's hosts. Those of later ones are sorted by what the rehearsal finds.
 REFUSED = {"dpm_adaptive"}
 HANDLED = {"uni_pc", "uni_pc_bh2", "sa_solver", "sa_solver_pece"}
-EXACT = set(comfy.samplers.SAMPLER_NAMES) - REFUSED - HANDLED
+EXACT = {
+    *(
+        "euler",
+        "euler_cfg_pp",
+        "euler_ancestral",
+        "euler_ancestral_cfg_pp",
+        "heun",
+        "heunpp2",
+        "exp_heun_2_x0",
+    ),
+    *("exp_heun_2_x0_sde", "dpm_2", "dpm_2_ancestral", "lms", "dpm_fast", "dpmpp_2s_ancestral"),
+    *(
+        "dpmpp_2s_ancestral_cfg_pp",
+        "dpmpp_sde",
+        "dpmpp_sde_gpu",
+        "dpmpp_2m",
+        "dpmpp_2m_cfg_pp",
+        "dpmpp_2m_sde",
+    ),
+    *(
+        "dpmpp_2m_sde_gpu",
+        "dpmpp_2m_sde_heun",
+        "dpmpp_2m_sde_heun_gpu",
+        "dpmpp_3m_sde",
+        "dpmpp_3m_sde_gpu",
+        "ddpm",
+    ),
+    *("lcm", "ipndm", "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp", "res_multistep_ancestral"),
+    *(
+        "res_multistep_ancestral_cfg_pp",
+        "gradient_estimation",
+        "gradient_estimation_cfg_pp",
+        "er_sde",
+        "seeds_2",
+    ),
+    *("seeds_3", "ddim"),
+}
+SAMPLERS = comfy.samplers.SAMPLER_NAMES
 SCHEDULERS = comfy.samplers.SCHEDULER_NAMES
 STEPS = 6
+SIGMAS = torch.tensor([14.0, 7.0, 3.0, 1.0, 0.0])
+
+
+def inner_model(tiny: Any) -> Any:
+    """What samplers look up on the model that the host passes to them."""
+    inner: Any = type("Inner", (), {})()
+    inner.model_sampling = tiny.model.model.model_sampling
+    inner.model_patcher = tiny.model
+    inner.inner_model = inner
+    outer: Any = type("Model", (), {})()
+    outer.inner_model = inner
+    return outer
+
+
+def verdict(tiny: Any, name: str) -> str:
+    """What a rehearsal finds of a sampler of the host: exact, handled or refused."""
+    sampler = comfy.samplers.sampler_object(name)
+    try:
+        found = rehearse(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
+    except ValueError:
+        return "refused"
+    return "exact" if found.carry is None else "handled"
 
 
 def waves(x: torch.Tensor) -> torch.Tensor:
@@ -38,27 +102,33 @@ def guided_and_expected(
     sampler: str,
     scheduler: str,
     kind: str = "EPS",
-    **settings: Any,
+    reference: Callable[[Shift], AbstractContextManager] = shifted,
+    end_percent: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The guided image, the one that the shifted sampler makes, and the stock one; each (2, 4, 8, 8)."""
+    """The guided image, the one that the shifted sampler makes, and the stock one; each (2, 4, 8, 8).
+
+    Args:
+        reference: within the block that it opens, the sampler shifts its state.
+    """
     model = tiny.make_model(kind)
-    settings |= {"sampler_name": sampler, "scheduler": scheduler, "steps": STEPS}
+    settings = {"sampler_name": sampler, "scheduler": scheduler, "steps": STEPS}
     trace: list[Any] = []
     patched = apply_guidance(
         model,
         tiny.vae,
         tiny.encoder,
-        Schedule(strength=0.7, start_percent=0.0, end_percent=1.0),
+        Schedule(strength=0.7, start_percent=0.0, end_percent=end_percent),
         RarityGradient(k=3),
         gradient=wave_gradient,
         report=trace.append,
     )
     guided = stock(patched, tiny, **settings)
-    steps = [step["step"] for step in trace[-1].steps]
-    assert steps == list(range(len(steps)))
-    assert all(step["guided"] for step in trace[-1].steps)
+    assert [step["step"] for step in trace[-1].steps] == list(range(trace[-1].total))
+    steps = [step["step"] for step in trace[-1].steps if step["guided"]]
+    assert len(steps) == (1 if end_percent < 1 else trace[-1].total)
     eta = 0.7 * min(1, 3 / len(steps))
-    with shifted(largest_entry_shift(waves, steps, eta, flow=kind == "FLOW")):
+    shift = largest_entry_shift(waves, steps, eta, flow=kind == "FLOW")
+    with reference(shift):
         expected = stock(model, tiny, **settings)
     return guided, expected, stock(model, tiny, **settings)
 
@@ -70,28 +140,65 @@ def check(guided: torch.Tensor, expected: torch.Tensor, plain: torch.Tensor) -> 
     assert change > 1e-2 * plain.norm()
 
 
-@pytest.mark.parametrize("sampler", sorted(EXACT | HANDLED))
+@contextmanager
+def started_elsewhere(sampler: str, shift: Shift) -> Iterator[None]:
+    """Within the block, a sampler of the host begins where a shift at its first step leads to: whatever it is, no more
+    can be meant by that shift."""
+    stock_object = comfy.samplers.sampler_object
+    own = stock_object(sampler)
+
+    def start(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **settings: Any) -> torch.Tensor:
+        return own.sampler_function(model, shift(x, sigmas[0], 0), sigmas, **settings)
+
+    moved = comfy.samplers.KSAMPLER(start, own.extra_options, own.inpaint_options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            comfy.samplers, "sampler_object", lambda name: moved if name == sampler else stock_object(name)
+        )
+        yield
+
+
+def check_parity(
+    tiny: Any, stock: Callable[..., torch.Tensor], sampler: str, scheduler: str, kind: str
+) -> None:
+    """Check every step of a known sampler, and the first of one that no test has heard of."""
+    if sampler in EXACT | HANDLED:
+        check(*guided_and_expected(tiny, stock, sampler, scheduler, kind))
+    else:
+        elsewhere = partial(started_elsewhere, sampler)
+        check(*guided_and_expected(tiny, stock, sampler, scheduler, kind, elsewhere, end_percent=0.1))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
 def test_the_shift_reaches_the_state_once_at_every_step(tiny, stock, sampler, kind):
-    check(*guided_and_expected(tiny, stock, sampler, "normal" if kind == "EPS" else "simple", kind))
+    scheduler = "normal" if kind == "EPS" else "simple"
+    if verdict(tiny, sampler) != "refused":
+        check_parity(tiny, stock, sampler, scheduler, kind)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "lms", "dpmpp_2m_sde", "uni_pc", "sa_solver_pece"])
+def test_a_shift_at_the_first_step_is_another_start(tiny, stock, sampler):
+    """The check of samplers that no test has heard of, on some that are known."""
+    elsewhere = partial(started_elsewhere, sampler)
+    check(*guided_and_expected(tiny, stock, sampler, "normal", "EPS", elsewhere, end_percent=0.1))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_under_every_scheduler(tiny, stock, record_property, sampler, scheduler):
     """A cell of the support matrix."""
     latent = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
     settings = {"sampler_name": sampler, "scheduler": scheduler, "steps": STEPS, "latent_image": latent}
-    if sampler in REFUSED:
+    found = verdict(tiny, sampler)
+    record_property("support", ["sampler", sampler, scheduler, found])
+    if found == "refused":
         with pytest.raises(ValueError, match=f"'{sampler}'"):
             stock(zero_guided(tiny), tiny, **settings)
-        record_property("support", ["sampler", sampler, scheduler, "refused"])
         return
-    check(*guided_and_expected(tiny, stock, sampler, scheduler))
+    check_parity(tiny, stock, sampler, scheduler, "EPS")
     assert torch.equal(stock(zero_guided(tiny), tiny, **settings), stock(tiny.model, tiny, **settings))
-    verdict = "handled" if sampler in HANDLED else "exact"
-    record_property("support", ["sampler", sampler, scheduler, verdict])
 
 
 def zero_gradient(denoise: Any, x: torch.Tensor, sigma: torch.Tensor, base_model: Any) -> Slope:
@@ -106,9 +213,11 @@ def zero_guided(tiny: Any, model: Any = None) -> Any:
     )
 
 
-@pytest.mark.parametrize("sampler", sorted(EXACT | HANDLED))
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
 def test_a_zero_shift_is_bit_identical_to_the_stock_sampler(tiny, stock, sampler, kind):
+    if verdict(tiny, sampler) == "refused":
+        return
     model = tiny.make_model(kind)
     patched = zero_guided(tiny, model)
     latent = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))}
@@ -138,45 +247,103 @@ def test_a_run_that_ends_in_noise_carries_the_shift_to_its_end(tiny, stock, samp
     check(guided, expected, run(tiny.model))
 
 
-def inner_model(tiny: Any) -> Any:
-    """What samplers look up on the model that the host passes to them."""
-    inner: Any = type("Inner", (), {})()
-    inner.model_sampling = tiny.model.model.model_sampling
-    inner.model_patcher = tiny.model
-    inner.inner_model = inner
-    outer: Any = type("Model", (), {})()
-    outer.inner_model = inner
-    return outer
-
-
-@pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_is_rehearsed_or_refused_by_name(tiny, name):
     sampler = comfy.samplers.sampler_object(name)
-    sigmas = torch.tensor([14.0, 7.0, 3.0, 1.0, 0.0])
     before = torch.get_rng_state()
+    found = verdict(tiny, name)
+    assert torch.equal(before, torch.get_rng_state())
+    for known, names in (("exact", EXACT), ("handled", HANDLED), ("refused", REFUSED)):
+        assert found == known or name not in names
     if name in REFUSED:
         assert repr(name) in sampler_refusal(sampler.sampler_function)
-        with pytest.raises(ValueError, match=f"'{name}'"):
-            rehearse(sampler.sampler_function, sigmas, {}, inner_model(tiny))
         return
     assert sampler_refusal(sampler.sampler_function) is None
-    found = rehearse(sampler.sampler_function, sigmas, sampler.extra_options, inner_model(tiny))
-    assert torch.equal(before, torch.get_rng_state())
+    if found == "refused":
+        with pytest.raises(
+            ValueError, match=r"JEPA guidance does not support the sampler|cannot tell how the sampler"
+        ):
+            rehearse(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
+        return
+    steps = rehearse(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
     # dpm_fast takes three model calls to a step of its own; every other sampler has one step a sigma
-    assert found.steps == (2 if name == "dpm_fast" else 4)
-    assert sorted(found.first.values()) == list(range(found.steps))
-    assert found.first[0] == 0
-    assert found.sigmas[0] == pytest.approx(14.0)
-    assert found.sigmas[-1] == 0
-    assert (found.carry is not None) == (name in HANDLED)
+    assert steps.steps == (2 if name == "dpm_fast" else 4)
+    assert sorted(steps.first.values()) == list(range(steps.steps))
+    assert steps.first[0] == 0
+    assert steps.sigmas[0] == pytest.approx(14.0)
+    assert steps.sigmas[-1] == 0
 
 
-def test_at_least_forty_samplers_are_counted():
-    assert len(EXACT) + len(HANDLED) >= 43
-    assert set(comfy.samplers.SAMPLER_NAMES) == EXACT | HANDLED | REFUSED
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION_EDM", "FLOW"])
+@pytest.mark.parametrize("scheduler", ["normal", "simple"])
+def test_the_verdict_depends_on_the_sampler_alone(tiny, kind, scheduler):
+    """One step or many, from the start or from where little noise is left."""
+    tiny.model = tiny.make_model(kind)
+    sampling = tiny.model.model.model_sampling
+    whole = comfy.samplers.calculate_sigmas(sampling, scheduler, 8)
+    for name in sorted(HANDLED | {"euler", "lms", "ddpm", "deis"}):
+        sampler = comfy.samplers.sampler_object(name)
+        for sigmas in (whole, whole[:2], whole[:-1], whole[-4:], whole[-2:]):
+            if name.startswith("uni_pc") and len(sigmas) < 4:
+                continue  # the host's own needs three steps
+            found = rehearse(sampler.sampler_function, sigmas, {}, inner_model(tiny))
+            assert (found.carry is not None) == (name in HANDLED), (name, sigmas)
 
 
-# --- samplers of other packs ------------------------------------------------------------------------------------
+def test_nearly_every_known_sampler_is_there_and_at_least_forty_are_counted():
+    known = EXACT | HANDLED | REFUSED
+    assert len(known & set(SAMPLERS)) >= 43
+    assert len(EXACT & HANDLED) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lcm", {"noise_clip_std": 2.0}),
+        ("euler", {"s_churn": 5.0}),
+        ("heun", {"s_churn": 5.0, "s_noise": 1.1}),
+    ],
+)
+def test_options_of_a_sampler_change_no_verdict(tiny, name, options):
+    function = comfy.samplers.sampler_object(name).sampler_function
+    if not set(options) <= set(inspect.signature(function).parameters):
+        pytest.skip("this host's sampler has no such option")
+    assert rehearse(function, SIGMAS, options, inner_model(tiny)).carry is None
+
+
+def told_by_the_host() -> dict:
+    """What the host tells a post-CFG hook."""
+    told: dict = {}
+
+    def hook(args: dict) -> float:
+        told.update(args)
+        return 0.0
+
+    comfy.samplers.cfg_function(None, 0.0, 0.0, 1.0, 0.0, 1.0, {"sampler_post_cfg_function": [hook]})
+    return told
+
+
+@pytest.mark.parametrize("key", sorted(told_by_the_host()))
+def test_a_sampler_may_read_whatever_the_host_tells_its_hook(tiny, key):
+    """As cfgpp_ud10_ab of newer hosts does, which looks whether there is an unconditional estimate."""
+    told = []
+
+    def curious(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        def hook(args):
+            told.append(args[key])
+            return args["denoised"]
+
+        options = {**extra_args["model_options"], "sampler_post_cfg_function": [hook]}
+        return loop(model, x, sigmas, {**extra_args, "model_options": options}, callback)
+
+    model = inner_model(tiny)
+    model.inner_model.conds = {"positive": tiny.positive, "negative": tiny.negative}
+    assert rehearse(curious, SIGMAS, {}, model).carry is None
+    assert told
+    assert told[0] is not None
+
+
+# --- samplers that nobody has heard of --------------------------------------------------------------------------
 
 
 def loop(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -192,8 +359,66 @@ def silent(model, x, sigmas, extra_args=None, callback=None, disable=None):
     return loop(model, x, sigmas, extra_args, lambda state: None)
 
 
+def multistep(
+    remembers: str, copies: bool, shift: Shift = lambda x, sigma, step: x
+) -> Callable[..., torch.Tensor]:
+    """A sampler of second order.
+
+    Args:
+        remembers: the last "answer", the last "derivative", or "both".
+        copies: whether the model is given a copy of the state.
+        shift: of the state where a step begins.
+    """
+
+    def sample_new(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        last = None
+        for i in range(len(sigmas) - 1):
+            x = shift(x, sigmas[i], i)
+            denoised = model(x.clone() if copies else x, sigmas[i] * x.new_ones(len(x)), **extra_args)
+            callback({"x": x, "i": i, "sigma": sigmas[i], "denoised": denoised})
+            derivative = (x - denoised) / sigmas[i]
+            slope = derivative
+            if last is not None and remembers in ("derivative", "both"):
+                slope = slope + 0.3 * (derivative - last[0])
+            if last is not None and remembers in ("answer", "both"):
+                slope = slope - 0.2 * (denoised - last[1]) / sigmas[i]
+            x = x + slope * (sigmas[i + 1] - sigmas[i])
+            last = derivative, denoised
+        return x
+
+    return sample_new
+
+
 def copying(model, x, sigmas, extra_args=None, callback=None, disable=None):
     return loop(lambda z, s, **rest: model(z.clone(), s, **rest), x, sigmas, extra_args, callback)
+
+
+def forgetful(*args, **kwargs):
+    return multistep("derivative", copies=True)(*args, **kwargs)
+
+
+def bounded(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """It holds a copy of its state within bounds, so what a shift becomes is not told by a factor."""
+    for i in range(len(sigmas) - 1):
+        denoised = model(x.clone(), sigmas[i] * x.new_ones(len(x)), **extra_args)
+        callback({"x": x, "i": i, "sigma": sigmas[i], "denoised": denoised})
+        x = denoised + sigmas[i + 1] * torch.tanh((x - denoised) / sigmas[i])
+    return x
+
+
+def stale(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """It gives its own state to the model, and remembers a derivative at what that was before."""
+    last = None
+    for i in range(len(sigmas) - 1):
+        before = x.clone()
+        denoised = model(x, sigmas[i] * x.new_ones(len(x)), **extra_args)
+        callback({"x": x, "i": i, "sigma": sigmas[i], "denoised": denoised})
+        slope = (x - denoised) / sigmas[i]
+        if last is not None:
+            slope = slope + 0.3 * (slope - last)
+        last = (before - denoised) / sigmas[i]
+        x = x + slope * (sigmas[i + 1] - sigmas[i])
+    return x
 
 
 def adaptive(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -206,13 +431,79 @@ def broken(model, x, sigmas, extra_args=None, callback=None, disable=None):
     raise KeyError("secret")
 
 
-SIGMAS = torch.tensor([14.0, 7.0, 3.0, 1.0, 0.0])
-
-
 def test_a_sampler_of_another_pack_is_guided_like_the_hosts(tiny):
     found = rehearse(loop, SIGMAS, {}, inner_model(tiny))
     assert found.first == {0: 0, 1: 1, 2: 2, 3: 3}
     assert found.carry is None
+
+
+@pytest.mark.parametrize(
+    ("function", "carried"),
+    [
+        (multistep("answer", copies=False), False),
+        (multistep("derivative", copies=False), False),
+        (multistep("both", copies=False), False),
+        (multistep("answer", copies=True), True),
+        (copying, True),
+    ],
+)
+def test_a_sampler_is_sorted_by_what_it_does_with_its_state(tiny, function, carried):
+    for sigmas in (SIGMAS, SIGMAS[:2], SIGMAS[:-1]):
+        assert (rehearse(function, sigmas, {}, inner_model(tiny)).carry is not None) == carried
+
+
+@pytest.fixture
+def add_to_host(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
+    """Adds to the host's own a sampler of the name new, and a scheduler of that name."""
+
+    def halves(model_sampling: Any, steps: int) -> torch.Tensor:
+        highest = float(model_sampling.sigma_max)
+        return torch.tensor([*(highest * 0.5**step for step in range(steps)), 0.0])
+
+    samplers = comfy.samplers
+    monkeypatch.setattr(samplers.KSampler, "SAMPLERS", [*samplers.KSampler.SAMPLERS, "new"])
+    monkeypatch.setattr(samplers.KSampler, "SCHEDULERS", [*samplers.KSampler.SCHEDULERS, "new"])
+    monkeypatch.setitem(samplers.SCHEDULER_HANDLERS, "new", samplers.SchedulerHandler(halves))
+
+    def add(function: Callable) -> None:
+        monkeypatch.setattr(function, "__module__", "comfy.k_diffusion.sampling")
+        monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_new", function, raising=False)
+
+    return add
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+@pytest.mark.parametrize(
+    ("remembers", "copies", "found"),
+    [
+        ("answer", False, "exact"),
+        ("derivative", False, "exact"),
+        ("both", False, "exact"),
+        ("answer", True, "handled"),
+        ("derivative", True, "refused"),
+    ],
+)
+def test_a_new_sampler_of_the_host_is_sorted_when_it_runs(
+    tiny, stock, add_to_host, kind, remembers, copies, found
+):
+    add_to_host(multistep(remembers, copies))
+    assert verdict(tiny, "new") == found
+    if found == "refused":
+        with pytest.raises(ValueError, match="does not support the sampler 'new': in a dry run"):
+            stock(zero_guided(tiny), tiny, sampler_name="new", scheduler="new")
+        return
+
+    @contextmanager
+    def written_in(shift: Shift) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(comfy.k_diffusion.sampling, "sample_new", multistep(remembers, copies, shift))
+            yield
+
+    check(*guided_and_expected(tiny, stock, "new", "new", kind, written_in))
+    check_parity(tiny, stock, "new", "new", kind)
+    assert torch.equal(
+        stock(zero_guided(tiny), tiny, sampler_name="new"), stock(tiny.model, tiny, sampler_name="new")
+    )
 
 
 def test_a_name_of_the_hosts_makes_no_sampler_of_another_pack_the_hosts(tiny):
@@ -226,7 +517,9 @@ def test_a_name_of_the_hosts_makes_no_sampler_of_another_pack_the_hosts(tiny):
     ("function", "why"),
     [
         (silent, "does not report its steps"),
-        (copying, "keeps a copy of the latent"),
+        (forgetful, "did not follow a change of the latent"),
+        (bounded, "did not follow a change of the latent"),
+        (stale, "did not follow a change of the latent"),
         (adaptive, "its steps depend on the image"),
         (broken, "cannot tell how the sampler 'broken' runs"),
     ],
@@ -241,7 +534,7 @@ def test_a_sampler_that_runs_otherwise_than_it_was_rehearsed_is_stopped(tiny):
     def moody(model, x, sigmas, extra_args=None, callback=None, disable=None):
         """Two calls a step, but only for a real latent."""
         for i in range(len(sigmas) - 1):
-            for _ in range(1 if x.numel() == 1 else 2):
+            for _ in range(1 if x.numel() == 4 else 2):
                 denoised = model(x, sigmas[i] * x.new_ones(len(x)), **extra_args)
             callback({"x": x, "i": i, "sigma": sigmas[i], "denoised": denoised})
             x = denoised
@@ -252,7 +545,7 @@ def test_a_sampler_that_runs_otherwise_than_it_was_rehearsed_is_stopped(tiny):
     )
     import comfy.sample
 
-    with torch.inference_mode(), pytest.raises(RuntimeError, match="'moody' runs otherwise"):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="'moody' runs in another order"):
         comfy.sample.sample_custom(
             patched,
             torch.randn(1, 4, 8, 8),

@@ -29,9 +29,17 @@ function nodeOf(id) {
   return node;
 }
 
+/** Whether a link ends at a node's input. */
+function isLinked(node, name) {
+  const index = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  if (index < 0) return false;
+  // older pages know only the link itself
+  return node.isInputConnected?.(index) ?? node.inputs[index].link != null;
+}
+
 /** The number in a widget; null where a link brings it. */
 function valueOf(node, name) {
-  if (node.inputs?.find((input) => input.name === name)?.link != null) return null;
+  if (isLinked(node, name)) return null;
   return node.widgets?.find((widget) => widget.name === name)?.value ?? null;
 }
 
