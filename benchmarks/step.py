@@ -110,7 +110,7 @@ REST = "rest"
 # --- stages -------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(slots=True)  # guidance puts back what patches remember of its extra calls in their attributes
 class Stages:
     """Adds up seconds and operations by stage; within nested stages the innermost is charged.
 

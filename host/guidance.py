@@ -196,9 +196,8 @@ def apply_guidance(
             run.make_differentiable(vae, loaded)
             return go_on_with(executor, run.sampler())(guider, sigmas, extra_args, *args)
         finally:
-            # a circle would keep the model on the device after its last user has gone
-            if isinstance(own, LatentGradient):
-                own.rarity.on_pass = rarity.on_pass
+            # its parts refer to it: a circle would keep the model on the device after its last user has gone
+            vars(run).clear()
 
     wrap_sampler(patched, KEY, sample_guided)
     wrap_run(patched, KEY, run_with_resident_parts)
@@ -383,19 +382,17 @@ class _GuidedRun:
         heard: list[dict] = []
         estimates: list[Tensor] = []
 
-        before = state = self.patch_state(kwargs)
+        before = self.patch_state(kwargs)
         mask = inpainting_mask(model, sigmas, kwargs)
         if isinstance(self.gradient, LatentGradient) and self.gradient.check:
             self.gradient.check.mask = mask
 
         def call(z: Tensor, sigmas: Tensor, kwargs: dict) -> Tensor:
-            nonlocal state
+            # the sampler's own call of this step is the one that patches may remember
+            asked_for = self.one_call and not estimates
+            state = None if asked_for else self.patch_state(kwargs)
             answer = model(z, sigmas, **kwargs)
-            if self.one_call and not estimates:
-                state = self.patch_state(
-                    kwargs
-                )  # the sampler's own call of this step, which patches may remember
-            else:
+            if state:
                 state.put_back()
             estimates.append(answer.detach())  # the list must not keep the denoiser's graph
             return answer
@@ -422,7 +419,6 @@ class _GuidedRun:
             if isinstance(self.gradient, LatentGradient):
                 self.gradient.rarity.restore(tracked)
             before.put_back()
-            state = before
             estimates.clear()
             heard.clear()
             soft_empty_cache()
@@ -442,6 +438,7 @@ class _GuidedRun:
             (args,) = heard
             names = ("denoised", "cond_denoised", "uncond_denoised")
             hook({**args, "input": x, **{name: args[name].detach() - moved.to(x) for name in names}})
+        heard.clear()  # it holds the options, which hold the listener, which holds it
         return estimate - (weight * moved).to(estimate)
 
     def patch_state(self, kwargs: dict) -> PatchState:

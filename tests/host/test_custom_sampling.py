@@ -132,7 +132,7 @@ def test_a_guider_with_a_second_model_is_guided_with_the_denoiser_constant(tiny)
     assert not torch.equal(found, run(guider(tiny.model), sigmas))
     reports: list[Any] = []
     assert torch.equal(run(guider(guided(tiny, reports, through_denoiser=True)), sigmas), found)
-    assert "a second model): denoiser constant" in reports[-1].message
+    assert "a second model, a LoRA in bypass mode): denoiser constant" in reports[-1].message
 
 
 # --- parts of a schedule ----------------------------------------------------------------------------------------

@@ -418,13 +418,14 @@ def test_there_is_no_tiny_decoder_for_a_video_model(monkeypatch):
     assert chosen.description.endswith("(no tiny one exists)")
 
 
-def test_an_alpha_channel_does_not_reach_the_encoder():
+def test_transparent_pixels_are_laid_over_white():
     vae = SimpleNamespace(
         vae_dtype=torch.float32, device=torch.device("cpu"), process_output=lambda image: image
     )
     vae.first_stage_model = SimpleNamespace(decode=lambda latent: latent)
     latent = torch.rand(1, 4, 1, 3, 2)
-    assert torch.equal(decoded(vae, latent), latent[:, :3, 0].movedim(1, -1))
+    colours, alpha = latent[:, :3, 0].movedim(1, -1), latent[:, 3:, 0].movedim(1, -1)
+    assert torch.allclose(decoded(vae, latent), colours * alpha + (1 - alpha))
 
 
 def test_a_video_is_refused_before_any_step(record_property):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.samplers
@@ -304,6 +307,23 @@ def test_checkpointing_changes_no_image_and_the_denoiser_runs_again_once(tiny, s
 
 
 # --- nothing leaks, and faults --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("calls", ["one", "two"])
+@pytest.mark.parametrize("sampler", ["euler", "euler_cfg_pp", "uni_pc"])
+def test_the_guided_model_goes_with_its_last_user(tiny, stock, sampler, calls, through):
+    """A circle would keep it until the next garbage collection, and its weights on the device where nobody frees them."""
+    gc.collect()
+    gc.disable()
+    try:
+        patched = guide(tiny, through_denoiser=through, denoiser_calls=calls)
+        stock(patched, tiny, sampler_name=sampler, steps=3)
+        gone = weakref.ref(patched)
+        del patched
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 class Stop(Exception):

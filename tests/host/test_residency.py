@@ -557,6 +557,8 @@ def patched_model(graph: Graph, model: Any = None, reports: list[Any] | None = N
 
 
 def test_nothing_stays_on_the_card_when_the_guided_model_has_gone(files):
+    gc.collect()  # what other tests left
+    management.cleanup_models_gc()
     with dynamic_vram():
         graph = Graph("LoraLoader", torch.float32)
         for strength in (0.5, 1.0):
@@ -565,7 +567,6 @@ def test_nothing_stays_on_the_card_when_the_guided_model_has_gone(files):
         del model
         copied = resident(graph.model).model
         assert copied.model_loaded_weight_memory > 0
-        gc.collect()
         assert all(entry.model is not None for entry in management.current_loaded_models)
         management.unload_all_models()
         assert copied.model_loaded_weight_memory == 0
