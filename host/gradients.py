@@ -1,7 +1,7 @@
 """Differentiating the host's own modules, which run under inference mode with weights made there."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -113,9 +113,17 @@ def differentiable_options(options: dict) -> dict:
 
 def compiles(wrapper: Any) -> bool:
     """Whether a wrapper is one that puts compiled networks in the place of others, as the host's TorchCompileModel does."""
-    cells = [cell.cell_contents for cell in getattr(wrapper, "__closure__", None) or ()]
-    held = [part for cell in cells if isinstance(cell, dict) for part in cell.values()]
-    return any(is_compiled(part) for part in held)
+    tables = [content for _, content in closure_of(wrapper) if isinstance(content, dict)]
+    return any(is_compiled(part) for table in tables for part in table.values())
+
+
+def closure_of(function: Any) -> list[tuple[Any, Any]]:
+    """The variables of a function that come from around it: (cell, value); those without a value are left out."""
+    found = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):
+            found.append((cell, cell.cell_contents))
+    return found
 
 
 def is_compiled(value: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .gradients import closure_of
 from .internals import ModelPatcher
 
 _OWN_PACKAGE = __name__.rpartition(".host.")[0]
@@ -75,15 +76,9 @@ class PatchState:
     def _variables(self, function: FunctionType) -> list[Any]:
         if str(function.__module__).startswith(_OWN_PACKAGE):
             return []  # what guidance itself remembers is its own
-        found = []
-        for cell in function.__closure__ or ():
-            try:
-                content = cell.cell_contents
-            except ValueError:  # a variable without a value yet
-                continue
-            self._undo.append(partial(setattr, cell, "cell_contents", content))
-            found.append(content)
-        return found
+        variables = closure_of(function)
+        self._undo += [partial(setattr, cell, "cell_contents", content) for cell, content in variables]
+        return [content for _, content in variables]
 
     def _attributes(self, owner: Any) -> list[Any]:
         """Of a module: those that are torch's neither in name nor in kind."""

@@ -7,7 +7,6 @@ handle, so that nothing is read again and nothing is freed twice.
 """
 
 import copy
-import inspect
 from collections.abc import Iterable
 from functools import partial
 from types import FunctionType, MethodType
@@ -17,7 +16,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from ..jepa_core.precision import as_weight, same_storage
-from .gradients import compiles, is_compiled
+from .gradients import closure_of, compiles, is_compiled
 from .internals import (
     VAE,
     HostWeight,
@@ -95,9 +94,7 @@ def _holds(function: Any, objects: set[int]) -> bool:
         return any(
             id(part) in objects for part in (function.func, *function.args, *function.keywords.values())
         )
-    if not isinstance(function, FunctionType):
-        return False
-    return any(id(content) in objects for content in inspect.getclosurevars(function).nonlocals.values())
+    return any(id(content) in objects for _, content in closure_of(function))
 
 
 def resident_vae(vae: Any) -> Any:
@@ -134,7 +131,11 @@ class ResidentParts:
             return self._patcher(value)
         if isinstance(value, dict):
             items = {key: self(item) for key, item in value.items()}
-            return type(value)(items) if _differs(items.values(), value.values()) else value
+            if not _differs(items.values(), value.values()):
+                return value
+            table = copy.copy(value)
+            table.update(items)
+            return table
         if type(value) in (list, tuple):
             parts = [self(item) for item in value]
             return type(value)(parts) if _differs(parts, value) else value
@@ -185,9 +186,9 @@ def keep_whole(needed: Iterable[Any], beside: Iterable[Any]) -> list[Any]:
     needed = list(needed)
     # several patchers of one module are one model to load
     together = list({id(patcher.model): patcher for patcher in (*beside, *needed)}.values())
-    partial = [patcher for patcher in needed if not is_dynamic(patcher) and is_streamed(patcher)]
-    if partial:
-        for patcher in partial:
+    in_part = [patcher for patcher in needed if not is_dynamic(patcher) and is_streamed(patcher)]
+    if in_part:
+        for patcher in in_part:
             patcher.detach()  # the host adds nothing to what it does not know to be partial
         try:
             load_whole(together)
