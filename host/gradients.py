@@ -117,6 +117,13 @@ def compiles(wrapper: Any) -> bool:
     return any(is_compiled(part) for table in tables for part in table.values())
 
 
+def runs_compiled(network: nn.Module, options: dict) -> bool:
+    """Whether a network, or a part of it, runs compiled in ordinary calls with these model options of the host."""
+    wrappers = options.get("transformer_options", {}).get("wrappers", {})
+    every = [one for keys in wrappers.values() for group in keys.values() for one in group]
+    return any(map(compiles, every)) or any(map(is_compiled, network.modules()))
+
+
 def closure_of(function: Any) -> list[tuple[Any, Any]]:
     """The variables of a function that come from around it: (cell, value); those without a value are left out."""
     found = []
@@ -163,6 +170,7 @@ class BlockCount:
         self._most_now = 0  # in any call of this step
         self._now = 0  # in this call
         self._carries_gradient = False
+        self._counts = False
 
     @contextmanager
     def of(self, network: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
@@ -182,9 +190,11 @@ class BlockCount:
 
         hooks = [network.register_forward_pre_hook(begin), network.register_forward_hook(end)]
         hooks += [block.register_forward_pre_hook(count) for block in blocks]
+        self._counts = True
         try:
             yield
         finally:
+            self._counts = False
             for hook in hooks:
                 hook.remove()
 
@@ -193,7 +203,9 @@ class BlockCount:
         self._most_now, self._carries_gradient = 0, False
 
     def fault(self) -> str | None:
-        """What kept the gradient of this step from the network, for people, or None."""
+        """What kept the gradient of this step from the network, for people, or None; also where nothing is counted."""
+        if not self._counts:
+            return None
         if not self._carries_gradient:
             return (
                 "no gradient reaches the denoiser's network (a cached step, or a kernel without a backward)"

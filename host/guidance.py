@@ -15,7 +15,14 @@ from .decoders import ENCODER_RESOLUTION, FULL, choose_decoder
 from .economy import economise
 from .encoders import AnyEncoder, check_frames, patchers
 from .gradient_check import DECODER, DENOISER, GradientCheck, WrongGradientError, kinds
-from .gradients import BlockCount, differentiable_options, host_differentiable, normal_tensors, uncompiled
+from .gradients import (
+    BlockCount,
+    differentiable_options,
+    host_differentiable,
+    normal_tensors,
+    runs_compiled,
+    uncompiled,
+)
 from .internals import (
     KSAMPLER,
     casts_weights_by_hand,
@@ -355,11 +362,10 @@ class _GuidedRun:
         return guided_model.result(result)
 
     def counting_blocks(self) -> AbstractContextManager:
-        """Count what the denoiser runs, where it is differentiated."""
-        if not self.through_denoiser:
-            return nullcontext()
+        """Count what the denoiser runs, where it is differentiated; hooks would have a compiled one compiled anew."""
         network = self.base_model.diffusion_model
-        network = network._modules.get("_orig_mod", network)
+        if not self.through_denoiser or runs_compiled(network, self.guider.model_options):
+            return nullcontext()
         return self.blocks.of(network, blocks(network))
 
     def after_pass(self, then: Callable[[], None] | None) -> None:

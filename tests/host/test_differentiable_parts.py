@@ -179,16 +179,20 @@ def test_a_compiled_network_is_differentiated_as_it_was_written(gradients, compi
     if not before:
         patched = compiled(patched)
     call = torch._dynamo.eval_frame.OptimizedModule.__call__
+    hooked: list[nn.Module] = []
 
     def noting(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         grads_in_compiled.append(x.requires_grad)
+        hooked.extend(part for part in self.modules() if part._forward_pre_hooks)
         return call(self, x, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch._dynamo.eval_frame.OptimizedModule, "__call__", noting)
         sample(family, patched, steps=3)
     assert reports[-1].notices == []
+    assert grads_in_compiled
     assert not any(grads_in_compiled)
+    assert hooked == []
     for found, right in zip(gradients, expected, strict=True):
         assert cosine(found, right) > 0.999
     # where the compiled network is a patch of the loaded model, it is back in its place
