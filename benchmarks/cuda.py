@@ -46,7 +46,6 @@ from benchmarks.reference import cosine, references
 from benchmarks.score import SHIPPED
 from benchmarks.step import (
     NAIVE,
-    SD15_UNET,
     STRENGTH,
     UNGUIDED,
     Networks,
@@ -60,22 +59,12 @@ from benchmarks.step import (
     with_ratios,
 )
 from jepa_core import Encoder, RarityGradient, jepa_score, load_encoder
+from scripts.checkpoint_sizes import SD15_UNET, SDXL_UNET
 from scripts.evaluate import Row, encoder_identity, pack_module
 
 GIB = 1 << 30
 WORK = Path(__file__).with_name("work")
 NO_DEVICE = "this benchmark measures a CUDA device, and torch sees none on this machine"
-SDXL_UNET: Row = SD15_UNET | {
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_middle": 10,
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "context_dim": 2048,
-    "num_classes": "sequential",
-    "adm_in_channels": 2816,
-    "use_linear_in_transformer": True,
-}
 # Preset of the node -> arm of benchmarks/step.py; "custom" is the node as it comes, with the denoiser held constant.
 PRESETS: dict[str, tuple[str, Row]] = {
     "faithful": ("faithful", {}),

@@ -31,8 +31,8 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.gradient import ARMS
 from benchmarks.naive import naive_gradient
-from benchmarks.step import SD15_VAE
 from jepa_core import Encoder, RarityGradient, jacobian, load_encoder
+from scripts.checkpoint_sizes import SD15_VAE
 from scripts.evaluate import pack_module
 
 GIB = 1 << 30

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.naive import naive_gradient
+from scripts.checkpoint_sizes import SD15_UNET, SD15_VAE
 from scripts.evaluate import ROOT, Row, encoder_identity, node_inputs, pack_module
 
 CPU = torch.device("cpu")
@@ -50,39 +51,6 @@ PIXELS = 512
 TOTAL_STEPS, FIRST_STEP = 20, 8
 CFG = 7.5
 STRENGTH = 0.5
-# What the host's model detection reads from a Stable Diffusion 1.5 checkpoint.
-SD15_UNET: Row = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_middle": 1,
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "context_dim": 768,
-    "adm_in_channels": None,
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": False,
-    "use_checkpoint": False,
-    "legacy": False,
-    "use_temporal_attention": False,
-    "use_temporal_resblock": False,
-}
-SD15_VAE: Row = {
-    "double_z": True,
-    "z_channels": 4,
-    "resolution": 256,
-    "in_channels": 3,
-    "out_ch": 3,
-    "ch": 128,
-    "ch_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2,
-    "attn_resolutions": [],
-    "dropout": 0.0,
-}
-
 UNGUIDED, NAIVE = "unguided", "naive"
 # Arm -> the preset it starts from, and inputs of the node in place of the preset's.
 ARMS: dict[str, tuple[str, Row]] = {

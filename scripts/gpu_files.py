@@ -1,6 +1,6 @@
 """Model files with random weights that a host detects as the real ones, for scripts/gpu.py.
 
-    python scripts/gpu_files.py --models FOLDER --scale full|tiny
+    python dev.py run scripts/gpu_files.py --models FOLDER --scale full|tiny
 
 The networks are the host's own classes, built without weights; every weight is then drawn on the device that there is
 and saved. "full" has the published sizes. "tiny" is what the host still detects as the same families: its table goes
@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scripts.checkpoint_sizes import SD15_UNET, SD15_VAE, SDXL_UNET
+
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 ENCODER = "dinov2-random"
 # Below this folder the files of tiny decoders wait until a stage wants them in vae_approx.
@@ -32,41 +34,12 @@ LORA_RANK = 4
 # The largest number of float8_e4m3fn.
 FLOAT8_MAX = 448.0
 
-UNET: dict[str, Any] = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_head_channels": 64,
-    "use_spatial_transformer": True,
-    "legacy": False,
-}
-SD15: dict[str, Any] = UNET | {"context_dim": 768, "use_linear_in_transformer": False}
-SDXL: dict[str, Any] = UNET | {
-    "context_dim": 2048,
-    "use_linear_in_transformer": True,
-    "num_classes": "sequential",
-    "adm_in_channels": 2816,
-}
+# A model's class in the host knows this, not its file.
+HEADS = {"num_head_channels": 64}
+SD15 = SD15_UNET | HEADS
+SDXL = SDXL_UNET | HEADS
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
-    "full": {
-        "sd15": SD15
-        | {
-            "num_res_blocks": [2, 2, 2, 2],
-            "channel_mult": [1, 2, 4, 4],
-            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-            "transformer_depth_middle": 1,
-            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-        },
-        "sdxl": SDXL
-        | {
-            "num_res_blocks": [2, 2, 2],
-            "channel_mult": [1, 2, 4],
-            "transformer_depth": [0, 0, 2, 2, 10, 10],
-            "transformer_depth_middle": 10,
-            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-        },
-    },
+    "full": {"sd15": SD15, "sdxl": SDXL},
     "tiny": {
         "sd15": SD15
         | {
@@ -85,18 +58,6 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
             "transformer_depth_output": [0, 0, 0, 0, 0, 0, 1, 0, 0],
         },
     },
-}
-VAE: dict[str, Any] = {
-    "double_z": True,
-    "z_channels": 4,
-    "resolution": 256,
-    "in_channels": 3,
-    "out_ch": 3,
-    "ch": 128,
-    "ch_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2,
-    "attn_resolutions": [],
-    "dropout": 0.0,
 }
 # The decoder's width; the host reads it from the file, the encoder's is fixed.
 DECODER_WIDTH = {"full": 128, "tiny": 32}
@@ -142,7 +103,7 @@ def vae_shapes(width: int) -> dict[str, Tensor]:
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
     with torch.device("meta"):
-        vae = AutoencoderKL(ddconfig=VAE, embed_dim=4, decoder_ddconfig=VAE | {"ch": width})
+        vae = AutoencoderKL(ddconfig=SD15_VAE, embed_dim=4, decoder_ddconfig=SD15_VAE | {"ch": width})
     return dict(vae.state_dict())
 
 
