@@ -169,10 +169,8 @@ class LatentGradient:
         guarded = self._writes_in_place or not isinstance(base_model.diffusion_model, UNetModel)
         while True:
             try:
-                with linearised(denoise, x, writing_in_place() if guarded else None) as (
-                    clean,
-                    pull,
-                ):
+                guard = writing_in_place() if guarded else None
+                with linearised(denoise, x, guard) as (clean, pull):
                     slope = slope or self._of_estimate(clean, base_model)
                     gradient = pull(slope.gradient, keep=due)
                     if self.check is not None and due:

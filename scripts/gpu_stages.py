@@ -196,8 +196,7 @@ def bits(bench: Bench) -> Iterator[Row]:
     for model, size in reversed(list(bench.plan.sizes.items())):
 
         def run(name: str, sampler: str = SAMPLER, size: Size = size, **changes: Any) -> Row:
-            row = bench.run(name, graph(bench, size, file_name(name), sampler, **changes))
-            return row
+            return bench.run(name, graph(bench, size, file_name(name), sampler, **changes))
 
         before = run(f"{model}, stock", STOCK)
         yield before
@@ -250,8 +249,7 @@ def cancel(bench: Bench) -> Iterator[Row]:
         yield {"name": f"SDXL, {setting}, cancelled"} | cancelled(
             bench, prompt, bench.output / f"{name}.calls"
         )
-        row = bench.run(f"SDXL, {setting}, the next prompt", graph(bench, size, name, **SETTINGS[setting]))
-        yield row
+        yield bench.run(f"SDXL, {setting}, the next prompt", graph(bench, size, name, **SETTINGS[setting]))
 
 
 def cancelled(bench: Bench, prompt: Prompt, calls: Path) -> Row:
