@@ -29,11 +29,12 @@ def page(figures: dict[str, Any]) -> str:
 Before a run trusts the gradient of a denoiser or decoder, it compares the vector-Jacobian product with a central
 difference (`host/gradient_check.py`): once for each network with its patches, size and precision in a process. The
 comparison takes two more calls of the denoiser, of the decoder for one image, and one more backward pass of each. A
-denoiser that fails is held constant for the run, and the node says so.
+denoiser that fails is held constant for the run, and the node says so; a decoder that fails is refused.
 
-**Sound networks:** {sound["checks"]} checks of {len(families(sound))} families in float32, float16 and bfloat16, at
-four noise levels, three CFG scales and several latents: {len(sound["false alarms"])} false alarms. The ratio is the
-predicted change divided by the measured one; noise is how much of the change is rounding or curvature.
+**Sound networks:** {sound["checks"]} comparisons in {len(families(sound))} families in float32, float16 and bfloat16, at
+four noise levels, three CFG scales and several latents: {len(sound["false alarms"])} false alarms. A comparison that
+goes too far beyond 1 is made once more with a smaller step, and both count. The ratio is the predicted change divided
+by the measured one; noise is how much of the change is rounding or curvature.
 
 {sound_table(sound)}
 
@@ -55,7 +56,7 @@ def families(sound: dict[str, Any]) -> set[str]:
 def sound_table(sound: dict[str, Any]) -> str:
     """A row a part and a precision: how many checks, and how far ratio and noise went."""
     lines = [
-        "| part | precision | checks | ratio, lowest / highest | noise, median / highest |",
+        "| part | precision | comparisons | ratio, lowest / highest | noise, median / highest |",
         "| --- | --- | --- | --- | --- |",
     ]
     for part in ("denoiser", "decoder"):
