@@ -169,7 +169,9 @@ def host_encoder(name: str, encoder: Encoder) -> Any:
     patcher = comfy.model_patcher.ModelPatcher(
         encoder, management.get_torch_device(), management.unet_offload_device()
     )
-    return pack_module("host.encoders").HostEncoder(name, patcher, encoder.image_size)
+    return pack_module("host.encoders.host_encoder.host_encoder").HostEncoder(
+        name, patcher, encoder.image_size
+    )
 
 
 def random_encoder(name: str) -> Encoder:
@@ -351,7 +353,7 @@ def everything(folder: Path, work: Path, steps: int, repeats: int, out: Path) ->
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
     device = management.get_torch_device()
-    real = pack_module("host.encoders").load_host_encoder(folder, folder.name, SIDE)
+    real = pack_module("host.encoders.host_encoder.host_encoder").load_host_encoder(folder, folder.name, SIDE)
     result: Row = {"settings": {}, "steps": {}, "scores": {}, "gradient": {}, "promises": {}}
     precisions: dict[str, Row] = {}
 
@@ -359,7 +361,7 @@ def everything(folder: Path, work: Path, steps: int, repeats: int, out: Path) ->
         result["settings"] = settings_record(folder, precisions, steps, repeats)
         out.write_text(json.dumps(result, indent=1) + "\n")
 
-    encoder = pack_module("host.encoders").use_encoder(real)
+    encoder = pack_module("host.encoders.host_encoder.host_encoder").use_encoder(real)
     x = encoder.preprocess(photo().to(device))
     result["gradient"] = gradient_figures(folder, work, encoder, repeats)
     result["scores"][folder.name] = score_figures(encoder, x, repeats)

@@ -298,7 +298,7 @@ def cases() -> list[Case]:
 def count(case: Case) -> Peak:
     """Count a case's forward and backward."""
     stage = case.stage()
-    checkpointed = pack_module("host.checkpointing").checkpointed if case.checkpoint else nullcontext
+    checkpointed = pack_module("host.gradient.checkpointing").checkpointed if case.checkpoint else nullcontext
     with checkpointed(stage.module):
         return peak_of_backward(stage.function, torch.empty(case.shape, dtype=case.dtype, device="meta"))
 

@@ -139,7 +139,7 @@ def watched(stages: Stages) -> Iterator[None]:
 
     Functions of the pack are replaced and put back on any exit; what they compute stays the same.
     """
-    chain = pack_module("host.latent_gradient")
+    chain = pack_module("host.gradient.chain")
     rarity = pack_module("jepa_core").RarityGradient
     parts = [
         (chain, "decoded", DECODER_FORWARD),
@@ -251,8 +251,8 @@ class NaiveChain:
 
     def __call__(self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any) -> Any:
         """See LatentGradient.__call__ for the arguments."""
-        chain = pack_module("host.latent_gradient")
-        differentiable = pack_module("host.gradients").host_differentiable
+        chain = pack_module("host.gradient.chain")
+        differentiable = pack_module("host.gradient.autograd").host_differentiable
         with differentiable(self.vae.first_stage_model, self.encoder):
             leaf = x.detach().clone().requires_grad_()
             clean = denoise(leaf)
@@ -292,7 +292,7 @@ def load_networks(encoder: Path) -> Networks:
     return Networks(
         sd15_model(),
         kl_vae(),
-        pack_module("host.encoders").load_host_encoder(encoder, encoder.name, 224),
+        pack_module("host.encoders.host_encoder.host_encoder").load_host_encoder(encoder, encoder.name, 224),
         [[texts[0], {}]],
         [[texts[1], {}]],
     )
@@ -317,8 +317,8 @@ def run_arm(
     strength: float = STRENGTH,
 ) -> Tensor:
     """Sample `steps` steps of an arm, every one guided, and report them to `stages`; returns the latent."""
-    steps_module = pack_module("host.steps")
-    guidance = pack_module("host.guidance")
+    steps_module = pack_module("host.guidance.patch.schedule")
+    guidance = pack_module("host.guidance.patch.patch")
     model = networks.model.clone()
 
     def watch_denoiser(apply_model: Callable, call: Row) -> Tensor:

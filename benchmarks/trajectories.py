@@ -77,7 +77,7 @@ def trajectory(sampler: Sampler, seed: int, steps: int, rarity: Any = None) -> t
         (T, H, W, 3) in [0, 1], the estimates of every step from the schedule's start to the last, and the
         image (H, W, 3).
     """
-    chain = pack_module("host.latent_gradient")
+    chain = pack_module("host.gradient.chain")
     default = sampler.steps.Schedule()
     active = guided_mask(sampler, steps)
     # the default's own strength at each step, with a range that runs on so that later steps are seen

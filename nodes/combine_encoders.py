@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host.encoders import combined
+from ..host.encoders.host_encoder import combined
 from .checks import check_values
 from .types import JEPAEncoder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.demo_model import demo_classes, demo_conditioning, load_demo_generator
+from ..host.generators.demo import demo_classes, demo_conditioning, load_demo_generator
 
 CATEGORY = "JEPA/demo"
 

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..host.encoders import load_host_encoder
-from ..host.folders import encoder_facts, encoder_file, encoder_names
-from ..host.internals import ProgressBar
+from ..host.comfy.internals import ProgressBar
+from ..host.encoders.folders import encoder_facts, encoder_file, encoder_names
+from ..host.encoders.host_encoder import load_host_encoder
 from .checks import check_values
 from .types import JEPAEncoder
 

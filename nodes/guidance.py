@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..host.guidance import apply_guidance
-from ..host.page import show_text, trace_reporter
+from ..host.guidance.patch import apply_guidance
+from ..host.guidance.report import show_text, trace_reporter
 from .checks import check_values
 from .guidance_inputs import chain_of, guidance_inputs, guides_nothing, schedule_of, settings_message
 

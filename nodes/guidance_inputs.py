@@ -4,11 +4,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.decoders import DECODERS, ENCODER_RESOLUTION, FULL, TINY_OR_SMALL
-from ..host.guidance import ONE_CALL, TWO_CALLS
-from ..host.internals import interrupt_check
-from ..host.latent_gradient import PROJECTION
-from ..host.steps import Schedule
+from ..host.comfy.internals import interrupt_check
+from ..host.gradient.chain import PROJECTION
+from ..host.gradient.decoders import DECODERS, ENCODER_RESOLUTION, FULL, TINY_OR_SMALL
+from ..host.guidance.patch import ONE_CALL, TWO_CALLS
+from ..host.guidance.schedule import Schedule
 from ..jepa_core import RarityGradient
 from .checks import number_message
 from .types import JEPAEncoder

@@ -2,14 +2,14 @@
 
 from comfy_api.latest import io
 
-from ..host.encoders import check_frames
-from ..host.guidance import apply_guidance
-from ..host.internals import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
-from ..host.models import check_finite
-from ..host.page import note_in_images, trace_reporter
-from ..host.samplers import sampler_refusal
-from ..host.sampling import stock_sample
-from ..host.trace import Trace
+from ..host.comfy.internals import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
+from ..host.comfy.sampling import stock_sample
+from ..host.encoders.host_encoder import check_frames
+from ..host.guidance.checks import check_finite
+from ..host.guidance.patch import apply_guidance
+from ..host.guidance.report import note_in_images, trace_reporter
+from ..host.guidance.samplers import sampler_refusal
+from ..host.guidance.trace import Trace
 from .checks import check_values, number_message
 from .guidance_inputs import chain_of, guidance_inputs, guides_nothing, schedule_of, settings_message
 from .types import JEPATrace

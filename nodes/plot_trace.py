@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io, ui
 
-from ..host.pictures import to_image
-from ..host.trace_chart import draw_trace
+from ..host.drawing.pictures import to_image
+from ..host.drawing.trace_chart import draw_trace
 from .checks import check_values
 from .types import JEPATrace
 

@@ -79,7 +79,7 @@ def node_inputs() -> Row:
 
 def random_gradient(seed: int) -> Callable[..., Any]:
     """A gradient function for apply_guidance that returns noise; normalised, it has the same maximum."""
-    slope = pack_module("host.latent_gradient").Slope
+    slope = pack_module("host.gradient.chain").Slope
     generator = torch.Generator().manual_seed(seed)
 
     def gradient(denoise: object, x: Tensor, sigma: Tensor, base_model: object) -> Any:
@@ -96,15 +96,17 @@ class Sampler:
         import comfy.utils
 
         comfy.utils.PROGRESS_BAR_ENABLED = False
-        self.demo = pack_module("host.demo_model")
-        self.guidance = pack_module("host.guidance")
-        self.steps = pack_module("host.steps")
-        self.sampling = pack_module("host.sampling")
+        self.demo = pack_module("host.generators.demo")
+        self.guidance = pack_module("host.guidance.patch.patch")
+        self.steps = pack_module("host.guidance.patch.schedule")
+        self.sampling = pack_module("host.comfy.sampling")
         self.core = pack_module("jepa_core")
         self.power_iterations = power_iterations
         self.interval = interval
         self.model, self.vae = self.demo.load_demo_generator()
-        self.encoder = pack_module("host.encoders").load_host_encoder(encoder, encoder.name, 224)
+        self.encoder = pack_module("host.encoders.host_encoder.host_encoder").load_host_encoder(
+            encoder, encoder.name, 224
+        )
 
     def __call__(self, seed: int, arm: str, **schedule: Any) -> tuple[Image.Image, Row]:
         """Make one image; returns it with what guidance reported of it. `schedule` changes the defaults."""

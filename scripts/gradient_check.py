@@ -27,7 +27,7 @@ def page(figures: dict[str, Any]) -> str:
     return f"""# The check of a gradient
 
 Before a run trusts the gradient of a denoiser or decoder, it compares the vector-Jacobian product with a central
-difference (`host/gradient_check.py`): once for each network with its patches, size and precision in a process. The
+difference (`host/gradient/check.py`): once for each network with its patches, size and precision in a process. The
 comparison takes two more calls of the denoiser, of the decoder for one image, and one more backward pass of each. A
 denoiser that fails is held constant for the run, and the node says so; a decoder that fails is refused.
 

@@ -46,8 +46,8 @@ def row_of(
     sampler: Sampler, path: str, seed: int, strengths: Sequence[float]
 ) -> tuple[list[Row], list[Tensor]]:
     """One seed at every strength: its figures, and its pictures (H, W, 3) in [0, 1]."""
-    score_images = pack_module("host.scoring").score_images
-    projection = pack_module("host.latent_gradient").PROJECTION
+    score_images = pack_module("host.scoring.scores.scores").score_images
+    projection = pack_module("host.gradient.chain").PROJECTION
     plain = sampler.sample(sampler.model, seed, STEPS)
     rows, pictures = [], []
     for strength in strengths:

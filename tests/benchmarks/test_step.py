@@ -91,7 +91,7 @@ def test_every_arm_runs_and_accounts_for_its_steps(networks: Networks, arm: str,
 
 
 def test_watching_changes_nothing(networks: Networks) -> None:
-    chain = pack_module("host.latent_gradient")
+    chain = pack_module("host.gradient.chain")
     stock = (chain.decoded, chain.LatentGradient.of_latent, chain.LatentGradient.__call__)
     plain = run_arm(networks, "balanced", 2, PIXELS, Stages())
     with watched(Stages()):
@@ -118,7 +118,7 @@ def test_counted_operations_are_those_of_the_passes(
 
 
 def test_the_naive_chain_has_the_gradient_of_the_chain(networks: Networks) -> None:
-    chain = pack_module("host.latent_gradient")
+    chain = pack_module("host.gradient.chain")
     rarity = pack_module("jepa_core").RarityGradient(9, 2, 6, tracked=False, tolerance=0.0)
     encoder = networks.encoder.encoder
     base = networks.model.model

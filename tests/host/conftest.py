@@ -72,7 +72,7 @@ def tiny_vae(dtype: torch.dtype = torch.float32, channels: int = 4) -> comfy.sd.
 
 def tiny_encoder(dtype: torch.dtype = torch.float32) -> Any:
     """A HostEncoder of a random DINOv2 that sees 28 x 28 pixels, embedding length 16."""
-    from jepa_guidance.host.encoders import HostEncoder
+    from jepa_guidance.host.encoders.host_encoder import HostEncoder
 
     torch.manual_seed(3)
     config = Dinov2Config(

@@ -17,8 +17,8 @@ import nodes as host_nodes
 import pytest
 import torch
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
 from torch import Tensor
 
 from jepa_core import RarityGradient

@@ -14,9 +14,9 @@ import torch
 from comfy_extras import nodes_apg, nodes_cfg, nodes_differential_diffusion, nodes_easycache, nodes_perpneg
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import Slope
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.gradient.chain import Slope
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
 

@@ -9,7 +9,8 @@ import folder_paths
 import latent_preview
 import pytest
 import torch
-from jepa_guidance.host.decoders import (
+from jepa_guidance.host.gradient.chain import Guide, LatentGradient
+from jepa_guidance.host.gradient.decoders import (
     DECODERS,
     ENCODER_RESOLUTION,
     FULL,
@@ -20,10 +21,9 @@ from jepa_guidance.host.decoders import (
     shrink,
     tiny_decoder_name,
 )
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import Guide, LatentGradient
-from jepa_guidance.host.models import check_vae_fits
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.guidance.checks import check_vae_fits
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
 from safetensors.torch import save_file
 
 from jepa_core import RarityGradient

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import comfy.sample
-import jepa_guidance.host.demo_model as demo_model
+import jepa_guidance.host.generators.demo as demo_model
 import latent_preview
 import nodes as host_nodes
 import pytest

@@ -14,10 +14,10 @@ import comfy.ldm.modules.attention as attention
 import comfy.model_patcher
 import comfy.patcher_extension
 import torch
-from jepa_guidance.host.gradients import compiles, differentiable_options, is_compiled
-from jepa_guidance.host.internals import is_dynamic, is_streamed, torch_attention, training_operations
-from jepa_guidance.host.latent_gradient import LatentGradient
-from jepa_guidance.host.residency import ResidentParts, keep_whole, resident
+from jepa_guidance.host.comfy.internals import is_dynamic, is_streamed, torch_attention, training_operations
+from jepa_guidance.host.gradient.autograd import compiles, differentiable_options, is_compiled
+from jepa_guidance.host.gradient.chain import LatentGradient
+from jepa_guidance.host.gradient.residency import ResidentParts, keep_whole, resident
 from torch import Tensor, nn
 
 from tests.host.dynamic_vram import dynamic_vram

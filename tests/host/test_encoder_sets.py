@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from jepa_guidance.host.decoders import decoded
-from jepa_guidance.host.encoders import HostEncoder, combined, load_host_encoder, patchers
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import PROJECTION, Guide, LatentGradient
-from jepa_guidance.host.scoring import score_images
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.encoders.host_encoder import HostEncoder, combined, load_host_encoder, patchers
+from jepa_guidance.host.gradient.chain import PROJECTION, Guide, LatentGradient
+from jepa_guidance.host.gradient.decoders import decoded
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
+from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.nodes.combine_encoders import JEPACombineEncoders
 from jepa_guidance.nodes.score_image import JEPAScoreImage
 from torch import Tensor
@@ -251,7 +251,7 @@ def test_a_judge_changes_no_bit_and_its_scores_are_those_of_the_decoded_estimate
 
 def test_a_judge_of_an_image_that_is_not_finite(tiny, stock, monkeypatch, clip, jepa):
     """It has no opinion, and the run goes on as without a judge."""
-    decode = "jepa_guidance.host.latent_gradient.decoded"
+    decode = "jepa_guidance.host.gradient.chain.decoded"
     monkeypatch.setattr(decode, lambda vae, latent: decoded(vae, latent) * torch.nan)
     reports: list[Any] = []
     found = guided(tiny, stock, clip, reports, judge=jepa)

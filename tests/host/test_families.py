@@ -13,10 +13,16 @@ from typing import Any
 import nodes as host_nodes
 import pytest
 import torch
-from jepa_guidance.host.decoders import ENCODER_RESOLUTION, TINY, TINY_OR_SMALL, choose_decoder, decoded
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import Guide, LatentGradient, Slope, held_constant_slope
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.gradient.chain import Guide, LatentGradient, Slope, held_constant_slope
+from jepa_guidance.host.gradient.decoders import (
+    ENCODER_RESOLUTION,
+    TINY,
+    TINY_OR_SMALL,
+    choose_decoder,
+    decoded,
+)
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from torch import Tensor
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from jepa_guidance.host import gradient_check
-from jepa_guidance.host.gradient_check import DENOISER, Comparison, GradientCheck, compare
-from jepa_guidance.host.latent_gradient import linearised
-from jepa_guidance.host.patch_state import PatchState
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.gradient import check as gradient_check
+from jepa_guidance.host.gradient.chain import linearised
+from jepa_guidance.host.gradient.check import DENOISER, Comparison, GradientCheck, compare
+from jepa_guidance.host.guidance.patch_state import PatchState
+from jepa_guidance.host.guidance.schedule import Schedule
 from torch import Tensor
 
 from tests.host.families import FAMILIES, Family

@@ -10,12 +10,12 @@ import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.internals import interrupt_check
-from jepa_guidance.host.latent_gradient import Slope
-from jepa_guidance.host.models import refuse_streamed
-from jepa_guidance.host.steps import Schedule
-from jepa_guidance.host.trace import Trace
+from jepa_guidance.host.comfy.internals import interrupt_check
+from jepa_guidance.host.gradient.chain import Slope
+from jepa_guidance.host.guidance.checks import refuse_streamed
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
+from jepa_guidance.host.guidance.trace import Trace
 
 from jepa_core import RarityGradient
 

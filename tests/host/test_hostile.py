@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from jepa_guidance.host.folders import encoder_file, encoder_names
-from jepa_guidance.host.scoring import score_images
+from jepa_guidance.host.encoders.folders import encoder_file, encoder_names
+from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.nodes.checks import check_values, value_message
 from jepa_guidance.nodes.combine_encoders import JEPACombineEncoders
 from jepa_guidance.nodes.demo import JEPADemoClass
@@ -203,7 +203,7 @@ WHOLE = {"rank": (1, 16), "oversampling": (0, 16), "power_iterations": (0, 3), "
 )
 def test_every_choice_of_the_menu_runs_or_says_why_not(tiny, stock, chosen):
     """Anything that the page lets a user choose: an image, or a message about an input."""
-    from jepa_guidance.host.guidance import apply_guidance
+    from jepa_guidance.host.guidance.patch import apply_guidance
     from jepa_guidance.nodes.guidance_inputs import chain_of
 
     inputs = {**defaults(), **chosen, "vae": tiny.vae, "encoder": tiny.encoder}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from jepa_guidance.host.decoders import ENCODER_RESOLUTION, choose_decoder, decoded
-from jepa_guidance.host.gradients import writing_in_place
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import Guide, LatentGradient, Slope
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.gradient.autograd import writing_in_place
+from jepa_guidance.host.gradient.chain import Guide, LatentGradient, Slope
+from jepa_guidance.host.gradient.decoders import ENCODER_RESOLUTION, choose_decoder, decoded
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import JacobianOperator, RarityGradient, differentiable
 

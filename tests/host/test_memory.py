@@ -12,12 +12,13 @@ import comfy.model_patcher
 import comfy.ops
 import pytest
 import torch
-from jepa_guidance.host import models, residency
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.internals import is_out_of_memory
-from jepa_guidance.host.latent_gradient import Guide, LatentGradient
-from jepa_guidance.host.models import refuse_streamed
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.comfy.internals import is_out_of_memory
+from jepa_guidance.host.gradient import residency
+from jepa_guidance.host.gradient.chain import Guide, LatentGradient
+from jepa_guidance.host.guidance import checks as models
+from jepa_guidance.host.guidance.checks import refuse_streamed
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient, differentiable
 

@@ -6,10 +6,10 @@ import comfy.model_patcher
 import comfy.model_sampling
 import pytest
 import torch
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import Slope
-from jepa_guidance.host.models import check_one_device, check_sampling
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.gradient.chain import Slope
+from jepa_guidance.host.guidance.checks import check_one_device, check_sampling
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
 from safetensors.torch import save_file
 
 from jepa_core import EncoderFileError, RarityGradient
@@ -70,7 +70,7 @@ def test_the_host_loads_everything_that_a_run_needs_at_once(tiny, stock):
 
 def test_latents_that_the_encoder_does_not_see_are_refused_with_their_shape(tiny):
     from comfy.nested_tensor import NestedTensor
-    from jepa_guidance.host.encoders import check_frames
+    from jepa_guidance.host.encoders.host_encoder import check_frames
 
     check_frames(torch.zeros(2, 4, 8, 8), tiny.encoder)
     check_frames(torch.zeros(2, 16, 1, 8, 8), tiny.encoder)
@@ -105,7 +105,7 @@ def test_a_model_that_is_spread_after_it_was_patched_is_refused_when_it_runs(mon
 
 
 def test_the_encoder_is_one_of_the_models_that_the_host_loads(tiny):
-    from jepa_guidance.host.encoders import use_encoder
+    from jepa_guidance.host.encoders.host_encoder import use_encoder
 
     assert type(tiny.encoder.patcher) is comfy.model_patcher.ModelPatcher
     assert tiny.encoder.patcher.model_size() == sum(
@@ -118,7 +118,7 @@ def test_the_encoder_is_one_of_the_models_that_the_host_loads(tiny):
 
 def test_the_folder_admits_safetensors_alone_and_keeps_the_users_own_paths(tmp_path, monkeypatch):
     import folder_paths
-    from jepa_guidance.host.folders import encoder_file, encoder_names, register_folders
+    from jepa_guidance.host.encoders.folders import encoder_file, encoder_names, register_folders
 
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -140,7 +140,7 @@ def test_the_folder_admits_safetensors_alone_and_keeps_the_users_own_paths(tmp_p
 
 
 def test_a_file_that_is_no_encoder_is_refused_with_its_name(tmp_path):
-    from jepa_guidance.host.encoders import load_host_encoder
+    from jepa_guidance.host.encoders.host_encoder import load_host_encoder
 
     file = tmp_path / "unet.safetensors"
     save_file({"model.diffusion_model.out.weight": torch.zeros(1)}, file)

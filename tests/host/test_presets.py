@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from jepa_guidance.host.decoders import TINY_OR_SMALL
-from jepa_guidance.host.guidance import apply_guidance
+from jepa_guidance.host.gradient.decoders import TINY_OR_SMALL
+from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.nodes.guidance_inputs import LATER_INPUTS, PRESETS, chain_of, guidance_inputs, schedule_of
 
 # How strongly, when, and what the encoder is shown: the user's alone.
@@ -74,7 +74,7 @@ def test_later_inputs_come_last_and_are_optional():
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_guides_and_says_how(monkeypatch, tiny, stock, preset, fast):
-    for module in ("jepa_core.jacobian", "jepa_core.precision", "jepa_guidance.host.guidance"):
+    for module in ("jepa_core.jacobian", "jepa_core.precision", "jepa_guidance.host.guidance.patch"):
         monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda device: fast)
     mine = settings(tiny, preset=preset, end_percent=1.0)
     reports = []

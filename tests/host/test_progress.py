@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from jepa_guidance.host import progress
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.progress import PARTS, StepProgress
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.guidance import progress
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.progress import PARTS, StepProgress
+from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
 

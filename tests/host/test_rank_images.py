@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jepa_guidance.host.encoders import combined
-from jepa_guidance.host.pictures import labelled_sheet
-from jepa_guidance.host.scoring import score_images
+from jepa_guidance.host.drawing.pictures import labelled_sheet
+from jepa_guidance.host.encoders.host_encoder import combined
+from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.nodes.rank_images import JEPARankImages, seeds_of
 
 

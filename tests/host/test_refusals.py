@@ -9,10 +9,10 @@ import comfy.supported_models
 import comfy.utils
 import pytest
 import torch
-from jepa_guidance.host.encoders import check_frames
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.models import check_vae_fits
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.encoders.host_encoder import check_frames
+from jepa_guidance.host.guidance.checks import check_vae_fits
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
 from tests.host.families import model_of, unet

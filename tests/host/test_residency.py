@@ -27,13 +27,13 @@ import torch
 from comfy.cldm.cldm import ControlNet
 from comfy.taesd.taesd import TAESD
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from jepa_guidance.host import residency
-from jepa_guidance.host.decoders import FULL, TINY
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.internals import is_dynamic
-from jepa_guidance.host.latent_gradient import LatentGradient
-from jepa_guidance.host.residency import ResidentParts, fits_whole, resident
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.comfy.internals import is_dynamic
+from jepa_guidance.host.gradient import residency
+from jepa_guidance.host.gradient.chain import LatentGradient
+from jepa_guidance.host.gradient.decoders import FULL, TINY
+from jepa_guidance.host.gradient.residency import ResidentParts, fits_whole, resident
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.nodes.guidance_inputs import HELD_CONSTANT, THROUGH_DENOISER
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from safetensors.torch import save_file

@@ -12,10 +12,10 @@ import comfy.k_diffusion.sampling
 import comfy.samplers
 import pytest
 import torch
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.latent_gradient import Slope
-from jepa_guidance.host.samplers import rehearse, sampler_refusal
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.gradient.chain import Slope
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.samplers import rehearse, sampler_refusal
+from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
 from tests.host.shifted_samplers import Shift, largest_entry_shift, shifted

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from jepa_guidance.host.steps import (
+from jepa_guidance.host.guidance.schedule import (
     Schedule,
     latent_scale,
     normalise,

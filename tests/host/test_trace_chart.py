@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from jepa_guidance.host import trace_chart
-from jepa_guidance.host.trace import Trace
-from jepa_guidance.host.trace_chart import draw_trace, nice_ticks, shown_steps
+from jepa_guidance.host.drawing import trace_chart
+from jepa_guidance.host.drawing.trace_chart import draw_trace, nice_ticks, shown_steps
+from jepa_guidance.host.guidance.trace import Trace
 
 
 def a_trace(scores: dict[int, list[float]], total: int, guides: tuple = ("g",), judges: tuple = ()) -> Trace:

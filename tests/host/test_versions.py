@@ -21,7 +21,7 @@ import folder_paths
 import pytest
 import torch
 from comfy.ldm.flux.math import apply_rope, rope
-from jepa_guidance.host.internals import HOST_VERSION, OLDEST_HOST, training_operations
+from jepa_guidance.host.comfy.internals import HOST_VERSION, OLDEST_HOST, training_operations
 
 import dev
 from tests.conftest import HOST, ROOT
@@ -31,7 +31,7 @@ Damage = Callable[[pytest.MonkeyPatch], None]
 
 
 def import_internals() -> ModuleType:
-    """Import host/internals.py once more, beside the one that the pack uses."""
+    """Import host/comfy/internals.py once more, beside the one that the pack uses."""
     spec = importlib.util.spec_from_file_location("internals_of_a_damaged_host", INTERNALS)
     assert spec is not None
     assert spec.loader is not None

@@ -9,10 +9,10 @@ from typing import Any
 import comfy.model_patcher
 import pytest
 import torch
-from jepa_guidance.host.decoders import ENCODER_RESOLUTION, FULL, decoded, shrink
-from jepa_guidance.host.encoders import HostEncoder, combined
-from jepa_guidance.host.latent_gradient import Guide, LatentGradient
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.encoders.host_encoder import HostEncoder, combined
+from jepa_guidance.host.gradient.chain import Guide, LatentGradient
+from jepa_guidance.host.gradient.decoders import ENCODER_RESOLUTION, FULL, decoded, shrink
+from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 
 from jepa_core import RarityGradient, load_encoder

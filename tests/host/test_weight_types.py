@@ -8,8 +8,8 @@ import comfy.model_base
 import comfy.model_patcher
 import pytest
 import torch
-from jepa_guidance.host.guidance import apply_guidance
-from jepa_guidance.host.steps import Schedule
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
 from tests.host.conftest import CPU, DEVICE, UNET, TinyConfig, randomise

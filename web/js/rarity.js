@@ -5,7 +5,7 @@ import { api } from "../../../scripts/api.js";
 import { course, drawDial, drawText, drawTrace, guidedSteps, palette } from "./chart.js";
 
 const GUIDED = ["JEPAGuidedKSampler", "JEPAGuidance"];
-const EVENT = "jepa_guidance.trace"; // host/page.py sends it
+const EVENT = "jepa_guidance.trace"; // host/guidance/report.py sends it
 const HEIGHT = 270; // of the chart
 const WIDTH = 330; // of a new node, at least
 const WATCHED = ["strength", "start_percent", "end_percent", "interval", "steps"];

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from ..jepa_core import differentiable
-from .internals import attention_pytorch, training_operations
+from ...jepa_core import differentiable
+from ..comfy.internals import attention_pytorch, training_operations
 
 
 @contextmanager

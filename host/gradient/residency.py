@@ -15,9 +15,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from ..jepa_core.precision import as_weight, same_storage
-from .gradients import closure_of, compiles, is_compiled
-from .internals import (
+from ...jepa_core.precision import as_weight, same_storage
+from ..comfy.internals import (
     VAE,
     HostWeight,
     ModelPatcher,
@@ -34,6 +33,7 @@ from .internals import (
     weights_of,
     without_streaming_state,
 )
+from .autograd import closure_of, compiles, is_compiled
 
 
 class _Plain(NamedTuple):

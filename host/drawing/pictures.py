@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..jepa_core.transparency import over_white
+from ...jepa_core.transparency import over_white
 
 INK, PAPER = "#1a1a1a", "#ffffff"
 SIDE, GAP, LINE = 256, 16, 28  # pixels; text is legible at half of that

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .internals import device_count, is_streamed, unguidable_sampling
+from ..comfy.internals import device_count, is_streamed, unguidable_sampling
 
 
 def refuse_streamed(patcher: Any, what: str) -> None:

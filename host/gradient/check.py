@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .internals import is_out_of_memory
-from .samplers import random_state_kept
+from ..comfy.internals import is_out_of_memory
+from ..guidance.samplers import random_state_kept
 
 Function = Callable[[Tensor], Tensor]
 

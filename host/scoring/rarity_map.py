@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..jepa_core import patch_scores
-from ..jepa_core.transparency import over_white
-from .encoders import AnyEncoder, use_encoder
-from .internals import interrupt_check
-from .latent_gradient import PROJECTION
-from .pictures import INK, PAPER, to_image
-from .scoring import check_images
+from ...jepa_core import patch_scores
+from ...jepa_core.transparency import over_white
+from ..comfy.internals import interrupt_check
+from ..drawing.pictures import INK, PAPER, to_image
+from ..encoders.host_encoder import AnyEncoder, use_encoder
+from ..gradient.chain import PROJECTION
+from .scores import check_images
 
 # From dark to bright at an even pace, so that it reads in grey and to the colour-blind.
 HEAT = torch.tensor(

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..jepa_core.djepa import DJEPAConfig, Tokenizer, load_djepa, sample_tokens, to_latents, to_tokens
-from ..jepa_core.djepa.tokenizer import CHANNELS, STRIDE
-from .internals import (
+from ...jepa_core.djepa import DJEPAConfig, Tokenizer, load_djepa, sample_tokens, to_latents, to_tokens
+from ...jepa_core.djepa.tokenizer import CHANNELS, STRIDE
+from ..comfy.internals import (
     VAE,
     ModelPatcher,
     ProgressBar,
@@ -25,8 +25,8 @@ from .internals import (
     unet_offload_device,
     wants_previews,
 )
-from .models import refuse_streamed
-from .small_vae import WrappedAutoencoder, small_vae
+from ..guidance.checks import refuse_streamed
+from .autoencoder import WrappedAutoencoder, small_vae
 
 NO_CLASS = "any"
 MAX_SEED = 2**64 - 1

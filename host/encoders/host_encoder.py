@@ -10,11 +10,11 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor
 
-from ..jepa_core import Encoder, load_encoder
-from ..jepa_core.checkpoint import neighbours, weights_file
-from .internals import ModelPatcher, get_torch_device, load_models_gpu, unet_offload_device
-from .models import refuse_streamed
-from .residency import keep_whole
+from ...jepa_core import Encoder, load_encoder
+from ...jepa_core.checkpoint import neighbours, weights_file
+from ..comfy.internals import ModelPatcher, get_torch_device, load_models_gpu, unet_offload_device
+from ..gradient.residency import keep_whole
+from ..guidance.checks import refuse_streamed
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..guidance.trace import Trace
 from .pictures import INK, PAPER
-from .trace import Trace
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 

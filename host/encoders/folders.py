@@ -4,15 +4,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..jepa_core.checkpoint import neighbours
-from ..jepa_core.hub import ENCODERS, fetch_encoder
-from .internals import folder_paths
+from ...jepa_core.checkpoint import neighbours
+from ...jepa_core.hub import ENCODERS, fetch_encoder
+from ..comfy.internals import folder_paths
 
 FOLDER = "jepa"
 DJEPA_FOLDER = "djepa"
 # The D-JEPA that comes with the pack: its name in the menu, and its file.
 DJEPA_DEMO = "emoji (comes with this pack)"
-DJEPA_DEMO_FILE = Path(__file__).absolute().parents[1] / "generator" / "djepa" / "djepa64.safetensors"
+DJEPA_DEMO_FILE = Path(__file__).absolute().parents[2] / "generator" / "djepa" / "djepa64.safetensors"
 
 
 def register_folders() -> None:

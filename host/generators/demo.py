@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .internals import (
+from ..comfy.internals import (
     VAE,
     BaseModel,
     LatentFormat,
@@ -27,9 +27,9 @@ from .internals import (
     get_torch_device,
     unet_offload_device,
 )
-from .small_vae import small_vae
+from .autoencoder import small_vae
 
-WEIGHTS = Path(__file__).absolute().parents[1] / "generator" / "emoji64.safetensors"
+WEIGHTS = Path(__file__).absolute().parents[2] / "generator" / "emoji64.safetensors"
 MAX_BYTES = 20_000_000
 FORMAT = "jepa-demo-generator-1"
 FOLD = 4

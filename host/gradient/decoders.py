@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..jepa_core.resize import resize
-from ..jepa_core.transparency import over_white
-from .internals import TAESD, VAE, decode, folder_paths
+from ...jepa_core.resize import resize
+from ...jepa_core.transparency import over_white
+from ..comfy.internals import TAESD, VAE, decode, folder_paths
 from .residency import resident_vae
 
 FULL = "full"

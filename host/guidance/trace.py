@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .latent_gradient import Slope
+from ..gradient.chain import Slope
 
 
 @dataclass

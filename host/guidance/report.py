@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .internals import send_event, send_progress_text
+from ..comfy.internals import send_event, send_progress_text
 from .trace import Trace
 
 TRACE_EVENT = "jepa_guidance.trace"  # web/js/rarity.js listens to it

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .latent_gradient import LatentGradient
+from ..gradient.chain import LatentGradient
 
 
 def economise(chain: LatentGradient, small: Callable[[Tensor], Tensor] | None) -> str | None:

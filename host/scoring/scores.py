@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..jepa_core import jepa_score
-from ..jepa_core.transparency import over_white
-from .encoders import AnyEncoder, use_encoder
-from .internals import interrupt_check
+from ...jepa_core import jepa_score
+from ...jepa_core.transparency import over_white
+from ..comfy.internals import interrupt_check
+from ..encoders.host_encoder import AnyEncoder, use_encoder
 
 
 @dataclass(frozen=True)

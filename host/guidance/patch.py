@@ -9,21 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..jepa_core import RarityGradient, has_fast_bfloat16
-from .checkpointing import blocks, checkpointed
-from .decoders import ENCODER_RESOLUTION, FULL, choose_decoder
-from .economy import economise
-from .encoders import AnyEncoder, check_frames, patchers
-from .gradient_check import DECODER, DENOISER, GradientCheck, WrongGradientError, kinds
-from .gradients import (
-    BlockCount,
-    differentiable_options,
-    host_differentiable,
-    normal_tensors,
-    runs_compiled,
-    uncompiled,
-)
-from .internals import (
+from ...jepa_core import RarityGradient, has_fast_bfloat16
+from ..comfy.internals import (
     KSAMPLER,
     casts_weights_by_hand,
     compute_dtype,
@@ -44,19 +31,26 @@ from .internals import (
     wrap_sampler,
     wrapped_sampler,
 )
-from .latent_gradient import Guide, LatentGradient, Slope, held_constant_slope
-from .models import (
-    check_finite,
-    check_one_device,
-    check_sampling,
-    check_vae_fits,
-    refuse_streamed,
+from ..encoders.host_encoder import AnyEncoder, check_frames, patchers
+from ..gradient.autograd import (
+    BlockCount,
+    differentiable_options,
+    host_differentiable,
+    normal_tensors,
+    runs_compiled,
+    uncompiled,
 )
+from ..gradient.chain import Guide, LatentGradient, Slope, held_constant_slope
+from ..gradient.check import DECODER, DENOISER, GradientCheck, WrongGradientError, kinds
+from ..gradient.checkpointing import blocks, checkpointed
+from ..gradient.decoders import ENCODER_RESOLUTION, FULL, choose_decoder
+from ..gradient.residency import ResidentParts, bound_to_streamed, fits_whole, keep_whole, resident
+from .checks import check_finite, check_one_device, check_sampling, check_vae_fits, refuse_streamed
+from .fallback import economise
 from .patch_state import PatchState
 from .progress import StepProgress
-from .residency import ResidentParts, bound_to_streamed, fits_whole, keep_whole, resident
 from .samplers import GuidedModel, random_state_kept, rehearse, sampler_name
-from .steps import Schedule, latent_scale, normalise, posterior_variance, signal_rate
+from .schedule import Schedule, latent_scale, normalise, posterior_variance, signal_rate
 from .trace import Trace
 
 KEY = "jepa_guidance"

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..jepa_core import Encoder, RarityGradient, jepa_score
+from ...jepa_core import Encoder, RarityGradient, jepa_score
+from ..comfy.internals import UNetModel
+from .autograd import host_differentiable, writing_in_place
+from .check import DECODER, DENOISER, GradientCheck
 from .checkpointing import checkpointed
 from .decoders import decoded
-from .gradient_check import DECODER, DENOISER, GradientCheck
-from .gradients import host_differentiable, writing_in_place
-from .internals import UNetModel
 
 # Fixed random outputs of a judge that are scored at each guided step; see jepa_core.jepa_score.
 PROJECTION = 48

@@ -1,0 +1,1 @@
+"""Everything that is taken from ComfyUI, checked at import: the one room that imports it."""

@@ -1,0 +1,1 @@
+"""The chain image -> latent -> noisy latent, and what differentiating the host's networks takes."""

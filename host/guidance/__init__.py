@@ -1,0 +1,1 @@
+"""The MODEL patch that guides any sampler."""

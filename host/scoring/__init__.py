@@ -1,0 +1,1 @@
+"""Scores of batches of images, and of the parts of one."""
