@@ -3,9 +3,9 @@
     python dev.py test [--long] [pytest args]   lint, types and tests
     python dev.py run FILE [args]               run a Python file in the environment
     python dev.py encoder                       print the folder of a real trained encoder
-    python dev.py demo [args]                   run scripts/demo.py
-    python dev.py bench [args]                  run the benchmarks, benchmarks/run.py
-    python dev.py gpu [args]                    run scripts/gpu.py, the checks on a machine with CUDA
+    python dev.py demo [args]                   run tools/demo.py
+    python dev.py bench [args]                  run the benchmarks, research/run.py
+    python dev.py gpu [args]                    run tools/gpu/run.py, the checks on a machine with CUDA
     python dev.py serve [--port N]              start ComfyUI with this pack, in the foreground
     python dev.py setup                         only the set-up
 
@@ -57,8 +57,8 @@ TOOLS = (
     "hypothesis==6.170.15",
     "ruff==0.17.6",
     "mypy==2.4.1",
-    "matplotlib==3.11.2",  # the loss curve of generator/train.py
-    "accelerate==1.15.0",  # scripts/train_djepa.py
+    "matplotlib==3.11.2",  # the loss curve of research/training/emoji/train.py
+    "accelerate==1.15.0",  # research/training/djepa/train.py
     "playwright==1.65.2",  # tests/browser; the browser itself is the machine's own
     "scikit-image==0.26.0",
     "onnx==1.23.2",
@@ -69,16 +69,16 @@ TEMPLATES = "comfyui-workflow-templates"
 TEMPLATES_INDEX = ("comfyui-workflow-templates-core", "comfyui-workflow-templates-json")
 # Commands that hand their arguments to a program.
 PROGRAMS = {
-    "demo": ROOT / "scripts" / "demo.py",
-    "bench": ROOT / "benchmarks" / "run.py",
-    "gpu": ROOT / "scripts" / "gpu.py",
+    "demo": ROOT / "tools" / "demo.py",
+    "bench": ROOT / "research" / "run.py",
+    "gpu": ROOT / "tools" / "gpu" / "run.py",
 }
 # With this argument `gpu` brings its own host, and runs where no network is.
 BUNDLE = "--bundle"
 # Exact versions of everything else, used with the pinned host only: another host states its own needs.
-CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
-CONVERTER = ROOT / "scripts" / "convert_encoder.py"
-# What the long tests find out about samplers and model families; scripts/support.py shows it in the README.
+CONSTRAINTS = ROOT / "tools" / "constraints.txt"
+CONVERTER = ROOT / "tools" / "convert_encoder.py"
+# What the long tests find out about samplers and model families; tools/support.py shows it in the README.
 SUPPORT = ROOT / "docs" / "support.json"
 
 ENV_BYTES = 9_000_000_000
@@ -592,7 +592,7 @@ def become(words: list[str], environ: Mapping[str, str]) -> int:
 
 
 def serve_arguments(setup: Setup, base: Path, port: int) -> list[str]:
-    """The arguments of scripts/server.py for a server with this pack and the encoder."""
+    """The arguments of tools/server.py for a server with this pack and the encoder."""
     links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{ENCODER_NAME}": setup.encoder}
     words = ["--host", str(setup.host), "--base", str(base), "--port", str(port)]
     return [*words, *(f"{inside}={target}" for inside, target in links.items())]
@@ -665,7 +665,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     run.add_argument("file", metavar="FILE")
     run.add_argument("arguments", nargs=argparse.REMAINDER)
     commands.add_parser("encoder", parents=[common], help="print the folder of a real trained encoder")
-    commands.add_parser("demo", add_help=False, allow_abbrev=False, help="run scripts/demo.py")
+    commands.add_parser("demo", add_help=False, allow_abbrev=False, help="run tools/demo.py")
     commands.add_parser("bench", add_help=False, allow_abbrev=False, help="run the benchmarks")
     commands.add_parser("gpu", add_help=False, allow_abbrev=False, help="the checks on a machine with CUDA")
     serve = commands.add_parser("serve", parents=[common], help="start ComfyUI with this pack")
@@ -701,7 +701,7 @@ def main(arguments: Sequence[str]) -> int:
         return run_file(setup, str(PROGRAMS[options.command]), rest)
     if options.command == "serve":
         arguments_of_server = serve_arguments(setup, cache / "serve", options.port)
-        return run_file(setup, str(ROOT / "scripts" / "server.py"), arguments_of_server)
+        return run_file(setup, str(ROOT / "tools" / "server.py"), arguments_of_server)
     return 0
 
 

@@ -40,7 +40,7 @@ def jepa_score(
             scores or with another k.
         projection: the score of P J for a fixed random P of this many orthonormal rows, from VJPs in half
             precision where the device is fast at it. Ranks as the exact score does, better for its cost than
-            top_k (benchmarks/score.json); not comparable with exact scores or with another number.
+            top_k (research/figures/score.json); not comparable with exact scores or with another number.
         eps: floor of a singular value.
         chunk: directions per encoder pass; None takes what fits memory.
         on_pass: called without arguments after every encoder pass; may raise to stop.

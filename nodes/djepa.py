@@ -30,7 +30,7 @@ class DJEPALoader(io.ComfyNode):
                     options=names,
                     default=names[0],
                     tooltip="The first one comes with this pack: 64 x 64 emoji, small and fast on a CPU. Others are "
-                    ".safetensors files in models/djepa, made by scripts/train_djepa.py.",
+                    ".safetensors files in models/djepa, made by research/training/djepa/train.py.",
                 )
             ],
             outputs=[

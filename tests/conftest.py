@@ -15,7 +15,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from scripts.server import Server
+    from tools.server import Server
 
 ROOT = Path(__file__).absolute().parents[1]
 
@@ -92,7 +92,7 @@ def encoder_dir() -> Path:
 @pytest.fixture(scope="session")
 def photos() -> list[torch.Tensor]:
     """Eight varied photos, float32 (H, W, 3) in [0, 1] and of different sizes; do not write into them."""
-    from benchmarks import pictures
+    from research.costs import pictures
 
     return [photo for _, photo in pictures.photos()]
 
@@ -100,7 +100,7 @@ def photos() -> list[torch.Tensor]:
 @pytest.fixture(scope="session")
 def server(encoder_dir: Path) -> Iterator[Server]:
     """A running ComfyUI with this pack and the real encoder (models/jepa/<its folder's name>)."""
-    from scripts.server import Server
+    from tools.server import Server
 
     links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{encoder_dir.name}": encoder_dir}
     with Server(HOST, links, cpu=not torch.cuda.is_available()) as running:

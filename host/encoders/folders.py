@@ -12,7 +12,7 @@ FOLDER = "jepa"
 DJEPA_FOLDER = "djepa"
 # The D-JEPA that comes with the pack: its name in the menu, and its file.
 DJEPA_DEMO = "emoji (comes with this pack)"
-DJEPA_DEMO_FILE = Path(__file__).absolute().parents[2] / "generator" / "djepa" / "djepa64.safetensors"
+DJEPA_DEMO_FILE = Path(__file__).absolute().parents[2] / "assets" / "djepa64.safetensors"
 
 
 def register_folders() -> None:

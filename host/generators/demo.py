@@ -1,7 +1,7 @@
 """The demo generator as the host's own model: small enough to travel with the pack, sampled by stock nodes.
 
 A class-conditional UNet of the host's own class that makes 64 x 64 pixel emoji, trained by
-generator/train.py. Its latents are pixels in [-1, 1] folded 4 x 4 into channels (48 x 16 x 16), so the VAE
+research/training/emoji/train.py. Its latents are pixels in [-1, 1] folded 4 x 4 into channels (48 x 16 x 16), so the VAE
 only folds and unfolds.
 """
 
@@ -29,7 +29,7 @@ from ..comfy.internals import (
 )
 from .autoencoder import small_vae
 
-WEIGHTS = Path(__file__).absolute().parents[2] / "generator" / "emoji64.safetensors"
+WEIGHTS = Path(__file__).absolute().parents[2] / "assets" / "emoji64.safetensors"
 MAX_BYTES = 20_000_000
 FORMAT = "jepa-demo-generator-1"
 FOLD = 4

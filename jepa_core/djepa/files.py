@@ -168,7 +168,7 @@ def _description(file: Path, header: Mapping[str, str]) -> tuple[DJEPAConfig, tu
     if header.get("format") != FORMAT:
         raise DJEPAFileError(
             f"{file} is not a D-JEPA (its format is {header.get('format')!r:.80}, expected {FORMAT!r}); choose a file "
-            "that scripts/train_djepa.py wrote, or weights in the layout of the paper's public code"
+            "that research/training/djepa/train.py wrote, or weights in the layout of the paper's public code"
         )
     try:
         config = DJEPAConfig(**json.loads(header["config"]))

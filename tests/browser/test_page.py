@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import TimeoutError
 
-from scripts.server import Server
 from tests.browser.page import Comfy
 from tests.conftest import HOST, ROOT
+from tools.server import Server
 
 DEMO = "/?template=jepa_demo_ab&source=jepa-guidance"
 TRACE = "(id) => app.graph.getNodeById(id).jepaTrace"

@@ -245,7 +245,7 @@ def test_an_odd_file_of_the_public_layout_is_refused(tmp_path, change, message):
 
 
 def test_a_public_checkpoint_is_converted(tmp_path):
-    from scripts.convert_djepa import main
+    from tools.convert_djepa import main
 
     model = random_djepa(channels=16)
     public = public_layout(model)

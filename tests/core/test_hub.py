@@ -21,10 +21,10 @@ import safetensors.torch
 import torch
 from filelock import FileLock
 
-from benchmarks.guides import published_model
 from jepa_core import load_encoder
 from jepa_core.architectures import architecture_of
 from jepa_core.hub import ENCODERS, EncoderDownloadError, EncoderLicenceError, fetch_encoder
+from research.costs.guides import published_model
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

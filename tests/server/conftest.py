@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.server import Server
 from tests.conftest import HOST, ROOT
+from tools.server import Server
 
 NODES = Path(__file__).with_name("testing_nodes.py")
 

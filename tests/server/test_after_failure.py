@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from jepa_core import JacobianOperator, load_encoder
-from scripts.server import ExecutionFailed, Server
 from tests.server.test_graph import graph, guided, node, patch, stock
+from tools.server import ExecutionFailed, Server
 
 # Ends of the range that have the same steps of four in it; each defeats the server's cache of results.
 ENDS: Iterator[float] = (1 - number / 1000 for number in itertools.count())

@@ -21,16 +21,16 @@ import tomllib
 import torch
 from pathspec import PathSpec
 
-from scripts.server import Server
 from tests.conftest import HOST, ROOT
 from tests.server.test_graph import djepa, graph, guided
+from tools.server import Server
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NAME = PROJECT["project"]["name"]
 MEGABYTES = 40
 TOP = {
     *("CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml"),
-    *("docs", "generator", "host", "jepa_core", "locales", "nodes", "web", "workflows"),
+    *("assets", "docs", "host", "jepa_core", "locales", "nodes", "web", "workflows"),
 }
 
 # What the registry's scan flags, and what would deserve it.
@@ -101,12 +101,10 @@ def sources(files: list[str]) -> dict[str, ast.Module]:
 def test_the_archive_holds_what_nodes_need_and_users_read(files):
     top = {path.split("/")[0] for path in files}
     assert top == TOP
-    assert [path for path in files if path.startswith("generator/")] == [
-        "generator/README.md",
-        "generator/djepa/README.md",
-        "generator/djepa/djepa64.safetensors",
-        "generator/djepa/samples.jpg",
-        "generator/emoji64.safetensors",
+    assert [path for path in files if path.startswith("assets/")] == [
+        "assets/README.md",
+        "assets/djepa64.safetensors",
+        "assets/emoji64.safetensors",
     ]
     folders = [ROOT / name for name in ("nodes", "host", "jepa_core")]
     code = {file.relative_to(ROOT).as_posix() for folder in folders for file in folder.rglob("*.py")}

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 
-from scripts.server import Server
 from tests.server.test_graph import graph, guided, node, patch, stock
+from tools.server import Server
 
 FIGURES = Path(__file__).with_name("endurance.json")
 KINDS = ("guided", "guided through the denoiser", "guided by the patch", "guided and scored")

@@ -20,10 +20,10 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.server import ExecutionFailed, Server
 from tests.conftest import HOST, ROOT
 from tests.server.test_graph import djepa, graph, guided, node, patch, stock
 from tests.server.test_workflows import api_prompt, small, workflow
+from tools.server import ExecutionFailed, Server
 
 RECORD = Path(__file__).with_name("fuzz.json")
 # A prompt that runs longer is stopped: the fuzzer may ask for ten thousand steps.

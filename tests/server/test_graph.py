@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jepa_core.hub import ENCODERS
-from scripts.server import ExecutionFailed, PromptRefused, Server
+from tools.server import ExecutionFailed, PromptRefused, Server
 
 DJEPA_DEMO = "emoji (comes with this pack)"
 SNAPSHOT = Path(__file__).with_name("schema.json")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from scripts.server import ExecutionFailed, Server
 from tests.server.test_fuzz import careless
 from tests.server.test_graph import djepa, graph, guided, node, patch, stock
+from tools.server import ExecutionFailed, Server
 
 SOURCES: dict[str, tuple[str, Any]] = {
     "int": ("PrimitiveInt", 9_000_000_000_000_000_000),

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from scripts.locales import LANGUAGES, texts_of
-from scripts.server import Server
+from tools.locales import LANGUAGES, texts_of
+from tools.server import Server
 
 FOLDER = Path(__file__).absolute().parents[2] / "locales"
 FILES = ("nodeDefs.json", "main.json")
@@ -32,7 +32,7 @@ def flat(part: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
 def test_the_english_texts_are_those_of_the_nodes(server: Server) -> None:
     info = server.object_info()
     ours = {name: texts_of(info[name]) for name in texts("en", "nodeDefs.json")}
-    assert texts("en", "nodeDefs.json") == ours, "run: python dev.py run scripts/locales.py"
+    assert texts("en", "nodeDefs.json") == ours, "run: python dev.py run tools/locales.py"
     assert {name for name, entry in info.items() if "jepa-guidance" in entry["python_module"]} == set(ours)
 
 

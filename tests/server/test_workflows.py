@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.server import PromptRefused, Server
+from tools.server import PromptRefused, Server
 
 FOLDER = Path(__file__).absolute().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -2,7 +2,7 @@
 
 const DARK = { ink: "#e8e8e8", dim: "#a8a8a8", grid: "#4a4a4a", grey: "#3a3a3a", score: "#56B4E9", judge: "#E69F00", warn: "#F0E442" };
 const LIGHT = { ink: "#1a1a1a", dim: "#505050", grid: "#c8c8c8", grey: "#e0e0e0", score: "#0072B2", judge: "#B34700", warn: "#7A4B00" };
-export const USEFUL = [0.5, 2]; // strengths at which pictures change and stay whole: benchmarks/strengths.json
+export const USEFUL = [0.5, 2]; // strengths at which pictures change and stay whole: research/figures/strengths.json
 const DIAL_END = 4; // strengths beyond are drawn at the end of the scale
 const FONT = "12px sans-serif";
 

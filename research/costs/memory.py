@@ -1,0 +1,428 @@
+"""Peak memory of a differentiation, counted without doing it, and of a command, measured.
+
+    python dev.py run research/costs/memory.py
+
+Counting runs the host's own networks on meta tensors, which have shapes and storages and no data, and follows every
+storage from the operation that makes it to its release: temporaries, what a forward pass keeps, and what
+the backward pass needs beside it. Weights and inputs are not counted. Kernels' own workspaces are not seen;
+attention is counted as the fused kernels of a GPU, except where a case says "eager".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from jepa_core import Encoder, RarityGradient, jacobian, load_encoder
+from research.costs.gradient import ARMS
+from research.costs.naive import naive_gradient
+from research.effects.evaluate import pack_module
+from research.harness.checkpoint_sizes import SD15_VAE
+
+GIB = 1 << 30
+# Fused attention of this head width and in half precision is flash attention's, anything else the general one's.
+FLASH_HEAD_WIDTH = 256
+
+
+class Peak(NamedTuple):
+    """Bytes: the most alive at any time, and alive when the forward pass was over (kept for the backward)."""
+
+    peak: int
+    kept: int
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of storages that operations make while the mode is on.
+
+    Attributes:
+        live: bytes now. peak: the largest value of live so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors((args, kwargs)):
+            # weights and inputs: they were there before
+            self._known.add(tensor.untyped_storage())
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage not in self._known:
+                self._known.add(storage)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._release, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _release(self, size: int) -> None:
+        self.live -= size
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Make attention on meta tensors a GPU's fused kernel; torch would otherwise write the attention matrix out.
+
+    Torch's function is replaced for the block; on other tensors it stays what it is.
+    """
+    stock = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not query.is_meta or args or kwargs.get("attn_mask") is not None:
+            return stock(query, key, value, *args, **kwargs)
+        scale = kwargs.get("scale")
+        if query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= FLASH_HEAD_WIDTH:
+            return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=scale)[0]
+        needs_grad = any(tensor.requires_grad for tensor in (query, key, value))
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+        return efficient(query, key, value, None, needs_grad, scale=scale)[0]
+
+    setattr(F, stock.__name__, attention)
+    try:
+        yield
+    finally:
+        setattr(F, stock.__name__, stock)
+
+
+def peak_of(run: Callable[[], Any]) -> int:
+    """Return the most bytes alive at any time while `run` works, beside what was there before."""
+    with fused_attention(), LiveStorages() as storages:
+        run()
+    return storages.peak
+
+
+def peak_of_backward(function: Callable[[Tensor], Tensor], x: Tensor) -> Peak:
+    """Count one evaluation of function(x) and the gradient of its output with respect to x."""
+    with fused_attention(), LiveStorages() as storages:
+        leaf = x.detach().requires_grad_()
+        output = function(leaf)
+        kept = storages.live
+        torch.autograd.grad(output, leaf, torch.ones_like(output))
+    return Peak(storages.peak, kept)
+
+
+# --- the networks of a guided step, without data ------------------------------------------------------------
+
+
+@contextmanager
+def _without_data(dtype: torch.dtype) -> Iterator[None]:
+    """Modules and tensors made in the block have shapes only."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _ready(module: nn.Module) -> Any:
+    return module.eval().requires_grad_(False)
+
+
+class Stage(NamedTuple):
+    """A network and the function of it that is differentiated."""
+
+    module: nn.Module
+    function: Callable[[Tensor], Tensor]
+
+
+def meta_unet(kind: str, dtype: torch.dtype) -> Stage:
+    """The host's UNet of "sd15" or "sdxl" shape: noisy latents (B, 4, h, w) -> (B, 4, h, w)."""
+    from comfy.ldm.modules.attention import attention_pytorch
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from comfy.ops import disable_weight_init
+
+    common: dict[str, Any] = {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 320,
+        "use_spatial_transformer": True,
+        "use_checkpoint": False,
+        "legacy": False,
+        "dtype": dtype,
+        "operations": disable_weight_init,
+    }
+    shapes: dict[str, dict[str, Any]] = {
+        "sd15": {
+            "num_res_blocks": [2, 2, 2, 2],
+            "channel_mult": [1, 2, 4, 4],
+            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+            "transformer_depth_middle": 1,
+            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+            "context_dim": 768,
+            "num_heads": 8,
+        },
+        "sdxl": {
+            "num_res_blocks": [2, 2, 2],
+            "channel_mult": [1, 2, 4],
+            "transformer_depth": [0, 0, 2, 2, 10, 10],
+            "transformer_depth_middle": 10,
+            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+            "use_linear_in_transformer": True,
+            "context_dim": 2048,
+            "num_head_channels": 64,
+            "num_classes": "sequential",
+            "adm_in_channels": 2816,
+        },
+    }
+    with _without_data(dtype):
+        unet = _ready(UNetModel(**common, **shapes[kind]))
+        context_dim = shapes[kind]["context_dim"]
+        vector = torch.zeros(1, 2816) if kind == "sdxl" else None
+
+    def override(_: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return attention_pytorch(*args, **kwargs)
+
+    def denoise(x: Tensor) -> Tensor:
+        batch = len(x)
+        context = x.new_zeros(batch, 77, context_dim)
+        label = None if vector is None else vector.expand(batch, -1)
+        options = {"optimized_attention_override": override}
+        return unet(x, x.new_zeros(batch), context=context, y=label, transformer_options=options)
+
+    return Stage(unet, denoise)
+
+
+def meta_kl_decoder(dtype: torch.dtype) -> Stage:
+    """The host's KL decoder of SD1.5 and SDXL: latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w)."""
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+    from comfy.ldm.modules.diffusionmodules import model as parts
+
+    with _without_data(dtype):
+        vae = _ready(AutoencoderKL(ddconfig=SD15_VAE, embed_dim=4))
+    for module in vae.modules():
+        if isinstance(module, parts.AttnBlock):
+            # what the host takes on a GPU; on a CPU it would take slices
+            module.optimized_attention = parts.pytorch_attention
+    return Stage(vae.decoder, vae.decode)
+
+
+def meta_taesd(dtype: torch.dtype) -> Stage:
+    """The host's tiny autoencoder: latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w)."""
+    from comfy.taesd.taesd import TAESD
+
+    with _without_data(dtype):
+        vae = _ready(TAESD())
+    return Stage(vae, vae.decode)
+
+
+def meta_encoder(attention: str) -> Stage:
+    """A ViT-S/14 of DINOv2's architecture in float32: (B, 3, 224, 224) -> (B, 384).
+
+    Args:
+        attention: "eager" or "sdpa".
+    """
+    from transformers import Dinov2Config, Dinov2Model
+
+    settings: dict[str, Any] = {
+        "hidden_size": 384,
+        "num_attention_heads": 6,
+        "image_size": 518,
+        "patch_size": 14,
+        "attn_implementation": attention,
+    }
+    with _without_data(torch.float32):
+        model = _ready(Dinov2Model(Dinov2Config(**settings)))
+    return Stage(model, lambda x: model(pixel_values=x).last_hidden_state[:, 0])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        name: what it is.
+        stage: makes the network, and with it what is differentiated.
+        shape, dtype: of the input.
+        checkpoint: whether the host's blocks keep their inputs alone, as activation checkpointing does here.
+    """
+
+    name: str
+    stage: Callable[[], Stage]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    checkpoint: bool = False
+
+
+def cases() -> list[Case]:
+    """Forward and backward of every stage of a guided step, and of its cheaper forms."""
+    half, full = torch.float16, torch.float32
+    found = []
+    for kind, side in (("sdxl", 128), ("sd15", 64)):
+        name = f"{kind} UNet at {8 * side}, CFG batch of 2, float16"
+        stage = partial(meta_unet, kind, half)
+        found.append(Case(name, stage, (2, 4, side, side), half))
+        found.append(Case(name + ", checkpointed", stage, (2, 4, side, side), half, checkpoint=True))
+    for dtype in (full, torch.bfloat16):
+        kind = str(dtype).removeprefix("torch.")
+        for side in (128, 64, 28):
+            name = f"KL decoder at {8 * side}, {kind}"
+            stage = partial(meta_kl_decoder, dtype)
+            found.append(Case(name, stage, (1, 4, side, side), dtype))
+            found.append(Case(name + ", checkpointed", stage, (1, 4, side, side), dtype, checkpoint=True))
+        for side in (128, 64, 28):
+            name = f"tiny autoencoder at {8 * side}, {kind}"
+            found.append(Case(name, partial(meta_taesd, dtype), (1, 4, side, side), dtype))
+    for attention in ("eager", "sdpa"):
+        for directions in (1, 4, 11, 32):
+            name = f"encoder at 224, {directions} directions, {attention} attention"
+            found.append(Case(name, partial(meta_encoder, attention), (directions, 3, 224, 224), full))
+    return found
+
+
+def count(case: Case) -> Peak:
+    """Count a case's forward and backward."""
+    stage = case.stage()
+    checkpointed = pack_module("host.gradient.checkpointing").checkpointed if case.checkpoint else nullcontext
+    with checkpointed(stage.module):
+        return peak_of_backward(stage.function, torch.empty(case.shape, dtype=case.dtype, device="meta"))
+
+
+# --- a command ----------------------------------------------------------------------------------------------
+
+# The parent's own size counts as its child's until the child runs its program, so a small process stands between.
+_RUNNER = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+size = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(code, size if sys.platform == "darwin" else size * 1024, file=sys.stderr)
+"""
+
+
+def peak_of_command(command: Sequence[str], **options: Any) -> int:
+    """Run a command to its end and return the most bytes of memory it held (POSIX only).
+
+    Args:
+        options: for subprocess.run, as env or cwd. The command's standard output goes where ours goes.
+
+    Raises:
+        RuntimeError: the command failed; with the end of its standard error.
+    """
+    words = [sys.executable, "-c", _RUNNER, *command]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, **options)
+    *said, last = done.stderr.splitlines() or [""]
+    numbers = last.split()
+    if done.returncode != 0 or len(numbers) != 2 or numbers[0] != "0":
+        tail = "\n".join([*said, last][-10:])
+        raise RuntimeError(f"{' '.join(command)[:200]} failed:\n{tail}")
+    return int(numbers[1])
+
+
+# --- the figures --------------------------------------------------------------------------------------------
+
+# RarityGradient's arguments; "naive" is the paper's algorithm, "none" only loads the encoder.
+GRADIENTS = {
+    "full precision": ARMS["tracked, full precision (custom)"],
+    "balanced": ARMS["tracked, half precision (balanced)"],
+    "fast": ARMS["tracked, half precision (fast)"],
+}
+
+
+@contextmanager
+def limits_of_a_card() -> Iterator[None]:
+    """Divide products as on a graphics card, whose memory is scarcer and which takes more directions at a time."""
+    before = jacobian._MEMORY, jacobian._DIRECTIONS, jacobian._FORWARD_MODE
+    jacobian._MEMORY, jacobian._DIRECTIONS, jacobian._FORWARD_MODE = {}, {}, set()
+    try:
+        yield
+    finally:
+        jacobian._MEMORY, jacobian._DIRECTIONS, jacobian._FORWARD_MODE = before
+
+
+def encoder_gradients(encoder: Encoder, x: Tensor) -> dict[str, Peak]:
+    """Count a cold and a tracked gradient of x (B, 3, S, S) in each way, divided as on a graphics card."""
+    found = {}
+    for name, settings in GRADIENTS.items():
+        gradient = RarityGradient(**settings)
+        with limits_of_a_card():
+            peak = max(peak_of(partial(gradient, encoder, x)) for _ in range(2))
+        found[f"encoder's gradient, {name}, batch of {len(x)}"] = Peak(peak, 0)
+    return found
+
+
+def run_gradient(kind: str, encoder_folder: Path) -> None:
+    """What a process does whose peak memory is measured: load the encoder and compute one gradient of noise."""
+    encoder = load_encoder(encoder_folder)
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    if kind == "naive":
+        naive_gradient(encoder, x[0])
+    elif kind != "none":
+        RarityGradient(**GRADIENTS[kind])(encoder, x)
+
+
+def processes(encoder_folder: Path) -> dict[str, float]:
+    """GiB that a process holds at most, beyond one that only loads the encoder, with a processor's generous limits."""
+    program = [sys.executable, "-P", __file__, "--encoder", str(encoder_folder), "--process"]
+    peaks = {kind: peak_of_command([*program, kind]) for kind in ("none", "naive", *GRADIENTS)}
+    return {kind: round((peak - peaks["none"]) / GIB, 3) for kind, peak in peaks.items() if kind != "none"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
+    parser.add_argument("--process", choices=("none", "naive", *GRADIENTS), help="only compute this gradient")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).absolute().parents[1] / "figures" / "memory.json"
+    )
+    options = parser.parse_args()
+    if options.process:
+        run_gradient(options.process, options.encoder)
+        return
+    pack_module("host")  # tells the host which device there is
+    found: dict[str, Peak] = {}
+    encoder = load_encoder(options.encoder)
+    noise = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    for x in (noise[:1], noise):
+        found |= encoder_gradients(encoder, x)
+    for case in cases():
+        found[case.name] = count(case)
+    tiny = found["tiny autoencoder at 224, float32"]
+    gradient = found["encoder's gradient, fast, batch of 1"].peak
+    # the decoder's graph waits while the encoder is differentiated
+    found["fast preset, SDXL at 1024"] = Peak(max(tiny.peak, tiny.kept + gradient), 0)
+    for decoder in ("float32", "bfloat16"):
+        small = found[f"KL decoder at 224, {decoder}"]
+        gradient = found["encoder's gradient, balanced, batch of 1"].peak
+        name = f"balanced preset, SDXL at 1024, {decoder} VAE"
+        found[name] = Peak(max(small.peak, small.kept + gradient), 0)
+    result = {
+        "command": "python dev.py run research/costs/memory.py",
+        "encoder": options.encoder.name,
+        "machine": f"counted, not measured; torch {torch.__version__}",
+        "table": {
+            name: {"peak GiB": round(one.peak / GIB, 3), "kept GiB": round(one.kept / GIB, 3)}
+            for name, one in found.items()
+        },
+        "process_peak_GiB_over_loading": processes(options.encoder),
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Measures of generated emoji that share nothing with the guidance: no Jacobian, and mostly another network.
+
+What each one says, for images (B, 3, 64, 64) in [0, 1]:
+
+    rarity_classifier  distance to the 5 nearest training images in the feature space of a small classifier
+                       that was trained separately on the same emoji (research/judges/train_classifier.py)
+    rarity_encoder     the same in the embedding space of the guiding encoder
+    copy_distance      root mean square pixel difference to the nearest training image, mirrored or not, at
+                       32 x 32: near 0 is a memorised image
+    recognised         whether the classifier names the class that was asked for
+    confidence         its probability of that class
+
+The training images' embeddings and 32 x 32 thumbnails lie beside it, made by research/judges/build_bank.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+GENERATOR = Path(__file__).absolute().parent
+CLASSIFIER_FILE = GENERATOR / "classifier64.safetensors"
+BANK_FILE = GENERATOR / "bank.safetensors"
+THUMBNAILS_FILE = GENERATOR / "thumbnails.webp"
+NEIGHBOURS = 5
+THUMBNAIL = 32  # pixels
+THUMBNAILS_A_ROW = 33
+CLASS_COUNT = 7
+
+Embed = Callable[[Tensor], Tensor]
+
+
+class Classifier(nn.Module):
+    """A small convolutional classifier of 64 x 64 emoji; class c of the generator is its output c - 1."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        before = 3
+        for width in widths:
+            for channels in (before, width):
+                blocks += [
+                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                    nn.GroupNorm(8, width),
+                    nn.SiLU(),
+                ]
+            blocks.append(nn.MaxPool2d(2))
+            before = width
+        self.trunk = nn.Sequential(*blocks)
+        self.head = nn.Linear(before, CLASS_COUNT)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """pixels (B, 3, 64, 64) in [0, 1] -> (B, 128), the mean over the last 4 x 4 map."""
+        return self.trunk(pixels * 2 - 1).mean((2, 3))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels (B, 3, 64, 64) in [0, 1] -> logits (B, 7)."""
+        return self.head(self.features(pixels))
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What is known of the real images; row i of everything is the same image.
+
+    Attributes:
+        encoder: (N, 384), embeddings of the encoder that `encoder_name` names.
+        classifier: (N, 128), features.
+        thumbnails: (N, 3, 32, 32) in [0, 1].
+        labels: (N,) in 1..7.
+        held_out: (N,) bool, True for images that nothing was trained on.
+        encoder_name: the encoder's name and the sha256 of its weights.
+    """
+
+    encoder: Tensor
+    classifier: Tensor
+    thumbnails: Tensor
+    labels: Tensor
+    held_out: Tensor
+    encoder_name: str
+
+
+def load_classifier(file: Path = CLASSIFIER_FILE) -> Classifier:
+    """Load the committed classifier in float32, for evaluation."""
+    model = Classifier()
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
+    return model.eval().requires_grad_(False)
+
+
+def load_bank(file: Path = BANK_FILE, thumbnails: Path = THUMBNAILS_FILE) -> Bank:
+    """Load the committed bank of real images. Raises ValueError when its two files do not fit each other."""
+    with safe_open(file, framework="pt") as content:
+        names = ("encoder", "classifier", "labels", "held_out")
+        encoder, classifier, labels, held_out = (content.get_tensor(name) for name in names)
+        encoder_name = (content.metadata() or {}).get("encoder", "")
+    with Image.open(thumbnails) as sheet:
+        tiles = untile(np.asarray(sheet.convert("RGB")))[: len(labels)]
+    if len(tiles) != len(labels):
+        raise ValueError(f"{thumbnails} holds {len(tiles)} thumbnails, {file} {len(labels)} images")
+    pixels = torch.from_numpy(tiles).movedim(-1, 1).float() / 255
+    return Bank(encoder.float(), classifier.float(), pixels, labels.long(), held_out.bool(), encoder_name)
+
+
+def encoder_identity(folder: Path) -> str:
+    """The name of an encoder folder and the sha256 of its weights, as the bank records it."""
+    return f"{folder.name} {hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()}"
+
+
+def tile(pictures: np.ndarray) -> np.ndarray:
+    """Lay out pictures (N, 32, 32, 3) row by row on a sheet, 33 a row, the rest white."""
+    rows = -(-len(pictures) // THUMBNAILS_A_ROW)
+    missing = rows * THUMBNAILS_A_ROW - len(pictures)
+    filled = np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    grid = filled.reshape(rows, THUMBNAILS_A_ROW, THUMBNAIL, THUMBNAIL, 3).swapaxes(1, 2)
+    return grid.reshape(rows * THUMBNAIL, THUMBNAILS_A_ROW * THUMBNAIL, 3)
+
+
+def untile(sheet: np.ndarray) -> np.ndarray:
+    """The inverse of tile, with the white tiles at the end."""
+    rows = sheet.shape[0] // THUMBNAIL
+    grid = sheet.reshape(rows, THUMBNAIL, THUMBNAILS_A_ROW, THUMBNAIL, 3).swapaxes(1, 2)
+    return grid.reshape(-1, THUMBNAIL, THUMBNAIL, 3)
+
+
+def neighbour_distance(query: Tensor, bank: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
+    """Mean distance of each query to its nearest bank rows, both scaled to length 1; 0 to 2, larger is rarer.
+
+    query (B, d), bank (N, d) -> (B,)
+    """
+    distance = torch.cdist(F.normalize(query.float()), F.normalize(bank.float()))
+    return distance.topk(neighbours, largest=False).values.mean(1)
+
+
+def copy_distance(images: Tensor, thumbnails: Tensor) -> Tensor:
+    """Root mean square difference to the nearest thumbnail, mirrored or not; 0 to 1.
+
+    images (B, 3, H, W) with H and W multiples of 32, thumbnails (N, 3, 32, 32), all in [0, 1] -> (B,)
+    """
+    small = F.adaptive_avg_pool2d(images.float(), THUMBNAIL)
+    both = torch.cat([thumbnails, thumbnails.flip(-1)]).flatten(1)
+    return torch.cdist(small.flatten(1), both).amin(1) / both.shape[1] ** 0.5
+
+
+def judge(
+    images: Tensor, labels: Tensor, bank: Bank, classifier: Classifier, embed: Embed | None
+) -> dict[str, Tensor]:
+    """All measures of the images, each (B,) float32; what they mean stands at the top of this file.
+
+    Args:
+        images: (B, 3, 64, 64) in [0, 1].
+        labels: (B,), the class that was asked for, 1..7.
+        embed: images like these -> (B, 384), under the encoder that the bank was made with; None leaves
+            rarity_encoder out.
+    """
+    with torch.no_grad():
+        features = classifier.features(images.float())
+        embeddings = None if embed is None else embed(images)
+    return _measures(images, features, embeddings, labels, bank, classifier)
+
+
+def judge_held_out(bank: Bank, classifier: Classifier) -> dict[str, float]:
+    """The means of the same measures over the real images that nothing was trained on, for comparison."""
+    held = bank.held_out
+    rows = (bank.thumbnails[held], bank.classifier[held], bank.encoder[held], bank.labels[held])
+    return {name: value.mean().item() for name, value in _measures(*rows, bank, classifier).items()}
+
+
+def _measures(
+    images: Tensor,
+    features: Tensor,
+    embeddings: Tensor | None,
+    labels: Tensor,
+    bank: Bank,
+    classifier: Classifier,
+) -> dict[str, Tensor]:
+    trained, asked = ~bank.held_out, labels - 1
+    with torch.no_grad():
+        probability = classifier.head(features).softmax(1)
+    found = {
+        "rarity_classifier": neighbour_distance(features, bank.classifier[trained]),
+        "copy_distance": copy_distance(images, bank.thumbnails[trained]),
+        "recognised": (probability.argmax(1) == asked).float(),
+        "confidence": probability.gather(1, asked[:, None])[:, 0],
+    }
+    if embeddings is not None:
+        found["rarity_encoder"] = neighbour_distance(embeddings, bank.encoder[trained])
+    return found
+
+
+def mean_and_error(values: Sequence[float]) -> dict[str, Any]:
+    """The mean of the values and its standard error (None for fewer than two)."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return {
+        "n": len(values),
+        "mean": round(statistics.fmean(values), 5),
+        "standard_error": error and round(error, 5),
+    }

@@ -1,0 +1,183 @@
+"""Compare trained D-JEPAs with each other and with the demo generator's UNet: the figures in comparison.json.
+
+    python dev.py run research/training/djepa/compare.py --folder WORK RUN [RUN ...]
+
+RUN is a folder below WORK that train.py filled. Each model draws five images for every held-out one, of the
+same classes, as each is best used. Frechet distances are between normal distributions fitted to embeddings of the
+encoder that `python dev.py encoder` names, as the bank in research/judges/ has them; from 47 held-out images alone a
+covariance of 384 entries cannot be known, so the distance to the images trained on stands beside it, and the row
+"real" says what the held-out images themselves have. Figures of this small set compare these rows and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "emoji"))
+from data import load_images, to_pixels  # noqa: E402
+
+from jepa_core import load_encoder  # noqa: E402
+from jepa_core.djepa import DJEPA, DJEPAConfig, Tokenizer, load_tokenizer, sample_tokens, to_latents  # noqa: E402
+from research.harness.sheet import sample_sheet  # noqa: E402
+from research.judges.measures import judge, load_bank, load_classifier  # noqa: E402
+
+TIMES = 5
+BATCH = 47
+STEPS, DENOISING_STEPS, CFG = 32, 50, 2.0
+NAMES = {
+    "real": "the held-out images themselves",
+    "tokenizer": "the same through the tokenizer",
+    "unet": "the demo generator's UNet",
+    "diffusion": "diffusion, JEPA loss, 2600 steps",
+    "flow": "flow, JEPA loss, 2600 steps",
+    "flow0": "flow, no JEPA loss, 2600 steps",
+    "flow-long": "flow, JEPA loss, 4400 steps: the one that comes with the pack",
+}
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Between normal distributions fitted to two sets of features, (N, d) and (M, d)."""
+    a, b = a.double(), b.double()
+    root = psd_root(a.T.cov())
+    cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp(min=0).sqrt().sum()
+    means = (a.mean(0) - b.mean(0)).square().sum()
+    # rounding can take the distance of a set to itself below zero
+    return max(0.0, (means + a.T.cov().trace() + b.T.cov().trace() - 2 * cross).item())
+
+
+def psd_root(matrix: Tensor) -> Tensor:
+    """The symmetric root of a positive semi-definite matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def load_run(folder: Path) -> tuple[DJEPA, dict[str, Any]]:
+    """The exponential average of a run, and what its loss.json says."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    model = DJEPA(DJEPAConfig(**state["config"])).eval()
+    model.load_state_dict(state["average"])
+    return model, json.loads((folder / "loss.json").read_text())
+
+
+def draw(model: DJEPA, tokenizer: Tokenizer, labels: Tensor) -> Tensor:
+    """Images (B, 3, 64, 64) in [0, 1] of labels from 0, each of its own seed."""
+    pictures = []
+    for seeds in torch.arange(len(labels)).split(BATCH):
+        tokens = sample_tokens(
+            model, labels[seeds], seeds.tolist(), steps=STEPS, denoising_steps=DENOISING_STEPS, cfg=CFG
+        )
+        pictures.append(tokenizer.decode(to_latents(tokens, model.config.patch)).add(1).div(2).clamp(0, 1))
+    return torch.cat(pictures)
+
+
+def draw_unet(labels: Tensor) -> Tensor:
+    """The same of the demo generator, as its training script samples."""
+    from train import Generator, sample
+
+    model = Generator()
+    weights = load_file(HERE.parents[2] / "assets" / "emoji64.safetensors")
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    model.eval().requires_grad_(False)
+    return torch.cat([sample(model, part + 1, seed=index) for index, part in enumerate(labels.split(BATCH))])
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    columns = {
+        "held_out_denoising": "denoising loss",
+        "held_out_jepa": "JEPA loss",
+        "frechet_held_out": "Frechet, held out",
+        "frechet_trained_on": "Frechet, trained on",
+        "recognised": "recognised",
+        "copy_distance": "copy distance",
+    }
+    lines = [["", *columns.values()], ["---"] * (len(columns) + 1)]
+    for name, row in figures["rows"].items():
+        # without the JEPA loss its projection was not trained, and a loss through it means nothing
+        weightless = row.get("jepa") == 0
+        shown = {key: "" if key == "held_out_jepa" and weightless else row.get(key, "") for key in columns}
+        lines.append(
+            [NAMES.get(name, name), *(f"{value:.4g}" if value != "" else "" for value in shown.values())]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, required=True, help="downloads, tokenizer and runs")
+    parser.add_argument("--times", type=int, default=TIMES, help="images for each held-out one")
+    parser.add_argument("--out", type=Path, default=HERE / "comparison.json")
+    parser.add_argument("--unet", action="store_true", help="the demo generator too")
+    parser.add_argument("runs", nargs="*")
+    options = parser.parse_args()
+    images, labels, _, held_out = load_images(options.folder)
+    labels = labels - 1
+    tokenizer = load_tokenizer(options.folder / "tokenizer.safetensors")
+    encoder = load_encoder(Path(os.environ["JEPA_ENCODER"]), image_size=224)
+    bank, classifier = load_bank(), load_classifier()
+    trained, held = bank.encoder[~bank.held_out], bank.encoder[bank.held_out]
+
+    def embed(pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, 384), as research/judges/build_bank.py embeds the real ones."""
+        return torch.cat([encoder(encoder.preprocess(one.movedim(1, -1))) for one in pictures.split(8)])
+
+    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
+    asked = labels[held_out].repeat(options.times)
+
+    def report(name: str, pictures: Tensor, asked: Tensor, more: dict[str, Any]) -> None:
+        embeddings = embed(pictures)
+        found = judge(pictures, asked + 1, bank, classifier, None)
+        rows[name] = more | {
+            "images": len(pictures),
+            "frechet_held_out": round(frechet_distance(embeddings, held), 1),
+            "frechet_trained_on": round(frechet_distance(embeddings, trained), 1),
+            "recognised": round(found["recognised"].mean().item(), 3),
+            "copy_distance": round(found["copy_distance"].mean().item(), 4),
+        }
+        print(name, json.dumps(rows[name]), flush=True)
+
+    real = to_pixels(images[held_out])
+    if "real" not in rows:
+        assert (embed(real[:2]) - held[:2]).abs().max() < 0.05 * held.abs().max(), (
+            "the bank has other embeddings"
+        )
+        report("real", real, labels[held_out], {})
+        report(
+            "tokenizer",
+            tokenizer.decode(tokenizer.encode(real * 2 - 1)).add(1).div(2).clamp(0, 1),
+            labels[held_out],
+            {},
+        )
+    if options.unet:
+        report("unet", draw_unet(asked), asked, {})
+    for run in options.runs:
+        model, record = load_run(options.folder / run)
+        last = record["rows"][-1]
+        pictures = draw(model, tokenizer, asked)
+        report(run, pictures, asked, {name: round(value, 5) for name, value in last.items()})
+        sheet = draw(model, tokenizer, torch.arange(64) % model.config.classes)
+        sample_sheet(sheet).save(options.folder / run / "sheet.png")
+    record = {
+        "steps": STEPS,
+        "denoising_steps": DENOISING_STEPS,
+        "cfg": CFG,
+        "encoder": bank.encoder_name,
+        "rows": rows,
+    }
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()

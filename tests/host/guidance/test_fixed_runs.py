@@ -1,0 +1,106 @@
+"""Three fixed guided runs give the images and traces that are on record: a change of the code changes no picture.
+
+fixed_runs.json holds the numbers, and their hashes for each kind of machine on which they were recorded; elsewhere
+kernels round in their own way, and the numbers are compared within rounding. To record this machine's:
+
+    JEPA_RECORD_FIXED_RUNS=1 python dev.py test tests/host/guidance/test_fixed_runs.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyui_version import __version__ as host_version
+from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
+
+RECORD = Path(__file__).with_name("fixed_runs.json")
+ROUNDING = 5e-3  # of the largest number; what three kinds of kernels differed by, eight times over
+RUNS: dict[str, dict[str, Any]] = {
+    "denoiser constant": {"gradient_path": "denoiser constant"},
+    "through the denoiser": {"gradient_path": "through denoiser"},
+    "uni_pc with a mask": {"gradient_path": "through denoiser", "sampler_name": "uni_pc"},
+}
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the record is of processors")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums of several threads are rounded in the order of their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def machine() -> str:
+    """What rounding depends on."""
+    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.partition(":")[2].strip() for line in names if "model name" in line), "")
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} {processor} {kernels}, torch {torch.__version__}, ComfyUI {host_version}"
+
+
+def run(tiny, changes: dict[str, Any]) -> dict[str, Any]:
+    """One run of the node: the picture and the steps of the trace, as lists of numbers."""
+    latent = {"samples": torch.zeros(2, 4, 8, 8)}
+    if changes.get("sampler_name") == "uni_pc":
+        latent = {
+            "samples": torch.linspace(-1, 1, 512).reshape(2, 4, 8, 8),
+            "noise_mask": torch.zeros(1, 8, 8),
+        }
+        latent["noise_mask"][:, 2:7, 1:6] = 1
+    settings = {
+        entry.id: entry.default
+        for entry in JEPAGuidedKSampler.define_schema().inputs
+        if getattr(entry, "default", None) is not None
+    }
+    links = {
+        "model": tiny.model,
+        "positive": tiny.positive,
+        "negative": tiny.negative,
+        "latent_image": latent,
+    }
+    links |= {"vae": tiny.vae, "encoder": tiny.encoder, "judge": tiny.encoder}
+    with torch.inference_mode():
+        sampled, trace = JEPAGuidedKSampler.execute(
+            **settings | links | {"seed": 7, "steps": 6, "cfg": 3.0, "rank": 3, "strength": 1.0} | changes
+        ).result
+        image = tiny.vae.decode(sampled["samples"])
+    trace = trace.as_json()
+    return {"image": image.flatten().tolist(), "steps": trace["steps"], "guides": trace["guides"]}
+
+
+def numbers(value: Any) -> list[float]:
+    """All numbers in nested lists and dicts, in their order."""
+    if isinstance(value, dict):
+        return [number for part in value.values() for number in numbers(part)]
+    if isinstance(value, list):
+        return [number for part in value for number in numbers(part)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_fixed_run_is_the_one_on_record(name, tiny):
+    found = run(tiny, RUNS[name])
+    assert sum(step["guided"] for step in found["steps"]) >= 3
+    digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    if os.environ.get("JEPA_RECORD_FIXED_RUNS"):
+        rounded = {**found, "image": [round(number, 6) for number in found["image"]]}
+        record.setdefault(name, {"hashes": {}, **rounded})["hashes"][machine()] = digest
+        RECORD.write_text(json.dumps(record) + "\n")
+    known = record[name]
+    assert [list(step) for step in found["steps"]] == [list(step) for step in known["steps"]]
+    for part in ("image", "steps"):
+        ours, theirs = torch.tensor(numbers(found[part])), torch.tensor(numbers(known[part]))
+        torch.testing.assert_close(ours, theirs, rtol=ROUNDING, atol=ROUNDING * theirs.abs().max().item())
+    assert known["hashes"].get(machine(), digest) == digest

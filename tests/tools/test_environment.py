@@ -1,0 +1,502 @@
+"""The set-up of dev.py and the server module, without network and without ComfyUI."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import dev
+from tools import server as server_module
+
+ROOT = Path(dev.__file__).parent
+HOST_REQUIREMENTS = """\
+comfyui-frontend-package==1.2.3
+comfyui-workflow-templates==4.5.6
+torch
+torchvision
+torchaudio
+transformers>=4.50
+Pillow
+
+# comment
+pydantic~=2.0
+"""
+
+
+def make_host(folder: Path) -> Path:
+    """Write what makes a folder count as a ComfyUI."""
+    (folder / "comfy").mkdir(parents=True)
+    for name in ("main.py", "requirements.txt", "comfy/samplers.py"):
+        (folder / name).touch()
+    return folder
+
+
+def pinned(content: bytes) -> dev.Archive:
+    """An archive pinned to this content."""
+    return dev.Archive("thing", "1.0", "thing-1.0.tar.gz", hashlib.sha256(content).hexdigest(), 1)
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """Write a .tar.gz with these files, names as given."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+# --- keys and requirements ----------------------------------------------------------------------------------
+
+
+def test_key_tells_apart_where_parts_end() -> None:
+    assert dev.component_key("ab", "c") != dev.component_key("a", "bc")
+    assert dev.component_key("ab", "c") == dev.component_key("ab", "c")
+
+
+def test_environment_key_changes_with_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = dev.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.11")
+    assert dev.environment_key(HOST_REQUIREMENTS + "\n# a comment\n", "numpy==2.0", "cpython-3.11") == key
+    changed = {
+        dev.environment_key(HOST_REQUIREMENTS + "einops\n", "numpy==2.0", "cpython-3.11"),
+        dev.environment_key(HOST_REQUIREMENTS, "numpy==2.1", "cpython-3.11"),
+        dev.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.12"),
+    }
+    monkeypatch.setattr(dev, "TORCH", ("torch==9.9",))
+    changed.add(dev.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.11"))
+    monkeypatch.undo()
+    monkeypatch.setattr(platform, "machine", lambda: "another")
+    changed.add(dev.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.11"))
+    assert key not in changed
+    assert len(changed) == 5
+
+
+def test_encoder_key_changes_with_conversion_and_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = dev.encoder_key(b"a")
+    assert dev.encoder_key(b"b") != key
+    monkeypatch.setattr(dev, "ENCODER_ARCHIVE", pinned(b"another"))
+    assert dev.encoder_key(b"a") != key
+
+
+def test_older_host_key_changes_with_both_hosts_that_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {dev.older_host_key(), dev.host_key(dev.HOST), dev.host_key(dev.OLDER_HOST)}
+    for name in ("HOST", "OLDER_HOST"):
+        monkeypatch.setattr(dev, name, dev.PinnedHost("1.0", pinned(b"another"), "folder"))
+        keys.add(dev.older_host_key())
+        monkeypatch.undo()
+    monkeypatch.setattr(dev, "OLDER_LACKS", "comfy/another")
+    keys.add(dev.older_host_key())
+    assert len(keys) == 6
+
+
+def test_host_requirements_give_way_to_the_pins() -> None:
+    needed, alone = dev.split_requirements(HOST_REQUIREMENTS)
+    assert needed == [
+        *dev.TORCH,
+        *dev.TOOLS,
+        "comfyui-frontend-package==1.2.3",
+        "Pillow",
+        "pydantic~=2.0",
+        *dev.TEMPLATES_INDEX,
+    ]
+    assert alone == [dev.TORCHAUDIO, "comfyui-workflow-templates==4.5.6"]
+
+
+def test_host_without_a_template_gallery() -> None:
+    needed, alone = dev.split_requirements("einops\n")
+    assert needed == [*dev.TORCH, *dev.TOOLS, "einops"]
+    assert alone == [dev.TORCHAUDIO]
+
+
+def test_every_tool_and_constraint_is_pinned_exactly() -> None:
+    constraints = [line for line in dev.CONSTRAINTS.read_text().splitlines() if dev.requirement_name(line)]
+    assert all("==" in line for line in (*dev.TORCH, dev.TORCHAUDIO, *dev.TOOLS, *constraints))
+
+
+# --- downloads ----------------------------------------------------------------------------------------------
+
+
+def test_download_fetches_by_name_version_and_hash(tmp_path: Path) -> None:
+    archive = pinned(b"good")
+
+    def fetch(words: Sequence[str]) -> None:
+        wanted = Path(words[words.index("-r") + 1]).read_text()
+        assert wanted == f"thing==1.0 --hash=sha256:{archive.sha256}\n"
+        (Path(words[words.index("-d") + 1]) / archive.filename).write_bytes(b"good")
+
+    assert dev.download(archive, tmp_path / "new", fetch).read_bytes() == b"good"
+
+
+def test_download_refuses_and_removes_another_file(tmp_path: Path) -> None:
+    archive = pinned(b"good")
+    with pytest.raises(
+        dev.SetupError, match=rf"(?s)thing-1\.0\.tar\.gz has sha256.*expected {archive.sha256}"
+    ):
+        dev.download(archive, tmp_path, lambda words: (tmp_path / archive.filename).write_bytes(b"bad"))
+    assert not (tmp_path / archive.filename).exists()
+
+
+def test_download_keeps_a_good_file_and_replaces_a_damaged_one(tmp_path: Path) -> None:
+    archive = pinned(b"good")
+    path = tmp_path / archive.filename
+    path.write_bytes(b"good")
+    assert dev.download(archive, tmp_path, lambda words: pytest.fail("fetched again")) == path
+    path.write_bytes(b"goo")
+    dev.download(archive, tmp_path, lambda words: path.write_bytes(b"good"))
+    assert path.read_bytes() == b"good"
+
+
+def test_download_names_what_pip_did_not_bring(tmp_path: Path) -> None:
+    with pytest.raises(dev.SetupError, match=r"thing 1\.0"):
+        dev.download(pinned(b"good"), tmp_path, lambda words: None)
+
+
+# --- building, killing, locking -----------------------------------------------------------------------------
+
+
+def test_component_is_made_once(tmp_path: Path) -> None:
+    calls: list[Path] = []
+    for _ in range(2):
+        dev.build("thing", tmp_path / "thing", tmp_path / "lock", lambda folder, lock: calls.append(folder))
+    assert calls == [tmp_path / "thing"]
+
+
+def test_component_of_a_killed_process_is_made_again(tmp_path: Path) -> None:
+    folder, lock = tmp_path / "thing", tmp_path / "lock"
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import dev\n"
+        "from pathlib import Path\n"
+        "def make(folder, lock):\n    (folder / 'half').write_text('half'); os._exit(9)\n"
+        f"dev.build('thing', Path({str(folder)!r}), Path({str(lock)!r}), make)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 9
+    assert (folder / "half").exists()
+    assert not dev.is_complete(folder)
+
+    dev.build("thing", folder, lock, lambda folder, lock: (folder / "whole").touch())
+    assert dev.is_complete(folder)
+    assert (folder / "whole").exists()
+    assert not (folder / "half").exists()
+
+
+def test_lock_is_exclusive_and_ends_with_its_holder(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); import dev\n"
+        "from pathlib import Path\n"
+        f"with dev.setup_lock(Path({str(lock)!r})):\n    print('held', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with open(lock, "a") as file:
+            assert not dev.try_lock(file.fileno())
+        holder.kill()
+    with dev.setup_lock(lock):
+        pass
+
+
+def test_too_little_space_names_folder_and_remedy(tmp_path: Path) -> None:
+    with pytest.raises(dev.SetupError, match="JEPA_CACHE") as error:
+        dev.check_space(tmp_path, 10**18)
+    assert str(tmp_path) in str(error.value)
+
+
+# --- finding things -----------------------------------------------------------------------------------------
+
+
+def test_host_is_the_named_one_then_the_one_around_then_the_pinned(tmp_path: Path) -> None:
+    around, named = make_host(tmp_path / "around"), make_host(tmp_path / "named")
+    pack = around / "custom_nodes" / "pack"
+    pack.mkdir(parents=True)
+    assert dev.find_host(str(named), pack) == named
+    assert dev.find_host(None, pack) == around
+    assert dev.find_host(None, tmp_path / "elsewhere" / "pack") is None
+    assert dev.find_host(None, tmp_path / "no host" / "custom_nodes" / "pack") is None
+
+
+def test_a_named_folder_that_is_no_host_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(dev.SetupError, match="is not a ComfyUI folder") as error:
+        dev.find_host(str(tmp_path), tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_cache_folder_of_each_platform(tmp_path: Path) -> None:
+    assert dev.cache_folder({}, "Linux", tmp_path) == tmp_path / ".cache" / "jepa-guidance"
+    assert dev.cache_folder({"XDG_CACHE_HOME": "/x"}, "Linux", tmp_path) == Path("/x/jepa-guidance")
+    assert dev.cache_folder({}, "Darwin", tmp_path) == tmp_path / "Library" / "Caches" / "jepa-guidance"
+    assert dev.cache_folder({"LOCALAPPDATA": "/l"}, "Windows", tmp_path) == Path("/l/jepa-guidance")
+    assert dev.cache_folder({"JEPA_CACHE": str(tmp_path)}, "Linux", Path("/home")) == tmp_path
+
+
+def test_an_unsupported_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dev, "PYTHON_VERSIONS", ("2.0",))
+    with pytest.raises(dev.SetupError, match=platform.python_version()):
+        dev.find_python()
+
+
+# --- archives -----------------------------------------------------------------------------------------------
+
+
+def test_only_the_inner_folder_is_extracted(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "a.tar.gz", {"p/in/x/y.py": b"1", "p/other.py": b"2", "p/inner.py": b"3"})
+    dev.extract_subfolder(archive, "p/in", tmp_path / "out")
+    files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")]
+    assert files == ["x/y.py"]
+
+
+@pytest.mark.parametrize(
+    "name", ["p/in/../../../evil", "p/in/a/../../../../evil", "p/in/..\\evil", "p/in/C:/evil"]
+)
+def test_paths_that_leave_the_target_are_refused(tmp_path: Path, name: str) -> None:
+    archive = write_tar(tmp_path / "a.tar.gz", {name: b"1"})
+    with pytest.raises(dev.SetupError, match="unsafe path"):
+        dev.extract_subfolder(archive, "p/in", tmp_path / "deep" / "er" / "out")
+    assert not list(tmp_path.rglob("*evil"))
+
+
+def test_links_in_an_archive_are_left_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        info = tarfile.TarInfo("p/in/link")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc"
+        tar.addfile(info)
+    with pytest.raises(dev.SetupError, match="no files below p/in"):
+        dev.extract_subfolder(tmp_path / "a.tar.gz", "p/in", tmp_path / "out")
+
+
+def test_older_host_is_completed_from_the_newer_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    downloads, folder, newer = tmp_path / "downloads", tmp_path / "older", tmp_path / "newer"
+    for path in (downloads, folder, newer / dev.OLDER_LACKS):
+        path.mkdir(parents=True)
+    (newer / dev.OLDER_LACKS / "autoencoder.py").write_text("newer")
+    file = write_tar(downloads / "thing-1.0.tar.gz", {"p/ComfyUI/comfy/ldm/flux/math.py": b"older"})
+    older = dev.PinnedHost("1.0", pinned(file.read_bytes()), "p/ComfyUI")
+    monkeypatch.setattr(dev, "OLDER_HOST", older)
+    # The archive is downloaded already, so that nothing asks this environment for pip.
+    monkeypatch.setattr(dev, "make_environment", lambda python, folder: folder.mkdir())
+    dev.install_older_host(sys.executable, downloads, newer, folder, 0)
+    made = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.py")}
+    assert made == {
+        "ComfyUI/comfy/ldm/flux/math.py": "older",
+        f"ComfyUI/{dev.OLDER_LACKS}/autoencoder.py": "newer",
+    }
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+def test_arguments_reach_the_program_that_a_command_runs() -> None:
+    options, rest = dev.parse(["test", "--long", "-k", "name", "--comfyui", "/x"])
+    assert (options.long, options.comfyui, rest) == (True, "/x", ["-k", "name"])
+    options, _ = dev.parse(["--comfyui", "/x", "run", "file.py", "--comfyui", "theirs", "-h"])
+    assert (options.comfyui, options.file) == ("/x", "file.py")
+    assert options.arguments == ["--comfyui", "theirs", "-h"]
+    assert dev.parse(["demo", "--steps", "3", "--help"])[1] == ["--steps", "3", "--help"]
+    assert dev.parse(["bench", "gradient", "--folder", "x"])[1] == ["gradient", "--folder", "x"]
+    assert dev.parse(["gpu", "--bundle", "x", "--minutes", "3"])[1] == ["--bundle", "x", "--minutes", "3"]
+    with pytest.raises(SystemExit):
+        dev.parse(["setup", "--unknown"])
+
+
+@pytest.mark.parametrize("words", [["--bundle", "x"], ["--dry-run", "--bundle=x"]])
+def test_a_bundle_runs_without_the_set_up(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    ran: list[tuple[list[str], str]] = []
+
+    def become(command: list[str], environ: dict[str, str]) -> int:
+        ran.append((command, environ["PYTHONPATH"]))
+        return 5
+
+    def set_up(*_: object) -> dev.Setup:
+        raise AssertionError("the set-up needs a network")
+
+    monkeypatch.setattr(dev, "become", become)
+    monkeypatch.setattr(dev, "set_up", set_up)
+    assert dev.main(["gpu", *words]) == 5
+    assert ran == [([sys.executable, "-P", str(ROOT / "tools" / "gpu" / "run.py"), *words], str(ROOT))]
+    with pytest.raises(AssertionError, match="network"):
+        dev.main(["gpu", "--dry-run"])
+
+
+def test_tests_marked_long_are_left_out_unless_asked_for() -> None:
+    assert dev.check_commands(False, ["-x"])["pytest"] == ["pytest", "tests", "-m", "not long", "-x"]
+    assert dev.check_commands(True, ["-x"])["pytest"] == ["pytest", "tests", "-x"]
+    # the matrix is of all tests
+    matrix = ["-p", "tests.support", "--support", str(dev.SUPPORT)]
+    assert dev.check_commands(True, [])["pytest"] == ["pytest", "tests", *matrix]
+    # all of the quick ones run side by side, those that somebody names do not
+    several = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
+    assert dev.check_commands(False, [])["pytest"] == ["pytest", "tests", *several, "-m", "not long"]
+
+
+def test_every_check_runs_and_failures_are_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command[2])
+        return subprocess.CompletedProcess(command, 1 if command[2] in ("ruff", "mypy") else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    setup = dev.Setup(Path("python"), Path("host"), Path("encoder"))
+    assert dev.run_tests(setup, False, []) == 1
+    assert ran == ["ruff", "ruff", "mypy", "pytest"]
+    assert "failed: ruff check, ruff format, mypy" in capsys.readouterr().err
+
+
+def test_some_tests_run_against_the_older_host_and_all_of_the_engine_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[tuple[str, list[str]]] = []
+
+    def run(command: list[str], env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append((env["JEPA_HOST"], command[2:]))
+        return subprocess.CompletedProcess(command, 1 if env["JEPA_HOST"] == "older" else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    setup = dev.Setup(Path("python"), Path("host"), Path("encoder"), Path("older"))
+    for long in (False, True):
+        ran.clear()
+        assert dev.run_tests(setup, long, []) == 1
+        assert [host for host, _ in ran] == ["host"] * 4 + ["older"]
+        words = ran[-1][1]
+        assert (words[-2:] == ["-m", "not long"]) is not long
+        files = [word for word in words if word.startswith("tests/")]
+        assert (files == ["tests/host"]) is long
+        assert all((ROOT / file).exists() for file in files)
+    assert f"failed: pytest, ComfyUI {dev.OLDER_HOST.version}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["test"], True), (["test", "--long"], True), (["test", "-x"], False), (["setup"], False)],
+)
+def test_the_older_host_is_asked_for_by_all_tests_alone(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], expected: bool
+) -> None:
+    asked: list[bool] = []
+
+    def set_up(explicit_host: str | None, cache: Path, older_too: bool) -> dev.Setup:
+        asked.append(older_too)
+        raise dev.SetupError("no need for more")
+
+    monkeypatch.setattr(dev, "set_up", set_up)
+    assert dev.main(words) == 2
+    assert asked == [expected]
+
+
+def test_the_older_host_is_made_beside_the_pinned_one_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def build(what: str, folder: Path, lock: Path, make: object) -> None:
+        (folder / "ComfyUI").mkdir(parents=True)
+        (folder / "ComfyUI" / "requirements.txt").touch()
+
+    monkeypatch.setattr(dev, "build", build)
+    monkeypatch.setattr(dev, "find_python", lambda: ("python", "cpython-3.11"))
+    monkeypatch.setattr(dev, "ROOT", tmp_path / "pack")
+    named = str(make_host(tmp_path / "named"))
+    assert dev.set_up(named, tmp_path / "1", True).older_host is None
+    assert dev.set_up(None, tmp_path / "2", False).older_host is None
+    made = dev.set_up(None, tmp_path / "3", True)
+    assert made.older_host is not None
+    assert made.older_host.parent.parent == tmp_path / "3"
+    assert made.older_host != made.host
+
+
+def test_host_comes_before_pack_and_neighbours_on_the_path() -> None:
+    setup = dev.Setup(Path("python"), Path("host"), Path("encoder"))
+    environ = dev.child_environment(setup, {"PYTHONPATH": "foreign", "KEPT": "1"}, Path("near"))
+    assert environ["PYTHONPATH"].split(os.pathsep) == ["host", str(ROOT), "near"]
+    assert environ["KEPT"] == "1"
+
+
+# --- the server module --------------------------------------------------------------------------------------
+
+STUB = """
+import http.server, sys
+print("arguments", sys.argv[1:])
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def test_a_host_that_dies_is_reported_with_its_log(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("print('cannot start, because'); raise SystemExit(3)")
+    with (
+        pytest.raises(server_module.ServerError, match=r"(?s)exit code 3.*cannot start, because"),
+        server_module.Server(tmp_path, {}),
+    ):
+        pass
+
+
+def test_server_ends_its_process_and_removes_its_folder_after_an_exception(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(STUB)
+    (tmp_path / "model").mkdir()
+    links = {"custom_nodes/thing": tmp_path / "model"}
+    running = server_module.Server(tmp_path, links)
+
+    def use_and_fail() -> None:
+        with running:
+            assert (running.base / "custom_nodes/thing").samefile(tmp_path / "model")
+            assert "'--listen', '127.0.0.1'" in running.log()
+            assert "'--cpu'" in running.log()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use_and_fail()
+    assert running.process.poll() is not None
+    assert not running.base.exists()
+    assert (tmp_path / "model").exists()
+
+
+def test_a_link_is_replaced_and_a_real_folder_is_not(tmp_path: Path) -> None:
+    for name in ("one", "two", "real/something"):
+        (tmp_path / name).mkdir(parents=True)
+    server_module.link(tmp_path / "one", tmp_path / "link")
+    server_module.link(tmp_path / "two", tmp_path / "link")
+    assert (tmp_path / "link").samefile(tmp_path / "two")
+    with pytest.raises(FileExistsError):
+        server_module.link(tmp_path / "one", tmp_path / "real")
+
+
+def test_a_model_folder_holds_real_files_also_where_a_link_stood(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("1")
+    (tmp_path / "base" / "models").mkdir(parents=True)
+    (tmp_path / "base" / "models" / "x").symlink_to(tmp_path / "model")
+    for _ in range(2):
+        server_module.prepare_base(tmp_path / "base", {"models/x": tmp_path / "model"})
+        file = tmp_path / "base" / "models" / "x" / "weights"
+        assert file.read_text() == "1"
+        assert file.resolve() == (tmp_path / "base").resolve() / "models" / "x" / "weights"
+    assert (tmp_path / "model" / "weights").exists()
+
+
+def test_a_missing_link_target_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing-here"):
+        server_module.prepare_base(tmp_path, {"models/x": tmp_path / "nothing-here"})
+
+
+def test_server_environment_has_no_foreign_import_path() -> None:
+    environ = server_module.server_environment(
+        {"PYTHONPATH": "x", "PYTHONHOME": "y", "KEPT": "1"}, offline=True
+    )
+    assert "PYTHONPATH" not in environ
+    assert "PYTHONHOME" not in environ
+    assert (environ["KEPT"], environ["HF_HUB_OFFLINE"]) == ("1", "1")
+    assert "HF_HUB_OFFLINE" not in server_module.server_environment({}, offline=False)

@@ -1,0 +1,312 @@
+"""The bundle with which tools/gpu/run.py runs on a machine that has CUDA, torch and no network.
+
+It holds the pinned host without its tests, and as wheels what the host imports at its start and such a machine lacks:
+not the page, not the templates, not the help, and none of the packages that only nodes for video, upscaling or
+shaders ask for. PyAV alone would take half of the size that is allowed and is only imported: a stand-in takes its place.
+comfy-kitchen brings kernels for six generations of cards; those of other than CAPABILITY are blanked out, which
+leaves the file as long as it was and lets it shrink to an eighth when packed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dev
+
+PYTHON = "3.12"
+# The compute capability of the cards that the kernels are kept for, without the dot: H100 and H200.
+CAPABILITY = 90
+LIMIT = 64 << 20
+# What main.py needs at its start beside torch, transformers and their own dependencies.
+PACKAGES = (
+    "comfy-aimdo",
+    "comfy-kitchen",
+    "torchsde",
+    "trampoline",
+    "alembic",
+    "Mako",
+    "SQLAlchemy",
+    "pydantic",
+    "pydantic_core",
+    "pydantic-settings",
+    "annotated-types",
+    "typing-inspection",
+    "python-dotenv",
+)
+# Taken without its compiled part, which does the same only faster.
+PURE = ("SQLAlchemy",)
+PLATFORMS = (
+    "manylinux_2_28_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux_2_24_x86_64",
+)
+NOT_CARRIED = ("tests", "tests-unit", "blueprints", "script_examples")
+HOST_FILE, MANIFEST = "host.tar.xz", "bundle.json"
+KITCHEN_KERNELS = "comfy_kitchen/backends/cuda/_C.abi3.so"
+KITCHEN_OTHER = "comfy_kitchen/backends/hip/_C.abi3.so"
+FATBIN = struct.pack("<I", 0xBA55ED50)
+CUBIN = 2
+STAND_IN = '''"""Stands in for PyAV, which the host imports at its start and calls for video and sound alone."""
+
+import sys
+import types
+
+
+class Anything(types.ModuleType):
+    __path__: list = []
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+for part in ("container", "subtitles", "subtitles.stream", "video", "video.reformatter", "codec"):
+    sys.modules[f"{__name__}.{part}"] = Anything(f"{__name__}.{part}")
+sys.modules[__name__].__class__ = Anything
+'''
+
+
+class BundleError(Exception):
+    """The bundle cannot be made or used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """Where an unpacked bundle lies: ComfyUI's folder, the packages, and an interpreter that finds them."""
+
+    host: Path
+    site: Path
+    python: str
+
+
+# --- here, with a network -------------------------------------------------------------------------------------------
+
+
+def versions(host: Path) -> dict[str, str]:
+    """The pinned version of each of PACKAGES, from the constraints, the tools and the host's requirements."""
+    lines = [
+        *dev.CONSTRAINTS.read_text(encoding="utf-8").splitlines(),
+        *dev.TOOLS,
+        *(host / "requirements.txt").read_text(encoding="utf-8").splitlines(),
+    ]
+    pinned = {dev.requirement_name(line): line.partition("==")[2].strip() for line in lines if "==" in line}
+    return {name: pinned[dev.requirement_name(name)] for name in PACKAGES}
+
+
+def wheel_arguments(name: str, version: str, folder: Path) -> list[str]:
+    """The arguments of pip that fetch one wheel for the machine with CUDA."""
+    kind = ["--platform", "any", "--abi", "none", "--implementation", "py"]
+    if name not in PURE:
+        kind = ["--implementation", "cp", *(word for one in PLATFORMS for word in ("--platform", one))]
+    words = ["download", "--no-deps", "--only-binary=:all:", "--python-version", PYTHON, *kind]
+    return [*words, "-d", str(folder), f"{name}=={version}"]
+
+
+def prepare(folder: Path, cache: Path, host: Path) -> int:
+    """Make a bundle in `folder`, which is emptied if it holds an older one; returns its bytes.
+
+    Raises:
+        BundleError: it is too large, or the folder holds something else.
+        dev.SetupError: something could not be fetched.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MANIFEST).exists():
+            raise BundleError(f"{folder} is not empty and holds no bundle; name another folder")
+        shutil.rmtree(folder)
+    wheels = folder / "wheels"
+    wheels.mkdir(parents=True, exist_ok=True)
+    # first, so that a bundle that was left half-made can be made again
+    (folder / MANIFEST).write_text("{}\n")
+    python = Path(sys.executable)
+    with dev.setup_lock(cache / ".lock") as lock:
+        archive = dev.download(
+            dev.HOST.archive, cache / "downloads", lambda words: dev.pip(python, words, lock)
+        )
+        for name, version in versions(host).items():
+            dev.pip(python, wheel_arguments(name, version, wheels), lock)
+    (kitchen,) = wheels.glob("comfy_kitchen-*.whl")
+    lighten(kitchen)
+    pack_host(archive, folder / HOST_FILE)
+    files = {str(path.relative_to(folder)): sha256(path) for path in files_below(folder)}
+    manifest = {"host": dev.HOST.version, "python": PYTHON, "capability": CAPABILITY, "sha256": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    size = sum(path.stat().st_size for path in files_below(folder))
+    check_size(size, repository_bytes(folder))
+    return size
+
+
+def check_size(bundle: int, repository: int) -> None:
+    """Raise BundleError when bundle and repository, in bytes, are too large together."""
+    if bundle + repository > LIMIT:
+        raise BundleError(
+            f"the bundle has {bundle / (1 << 20):.1f} MiB and the repository's files {repository / (1 << 20):.1f}; "
+            f"together they may have {LIMIT >> 20}"
+        )
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def repository_bytes(apart_from: Path) -> int:
+    """Bytes of the files that git tracks, or would if they were added, without those below a folder."""
+    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(words, cwd=dev.ROOT, capture_output=True, check=True).stdout.decode()
+    paths = {dev.ROOT / name for name in listed.split("\0") if name}
+    own = apart_from.absolute()
+    return sum(path.stat().st_size for path in paths if path.is_file() and own not in path.parents)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pack_host(archive: Path, target: Path) -> None:
+    """Pack the files of the pinned host that its server needs."""
+    unpacked = target.with_name("unpacked")
+    dev.extract_subfolder(archive, dev.HOST.folder, unpacked)
+    for name in NOT_CARRIED:
+        shutil.rmtree(unpacked / name, ignore_errors=True)
+    with tarfile.open(target, "w:xz", preset=6) as tar:
+        for path in files_below(unpacked):
+            tar.add(path, str(Path("ComfyUI") / path.relative_to(unpacked)))
+    shutil.rmtree(unpacked)
+
+
+def lighten(wheel: Path) -> None:
+    """Pack comfy-kitchen's wheel again without kernels for other cards."""
+    slim = wheel.with_suffix(".slim")
+    with (
+        zipfile.ZipFile(wheel) as old,
+        zipfile.ZipFile(slim, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as new,
+    ):
+        for info in old.infolist():
+            if info.filename == KITCHEN_OTHER:
+                continue
+            content = old.read(info)
+            if info.filename == KITCHEN_KERNELS:
+                content = blank_kernels(content, CAPABILITY)
+            new.writestr(info.filename, content)
+    slim.replace(wheel)
+
+
+def blank_kernels(library: bytes, capability: int) -> bytes:
+    """The library with zeros in place of the kernels that other cards than those of `capability` would load.
+
+    Headers stay, so the driver still finds its own among them.
+
+    Raises:
+        BundleError: there are no kernels for `capability` in it.
+    """
+    blanked, kept = bytearray(library), 0
+    for begin, end, kind, found in kernels(library):
+        if (kind, found) == (CUBIN, capability):
+            kept += 1
+        else:
+            blanked[begin:end] = bytes(end - begin)
+    if not kept:
+        raise BundleError(f"the library holds no kernels for compute capability {capability}")
+    return bytes(blanked)
+
+
+def kernels(library: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """(begin, end, kind, capability) of each image of CUDA code in a library.
+
+    A container is: magic number, version, bytes of its header, bytes of what follows; then images one by one, each with
+    its kind, version, bytes of its header, bytes of the code, and the capability 28 bytes in.
+    """
+    place = library.find(FATBIN)
+    while place >= 0:
+        _, _, header, size = struct.unpack_from("<IHHQ", library, place)
+        image, end = place + header, place + header + size
+        while image < end:
+            kind, _, header, size = struct.unpack_from("<HHIQ", library, image)
+            (capability,) = struct.unpack_from("<I", library, image + 28)
+            yield image + header, image + header + size, kind, capability
+            image += header + size
+        place = library.find(FATBIN, end)
+
+
+# --- there, without one ---------------------------------------------------------------------------------------------
+
+
+def unpack(bundle: Path, work: Path) -> Unpacked:
+    """Unpack a bundle below `work`, after a look at every file.
+
+    Raises:
+        BundleError: it is not whole, or not for this Python and machine.
+    """
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_text())
+        wanted, python = manifest["sha256"], manifest["python"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{bundle} holds no bundle that was made to its end ({error!r})") from error
+    here = f"{platform.python_version_tuple()[0]}.{platform.python_version_tuple()[1]}"
+    if (here, platform.machine(), platform.system()) != (python, "x86_64", "Linux"):
+        raise BundleError(
+            f"the bundle is for Python {python} on Linux, x86_64; this is {here} on {platform.platform()}"
+        )
+    for name, digest in wanted.items():
+        if not (bundle / name).is_file() or sha256(bundle / name) != digest:
+            raise BundleError(f"{bundle / name} is missing or damaged; make the bundle again")
+    site = work / "site"
+    for name in wanted:
+        if name.endswith(".whl"):
+            with zipfile.ZipFile(bundle / name) as wheel:
+                wheel.extractall(site)
+    (site / "av").mkdir()
+    (site / "av" / "__init__.py").write_text(STAND_IN)
+    with tarfile.open(bundle / HOST_FILE) as tar:
+        tar.extractall(work, filter="data")
+    return Unpacked(work / "ComfyUI", site, str(interpreter(work / "python", site)))
+
+
+def interpreter(file: Path, site: Path) -> Path:
+    """Write a program that is this Python with `site` on its path; a server drops PYTHONPATH from its environment."""
+    file.write_text(
+        f'#!/bin/sh\nPYTHONPATH="{site}${{PYTHONPATH:+:$PYTHONPATH}}" exec "{sys.executable}" "$@"\n'
+    )
+    file.chmod(0o755)
+    return file
+
+
+KERNEL_SECONDS = 60
+KERNEL_CHECK = """
+import torch, comfy_kitchen
+x = torch.randn(64, 64, device="cuda", dtype=torch.float16)
+with comfy_kitchen.registry.use_backend("cuda"):
+    y = comfy_kitchen.quantize_per_tensor_fp8(x, torch.ones(1, device="cuda"))
+torch.cuda.synchronize()
+assert (y.float() - x.float()).abs().max() < 0.3
+"""
+
+
+def check_kernels(unpacked: Unpacked) -> dict[str, object]:
+    """A row that says whether comfy-kitchen's kernels run on this card; without them its own fallback does."""
+    words = [unpacked.python, "-c", KERNEL_CHECK]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=KERNEL_SECONDS)
+        ended, said = f"ended with {done.returncode}", done.stderr
+    except subprocess.TimeoutExpired:
+        ended, said = f"did not end within {KERNEL_SECONDS} s", ""
+    row: dict[str, object] = {"name": "comfy-kitchen's kernels", "ok": ended == "ended with 0"}
+    if not row["ok"]:
+        (unpacked.site / KITCHEN_KERNELS).unlink(missing_ok=True)
+        last = re.sub(r"\s+", " ", said.strip()[-400:])
+        row["error"] = f"left out, since a check of them {ended}: {last}"
+    return row

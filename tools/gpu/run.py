@@ -1,0 +1,203 @@
+"""Guidance in a real server on a CUDA card, in every way that users reach it, within minutes and without a network.
+
+    python dev.py gpu --prepare DIR                             with a network: make the bundle that the card needs
+    python dev.py gpu --bundle DIR [--out FILE] [--minutes 8]   on the machine with the card
+    python dev.py gpu --dry-run [--out FILE]                    every stage on a processor, at tiny sizes
+
+The machine with the card needs Python 3.12 with torch and transformers; nothing is installed there. Host and packages
+are unpacked into a temporary folder, models of the published shapes are drawn at random, and a server is started with
+the host's defaults. tools/gpu/stages.py says what is done with it.
+
+The JSON is written after every row: {"command", "machine", "finished", "seconds", "stages": [{"name", "ok",
+"seconds", "rows", "error"}]}. A row that failed says how, with the ends of the traceback and of the server's log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import dev
+from tools.gpu.bench import FULL, TINY, Bench
+from tools.gpu.bundle import BundleError, Unpacked, check_kernels, prepare, unpack
+from tools.gpu.rows import Row, Stage, run_stages, table
+from tools.gpu.stages import STAGES, driver
+
+OUT = dev.ROOT / ".work" / "gpu.json"
+MINUTES = 8.0
+# Of those, what it takes to end servers and to write the last row.
+LAST_SECONDS = 15.0
+FILES_BYTES = 18_000_000_000
+NO_CARD = "torch sees no CUDA device here; --dry-run runs every stage on a processor"
+MACHINE_FACTS = (
+    "device",
+    "card_GiB",
+    "python",
+    "torch",
+    "host",
+    "comfy-aimdo",
+    "comfy-kitchen",
+    "kitchen_backends",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "triton",
+)
+
+
+def writer(out: Path) -> Callable[[Row], None]:
+    """What writes the record to `out`, so that a reader finds the old one or the new one and never a part."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(out.name + ".tmp")
+
+    def write(record: Row) -> None:
+        for stage in record["stages"]:
+            for row in stage["rows"]:
+                record["machine"] |= {name: row[name] for name in MACHINE_FACTS if name in row}
+        unfinished.write_text(json.dumps(record, indent=1) + "\n")
+        unfinished.replace(out)
+
+    return write
+
+
+def fast_folder(bytes_needed: int) -> Path | None:
+    """Of memory and disk, the one with room that takes a quarter of a gigabyte sooner; None for the usual place."""
+    block = bytes(1 << 25)
+    found: dict[Path, float] = {}
+    for folder in (Path("/dev/shm"), Path(tempfile.gettempdir())):
+        if not folder.is_dir() or shutil.disk_usage(folder).free < bytes_needed:
+            continue
+        with tempfile.TemporaryFile(dir=folder) as file:
+            begun = time.monotonic()
+            for _ in range(8):
+                file.write(block)
+            os.fsync(file.fileno())
+            found[folder] = time.monotonic() - begun
+    return min(found, key=lambda folder: found[folder]) if found else None
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a card."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def host_of_set_up() -> Unpacked:
+    """The host and interpreter that dev.py has set up. Raises BundleError when it has not."""
+    host = os.environ.get("JEPA_HOST")
+    if not host:
+        raise BundleError("JEPA_HOST is not set: run this with `python dev.py gpu --dry-run`")
+    return Unpacked(Path(host), dev.ROOT, sys.executable)
+
+
+def stages_with_kernels(unpacked: Unpacked) -> dict[str, Stage]:
+    """STAGES with a check in front that comfy-kitchen's kernels run on this card."""
+    first = STAGES["environment"]
+
+    def environment(bench: Bench) -> Iterator[Row]:
+        yield dict(check_kernels(unpacked))
+        yield from first(bench)
+
+    return STAGES | {"environment": environment}
+
+
+def measure(options: argparse.Namespace) -> Row:
+    """Run the stages and write the record; returns it. Raises BundleError when they cannot be started."""
+    begun = time.monotonic()
+    plan = TINY if options.dry_run else FULL
+    if not plan.cpu and not has_cuda():
+        raise BundleError(NO_CARD)
+    with ExitStack() as stack:
+        parent = None if plan.cpu else fast_folder(FILES_BYTES)
+        temporary = tempfile.TemporaryDirectory(prefix="jepa-gpu-", dir=parent, ignore_cleanup_errors=True)
+        work = Path(stack.enter_context(temporary))
+        unpacked = unpack(options.bundle, work) if options.bundle else host_of_set_up()
+        if plan.cpu:
+            # what torch.compile makes on a processor takes longer than all the rest
+            os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
+        deadline = begun + 60 * options.minutes - LAST_SECONDS
+        bench = Bench(plan, unpacked.host, unpacked.python, work, [unpacked.site], deadline)
+        stack.callback(bench.stop)
+        record: Row = {
+            "command": "python dev.py gpu " + " ".join(words_of(options)),
+            "machine": machine(work, plan.cpu),
+            "finished": False,
+            "seconds": 0.0,
+            "stages": [],
+        }
+        stages = stages_with_kernels(unpacked) if options.bundle and not plan.cpu else STAGES
+        run_stages(stages, bench, record, writer(options.out))
+    return record
+
+
+def words_of(options: argparse.Namespace) -> list[str]:
+    """The arguments that decide what is run."""
+    return [
+        *(["--bundle DIR"] if options.bundle else []),
+        *(["--dry-run"] if options.dry_run else []),
+        *([f"--minutes {options.minutes:g}"] if options.minutes != MINUTES else []),
+    ]
+
+
+def machine(work: Path, cpu: bool) -> Row:
+    """What there is to say of the machine before a server runs; the server's own words come later."""
+    facts: Row = {"system": platform.platform(), "processors": os.cpu_count()}
+    if not cpu:
+        facts |= {"driver": driver(), "files_in": "memory" if work.is_relative_to("/dev/shm") else "disk"}
+    return facts
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    summary, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="dev.py gpu",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--prepare", type=Path, metavar="DIR", help="make a bundle")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="the bundle to run from")
+    parser.add_argument("--dry-run", action="store_true", help="on a processor, at tiny sizes")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="the JSON to write")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="that all of it may take")
+    options = parser.parse_args(arguments)
+    if options.prepare and (options.bundle or options.dry_run):
+        parser.error("--prepare goes alone")
+    if not (options.prepare or options.bundle or options.dry_run):
+        parser.error("one of --prepare, --bundle and --dry-run is needed")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 when every stage ran, whatever was found; 1 when not."""
+    options = parse(arguments)
+    # whoever ends this program ends its servers with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        if options.prepare:
+            cache = dev.cache_folder(os.environ, platform.system(), Path.home())
+            size = prepare(options.prepare, cache, host_of_set_up().host)
+            print(f"{options.prepare}: {size / (1 << 20):.1f} MiB")
+            return 0
+        record = measure(options)
+    except (BundleError, dev.SetupError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(table(record))
+    print(f"wrote {options.out}")
+    return 0 if record["finished"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
