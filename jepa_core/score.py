@@ -10,6 +10,9 @@ from .jacobian import JacobianOperator
 from .precision import differentiable, full_precision
 from .range_finder import draw_sketch, find_range, gram, numerical_rank_floor
 
+# How many fixed random outputs a projected score looks at; see jepa_score.
+PROJECTION = 48
+
 
 def log_sum(sigma: Tensor, embed_dim: int, eps: float) -> Tensor:
     """Return sum_i log max(sigma_i, eps), counting rounding noise as eps. sigma (r,) -> scalar."""

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..host.encoders.folders import djepa_file, djepa_names
 from ..host.generators.djepa import MAX_SEED, NO_CLASS, load_host_djepa, sample_djepa
+from ..host.generators.djepa_files import djepa_file, djepa_names
 from .checks import check_values, number_message
 from .types import DJEPAModel
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host.comfy.internals import ProgressBar
+from ..host.comfy.required import ProgressBar
 from ..host.encoders.folders import encoder_facts, encoder_file, encoder_names
 from ..host.encoders.host_encoder import load_host_encoder
 from .checks import check_values

@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..host.comfy.page import show_text
 from ..host.guidance.patch import apply_guidance
-from ..host.guidance.report import show_text, trace_reporter
+from ..host.guidance.report import trace_reporter
 from .checks import check_values
 from .guidance_inputs import chain_of, guidance_inputs, guides_nothing, schedule_of, settings_message
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.comfy.internals import interrupt_check
-from ..host.gradient.chain import PROJECTION
+from ..host.comfy.required import interrupt_check
 from ..host.gradient.decoders import DECODERS, ENCODER_RESOLUTION, FULL, TINY_OR_SMALL
 from ..host.guidance.patch import ONE_CALL, TWO_CALLS
 from ..host.guidance.schedule import Schedule
 from ..jepa_core import RarityGradient
+from ..jepa_core.score import PROJECTION
 from .checks import number_message
 from .types import JEPAEncoder
 

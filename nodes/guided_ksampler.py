@@ -2,10 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..host.comfy.internals import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
+from ..host.comfy.required import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
 from ..host.comfy.sampling import stock_sample
-from ..host.encoders.host_encoder import check_frames
-from ..host.guidance.checks import check_finite
+from ..host.guidance.checks import check_finite, check_frames
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.report import note_in_images, trace_reporter
 from ..host.guidance.samplers import sampler_refusal

@@ -3,10 +3,10 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.comfy.internals import ProgressBar
+from ..host.comfy.required import ProgressBar
 from ..host.drawing.pictures import labelled_sheet
-from ..host.gradient.chain import PROJECTION
 from ..host.scoring.scores import rank_images
+from ..jepa_core.score import PROJECTION
 from .checks import check_values, count_images, only
 from .scoring_inputs import EXACT, PROJECTED, mode_arguments
 from .types import JEPAEncoder

@@ -3,8 +3,9 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.comfy.internals import ProgressBar
-from ..host.scoring.rarity_map import draw_overlay, rarity_mask, score_fields
+from ..host.comfy.required import ProgressBar
+from ..host.drawing.rarity_overlay import draw_overlay
+from ..host.scoring.rarity_map import rarity_mask, score_fields
 from .checks import check_values
 from .scoring_inputs import view_inputs
 from .types import JEPAEncoder

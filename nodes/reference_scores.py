@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..host.comfy.internals import ProgressBar
-from ..host.guidance.report import show_text
-from ..host.scoring.scores import Reference, score_batches
+from ..host.comfy.page import show_text
+from ..host.comfy.required import ProgressBar
+from ..host.scoring.reference import Reference
+from ..host.scoring.scores import score_batches
 from .checks import check_values, count_images, only
 from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
 from .types import JEPAEncoder, JEPAReference

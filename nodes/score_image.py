@@ -4,9 +4,10 @@ from itertools import chain
 
 from comfy_api.latest import io, ui
 
-from ..host.comfy.internals import ProgressBar
-from ..host.guidance.report import show_text
-from ..host.scoring.scores import check_comparable, combined_scores, percentile, ranking, score_images
+from ..host.comfy.page import show_text
+from ..host.comfy.required import ProgressBar
+from ..host.scoring.reference import check_comparable, percentile
+from ..host.scoring.scores import combined_scores, ranking, score_images
 from .checks import check_values
 from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
 from .types import JEPAEncoder, JEPAReference

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.gradient.chain import PROJECTION
+from ..jepa_core.score import PROJECTION
 
 EXACT = "exact"
 TOP_K = "top-k"

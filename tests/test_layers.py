@@ -1,4 +1,4 @@
-"""Imports go one way, and one module imports the host."""
+"""Imports go one way: between layers, between the rooms of host/, and never in a circle; one room imports the host."""
 
 from __future__ import annotations
 
@@ -9,35 +9,92 @@ import pytest
 
 from tests.conftest import HOST, ROOT
 
-FILES = [file for folder in ("jepa_core", "host", "nodes") for file in sorted((ROOT / folder).rglob("*.py"))]
-# What the host promises to nodes.
-PUBLIC = {"comfy_api"}
+# Each may import what stands before it. The rooms are explained in host/__init__.py, in the same order.
+LAYERS = ("jepa_core", "host", "nodes")
+ROOMS = ("comfy", "gradient", "encoders", "scoring", "generators", "guidance", "drawing")
+FILES = [file for layer in LAYERS for file in sorted((ROOT / layer).rglob("*.py"))]
+PUBLIC = {"comfy_api"}  # what the host promises to nodes
 
 
-def imported(file: Path) -> set[str]:
-    """The first names of the modules that a file imports; those of this project begin with dots."""
-    found = set()
+def imported(file: Path) -> tuple[set[str], set[str]]:
+    """What a file imports: of this project, always with dots, as from its root ("host.comfy.memory"); and all else."""
+    package = file.relative_to(ROOT).parent.parts
+    own: set[str] = set()
+    others: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            others |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            above = package[: len(package) - node.level + 1]
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            own |= {f"{module}.{alias.name}" for alias in node.names}  # a module, or a name in one
         elif isinstance(node, ast.ImportFrom):
-            found.add("." * node.level + (node.module or "").split(".")[0])
+            others.add(str(node.module))
+    return own, others
+
+
+def own_files(file: Path) -> set[Path]:
+    """The files of this project that a file imports."""
+    found = set()
+    for name in imported(file)[0]:
+        path = ROOT.joinpath(*name.split("."))
+        places = [
+            place for one in (path, path.parent) for place in (one.with_suffix(".py"), one / "__init__.py")
+        ]
+        found.add(next(place for place in places if place.is_file()))
     return found
 
 
+def arrow(file: Path, other: Path) -> str | None:
+    """What is wrong with `file` importing `other`, or None."""
+    (layer, *inside), (under, *below) = (one.relative_to(ROOT).parts for one in (file, other))
+    if LAYERS.index(under) > LAYERS.index(layer):
+        return f"{layer} may not import {under}"
+    if layer == under == "host" and len(below) > 1 and len(inside) > 1:
+        room, lower = inside[0], below[0]
+        if ROOMS.index(lower) > ROOMS.index(room):
+            return f"host/{room} may not import host/{lower}"
+    return None
+
+
 def of_the_host(name: str) -> bool:
-    return (HOST / name).is_dir() or (HOST / f"{name}.py").is_file()
+    top = name.split(".")[0]
+    return (HOST / top).is_dir() or (HOST / f"{top}.py").is_file()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_file_imports_what_its_layer_may(file):
-    layer = file.relative_to(ROOT).parts[0]
-    names = imported(file)
-    host = {name for name in names if of_the_host(name)}
-    if file != ROOT / "host" / "comfy" / "internals.py":
-        assert host <= (PUBLIC if layer == "nodes" else set())
-    if layer == "jepa_core":
-        outside = "." * len(file.relative_to(ROOT).parts)
-        assert not any(name.startswith(outside) for name in names)
-    if layer == "host":
-        assert "..nodes" not in names
+def test_a_file_imports_what_its_layer_and_its_room_may(file):
+    place = file.relative_to(ROOT)
+    assert not [f"{place}: {why}" for other in own_files(file) if (why := arrow(file, other))]
+    if place.parts[:2] != ("host", "comfy"):
+        host = {name.split(".")[0] for name in imported(file)[1] if of_the_host(name)}
+        assert host <= (PUBLIC if place.parts[0] == "nodes" else set())
+
+
+def test_every_room_has_its_place():
+    rooms = {file.parent.name for file in (ROOT / "host").glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
+    text = (ROOT / "host" / "__init__.py").read_text(encoding="utf-8")
+    places = [text.index(f"\n{room}/") for room in ROOMS]
+    assert places == sorted(places)
+
+
+def test_no_circle_of_imports():
+    left = {file: own_files(file) for file in FILES}
+    while free := [file for file, others in left.items() if not others & left.keys()]:
+        for file in free:
+            del left[file]
+    assert not left, f"these import one another: {sorted(str(file.relative_to(ROOT)) for file in left)}"
+
+
+@pytest.mark.parametrize(
+    ("file", "other", "wrong"),
+    [
+        ("host/comfy/memory.py", "host/guidance/trace.py", "host/comfy may not import host/guidance"),
+        ("host/guidance/patch.py", "nodes/types.py", "host may not import nodes"),
+        ("jepa_core/score.py", "host/comfy/memory.py", "jepa_core may not import host"),
+        ("host/drawing/pictures.py", "host/guidance/trace.py", None),
+    ],
+)
+def test_a_wrong_arrow_is_named(file, other, wrong):
+    assert arrow(ROOT / file, ROOT / other) == wrong

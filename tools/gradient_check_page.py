@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).absolute().parents[1]
-FIGURES = ROOT / "tests" / "host" / "gradient_check.json"
+FIGURES = ROOT / "tests" / "host" / "gradient" / "check.json"
 PAGE = ROOT / "docs" / "gradient_check.md"
 DTYPES = ("float32", "float16", "bfloat16")
 FAULTS = {
@@ -44,7 +44,7 @@ few channels, attention is at times a hundredth of what a tiny network computes.
 {fault_table(figures["faults"])}
 
 Tiny random models of the host's own classes on a processor; `python dev.py test --long`,
-[the figures](../tests/host/gradient_check.json).
+[the figures](../tests/host/gradient/check.json).
 """
 
 

@@ -1,8 +1,13 @@
-"""The stock sampler."""
+"""The stock sampler, and wrapping the samplers and runs of a MODEL."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from .internals import common_ksampler
+import torch
+from torch import nn
+
+from .required import RUN_WRAPPER, SAMPLER_WRAPPER, WrapperExecutor, common_ksampler
 
 
 def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
@@ -12,3 +17,82 @@ def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
         settings: seed, steps, cfg, sampler_name, scheduler, positive, negative, denoise.
     """
     return common_ksampler(model, latent=latent, **settings)[0]
+
+
+def wrap_sampler(model: Any, key: str, wrapper: Callable) -> None:
+    """Have `wrapper`(executor, guider, sigmas, extra_args, ...) called in place of the sampler of whatever samples MODEL.
+
+    It replaces an earlier one of the same key.
+    """
+    model.remove_wrappers_with_key(SAMPLER_WRAPPER, key)
+    model.add_wrapper_with_key(SAMPLER_WRAPPER, key, wrapper)
+
+
+def wrap_run(model: Any, key: str, wrapper: Callable) -> None:
+    """Have `wrapper`(executor, ...) called around each run of MODEL, before the host loads what the run needs.
+
+    It replaces an earlier one of the same key.
+    """
+    model.remove_wrappers_with_key(RUN_WRAPPER, key)
+    model.add_wrapper_with_key(RUN_WRAPPER, key, wrapper)
+
+
+def wrapped_sampler(executor: Any) -> Any:
+    """The sampler that a wrapper was called in place of."""
+    return executor.class_obj
+
+
+def go_on_with(executor: Any, sampler: Any) -> Callable:
+    """What a wrapper calls to go on with another sampler: the wrappers after it run around that one."""
+    rest = executor.wrappers[executor.idx + 1 :]
+    return WrapperExecutor.new_class_executor(sampler.sample, sampler, rest).execute
+
+
+def denoising_modules(guider: Any, key: str) -> list[nn.Module]:
+    """The networks that a model call runs: the denoiser, and what runs beside it, such as ControlNets.
+
+    Args:
+        key: of the models that are loaded together with the denoiser but do not take part in its calls.
+    """
+    apart = [patcher.model for patcher in guider.model_patcher.get_additional_models_with_key(key)]
+    found = [patcher.model for patcher in (guider.model_patcher, *guider.loaded_models)]
+    # T2I-Adapters and the VAEs of ControlNets are in no patcher that is loaded
+    for cond in (cond for conds in guider.conds.values() for cond in conds):
+        control = cond.get("control")
+        while control is not None:
+            found += [getattr(control, "t2i_model", None), getattr(control.vae, "first_stage_model", None)]
+            control = control.previous_controlnet
+    modules = [module for module in found if isinstance(module, nn.Module)]
+    return [module for module in modules if not any(module is other for other in apart)]
+
+
+@contextmanager
+def replaced_conditioning(guider: Any, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Within the block, model calls see `change`(the conditioning of this run)."""
+    before = guider.conds
+    guider.conds = change(before)
+    try:
+        yield
+    finally:
+        guider.conds = before
+
+
+def has_weight_hooks(guider: Any) -> bool:
+    """Whether the host changes the denoiser's weights during this run, for a prompt or a part of it."""
+    return any(guider.model_patcher.hook_patches.values())
+
+
+def unguidable_sampling(model_sampling: Any) -> str | None:
+    """The name of a way to add noise whose scale has no meaning for guidance, or None for one that is known.
+
+    What adds no noise is found by asking it. Two have to be known by name: IMG_TO_IMG inherits a noise that its network
+    never sees, and CogVideoX's takes a latent that the host does not scale.
+    """
+    kinds = type(model_sampling).__mro__
+    sigma = torch.as_tensor(model_sampling.sigma_max).detach().float().cpu().reshape(1)
+    with torch.no_grad():
+        noise = model_sampling.noise_scaling(sigma, torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    if not noise.any():
+        return next(kind.__name__ for kind in kinds if "noise_scaling" in vars(kind))
+    known = {"IMG_TO_IMG", "V_PREDICTION_DDPM"}
+    return next((kind.__name__ for kind in kinds if kind.__name__ in known), None)

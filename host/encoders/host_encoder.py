@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from torch import Tensor
-
 from ...jepa_core import Encoder, load_encoder
 from ...jepa_core.checkpoint import neighbours, weights_file
-from ..comfy.internals import ModelPatcher, get_torch_device, load_models_gpu, unet_offload_device
-from ..gradient.residency import keep_whole
-from ..guidance.checks import refuse_streamed
+from ..comfy.required import ModelPatcher, get_torch_device, load_models_gpu, unet_offload_device
+from ..gradient.residency import keep_whole, refuse_streamed
 
 
 @dataclass(frozen=True)
@@ -123,29 +120,3 @@ def use_encoder(encoder: HostEncoder) -> Encoder:
     keep_whole([encoder.patcher], [])
     refuse_streamed(encoder.patcher, "the JEPA encoder")
     return encoder.encoder
-
-
-def check_frames(latent: Tensor, *encoders: AnyEncoder) -> None:
-    """Refuse a latent that is no batch of what all encoders see: images (B, C, h, w) or (B, C, 1, h, w), or videos.
-
-    Raises:
-        ValueError: says the shape, and which encoder sees still images only.
-    """
-    # the host's own class for pictures and sound together, and what it makes of one for a sampler: (B, 1, all numbers)
-    if latent.is_nested or (latent.ndim == 3 and latent.shape[1] == 1):
-        raise ValueError(
-            "JEPA guidance works on pictures and videos alone; this latent holds several parts, such as a video and its "
-            "sound. Connect a model that makes pictures or videos without sound."
-        )
-    if latent.ndim not in (4, 5):
-        raise ValueError(
-            f"JEPA guidance works on images and videos; this latent has shape {tuple(latent.shape)}"
-        )
-    if latent.ndim == 4 or latent.shape[2] == 1:
-        return
-    for encoder in (member.encoder for one in encoders for member in one.members):
-        if encoder.encoder.architecture.embed_clip is None:
-            raise ValueError(
-                f"This latent has shape {tuple(latent.shape)}, a video of {latent.shape[2]} latent frames, and "
-                f"{encoder.name} sees still images. Set its length to 1, or take a V-JEPA 2 encoder, which sees motion."
-            )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..comfy.internals import VAE, ModelPatcher, PixelspaceConversionVAE, vae_offload_device
+from ..comfy.required import VAE, ModelPatcher, PixelspaceConversionVAE, vae_offload_device
 
 
 def small_vae(autoencoder: PixelspaceConversionVAE, *, stride: int, channels: int) -> VAE:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..comfy.internals import (
+from ..comfy.required import (
     VAE,
     BaseModel,
     LatentFormat,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...jepa_core.djepa import DJEPAConfig, Tokenizer, load_djepa, sample_tokens, to_latents, to_tokens
 from ...jepa_core.djepa.tokenizer import CHANNELS, STRIDE
-from ..comfy.internals import (
+from ..comfy.page import wants_previews
+from ..comfy.required import (
     VAE,
     ModelPatcher,
     ProgressBar,
@@ -23,9 +24,8 @@ from ..comfy.internals import (
     interrupt_check,
     load_models_gpu,
     unet_offload_device,
-    wants_previews,
 )
-from ..guidance.checks import refuse_streamed
+from ..gradient.residency import refuse_streamed
 from .autoencoder import WrappedAutoencoder, small_vae
 
 NO_CLASS = "any"

@@ -1,16 +1,17 @@
 """Differentiating the host's own modules, which run under inference mode with weights made there."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from ...jepa_core import differentiable
-from ..comfy.internals import attention_pytorch, training_operations
+from ..comfy.autograd import training_operations
+from ..comfy.required import attention_pytorch
+from .compiled import compiles
 
 
 @contextmanager
@@ -109,107 +110,3 @@ def differentiable_options(options: dict) -> dict:
             for kind, keys in transformer["wrappers"].items()
         }
     return {**options, "transformer_options": transformer}
-
-
-def compiles(wrapper: Any) -> bool:
-    """Whether a wrapper is one that puts compiled networks in the place of others, as the host's TorchCompileModel does."""
-    tables = [content for _, content in closure_of(wrapper) if isinstance(content, dict)]
-    return any(is_compiled(part) for table in tables for part in table.values())
-
-
-def runs_compiled(network: nn.Module, options: dict) -> bool:
-    """Whether a network, or a part of it, runs compiled in ordinary calls with these model options of the host."""
-    wrappers = options.get("transformer_options", {}).get("wrappers", {})
-    every = [one for keys in wrappers.values() for group in keys.values() for one in group]
-    return any(map(compiles, every)) or any(map(is_compiled, network.modules()))
-
-
-def closure_of(function: Any) -> list[tuple[Any, Any]]:
-    """The variables of a function that come from around it: (cell, value); those without a value are left out."""
-    found = []
-    for cell in getattr(function, "__closure__", None) or ():
-        with suppress(ValueError):
-            found.append((cell, cell.cell_contents))
-    return found
-
-
-def is_compiled(value: Any) -> bool:
-    """Whether a module is what torch.compile made of another one."""
-    return isinstance(value, nn.Module) and "_orig_mod" in value._modules
-
-
-@contextmanager
-def uncompiled(*modules: nn.Module) -> Iterator[None]:
-    """Within the block, the compiled parts of these modules are the ones that they were compiled from.
-
-    Compiling a backward pass takes minutes, and checkpointing breaks compiled graphs apart.
-    """
-    replaced = []
-    try:
-        for parent in [part for module in modules for part in module.modules()]:
-            for name, child in parent._modules.items():
-                if child is not None and is_compiled(child):
-                    replaced.append((parent, name, child))
-        for parent, name, child in replaced:
-            parent._modules[name] = child.get_submodule("_orig_mod")
-        yield
-    finally:
-        for parent, name, child in replaced:
-            parent._modules[name] = child
-
-
-class BlockCount:
-    """How many blocks of a denoiser run in a call of it, and whether its answers carry a gradient.
-
-    A step that comes from a cache skips blocks, or all of them; a kernel without a backward, at the end of a network, leaves
-    an answer that depends on nothing.
-    """
-
-    def __init__(self) -> None:
-        self._most = 0  # in any call
-        self._most_now = 0  # in any call of this step
-        self._now = 0  # in this call
-        self._carries_gradient = False
-        self._counts = False
-
-    @contextmanager
-    def of(self, network: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
-        """Count within the block."""
-
-        def begin(*_: Any) -> None:
-            self._now = 0
-
-        def count(*_: Any) -> None:
-            self._now += 1
-
-        def end(_: Any, __: Any, answer: Any) -> None:
-            self._most_now = max(self._most_now, self._now)
-            self._most = max(self._most, self._now)
-            leaves = (leaf for leaf in tree_leaves(answer) if isinstance(leaf, torch.Tensor))
-            self._carries_gradient |= any(leaf.requires_grad for leaf in leaves)
-
-        hooks = [network.register_forward_pre_hook(begin), network.register_forward_hook(end)]
-        hooks += [block.register_forward_pre_hook(count) for block in blocks]
-        self._counts = True
-        try:
-            yield
-        finally:
-            self._counts = False
-            for hook in hooks:
-                hook.remove()
-
-    def begin_step(self) -> None:
-        """A guided step begins."""
-        self._most_now, self._carries_gradient = 0, False
-
-    def fault(self) -> str | None:
-        """What kept the gradient of this step from the network, for people, or None; also where nothing is counted."""
-        if not self._counts:
-            return None
-        if not self._carries_gradient:
-            return (
-                "no gradient reaches the denoiser's network (a cached step, or a kernel without a backward)"
-            )
-        if self._most_now < self._most:
-            return f"{self._most_now} of the denoiser's {self._most} blocks ran (a cached step)"
-        return None

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from ...jepa_core import Encoder, RarityGradient, jepa_score
-from ..comfy.internals import UNetModel
+from ...jepa_core.score import PROJECTION
+from ..comfy.required import UNetModel
 from .autograd import host_differentiable, writing_in_place
 from .check import DECODER, DENOISER, GradientCheck
 from .checkpointing import checkpointed
 from .decoders import decoded
-
-# Fixed random outputs of a judge that are scored at each guided step; see jepa_core.jepa_score.
-PROJECTION = 48
 
 
 class Slope(NamedTuple):

@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..comfy.internals import is_out_of_memory
-from ..guidance.samplers import random_state_kept
+from ..comfy.memory import is_out_of_memory
+from .random_state import random_state_kept
 
 Function = Callable[[Tensor], Tensor]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..comfy.internals import AttnBlock, BasicTransformerBlock, ResBlock, ResnetBlock, Upsample
+from ..comfy.required import AttnBlock, BasicTransformerBlock, ResBlock, ResnetBlock, Upsample
 
 # The blocks of the host's UNets and of its VAEs; their lists hold containers that are never called themselves.
 BLOCKS = (ResBlock, BasicTransformerBlock, ResnetBlock, AttnBlock, Upsample)

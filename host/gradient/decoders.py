@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...jepa_core.resize import resize
 from ...jepa_core.transparency import over_white
-from ..comfy.internals import TAESD, VAE, decode, folder_paths
+from ..comfy.required import TAESD, VAE, folder_paths
+from ..comfy.vae import decode
 from .residency import resident_vae
 
 FULL = "full"

@@ -16,24 +16,19 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from ...jepa_core.precision import as_weight, same_storage
-from ..comfy.internals import (
-    VAE,
+from ..comfy.memory import has_room, is_out_of_memory, load_whole, unload
+from ..comfy.models import injects
+from ..comfy.required import VAE, ModelPatcher, load_models_gpu
+from ..comfy.streaming import (
     HostWeight,
-    ModelPatcher,
-    has_room,
-    injects,
     is_dynamic,
-    is_out_of_memory,
     is_streamed,
-    load_models_gpu,
-    load_whole,
     not_loaded_yet,
     patcher_like,
-    unload,
     weights_of,
     without_streaming_state,
 )
-from .autograd import closure_of, compiles, is_compiled
+from .compiled import closure_of, compiles, is_compiled
 
 
 class _Plain(NamedTuple):
@@ -267,3 +262,16 @@ def _twin(value: Any, twins: dict[int, Any]) -> Any:
     if isinstance(value, MethodType):
         return MethodType(value.__func__, _twin(value.__self__, twins))
     return value
+
+
+def refuse_streamed(patcher: Any, what: str) -> None:
+    """Raise if the host keeps only part of these weights on the device: a backward pass would be wrong.
+
+    Raises:
+        ValueError: names the model and what to do.
+    """
+    if is_streamed(patcher):
+        raise ValueError(
+            f"JEPA guidance cannot differentiate {what} while its weights are streamed from system memory "
+            "(the gradients would be silently wrong). Free memory: a smaller model, or fewer models in the graph."
+        )

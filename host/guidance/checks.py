@@ -3,21 +3,11 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..comfy.internals import device_count, is_streamed, unguidable_sampling
-
-
-def refuse_streamed(patcher: Any, what: str) -> None:
-    """Raise if the host keeps only part of these weights on the device: a backward pass would be wrong.
-
-    Raises:
-        ValueError: names the model and what to do.
-    """
-    if is_streamed(patcher):
-        raise ValueError(
-            f"JEPA guidance cannot differentiate {what} while its weights are streamed from system memory "
-            "(the gradients would be silently wrong). Free memory: a smaller model, or fewer models in the graph."
-        )
+from ..comfy.models import device_count
+from ..comfy.sampling import unguidable_sampling
+from ..encoders.host_encoder import AnyEncoder
 
 
 def check_vae_fits(vae: Any, model: Any) -> None:
@@ -105,3 +95,29 @@ def check_finite(latent: torch.Tensor) -> None:
     bad = [i for i, image in enumerate(latent) if not image.isfinite().all()]
     if bad:
         raise ValueError(f"latent_image holds NaN or infinite values in image(s) {bad} of the batch")
+
+
+def check_frames(latent: Tensor, *encoders: AnyEncoder) -> None:
+    """Refuse a latent that is no batch of what all encoders see: images (B, C, h, w) or (B, C, 1, h, w), or videos.
+
+    Raises:
+        ValueError: says the shape, and which encoder sees still images only.
+    """
+    # the host's own class for pictures and sound together, and what it makes of one for a sampler: (B, 1, all numbers)
+    if latent.is_nested or (latent.ndim == 3 and latent.shape[1] == 1):
+        raise ValueError(
+            "JEPA guidance works on pictures and videos alone; this latent holds several parts, such as a video and its "
+            "sound. Connect a model that makes pictures or videos without sound."
+        )
+    if latent.ndim not in (4, 5):
+        raise ValueError(
+            f"JEPA guidance works on images and videos; this latent has shape {tuple(latent.shape)}"
+        )
+    if latent.ndim == 4 or latent.shape[2] == 1:
+        return
+    for encoder in (member.encoder for one in encoders for member in one.members):
+        if encoder.encoder.architecture.embed_clip is None:
+            raise ValueError(
+                f"This latent has shape {tuple(latent.shape)}, a video of {latent.shape[2]} latent frames, and "
+                f"{encoder.name} sees still images. Set its length to 1, or take a V-JEPA 2 encoder, which sees motion."
+            )

@@ -10,46 +10,50 @@ import torch
 from torch import Tensor
 
 from ...jepa_core import RarityGradient, has_fast_bfloat16
-from ..comfy.internals import (
-    KSAMPLER,
+from ..comfy.autograd import torch_attention
+from ..comfy.memory import is_out_of_memory, unload_idle
+from ..comfy.models import (
     casts_weights_by_hand,
     compute_dtype,
+    models_in_patches,
+    patches_of,
+    replaced_model_options,
+)
+from ..comfy.required import KSAMPLER, load_models_gpu, soft_empty_cache
+from ..comfy.sampling import (
     denoising_modules,
     go_on_with,
     has_weight_hooks,
-    is_dynamic,
-    is_out_of_memory,
-    load_models_gpu,
-    models_in_patches,
-    patches_of,
     replaced_conditioning,
-    replaced_model_options,
-    soft_empty_cache,
-    torch_attention,
-    unload_idle,
     wrap_run,
     wrap_sampler,
     wrapped_sampler,
 )
-from ..encoders.host_encoder import AnyEncoder, check_frames, patchers
-from ..gradient.autograd import (
-    BlockCount,
-    differentiable_options,
-    host_differentiable,
-    normal_tensors,
-    runs_compiled,
-    uncompiled,
-)
+from ..comfy.streaming import is_dynamic
+from ..encoders.host_encoder import AnyEncoder, patchers
+from ..gradient.autograd import differentiable_options, host_differentiable, normal_tensors
+from ..gradient.block_count import BlockCount
 from ..gradient.chain import Guide, LatentGradient, Slope, held_constant_slope
 from ..gradient.check import DECODER, DENOISER, GradientCheck, WrongGradientError, kinds
 from ..gradient.checkpointing import blocks, checkpointed
+from ..gradient.compiled import runs_compiled, uncompiled
 from ..gradient.decoders import ENCODER_RESOLUTION, FULL, choose_decoder
-from ..gradient.residency import ResidentParts, bound_to_streamed, fits_whole, keep_whole, resident
-from .checks import check_finite, check_one_device, check_sampling, check_vae_fits, refuse_streamed
+from ..gradient.random_state import random_state_kept
+from ..gradient.residency import (
+    ResidentParts,
+    bound_to_streamed,
+    fits_whole,
+    keep_whole,
+    refuse_streamed,
+    resident,
+)
+from .checks import check_finite, check_frames, check_one_device, check_sampling, check_vae_fits
 from .fallback import economise
+from .guided_model import GuidedModel
 from .patch_state import PatchState
+from .probe import rehearse
 from .progress import StepProgress
-from .samplers import GuidedModel, random_state_kept, rehearse, sampler_name
+from .samplers import sampler_name
 from .schedule import Schedule, latent_scale, normalise, posterior_variance, signal_rate
 from .trace import Trace
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..comfy.internals import ModelPatcher
-from ..gradient.autograd import closure_of
+from ..comfy.required import ModelPatcher
+from ..gradient.compiled import closure_of
 
 _OWN_PACKAGE = __name__.rpartition(".host.")[0]
 # Of these, what is in them is not a patch's state: models and what holds them, code, numbers.

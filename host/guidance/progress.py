@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from ..comfy.internals import ProgressBar
+from ..comfy.required import ProgressBar
 
 PARTS = 100  # the bar's parts of one sampler step
 

@@ -3,17 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..comfy.internals import send_event, send_progress_text
+from ..comfy.page import send_event, show_text
 from .trace import Trace
 
 TRACE_EVENT = "jepa_guidance.trace"  # web/js/rarity.js listens to it
 METADATA_KEY = "jepa_guidance"
-
-
-def show_text(node_id: str | None, text: str) -> None:
-    """Show text under a node while the graph runs."""
-    if node_id is not None:
-        send_progress_text(text, node_id)
 
 
 def trace_reporter(node_id: str | None) -> Callable[[Trace], None]:

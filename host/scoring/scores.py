@@ -1,8 +1,6 @@
 """Scoring a batch of the host's images."""
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from operator import mul
 from typing import Any
 
@@ -10,37 +8,9 @@ from torch import Tensor
 
 from ...jepa_core import jepa_score
 from ...jepa_core.transparency import over_white
-from ..comfy.internals import interrupt_check
+from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, use_encoder
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Scores of images that others are compared with.
-
-    Attributes:
-        scores: sorted, at least one.
-        how: what scores have to have in common to be compared, by name: encoder, mode, ...
-    """
-
-    scores: Sequence[float]
-    how: Mapping[str, str]
-
-
-def check_comparable(reference: Reference, how: Mapping[str, str]) -> None:
-    """Raise ValueError where scores taken `how` say nothing beside those of the reference."""
-    for name, value in how.items():
-        if reference.how[name] != value:
-            raise ValueError(
-                f"reference was scored with {name} {reference.how[name]}, this node has {value}; scores of "
-                "different settings are not comparable, so set both nodes alike"
-            )
-
-
-def percentile(score: float, reference: Reference) -> float:
-    """How much of the reference is rarer, in percent; of equal scores one half counts."""
-    below, upto = bisect_left(reference.scores, score), bisect_right(reference.scores, score)
-    return 100 * (below + upto) / 2 / len(reference.scores)
+from .reference import Reference, percentile
 
 
 def check_images(images: Tensor) -> None:

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torchvision.transforms.functional import to_pil_image
 
+from jepa_core.score import PROJECTION
 from research.costs.step import preset_inputs
 from research.effects import evaluate
 from research.effects.evaluate import (
@@ -50,7 +51,6 @@ from research.effects.evaluate import (
 )
 from research.judges.measures import mean_and_error
 
-PROJECTION = 48
 STRENGTH = 0.5
 UNGUIDED, FAITHFUL = "unguided", "faithful"
 TRACKED, HALF = "tracked", "tracked in half precision"

@@ -47,7 +47,7 @@ def row_of(
 ) -> tuple[list[Row], list[Tensor]]:
     """One seed at every strength: its figures, and its pictures (H, W, 3) in [0, 1]."""
     score_images = pack_module("host.scoring.scores.scores").score_images
-    projection = pack_module("host.gradient.chain").PROJECTION
+    projection = pack_module("jepa_core.score").PROJECTION
     plain = sampler.sample(sampler.model, seed, STEPS)
     rows, pictures = [], []
     for strength in strengths:

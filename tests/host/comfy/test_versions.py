@@ -21,18 +21,19 @@ import folder_paths
 import pytest
 import torch
 from comfy.ldm.flux.math import apply_rope, rope
-from jepa_guidance.host.comfy.internals import HOST_VERSION, OLDEST_HOST, training_operations
+from jepa_guidance.host.comfy.autograd import training_operations
+from jepa_guidance.host.comfy.required import HOST_VERSION, OLDEST_HOST
 
 import dev
 from tests.conftest import HOST, ROOT
 
-INTERNALS = ROOT / "host" / "internals.py"
+REQUIRED = ROOT / "host" / "comfy" / "required.py"
 Damage = Callable[[pytest.MonkeyPatch], None]
 
 
-def import_internals() -> ModuleType:
-    """Import host/comfy/internals.py once more, beside the one that the pack uses."""
-    spec = importlib.util.spec_from_file_location("internals_of_a_damaged_host", INTERNALS)
+def import_required() -> ModuleType:
+    """Import host/comfy/required.py once more, beside the one that the pack uses."""
+    spec = importlib.util.spec_from_file_location("required_of_a_damaged_host", REQUIRED)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -75,7 +76,7 @@ DAMAGES = {
 
 
 def test_a_whole_host_is_accepted() -> None:
-    assert import_internals().HOST_VERSION == HOST_VERSION
+    assert import_required().HOST_VERSION == HOST_VERSION
 
 
 @pytest.mark.parametrize("missing", DAMAGES)
@@ -84,7 +85,7 @@ def test_a_host_that_lacks_something_is_refused_by_name(
 ) -> None:
     DAMAGES[missing](monkeypatch)
     with pytest.raises(ImportError, match=rf"needs {re.escape(missing)}, which") as refused:
-        import_internals()
+        import_required()
     assert type(refused.value).__name__ == "HostVersionError"
     message = str(refused.value)
     assert f"this ComfyUI ({HOST_VERSION})" in message
@@ -96,7 +97,7 @@ def test_a_host_without_a_version_is_refused_all_the_same(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "comfyui_version", None)
     monkeypatch.delattr(comfy.samplers, "KSAMPLER")
     with pytest.raises(ImportError, match="of an unknown version"):
-        import_internals()
+        import_required()
 
 
 LOAD = """

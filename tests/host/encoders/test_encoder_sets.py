@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from jepa_guidance.host.encoders.host_encoder import HostEncoder, combined, load_host_encoder, patchers
-from jepa_guidance.host.gradient.chain import PROJECTION, Guide, LatentGradient
+from jepa_guidance.host.gradient.chain import Guide, LatentGradient
 from jepa_guidance.host.gradient.decoders import decoded
 from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.scoring.scores import score_images
+from jepa_guidance.jepa_core.score import PROJECTION
 from jepa_guidance.nodes.combine_encoders import JEPACombineEncoders
 from jepa_guidance.nodes.score_image import JEPAScoreImage
 from torch import Tensor

@@ -22,7 +22,7 @@ from torch import Tensor
 from tests.host.hosts import newer_host
 
 SEED, STEPS, CFG = 7, 6, 2.0
-ROOT = Path(__file__).absolute().parents[2]
+ROOT = Path(__file__).absolute().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_unknown_class_is_refused() -> None:
 
 
 def test_classes_are_those_of_the_training_data() -> None:
-    data = load_script(ROOT / "generator" / "data.py")
+    data = load_script(ROOT / "research" / "training" / "emoji" / "data.py")
     assert demo_model.demo_classes() == ["any", *data.CLASSES]
 
 

@@ -12,8 +12,9 @@ import nodes as host_nodes
 import numpy as np
 import pytest
 import torch
-from jepa_guidance.host.encoders import folders
+from jepa_guidance.host.comfy import folders
 from jepa_guidance.host.generators import djepa as adapter
+from jepa_guidance.host.generators import djepa_files
 from jepa_guidance.host.generators.djepa import HostDJEPA, class_index, load_host_djepa, preview, sample_djepa
 
 from jepa_core.djepa import Tokenizer, masked_counts, sample_tokens, save_djepa, to_latents
@@ -215,13 +216,13 @@ def test_the_menu_and_its_files(file, tmp_path, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "djepa", ([str(file.parent)], {".pt"}))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "jepa", ([], set()))
     folders.register_folders()
-    assert folders.djepa_names()[0] == folders.DJEPA_DEMO
-    assert folders.djepa_file("small.safetensors") == file
+    assert djepa_files.djepa_names()[0] == djepa_files.DJEPA_DEMO
+    assert djepa_files.djepa_file("small.safetensors") == file
     for name in ("absent.safetensors", "../small.safetensors", "/etc/passwd"):
         with pytest.raises(ValueError, match="There is no D-JEPA"):
-            folders.djepa_file(name)
+            djepa_files.djepa_file(name)
     (tmp_path / "djepa" / "linked.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
     (tmp_path / "elsewhere.safetensors").write_bytes(file.read_bytes())
     folder_paths.filename_list_cache.clear()
     with pytest.raises(ValueError, match="leads out of the model folders"):
-        folders.djepa_file("linked.safetensors")
+        djepa_files.djepa_file("linked.safetensors")

@@ -363,7 +363,7 @@ def test_modules_of_code_and_functions_without_one_are_left_alone():
 
 # --- the whole table --------------------------------------------------------------------------------------------------
 
-FIGURES = Path(__file__).with_name("gradient_check.json")
+FIGURES = Path(__file__).with_name("check.json")
 CHECKS = 1000
 
 

@@ -27,7 +27,7 @@ import torch
 from comfy.cldm.cldm import ControlNet
 from comfy.taesd.taesd import TAESD
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from jepa_guidance.host.comfy.internals import is_dynamic
+from jepa_guidance.host.comfy.streaming import is_dynamic
 from jepa_guidance.host.gradient import residency
 from jepa_guidance.host.gradient.chain import LatentGradient
 from jepa_guidance.host.gradient.decoders import FULL, TINY

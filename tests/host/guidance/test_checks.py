@@ -70,7 +70,7 @@ def test_the_host_loads_everything_that_a_run_needs_at_once(tiny, stock):
 
 def test_latents_that_the_encoder_does_not_see_are_refused_with_their_shape(tiny):
     from comfy.nested_tensor import NestedTensor
-    from jepa_guidance.host.encoders.host_encoder import check_frames
+    from jepa_guidance.host.guidance.checks import check_frames
 
     check_frames(torch.zeros(2, 4, 8, 8), tiny.encoder)
     check_frames(torch.zeros(2, 16, 1, 8, 8), tiny.encoder)
@@ -118,7 +118,8 @@ def test_the_encoder_is_one_of_the_models_that_the_host_loads(tiny):
 
 def test_the_folder_admits_safetensors_alone_and_keeps_the_users_own_paths(tmp_path, monkeypatch):
     import folder_paths
-    from jepa_guidance.host.encoders.folders import encoder_file, encoder_names, register_folders
+    from jepa_guidance.host.comfy.folders import register_folders
+    from jepa_guidance.host.encoders.folders import encoder_file, encoder_names
 
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -10,9 +10,9 @@ import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
-from jepa_guidance.host.comfy.internals import interrupt_check
+from jepa_guidance.host.comfy.required import interrupt_check
 from jepa_guidance.host.gradient.chain import Slope
-from jepa_guidance.host.guidance.checks import refuse_streamed
+from jepa_guidance.host.gradient.residency import refuse_streamed
 from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.guidance.trace import Trace

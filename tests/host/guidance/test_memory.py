@@ -12,11 +12,11 @@ import comfy.model_patcher
 import comfy.ops
 import pytest
 import torch
-from jepa_guidance.host.comfy.internals import is_out_of_memory
+from jepa_guidance.host.comfy.memory import is_out_of_memory
 from jepa_guidance.host.gradient import residency
 from jepa_guidance.host.gradient.chain import Guide, LatentGradient
+from jepa_guidance.host.gradient.residency import refuse_streamed
 from jepa_guidance.host.guidance import checks as models
-from jepa_guidance.host.guidance.checks import refuse_streamed
 from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 

@@ -9,8 +9,7 @@ import comfy.supported_models
 import comfy.utils
 import pytest
 import torch
-from jepa_guidance.host.encoders.host_encoder import check_frames
-from jepa_guidance.host.guidance.checks import check_vae_fits
+from jepa_guidance.host.guidance.checks import check_frames, check_vae_fits
 from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 

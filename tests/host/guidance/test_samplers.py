@@ -14,7 +14,8 @@ import pytest
 import torch
 from jepa_guidance.host.gradient.chain import Slope
 from jepa_guidance.host.guidance.patch import apply_guidance
-from jepa_guidance.host.guidance.samplers import rehearse, sampler_refusal
+from jepa_guidance.host.guidance.probe import rehearse
+from jepa_guidance.host.guidance.samplers import sampler_refusal
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient

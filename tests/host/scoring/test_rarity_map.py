@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from jepa_guidance.host.drawing.rarity_overlay import GREY, HEAT, draw_overlay
 from jepa_guidance.host.encoders.host_encoder import combined, use_encoder
-from jepa_guidance.host.gradient.chain import PROJECTION
-from jepa_guidance.host.scoring.rarity_map import GREY, HEAT, draw_overlay, rarity_mask, score_fields
+from jepa_guidance.host.scoring.rarity_map import rarity_mask, score_fields
+from jepa_guidance.jepa_core.score import PROJECTION
 from jepa_guidance.nodes.rarity_map import JEPARarityMap
 
 from jepa_core import patch_scores

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jepa_guidance.host.scoring.scores import Reference, percentile, score_images
+from jepa_guidance.host.scoring.reference import Reference, percentile
+from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.nodes.reference_scores import JEPAReferenceScores
 from jepa_guidance.nodes.score_image import JEPAScoreImage
 

@@ -1,0 +1,104 @@
+"""What the host needs for a backward pass: operations and attention that have one."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import ModuleType
+from typing import Any
+
+import comfy.cli_args
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from .required import attention_pytorch
+
+try:
+    from comfy_kitchen.backends.eager import rope as plain_rotary
+except ImportError:  # the host runs without its library of kernels
+    plain_rotary = None
+
+
+# Rotary embeddings of the host's library of kernels. Its fused operations have no backward pass. Newer hosts go round
+# some of them while they train (not round those of Cosmos Predict 2, Anima, Ernie and JoyImage), 0.9.2 round none.
+_ROTARY = ("apply_rope", "apply_rope_split_half", "rms_rope", "rms_rope_split_half")
+
+
+def _give_a_backward(name: str, plain: Callable) -> None:
+    """Register the derivative of an operation of that library: the one of the same thing in plain torch.
+
+    It adds what was missing, for the whole process; what an operation computes stays as it is.
+    """
+
+    def keep(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.places = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(inputs[i] for i in ctx.places))
+
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        inputs: list[Any] = list(ctx.others)
+        for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+            inputs[place] = tensor.detach().requires_grad_(ctx.needs_input_grad[place])
+        wanted = [i for i in ctx.places if ctx.needs_input_grad[i]]
+        with torch.enable_grad():
+            results = plain(*inputs)
+        results = results if isinstance(results, tuple) else (results,)
+        found = torch.autograd.grad(results, [inputs[i] for i in wanted], cotangents, allow_unused=True)
+        gradients: list[Tensor | None] = [None] * len(inputs)
+        for place, gradient in zip(wanted, found, strict=True):
+            gradients[place] = gradient
+        return tuple(gradients)
+
+    torch.library.register_autograd(f"comfy_kitchen::{name}", backward, setup_context=keep)
+
+
+for _base in _ROTARY:
+    for _name in (_base, _base + "1"):
+        if hasattr(plain_rotary, _name) and hasattr(torch.ops.comfy_kitchen, _name):
+            # newer libraries have operations in place, for which none can be registered
+            with suppress(RuntimeError):
+                _give_a_backward(_name, getattr(plain_rotary, _name))
+
+
+@contextmanager
+def training_operations() -> Iterator[None]:
+    """Within the block, the host's operations take versions with a backward pass. Its switches are global.
+
+    One asks for such versions. The other, of hosts that compile models by themselves, keeps that from reusing memory that
+    a backward pass still reads. Older hosts lack one or both.
+    """
+    switches = ((comfy.model_management, "in_training"), (comfy.cli_args.args, "disable_comfy_compiler"))
+    before = [(owner, name, getattr(owner, name)) for owner, name in switches if hasattr(owner, name)]
+    try:
+        for owner, name, _ in before:
+            setattr(owner, name, True)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+# What modules of the host, and of other packs, call the attention that was chosen at start.
+_CHOSEN_ATTENTION = ("optimized_attention", "optimized_attention_masked")
+
+
+@contextmanager
+def torch_attention() -> Iterator[None]:
+    """Within the block, every module that calls the chosen attention calls torch's, which has a backward.
+
+    An override in the model options reaches only calls that pass these, and PixArt, HunyuanDiT, Ernie and others have calls
+    that do not. The kernels of sage, flash and comfy-kitchen have no backward there: a whole branch would be missing.
+    """
+    places = [
+        (vars(module), name, vars(module)[name])
+        for module in list(sys.modules.values())
+        for name in _CHOSEN_ATTENTION
+        if isinstance(module, ModuleType) and callable(vars(module).get(name))
+    ]
+    try:
+        for table, name, _ in places:
+            table[name] = attention_pytorch
+        yield
+    finally:
+        for table, name, chosen in places:
+            table[name] = chosen

@@ -1,0 +1,31 @@
+"""What is shown on the page: text under nodes, events of this pack, previews."""
+
+import comfy.cli_args
+
+from .required import PreviewMethod
+
+
+def wants_previews() -> bool:
+    """Whether the user asked for previews while samplers run; the page may change it for each prompt."""
+    return bool(comfy.cli_args.args.preview_method != PreviewMethod.NoPreviews)
+
+
+def send_progress_text(text: str, node_id: str) -> None:
+    """Show text under a node of the page."""
+    from server import PromptServer
+
+    PromptServer.instance.send_progress_text(text, node_id)
+
+
+def send_event(name: str, data: dict) -> None:
+    """Send a message of this pack's own to the page whose prompt runs."""
+    from server import PromptServer
+
+    server = PromptServer.instance
+    server.send_sync(name, data, server.client_id)
+
+
+def show_text(node_id: str | None, text: str) -> None:
+    """Show text under a node while the graph runs."""
+    if node_id is not None:
+        send_progress_text(text, node_id)

@@ -1,0 +1,139 @@
+"""What the pack takes from ComfyUI's internals, which it does not promise to keep: checked at import.
+
+A host that lacks something is refused when the pack is imported, with a message that names the host's version and
+what is missing, and not in the middle of an artist's run. Tested with ComfyUI 0.9.2 and 0.30.0.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+OLDEST_HOST = "0.9.2"
+
+
+class HostVersionError(ImportError):
+    """This ComfyUI lacks something that the pack needs. The message says what, and what to do."""
+
+
+def _version() -> str:
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return "of an unknown version"
+    return str(__version__)
+
+
+HOST_VERSION = _version()
+
+
+def _refuse(missing: str) -> HostVersionError:
+    return HostVersionError(
+        f"JEPA Guidance needs {missing}, which this ComfyUI ({HOST_VERSION}) does not have. The pack works with "
+        f"ComfyUI {OLDEST_HOST} and newer: update ComfyUI; if it is the newest, update JEPA Guidance."
+    )
+
+
+try:
+    import comfy.cli_args
+    import comfy.latent_formats
+    import comfy.ldm.modules.attention
+    import comfy.ldm.modules.diffusionmodules.model
+    import comfy.ldm.modules.diffusionmodules.openaimodel
+    import comfy.model_base
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.model_sampling
+    import comfy.patcher_extension
+    import comfy.pixel_space_convert
+    import comfy.samplers
+    import comfy.sd
+    import comfy.supported_models_base
+    import comfy.taesd.taesd
+    import comfy.utils
+    import folder_paths
+
+    # the type checker takes the host's module for this pack's folder of the same name
+    import nodes as host_nodes
+except ModuleNotFoundError as error:
+    raise _refuse(f"the module {error.name}") from error
+
+
+def _need(owner: Any, name: str) -> Any:
+    """The attribute `name` of a module or class of the host. Raises HostVersionError without it."""
+    if not hasattr(owner, name):
+        raise _refuse(f"{getattr(owner, '__qualname__', owner.__name__)}.{name}")
+    return getattr(owner, name)
+
+
+def _need_mention(function: Callable, *names: str) -> None:
+    """Check that a function of the host still reads or sets attributes of these names on its objects."""
+    for name in names:
+        if name not in function.__code__.co_names + function.__code__.co_varnames:
+            raise _refuse(f"the attribute {name} in {function.__qualname__}")
+
+
+# Blocks of the host's UNets and VAEs.
+UNetModel = _need(comfy.ldm.modules.diffusionmodules.openaimodel, "UNetModel")
+ResBlock = _need(comfy.ldm.modules.diffusionmodules.openaimodel, "ResBlock")
+BasicTransformerBlock = _need(comfy.ldm.modules.attention, "BasicTransformerBlock")
+AttnBlock = _need(comfy.ldm.modules.diffusionmodules.model, "AttnBlock")
+ResnetBlock = _need(comfy.ldm.modules.diffusionmodules.model, "ResnetBlock")
+Upsample = _need(comfy.ldm.modules.diffusionmodules.model, "Upsample")
+attention_pytorch = _need(comfy.ldm.modules.attention, "attention_pytorch")
+
+# Models and what the host keeps them in.
+BaseModel = _need(comfy.model_base, "BaseModel")
+ModelType = _need(comfy.model_base, "ModelType")
+ModelConfig = _need(comfy.supported_models_base, "BASE")
+LatentFormat = _need(comfy.latent_formats, "LatentFormat")
+PixelspaceConversionVAE = _need(comfy.pixel_space_convert, "PixelspaceConversionVAE")
+ModelPatcher = _need(comfy.model_patcher, "ModelPatcher")
+VAE = _need(comfy.sd, "VAE")
+TAESD = _need(comfy.taesd.taesd, "TAESD")
+get_torch_device = _need(comfy.model_management, "get_torch_device")
+unet_offload_device = _need(comfy.model_management, "unet_offload_device")
+vae_offload_device = _need(comfy.model_management, "vae_offload_device")
+intermediate_device = _need(comfy.model_management, "intermediate_device")
+load_models_gpu = _need(comfy.model_management, "load_models_gpu")
+soft_empty_cache = _need(comfy.model_management, "soft_empty_cache")
+free_memory = _need(comfy.model_management, "free_memory")
+LoadedModel = _need(comfy.model_management, "LoadedModel")
+# Raises the host's interruption when the user asked for one; only the host's own layers ask by themselves.
+interrupt_check = _need(comfy.model_management, "throw_exception_if_processing_interrupted")
+
+# Sampling.
+KSAMPLER = _need(comfy.samplers, "KSAMPLER")
+sampler_object = _need(comfy.samplers, "sampler_object")
+SAMPLER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SAMPLERS")
+SCHEDULER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SCHEDULERS")
+common_ksampler = _need(host_nodes, "common_ksampler")
+ProgressBar = _need(comfy.utils, "ProgressBar")
+PreviewMethod = _need(comfy.cli_args, "LatentPreviewMethod")
+SAMPLER_WRAPPER = _need(_need(comfy.patcher_extension, "WrappersMP"), "SAMPLER_SAMPLE")
+RUN_WRAPPER = _need(comfy.patcher_extension.WrappersMP, "OUTER_SAMPLE")
+WrapperExecutor = _need(comfy.patcher_extension, "WrapperExecutor")
+
+for _name in ("clone", "get_model_object", "set_additional_models", "get_additional_models_with_key"):
+    _need(ModelPatcher, _name)
+for _name in ("add_wrapper_with_key", "remove_wrappers_with_key", "load", "model_patches_models"):
+    _need(ModelPatcher, _name)
+for _name in ("throw_exception_if_invalid", "spacial_compression_decode"):
+    _need(VAE, _name)
+for _name in ("process_in", "latent_channels", "latent_dimensions", "taesd_decoder_name"):
+    _need(LatentFormat, _name)
+_need(BaseModel, "process_latent_out")
+for _class in ("EPS", "V_PREDICTION", "EDM", "CONST"):
+    for _name in ("calculate_input", "calculate_denoised", "noise_scaling"):
+        _need(_need(comfy.model_sampling, _class), _name)
+for _name in ("folder_names_and_paths", "models_dir", "get_filename_list", "get_folder_paths"):
+    _need(folder_paths, _name)
+_need_mention(ModelPatcher.__init__, "model_lowvram", "load_device", "offload_device", "hook_patches")
+_need_mention(VAE.__init__, "first_stage_model", "patcher", "vae_dtype", "device")
+_need_mention(VAE.__init__, "latent_dim", "output_channels", "process_output")
+_need_mention(comfy.samplers.CFGGuider.outer_sample, "inner_model", "conds", "loaded_models", "model_patcher")
+_need_mention(KSAMPLER.sample, "sampler_function", "extra_options", "inpaint_options")
+_need_mention(_need(comfy.samplers, "KSamplerX0Inpaint").__call__, "denoise_mask", "inner_model", "sigmas")
+_need_mention(WrapperExecutor.__init__, "class_obj", "wrappers", "idx")
+if "server" in sys.modules:  # the host's engine runs without one too
+    for _name in ("send_progress_text", "send_sync"):
+        _need(_need(sys.modules["server"], "PromptServer"), _name)

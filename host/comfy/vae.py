@@ -1,0 +1,17 @@
+"""Decoding with the host's VAE."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def decode(vae: Any, latent: Tensor) -> Tensor:
+    """Decode latent (1, C, ...), in the VAE's own scale, to (1, 3, ...) in [0, 1], differentiably.
+
+    The VAE's own decode falls back to tiles under inference mode when memory is short; its parts do not.
+    """
+    pixels = vae.first_stage_model.decode(latent.to(vae.vae_dtype).to(vae.device))
+    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+    # clone: the host's last step works in place, and a pixel-space VAE returns its input
+    return vae.process_output(pixels.clone())

@@ -1,0 +1,66 @@
+"""Which blocks of a denoiser ran in a call, and whether its answer carries a gradient."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+
+class BlockCount:
+    """How many blocks of a denoiser run in a call of it, and whether its answers carry a gradient.
+
+    A step that comes from a cache skips blocks, or all of them; a kernel without a backward, at the end of a network, leaves
+    an answer that depends on nothing.
+    """
+
+    def __init__(self) -> None:
+        self._most = 0  # in any call
+        self._most_now = 0  # in any call of this step
+        self._now = 0  # in this call
+        self._carries_gradient = False
+        self._counts = False
+
+    @contextmanager
+    def of(self, network: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
+        """Count within the block."""
+
+        def begin(*_: Any) -> None:
+            self._now = 0
+
+        def count(*_: Any) -> None:
+            self._now += 1
+
+        def end(_: Any, __: Any, answer: Any) -> None:
+            self._most_now = max(self._most_now, self._now)
+            self._most = max(self._most, self._now)
+            leaves = (leaf for leaf in tree_leaves(answer) if isinstance(leaf, torch.Tensor))
+            self._carries_gradient |= any(leaf.requires_grad for leaf in leaves)
+
+        hooks = [network.register_forward_pre_hook(begin), network.register_forward_hook(end)]
+        hooks += [block.register_forward_pre_hook(count) for block in blocks]
+        self._counts = True
+        try:
+            yield
+        finally:
+            self._counts = False
+            for hook in hooks:
+                hook.remove()
+
+    def begin_step(self) -> None:
+        """A guided step begins."""
+        self._most_now, self._carries_gradient = 0, False
+
+    def fault(self) -> str | None:
+        """What kept the gradient of this step from the network, for people, or None; also where nothing is counted."""
+        if not self._counts:
+            return None
+        if not self._carries_gradient:
+            return (
+                "no gradient reaches the denoiser's network (a cached step, or a kernel without a backward)"
+            )
+        if self._most_now < self._most:
+            return f"{self._most_now} of the denoiser's {self._most} blocks ran (a cached step)"
+        return None

@@ -1,0 +1,54 @@
+"""Networks that torch.compile made: known, and run as they were written."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from torch import nn
+
+
+def compiles(wrapper: Any) -> bool:
+    """Whether a wrapper is one that puts compiled networks in the place of others, as the host's TorchCompileModel does."""
+    tables = [content for _, content in closure_of(wrapper) if isinstance(content, dict)]
+    return any(is_compiled(part) for table in tables for part in table.values())
+
+
+def runs_compiled(network: nn.Module, options: dict) -> bool:
+    """Whether a network, or a part of it, runs compiled in ordinary calls with these model options of the host."""
+    wrappers = options.get("transformer_options", {}).get("wrappers", {})
+    every = [one for keys in wrappers.values() for group in keys.values() for one in group]
+    return any(map(compiles, every)) or any(map(is_compiled, network.modules()))
+
+
+def closure_of(function: Any) -> list[tuple[Any, Any]]:
+    """The variables of a function that come from around it: (cell, value); those without a value are left out."""
+    found = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):
+            found.append((cell, cell.cell_contents))
+    return found
+
+
+def is_compiled(value: Any) -> bool:
+    """Whether a module is what torch.compile made of another one."""
+    return isinstance(value, nn.Module) and "_orig_mod" in value._modules
+
+
+@contextmanager
+def uncompiled(*modules: nn.Module) -> Iterator[None]:
+    """Within the block, the compiled parts of these modules are the ones that they were compiled from.
+
+    Compiling a backward pass takes minutes, and checkpointing breaks compiled graphs apart.
+    """
+    replaced = []
+    try:
+        for parent in [part for module in modules for part in module.modules()]:
+            for name, child in parent._modules.items():
+                if child is not None and is_compiled(child):
+                    replaced.append((parent, name, child))
+        for parent, name, child in replaced:
+            parent._modules[name] = child.get_submodule("_orig_mod")
+        yield
+    finally:
+        for parent, name, child in replaced:
+            parent._modules[name] = child

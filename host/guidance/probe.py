@@ -1,0 +1,284 @@
+"""What guidance has to know of a sampler: which model call begins which step, and where it keeps its state."""
+
+import inspect
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..gradient.random_state import random_state_kept
+from .guided_model import GuidedModel, Rehearsal
+from .samplers import OTHERS, _refusal, sampler_name, sampler_refusal
+
+NOT_FOLLOWED = "in a dry run it did not follow a change of the latent as it should"
+
+
+# Samplers are judged on a schedule of the pack's own: so many steps that halve sigma, then one to zero. The verdict is
+# then the same for every schedule, and steps this coarse leave no doubt about what a sampler remembers.
+HALVINGS = 9
+
+
+# The first step that depends on the model's first answer through the state alone: known samplers use the last four.
+LATE = 4
+
+
+def rehearse(function: Callable, sigmas: Tensor, options: dict, model: Any) -> Rehearsal:
+    """Run a sampler function on a few numbers, to see how it calls the model. Touches no global random state.
+
+    Samplers call the model once or several times a step, at sigmas that repeat, and report each step after its
+    first call.
+
+    Args:
+        sigmas: the schedule. options: the sampler's own arguments.
+        model: what the host passes to sampler functions; only its attributes are read.
+
+    Raises:
+        ValueError: the sampler cannot be guided; says why and names it.
+    """
+    refusal = sampler_refusal(function)
+    if refusal:
+        raise ValueError(refusal)
+    name = sampler_name(function)
+    try:
+        dry = _DryRun(function, options, model)
+        run, alone = dry.play(sigmas, factor(0.5)), dry.play(sigmas, factor(0.0))
+        why = _fault(run, alone, sigmas)
+        carry = None
+        if why is None and run.first:
+            judged = _Judge(dry, sigmas.max())
+            if not judged.keeps_no_copy():
+                carry = _carry(alone, dry.play(sigmas, factor(0.0), start=2.0))
+                why = None if judged.can_be_carried() else NOT_FOLLOWED
+    except Exception as error:
+        raise ValueError(
+            f"JEPA guidance cannot tell how the sampler {name!r} runs ({type(error).__name__}: {error}). {OTHERS}"
+        ) from error
+    if why is not None:
+        raise ValueError(_refusal(name, why))
+    steps = {call: step for step, call in enumerate(run.first)}
+    seen = [*(run.sigmas[call] for call in steps), float(sigmas[-1])]
+    return Rehearsal(steps, seen, carry)
+
+
+def _fault(run: "_Play", alone: "_Play", sigmas: Tensor) -> str | None:
+    """Why the steps of a sampler have no fixed place, given two runs with other answers; or None."""
+    if run.first != alone.first:
+        return "its steps depend on the image"
+    if not run.first and len(sigmas) > 1:
+        return "it does not report its steps"
+    return None
+
+
+def _carry(alone: "_Play", doubled: "_Play") -> list[float]:
+    """Rehearsal.carry, from two runs that differ by their start; 0 where the start is forgotten."""
+    moved = [two - one for one, two in zip(alone.course, doubled.course, strict=True)]
+    return [1.0, *(after / before if before else 0.0 for before, after in pairwise(moved))]
+
+
+# (what the model is given, sigma, index of the call) -> the model's answer
+Answer = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def factor(size: float) -> Answer:
+    """A model that answers with a part of what it is given."""
+    return lambda x, sigma, call: x * size
+
+
+class _Play(NamedTuple):
+    """One dry run.
+
+    Attributes:
+        states, sigmas: what the model was given at every call.
+        first: the calls that began a step.
+        result: of the sampler.
+    """
+
+    states: list[float]
+    sigmas: list[float]
+    first: list[int]
+    result: float
+
+    @property
+    def course(self) -> list[float]:
+        """The state where each step begins, then the result."""
+        return [*(self.states[call] for call in self.first), self.result]
+
+
+class _DryRun:
+    """Runs a sampler function without noise on a latent of four equal numbers: one has no spread, which some ask for."""
+
+    def __init__(self, function: Callable, options: dict, model: Any) -> None:
+        self.function = function
+        self.model = model
+        # a noise sampler made for the real latent would be advanced by a dry run
+        self.options = {key: value for key, value in options.items() if key != "noise_sampler"}
+        self.silent = "noise_sampler" in inspect.signature(function).parameters
+
+    def play(
+        self,
+        sigmas: Tensor,
+        answer: Answer,
+        start: float = 1.0,
+        writes: dict[int, float] | None = None,
+        wrap: Callable[[Any], Any] = lambda model: model,
+    ) -> _Play:
+        """One run.
+
+        Args:
+            start: of the state, in units of the first sigma.
+            writes: {index of a call: the number that the model writes into what it is given}.
+            wrap: puts something between the sampler and the model.
+        """
+        stub = _Stub(self.model, answer, writes or {})
+        model = wrap(stub)
+        x = torch.ones(1, 1, 2, 2, device=sigmas.device) * sigmas[0] * start
+        options = self.options | ({"noise_sampler": lambda *_: torch.zeros_like(x)} if self.silent else {})
+        first: list[int] = []
+        arguments = {"model_options": {"transformer_options": {}}, "seed": 0}
+        with random_state_kept(sigmas.device):
+            # clones: some samplers write into their arguments
+            result = self.function(
+                model,
+                x.clone(),
+                sigmas.clone(),
+                extra_args=arguments,
+                callback=lambda report: first.append(len(stub.states) - 1),
+                disable=True,
+                **options,
+            )
+        if isinstance(model, GuidedModel):
+            result = model.result(result)
+        return _Play(stub.states, stub.sigmas, first, float(result.flatten()[0]))
+
+
+class _Stub:
+    """Stands in for the model in a dry run."""
+
+    def __init__(self, model: Any, answer: Answer, writes: dict[int, float]) -> None:
+        self._model = model
+        self._answer = answer
+        self._writes = writes
+        self.states: list[float] = []
+        self.sigmas: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict | None = None, **_: Any) -> Tensor:
+        call = len(self.states)
+        self.states.append(float(x.flatten()[0]))
+        self.sigmas.append(float(sigma.flatten()[0]))
+        if call in self._writes:
+            x.fill_(self._writes[call])
+        denoised = self._answer(x, sigma, call)
+        # samplers of the cfg++ kind take the unconditional estimate from such a hook
+        for hook in (model_options or {}).get("sampler_post_cfg_function", []):
+            denoised = hook(self._told(x, sigma, denoised, model_options))
+        return denoised
+
+    def _told(self, x: Tensor, sigma: Tensor, denoised: Tensor, model_options: dict | None) -> dict:
+        """What the host tells a post-CFG hook."""
+        guider = getattr(self._model, "inner_model", None)
+        conds = getattr(guider, "conds", {})
+        return {
+            **dict.fromkeys(("denoised", "cond_denoised", "uncond_denoised"), denoised),
+            "cond": conds.get("positive"),
+            "uncond": conds.get("negative"),
+            "cond_scale": getattr(guider, "cfg", 1.0),
+            "model": getattr(guider, "inner_model", None),
+            "sigma": sigma,
+            "model_options": model_options,
+            "input": x,
+        }
+
+
+class _Judge:
+    """Tells by dry runs where a sampler keeps its state."""
+
+    def __init__(self, dry: _DryRun, highest: Tensor) -> None:
+        self.dry = dry
+        # not lower than flow models begin: the formulas of some samplers are too coarse far below
+        halves = highest.clamp(min=1.0) * 0.5 ** torch.arange(HALVINGS + 1, device=highest.device)
+        self.sigmas = torch.cat([halves, halves.new_zeros(1)])
+        self.alone = dry.play(self.sigmas, factor(0.0))
+        self.first = self.alone.first
+
+    def play(self, answer: Answer, start: float = 1.0, **settings: Any) -> _Play:
+        run = self.dry.play(self.sigmas, answer, start, **settings)
+        if run.first != self.first:
+            raise ValueError("its steps depend on the latent")
+        return run
+
+    def keeps_no_copy(self) -> bool:
+        """Whether the tensor that the model is given holds all that the sampler knows of its state.
+
+        The model writes into it, and what was there before must not matter any more.
+        """
+        return self._forgets_its_start() and all(map(self._is_reached, self._undecided()))
+
+    def _forgets_its_start(self) -> bool:
+        """Whether two runs go on alike when they are made alike at the first step, where nothing is remembered yet."""
+        writes = {0: self.alone.states[0]}
+        one, other = (self.play(factor(0.5), start, writes=writes) for start in (1.0, 2.0))
+        return all(self._alike(one, other, step) for step in range(1, len(self.first) + 1))
+
+    def _undecided(self) -> list[int]:
+        """The steps that do not show that a copy is kept, or that none is.
+
+        Two runs that differ are made alike at every second step, and must then go on alike. What they remember
+        differs too, of earlier answers or of earlier derivatives: an answer of zero makes all answers alike, one equal
+        to the state all derivatives. A sampler that remembers both stays undecided.
+        """
+        steps = range(len(self.first))
+        proven: set[int] = set()
+        for answer in (factor(0.0), factor(1.0)):
+            for parity in (0, 1):
+                one, other = (self._made_alike(answer, parity, size) for size in (1.0, 2.0))
+                proven |= {step for step in steps[parity::2] if self._alike(one, other, step + 1)}
+            if len(proven) == len(steps):
+                break
+        return [step for step in steps if step not in proven]
+
+    def _is_reached(self, step: int) -> bool:
+        """Whether the next step sees what the model writes at this one."""
+        call = self.first[step]
+        changed = self.play(factor(0.0), writes={call: 2 * self.alone.states[call]})
+        return not self._alike(changed, self.alone, step + 1)
+
+    def _made_alike(self, answer: Answer, parity: int, size: float) -> _Play:
+        """A run of another size, but of size 1 at every second step."""
+        writes = {
+            call: self.alone.sigmas[call] * (1.0 if step % 2 == parity else size)
+            for step, call in enumerate(self.first)
+        }
+        return self.play(answer, size, writes=writes)
+
+    def _alike(self, one: _Play, other: _Play, step: int) -> bool:
+        """Whether two runs are at the same place where a step begins; false for numbers that are not finite."""
+        a, b = one.course[step], other.course[step]
+        return abs(a - b) <= 1e-5 * max(abs(a), abs(b), 0.1 * self.alone.sigmas[self.first[step - 1]])
+
+    def can_be_carried(self) -> bool:
+        """Whether GuidedModel gives a sampler that keeps a copy the state that it would have.
+
+        A run with another start and another first answer is moved onto a plain run; it must go on as that one does.
+        """
+        if len(self.first) <= LATE:
+            return False
+
+        def answer(first: float) -> Answer:
+            return lambda x, sigma, call: x * 0 + sigma.flatten()[0] * (1.0 if call else first)
+
+        plain, apart = self.play(answer(1.0), 2.0), self.play(answer(-1.0))
+        carry = _carry(self.alone, self.play(factor(0.0), 2.0))
+        rehearsal = Rehearsal({call: step for step, call in enumerate(self.first)}, [], carry)
+
+        def move(model: Any, x: Tensor, sigma: Tensor, kwargs: dict, step: int) -> Tensor:
+            return model(x.fill_(plain.course[step]), sigma, **kwargs)
+
+        moved = self.play(answer(-1.0), wrap=lambda model: GuidedModel(model, rehearsal, [LATE], move))
+        # runs that meet by themselves show nothing
+        far = abs(plain.course[LATE] - apart.course[LATE]) > 1e-2 * abs(plain.course[LATE])
+        return far and all(self._alike(moved, plain, step) for step in range(LATE, len(self.first) + 1))
