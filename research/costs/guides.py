@@ -27,12 +27,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-import dev
 from jepa_core import Encoder, RarityGradient, has_fast_bfloat16, jepa_score, load_encoder
 from jepa_core.architectures import architecture_of
 from jepa_core.hub import ENCODERS
 from research.costs.pictures import photos
 from research.costs.score import SHIPPED
+from tools.environment import pinned
 
 GIB = 1 << 30
 SIDE = 224
@@ -234,9 +234,9 @@ def spread_of_scores(name: str, file: Path = SCORES) -> dict[str, float] | None:
 def trained(folder: Path) -> dict[str, Any]:
     """The row of an encoder whose weights are there."""
     encoder = load_encoder(folder, image_size=SIDE)
-    known = folder.name == dev.ENCODER_NAME  # else nobody here knows where it came from
+    known = folder.name == pinned.ENCODER_NAME  # else nobody here knows where it came from
     stated = {
-        "download_MB": dev.ENCODER_ARCHIVE.megabytes if known else None,
+        "download_MB": pinned.ENCODER_ARCHIVE.megabytes if known else None,
         "licence": "MIT" if known else None,
         "commercial": True if known else None,
         "gated": False if known else None,

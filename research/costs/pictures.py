@@ -21,9 +21,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-import dev
+from tools.environment.building import download, pip, setup_lock
+from tools.environment.components import cache_folder
+from tools.environment.pinned import Archive
 
-ARCHIVE = dev.Archive(
+ARCHIVE = Archive(
     "comfyui-workflow-templates-media-image",
     "0.3.160",
     "comfyui_workflow_templates_media_image-0.3.160-py3-none-any.whl",
@@ -139,13 +141,11 @@ def wheel(cache: Path | None = None) -> Path:
     """The verified archive, downloaded with pip into dev.py's cache unless it is there.
 
     Raises:
-        dev.SetupError: the package index is out of reach, or serves another file.
+        SetupError: the package index is out of reach, or serves another file.
     """
-    cache = cache or dev.cache_folder(os.environ, platform.system(), Path.home())
-    with dev.setup_lock(cache / ".lock") as held:
-        return dev.download(
-            ARCHIVE, cache / "downloads", lambda words: dev.pip(Path(sys.executable), words, held)
-        )
+    cache = cache or cache_folder(os.environ, platform.system(), Path.home())
+    with setup_lock(cache / ".lock") as held:
+        return download(ARCHIVE, cache / "downloads", lambda words: pip(Path(sys.executable), words, held))
 
 
 def read_picture(content: bytes) -> Tensor | None:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-import dev
 from research.costs.pictures import ARCHIVE, FOLDER, NAMES, choose, gallery, photos, read_picture
+from tools.environment.building import verify
+from tools.environment.components import cache_folder
 
 
 def noise(seed: int, channels: int = 3) -> Image.Image:
@@ -64,8 +65,8 @@ def test_photos() -> None:
 
 def test_the_list_is_what_the_rule_gives() -> None:
     assert len(set(NAMES)) == 88
-    archive = dev.cache_folder(os.environ, platform.system(), Path.home()) / "downloads" / ARCHIVE.filename
+    archive = cache_folder(os.environ, platform.system(), Path.home()) / "downloads" / ARCHIVE.filename
     if not archive.exists():
         pytest.skip("the archive of pictures was not downloaded")
-    dev.verify(archive, ARCHIVE.sha256)
+    verify(archive, ARCHIVE.sha256)
     assert tuple(choose(archive)) == NAMES

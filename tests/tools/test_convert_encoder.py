@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import Dinov2Model
 
-import dev
 from tools import convert_encoder
+from tools.environment import pinned
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
@@ -21,10 +21,10 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 @pytest.fixture(scope="module")
 def graph(encoder_dir: Path) -> onnx.ModelProto:
     """The ONNX graph inside the wheel that the set-up downloaded."""
-    wheel = encoder_dir.parents[1] / "downloads" / dev.ENCODER_ARCHIVE.filename
+    wheel = encoder_dir.parents[1] / "downloads" / pinned.ENCODER_ARCHIVE.filename
     assert wheel.exists(), f"{wheel} is gone: remove {encoder_dir.parent} and run `python dev.py setup`"
     with zipfile.ZipFile(wheel) as archive:
-        return onnx.load_from_string(archive.read(dev.ENCODER_MEMBER))
+        return onnx.load_from_string(archive.read(pinned.ENCODER_MEMBER))
 
 
 def pixels(photo: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_hidden_states_equal_the_graphs(
 
 def test_folder_says_what_it_is(encoder_dir: Path) -> None:
     text = (encoder_dir / "README.md").read_text(encoding="utf-8")
-    assert dev.ENCODER_ARCHIVE.sha256 in text
+    assert pinned.ENCODER_ARCHIVE.sha256 in text
     assert "fine-tuned" in text
 
 

@@ -16,8 +16,9 @@ import pytest
 
 import dev
 from tools import server as server_module
+from tools.environment import building, commands, components, pinned
 
-ROOT = Path(dev.__file__).parent
+ROOT = pinned.ROOT
 HOST_REQUIREMENTS = """\
 comfyui-frontend-package==1.2.3
 comfyui-workflow-templates==4.5.6
@@ -40,9 +41,9 @@ def make_host(folder: Path) -> Path:
     return folder
 
 
-def pinned(content: bytes) -> dev.Archive:
+def archive_of(content: bytes) -> pinned.Archive:
     """An archive pinned to this content."""
-    return dev.Archive("thing", "1.0", "thing-1.0.tar.gz", hashlib.sha256(content).hexdigest(), 1)
+    return pinned.Archive("thing", "1.0", "thing-1.0.tar.gz", hashlib.sha256(content).hexdigest(), 1)
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -59,105 +60,113 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def test_key_tells_apart_where_parts_end() -> None:
-    assert dev.component_key("ab", "c") != dev.component_key("a", "bc")
-    assert dev.component_key("ab", "c") == dev.component_key("ab", "c")
+    assert components.component_key("ab", "c") != components.component_key("a", "bc")
+    assert components.component_key("ab", "c") == components.component_key("ab", "c")
 
 
 def test_environment_key_changes_with_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = dev.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.11")
-    assert dev.environment_key(HOST_REQUIREMENTS + "\n# a comment\n", "numpy==2.0", "cpython-3.11") == key
+    key = components.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.11")
+    assert (
+        components.environment_key(HOST_REQUIREMENTS + "\n# a comment\n", "numpy==2.0", "cpython-3.11") == key
+    )
     changed = {
-        dev.environment_key(HOST_REQUIREMENTS + "einops\n", "numpy==2.0", "cpython-3.11"),
-        dev.environment_key(HOST_REQUIREMENTS, "numpy==2.1", "cpython-3.11"),
-        dev.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.12"),
+        components.environment_key(HOST_REQUIREMENTS + "einops\n", "numpy==2.0", "cpython-3.11"),
+        components.environment_key(HOST_REQUIREMENTS, "numpy==2.1", "cpython-3.11"),
+        components.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.12"),
     }
-    monkeypatch.setattr(dev, "TORCH", ("torch==9.9",))
-    changed.add(dev.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.11"))
+    monkeypatch.setattr(pinned, "TORCH", ("torch==9.9",))
+    changed.add(components.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.11"))
     monkeypatch.undo()
     monkeypatch.setattr(platform, "machine", lambda: "another")
-    changed.add(dev.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.11"))
+    changed.add(components.environment_key(HOST_REQUIREMENTS, "numpy==2.0", "cpython-3.11"))
     assert key not in changed
     assert len(changed) == 5
 
 
 def test_encoder_key_changes_with_conversion_and_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = dev.encoder_key(b"a")
-    assert dev.encoder_key(b"b") != key
-    monkeypatch.setattr(dev, "ENCODER_ARCHIVE", pinned(b"another"))
-    assert dev.encoder_key(b"a") != key
+    key = components.encoder_key(b"a")
+    assert components.encoder_key(b"b") != key
+    monkeypatch.setattr(pinned, "ENCODER_ARCHIVE", archive_of(b"another"))
+    assert components.encoder_key(b"a") != key
 
 
 def test_older_host_key_changes_with_both_hosts_that_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {dev.older_host_key(), dev.host_key(dev.HOST), dev.host_key(dev.OLDER_HOST)}
+    keys = {
+        components.older_host_key(),
+        components.host_key(pinned.HOST),
+        components.host_key(pinned.OLDER_HOST),
+    }
     for name in ("HOST", "OLDER_HOST"):
-        monkeypatch.setattr(dev, name, dev.PinnedHost("1.0", pinned(b"another"), "folder"))
-        keys.add(dev.older_host_key())
+        monkeypatch.setattr(pinned, name, pinned.PinnedHost("1.0", archive_of(b"another"), "folder"))
+        keys.add(components.older_host_key())
         monkeypatch.undo()
-    monkeypatch.setattr(dev, "OLDER_LACKS", "comfy/another")
-    keys.add(dev.older_host_key())
+    monkeypatch.setattr(pinned, "OLDER_LACKS", "comfy/another")
+    keys.add(components.older_host_key())
     assert len(keys) == 6
 
 
 def test_host_requirements_give_way_to_the_pins() -> None:
-    needed, alone = dev.split_requirements(HOST_REQUIREMENTS)
+    needed, alone = pinned.split_requirements(HOST_REQUIREMENTS)
     assert needed == [
-        *dev.TORCH,
-        *dev.TOOLS,
+        *pinned.TORCH,
+        *pinned.TOOLS,
         "comfyui-frontend-package==1.2.3",
         "Pillow",
         "pydantic~=2.0",
-        *dev.TEMPLATES_INDEX,
+        *pinned.TEMPLATES_INDEX,
     ]
-    assert alone == [dev.TORCHAUDIO, "comfyui-workflow-templates==4.5.6"]
+    assert alone == [pinned.TORCHAUDIO, "comfyui-workflow-templates==4.5.6"]
 
 
 def test_host_without_a_template_gallery() -> None:
-    needed, alone = dev.split_requirements("einops\n")
-    assert needed == [*dev.TORCH, *dev.TOOLS, "einops"]
-    assert alone == [dev.TORCHAUDIO]
+    needed, alone = pinned.split_requirements("einops\n")
+    assert needed == [*pinned.TORCH, *pinned.TOOLS, "einops"]
+    assert alone == [pinned.TORCHAUDIO]
 
 
 def test_every_tool_and_constraint_is_pinned_exactly() -> None:
-    constraints = [line for line in dev.CONSTRAINTS.read_text().splitlines() if dev.requirement_name(line)]
-    assert all("==" in line for line in (*dev.TORCH, dev.TORCHAUDIO, *dev.TOOLS, *constraints))
+    constraints = [
+        line for line in pinned.CONSTRAINTS.read_text().splitlines() if pinned.requirement_name(line)
+    ]
+    assert all("==" in line for line in (*pinned.TORCH, pinned.TORCHAUDIO, *pinned.TOOLS, *constraints))
 
 
 # --- downloads ----------------------------------------------------------------------------------------------
 
 
 def test_download_fetches_by_name_version_and_hash(tmp_path: Path) -> None:
-    archive = pinned(b"good")
+    archive = archive_of(b"good")
 
     def fetch(words: Sequence[str]) -> None:
         wanted = Path(words[words.index("-r") + 1]).read_text()
         assert wanted == f"thing==1.0 --hash=sha256:{archive.sha256}\n"
         (Path(words[words.index("-d") + 1]) / archive.filename).write_bytes(b"good")
 
-    assert dev.download(archive, tmp_path / "new", fetch).read_bytes() == b"good"
+    assert building.download(archive, tmp_path / "new", fetch).read_bytes() == b"good"
 
 
 def test_download_refuses_and_removes_another_file(tmp_path: Path) -> None:
-    archive = pinned(b"good")
+    archive = archive_of(b"good")
     with pytest.raises(
-        dev.SetupError, match=rf"(?s)thing-1\.0\.tar\.gz has sha256.*expected {archive.sha256}"
+        building.SetupError, match=rf"(?s)thing-1\.0\.tar\.gz has sha256.*expected {archive.sha256}"
     ):
-        dev.download(archive, tmp_path, lambda words: (tmp_path / archive.filename).write_bytes(b"bad"))
+        building.download(archive, tmp_path, lambda words: (tmp_path / archive.filename).write_bytes(b"bad"))
     assert not (tmp_path / archive.filename).exists()
 
 
 def test_download_keeps_a_good_file_and_replaces_a_damaged_one(tmp_path: Path) -> None:
-    archive = pinned(b"good")
+    archive = archive_of(b"good")
     path = tmp_path / archive.filename
     path.write_bytes(b"good")
-    assert dev.download(archive, tmp_path, lambda words: pytest.fail("fetched again")) == path
+    assert building.download(archive, tmp_path, lambda words: pytest.fail("fetched again")) == path
     path.write_bytes(b"goo")
-    dev.download(archive, tmp_path, lambda words: path.write_bytes(b"good"))
+    building.download(archive, tmp_path, lambda words: path.write_bytes(b"good"))
     assert path.read_bytes() == b"good"
 
 
 def test_download_names_what_pip_did_not_bring(tmp_path: Path) -> None:
-    with pytest.raises(dev.SetupError, match=r"thing 1\.0"):
-        dev.download(pinned(b"good"), tmp_path, lambda words: None)
+    with pytest.raises(building.SetupError, match=r"thing 1\.0"):
+        building.download(archive_of(b"good"), tmp_path, lambda words: None)
 
 
 # --- building, killing, locking -----------------------------------------------------------------------------
@@ -166,24 +175,26 @@ def test_download_names_what_pip_did_not_bring(tmp_path: Path) -> None:
 def test_component_is_made_once(tmp_path: Path) -> None:
     calls: list[Path] = []
     for _ in range(2):
-        dev.build("thing", tmp_path / "thing", tmp_path / "lock", lambda folder, lock: calls.append(folder))
+        building.build(
+            "thing", tmp_path / "thing", tmp_path / "lock", lambda folder, lock: calls.append(folder)
+        )
     assert calls == [tmp_path / "thing"]
 
 
 def test_component_of_a_killed_process_is_made_again(tmp_path: Path) -> None:
     folder, lock = tmp_path / "thing", tmp_path / "lock"
     code = (
-        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import dev\n"
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from tools.environment import building\n"
         "from pathlib import Path\n"
         "def make(folder, lock):\n    (folder / 'half').write_text('half'); os._exit(9)\n"
-        f"dev.build('thing', Path({str(folder)!r}), Path({str(lock)!r}), make)\n"
+        f"building.build('thing', Path({str(folder)!r}), Path({str(lock)!r}), make)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 9
     assert (folder / "half").exists()
-    assert not dev.is_complete(folder)
+    assert not building.is_complete(folder)
 
-    dev.build("thing", folder, lock, lambda folder, lock: (folder / "whole").touch())
-    assert dev.is_complete(folder)
+    building.build("thing", folder, lock, lambda folder, lock: (folder / "whole").touch())
+    assert building.is_complete(folder)
     assert (folder / "whole").exists()
     assert not (folder / "half").exists()
 
@@ -191,23 +202,23 @@ def test_component_of_a_killed_process_is_made_again(tmp_path: Path) -> None:
 def test_lock_is_exclusive_and_ends_with_its_holder(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     code = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); import dev\n"
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from tools.environment import building\n"
         "from pathlib import Path\n"
-        f"with dev.setup_lock(Path({str(lock)!r})):\n    print('held', flush=True); time.sleep(60)\n"
+        f"with building.setup_lock(Path({str(lock)!r})):\n    print('held', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with open(lock, "a") as file:
-            assert not dev.try_lock(file.fileno())
+            assert not building.try_lock(file.fileno())
         holder.kill()
-    with dev.setup_lock(lock):
+    with building.setup_lock(lock):
         pass
 
 
 def test_too_little_space_names_folder_and_remedy(tmp_path: Path) -> None:
-    with pytest.raises(dev.SetupError, match="JEPA_CACHE") as error:
-        dev.check_space(tmp_path, 10**18)
+    with pytest.raises(building.SetupError, match="JEPA_CACHE") as error:
+        building.check_space(tmp_path, 10**18)
     assert str(tmp_path) in str(error.value)
 
 
@@ -218,30 +229,32 @@ def test_host_is_the_named_one_then_the_one_around_then_the_pinned(tmp_path: Pat
     around, named = make_host(tmp_path / "around"), make_host(tmp_path / "named")
     pack = around / "custom_nodes" / "pack"
     pack.mkdir(parents=True)
-    assert dev.find_host(str(named), pack) == named
-    assert dev.find_host(None, pack) == around
-    assert dev.find_host(None, tmp_path / "elsewhere" / "pack") is None
-    assert dev.find_host(None, tmp_path / "no host" / "custom_nodes" / "pack") is None
+    assert components.find_host(str(named), pack) == named
+    assert components.find_host(None, pack) == around
+    assert components.find_host(None, tmp_path / "elsewhere" / "pack") is None
+    assert components.find_host(None, tmp_path / "no host" / "custom_nodes" / "pack") is None
 
 
 def test_a_named_folder_that_is_no_host_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(dev.SetupError, match="is not a ComfyUI folder") as error:
-        dev.find_host(str(tmp_path), tmp_path)
+    with pytest.raises(building.SetupError, match="is not a ComfyUI folder") as error:
+        components.find_host(str(tmp_path), tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
 def test_cache_folder_of_each_platform(tmp_path: Path) -> None:
-    assert dev.cache_folder({}, "Linux", tmp_path) == tmp_path / ".cache" / "jepa-guidance"
-    assert dev.cache_folder({"XDG_CACHE_HOME": "/x"}, "Linux", tmp_path) == Path("/x/jepa-guidance")
-    assert dev.cache_folder({}, "Darwin", tmp_path) == tmp_path / "Library" / "Caches" / "jepa-guidance"
-    assert dev.cache_folder({"LOCALAPPDATA": "/l"}, "Windows", tmp_path) == Path("/l/jepa-guidance")
-    assert dev.cache_folder({"JEPA_CACHE": str(tmp_path)}, "Linux", Path("/home")) == tmp_path
+    assert components.cache_folder({}, "Linux", tmp_path) == tmp_path / ".cache" / "jepa-guidance"
+    assert components.cache_folder({"XDG_CACHE_HOME": "/x"}, "Linux", tmp_path) == Path("/x/jepa-guidance")
+    assert (
+        components.cache_folder({}, "Darwin", tmp_path) == tmp_path / "Library" / "Caches" / "jepa-guidance"
+    )
+    assert components.cache_folder({"LOCALAPPDATA": "/l"}, "Windows", tmp_path) == Path("/l/jepa-guidance")
+    assert components.cache_folder({"JEPA_CACHE": str(tmp_path)}, "Linux", Path("/home")) == tmp_path
 
 
 def test_an_unsupported_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dev, "PYTHON_VERSIONS", ("2.0",))
-    with pytest.raises(dev.SetupError, match=platform.python_version()):
-        dev.find_python()
+    monkeypatch.setattr(pinned, "PYTHON_VERSIONS", ("2.0",))
+    with pytest.raises(building.SetupError, match=platform.python_version()):
+        components.find_python()
 
 
 # --- archives -----------------------------------------------------------------------------------------------
@@ -249,7 +262,7 @@ def test_an_unsupported_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_only_the_inner_folder_is_extracted(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar.gz", {"p/in/x/y.py": b"1", "p/other.py": b"2", "p/inner.py": b"3"})
-    dev.extract_subfolder(archive, "p/in", tmp_path / "out")
+    building.extract_subfolder(archive, "p/in", tmp_path / "out")
     files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")]
     assert files == ["x/y.py"]
 
@@ -259,8 +272,8 @@ def test_only_the_inner_folder_is_extracted(tmp_path: Path) -> None:
 )
 def test_paths_that_leave_the_target_are_refused(tmp_path: Path, name: str) -> None:
     archive = write_tar(tmp_path / "a.tar.gz", {name: b"1"})
-    with pytest.raises(dev.SetupError, match="unsafe path"):
-        dev.extract_subfolder(archive, "p/in", tmp_path / "deep" / "er" / "out")
+    with pytest.raises(building.SetupError, match="unsafe path"):
+        building.extract_subfolder(archive, "p/in", tmp_path / "deep" / "er" / "out")
     assert not list(tmp_path.rglob("*evil"))
 
 
@@ -269,25 +282,25 @@ def test_links_in_an_archive_are_left_out(tmp_path: Path) -> None:
         info = tarfile.TarInfo("p/in/link")
         info.type, info.linkname = tarfile.SYMTYPE, "/etc"
         tar.addfile(info)
-    with pytest.raises(dev.SetupError, match="no files below p/in"):
-        dev.extract_subfolder(tmp_path / "a.tar.gz", "p/in", tmp_path / "out")
+    with pytest.raises(building.SetupError, match="no files below p/in"):
+        building.extract_subfolder(tmp_path / "a.tar.gz", "p/in", tmp_path / "out")
 
 
 def test_older_host_is_completed_from_the_newer_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     downloads, folder, newer = tmp_path / "downloads", tmp_path / "older", tmp_path / "newer"
-    for path in (downloads, folder, newer / dev.OLDER_LACKS):
+    for path in (downloads, folder, newer / pinned.OLDER_LACKS):
         path.mkdir(parents=True)
-    (newer / dev.OLDER_LACKS / "autoencoder.py").write_text("newer")
+    (newer / pinned.OLDER_LACKS / "autoencoder.py").write_text("newer")
     file = write_tar(downloads / "thing-1.0.tar.gz", {"p/ComfyUI/comfy/ldm/flux/math.py": b"older"})
-    older = dev.PinnedHost("1.0", pinned(file.read_bytes()), "p/ComfyUI")
-    monkeypatch.setattr(dev, "OLDER_HOST", older)
+    older = pinned.PinnedHost("1.0", archive_of(file.read_bytes()), "p/ComfyUI")
+    monkeypatch.setattr(pinned, "OLDER_HOST", older)
     # The archive is downloaded already, so that nothing asks this environment for pip.
-    monkeypatch.setattr(dev, "make_environment", lambda python, folder: folder.mkdir())
-    dev.install_older_host(sys.executable, downloads, newer, folder, 0)
+    monkeypatch.setattr(components, "make_environment", lambda python, folder: folder.mkdir())
+    components.install_older_host(sys.executable, downloads, newer, folder, 0)
     made = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.py")}
     assert made == {
         "ComfyUI/comfy/ldm/flux/math.py": "older",
-        f"ComfyUI/{dev.OLDER_LACKS}/autoencoder.py": "newer",
+        f"ComfyUI/{pinned.OLDER_LACKS}/autoencoder.py": "newer",
     }
 
 
@@ -315,10 +328,10 @@ def test_a_bundle_runs_without_the_set_up(monkeypatch: pytest.MonkeyPatch, words
         ran.append((command, environ["PYTHONPATH"]))
         return 5
 
-    def set_up(*_: object) -> dev.Setup:
+    def set_up(*_: object) -> components.Setup:
         raise AssertionError("the set-up needs a network")
 
-    monkeypatch.setattr(dev, "become", become)
+    monkeypatch.setattr(commands, "become", become)
     monkeypatch.setattr(dev, "set_up", set_up)
     assert dev.main(["gpu", *words]) == 5
     assert ran == [([sys.executable, "-P", str(ROOT / "tools" / "gpu" / "run.py"), *words], str(ROOT))]
@@ -327,14 +340,14 @@ def test_a_bundle_runs_without_the_set_up(monkeypatch: pytest.MonkeyPatch, words
 
 
 def test_tests_marked_long_are_left_out_unless_asked_for() -> None:
-    assert dev.check_commands(False, ["-x"])["pytest"] == ["pytest", "tests", "-m", "not long", "-x"]
-    assert dev.check_commands(True, ["-x"])["pytest"] == ["pytest", "tests", "-x"]
+    assert commands.check_commands(False, ["-x"])["pytest"] == ["pytest", "tests", "-m", "not long", "-x"]
+    assert commands.check_commands(True, ["-x"])["pytest"] == ["pytest", "tests", "-x"]
     # the matrix is of all tests
-    matrix = ["-p", "tests.support", "--support", str(dev.SUPPORT)]
-    assert dev.check_commands(True, [])["pytest"] == ["pytest", "tests", *matrix]
+    matrix = ["-p", "tests.support", "--support", str(commands.SUPPORT)]
+    assert commands.check_commands(True, [])["pytest"] == ["pytest", "tests", *matrix]
     # all of the quick ones run side by side, those that somebody names do not
     several = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
-    assert dev.check_commands(False, [])["pytest"] == ["pytest", "tests", *several, "-m", "not long"]
+    assert commands.check_commands(False, [])["pytest"] == ["pytest", "tests", *several, "-m", "not long"]
 
 
 def test_every_check_runs_and_failures_are_reported(
@@ -347,8 +360,8 @@ def test_every_check_runs_and_failures_are_reported(
         return subprocess.CompletedProcess(command, 1 if command[2] in ("ruff", "mypy") else 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    setup = dev.Setup(Path("python"), Path("host"), Path("encoder"))
-    assert dev.run_tests(setup, False, []) == 1
+    setup = components.Setup(Path("python"), Path("host"), Path("encoder"))
+    assert commands.run_tests(setup, False, []) == 1
     assert ran == ["ruff", "ruff", "mypy", "pytest"]
     assert "failed: ruff check, ruff format, mypy" in capsys.readouterr().err
 
@@ -363,17 +376,17 @@ def test_some_tests_run_against_the_older_host_and_all_of_the_engine_when_asked_
         return subprocess.CompletedProcess(command, 1 if env["JEPA_HOST"] == "older" else 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    setup = dev.Setup(Path("python"), Path("host"), Path("encoder"), Path("older"))
+    setup = components.Setup(Path("python"), Path("host"), Path("encoder"), Path("older"))
     for long in (False, True):
         ran.clear()
-        assert dev.run_tests(setup, long, []) == 1
+        assert commands.run_tests(setup, long, []) == 1
         assert [host for host, _ in ran] == ["host"] * 4 + ["older"]
         words = ran[-1][1]
         assert (words[-2:] == ["-m", "not long"]) is not long
         files = [word for word in words if word.startswith("tests/")]
         assert (files == ["tests/host"]) is long
         assert all((ROOT / file).exists() for file in files)
-    assert f"failed: pytest, ComfyUI {dev.OLDER_HOST.version}\n" in capsys.readouterr().err
+    assert f"failed: pytest, ComfyUI {pinned.OLDER_HOST.version}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -385,9 +398,9 @@ def test_the_older_host_is_asked_for_by_all_tests_alone(
 ) -> None:
     asked: list[bool] = []
 
-    def set_up(explicit_host: str | None, cache: Path, older_too: bool) -> dev.Setup:
+    def set_up(explicit_host: str | None, cache: Path, older_too: bool) -> components.Setup:
         asked.append(older_too)
-        raise dev.SetupError("no need for more")
+        raise building.SetupError("no need for more")
 
     monkeypatch.setattr(dev, "set_up", set_up)
     assert dev.main(words) == 2
@@ -401,21 +414,21 @@ def test_the_older_host_is_made_beside_the_pinned_one_alone(
         (folder / "ComfyUI").mkdir(parents=True)
         (folder / "ComfyUI" / "requirements.txt").touch()
 
-    monkeypatch.setattr(dev, "build", build)
-    monkeypatch.setattr(dev, "find_python", lambda: ("python", "cpython-3.11"))
-    monkeypatch.setattr(dev, "ROOT", tmp_path / "pack")
+    monkeypatch.setattr(components, "build", build)
+    monkeypatch.setattr(components, "find_python", lambda: ("python", "cpython-3.11"))
+    monkeypatch.setattr(components, "ROOT", tmp_path / "pack")
     named = str(make_host(tmp_path / "named"))
-    assert dev.set_up(named, tmp_path / "1", True).older_host is None
-    assert dev.set_up(None, tmp_path / "2", False).older_host is None
-    made = dev.set_up(None, tmp_path / "3", True)
+    assert components.set_up(named, tmp_path / "1", True).older_host is None
+    assert components.set_up(None, tmp_path / "2", False).older_host is None
+    made = components.set_up(None, tmp_path / "3", True)
     assert made.older_host is not None
     assert made.older_host.parent.parent == tmp_path / "3"
     assert made.older_host != made.host
 
 
 def test_host_comes_before_pack_and_neighbours_on_the_path() -> None:
-    setup = dev.Setup(Path("python"), Path("host"), Path("encoder"))
-    environ = dev.child_environment(setup, {"PYTHONPATH": "foreign", "KEPT": "1"}, Path("near"))
+    setup = components.Setup(Path("python"), Path("host"), Path("encoder"))
+    environ = commands.child_environment(setup, {"PYTHONPATH": "foreign", "KEPT": "1"}, Path("near"))
     assert environ["PYTHONPATH"].split(os.pathsep) == ["host", str(ROOT), "near"]
     assert environ["KEPT"] == "1"
 

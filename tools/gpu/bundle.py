@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import dev
+from tools.environment import pinned
+from tools.environment.building import download, extract_subfolder, pip, setup_lock
 
 PYTHON = "3.12"
 # The compute capability of the cards that the kernels are kept for, without the dot: H100 and H200.
@@ -100,12 +101,14 @@ class Unpacked:
 def versions(host: Path) -> dict[str, str]:
     """The pinned version of each of PACKAGES, from the constraints, the tools and the host's requirements."""
     lines = [
-        *dev.CONSTRAINTS.read_text(encoding="utf-8").splitlines(),
-        *dev.TOOLS,
+        *pinned.CONSTRAINTS.read_text(encoding="utf-8").splitlines(),
+        *pinned.TOOLS,
         *(host / "requirements.txt").read_text(encoding="utf-8").splitlines(),
     ]
-    pinned = {dev.requirement_name(line): line.partition("==")[2].strip() for line in lines if "==" in line}
-    return {name: pinned[dev.requirement_name(name)] for name in PACKAGES}
+    versions = {
+        pinned.requirement_name(line): line.partition("==")[2].strip() for line in lines if "==" in line
+    }
+    return {name: versions[pinned.requirement_name(name)] for name in PACKAGES}
 
 
 def wheel_arguments(name: str, version: str, folder: Path) -> list[str]:
@@ -122,7 +125,7 @@ def prepare(folder: Path, cache: Path, host: Path) -> int:
 
     Raises:
         BundleError: it is too large, or the folder holds something else.
-        dev.SetupError: something could not be fetched.
+        SetupError: something could not be fetched.
     """
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MANIFEST).exists():
@@ -133,17 +136,15 @@ def prepare(folder: Path, cache: Path, host: Path) -> int:
     # first, so that a bundle that was left half-made can be made again
     (folder / MANIFEST).write_text("{}\n")
     python = Path(sys.executable)
-    with dev.setup_lock(cache / ".lock") as lock:
-        archive = dev.download(
-            dev.HOST.archive, cache / "downloads", lambda words: dev.pip(python, words, lock)
-        )
+    with setup_lock(cache / ".lock") as lock:
+        archive = download(pinned.HOST.archive, cache / "downloads", lambda words: pip(python, words, lock))
         for name, version in versions(host).items():
-            dev.pip(python, wheel_arguments(name, version, wheels), lock)
+            pip(python, wheel_arguments(name, version, wheels), lock)
     (kitchen,) = wheels.glob("comfy_kitchen-*.whl")
     lighten(kitchen)
     pack_host(archive, folder / HOST_FILE)
     files = {str(path.relative_to(folder)): sha256(path) for path in files_below(folder)}
-    manifest = {"host": dev.HOST.version, "python": PYTHON, "capability": CAPABILITY, "sha256": files}
+    manifest = {"host": pinned.HOST.version, "python": PYTHON, "capability": CAPABILITY, "sha256": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     size = sum(path.stat().st_size for path in files_below(folder))
     check_size(size, repository_bytes(folder))
@@ -166,8 +167,8 @@ def files_below(folder: Path) -> list[Path]:
 def repository_bytes(apart_from: Path) -> int:
     """Bytes of the files that git tracks, or would if they were added, without those below a folder."""
     words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(words, cwd=dev.ROOT, capture_output=True, check=True).stdout.decode()
-    paths = {dev.ROOT / name for name in listed.split("\0") if name}
+    listed = subprocess.run(words, cwd=pinned.ROOT, capture_output=True, check=True).stdout.decode()
+    paths = {pinned.ROOT / name for name in listed.split("\0") if name}
     own = apart_from.absolute()
     return sum(path.stat().st_size for path in paths if path.is_file() and own not in path.parents)
 
@@ -179,7 +180,7 @@ def sha256(path: Path) -> str:
 def pack_host(archive: Path, target: Path) -> None:
     """Pack the files of the pinned host that its server needs."""
     unpacked = target.with_name("unpacked")
-    dev.extract_subfolder(archive, dev.HOST.folder, unpacked)
+    extract_subfolder(archive, pinned.HOST.folder, unpacked)
     for name in NOT_CARRIED:
         shutil.rmtree(unpacked / name, ignore_errors=True)
     with tarfile.open(target, "w:xz", preset=6) as tar:

@@ -27,13 +27,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import dev
+from tools.environment.building import SetupError
+from tools.environment.components import cache_folder
+from tools.environment.pinned import ROOT
 from tools.gpu.bench import FULL, TINY, Bench
 from tools.gpu.bundle import BundleError, Unpacked, check_kernels, prepare, unpack
 from tools.gpu.rows import Row, Stage, run_stages, table
 from tools.gpu.stages import STAGES, driver
 
-OUT = dev.ROOT / ".work" / "gpu.json"
+OUT = ROOT / ".work" / "gpu.json"
 MINUTES = 8.0
 # Of those, what it takes to end servers and to write the last row.
 LAST_SECONDS = 15.0
@@ -98,7 +100,7 @@ def host_of_set_up() -> Unpacked:
     host = os.environ.get("JEPA_HOST")
     if not host:
         raise BundleError("JEPA_HOST is not set: run this with `python dev.py gpu --dry-run`")
-    return Unpacked(Path(host), dev.ROOT, sys.executable)
+    return Unpacked(Path(host), ROOT, sys.executable)
 
 
 def stages_with_kernels(unpacked: Unpacked) -> dict[str, Stage]:
@@ -186,12 +188,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if options.prepare:
-            cache = dev.cache_folder(os.environ, platform.system(), Path.home())
+            cache = cache_folder(os.environ, platform.system(), Path.home())
             size = prepare(options.prepare, cache, host_of_set_up().host)
             print(f"{options.prepare}: {size / (1 << 20):.1f} MiB")
             return 0
         record = measure(options)
-    except (BundleError, dev.SetupError) as error:
+    except (BundleError, SetupError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table(record))

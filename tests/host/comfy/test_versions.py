@@ -24,8 +24,8 @@ from comfy.ldm.flux.math import apply_rope, rope
 from jepa_guidance.host.comfy.autograd import training_operations
 from jepa_guidance.host.comfy.required import HOST_VERSION, OLDEST_HOST
 
-import dev
 from tests.conftest import HOST, ROOT
+from tools.environment import pinned
 
 REQUIRED = ROOT / "host" / "comfy" / "required.py"
 Damage = Callable[[pytest.MonkeyPatch], None]
@@ -119,7 +119,7 @@ def test_the_host_leaves_the_pack_out_and_shows_the_message() -> None:
 
 
 def test_what_is_said_of_the_oldest_host_is_what_is_tested() -> None:
-    assert dev.OLDER_HOST.version == OLDEST_HOST
+    assert pinned.OLDER_HOST.version == OLDEST_HOST
     assert f'requires-comfyui = ">={OLDEST_HOST}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
