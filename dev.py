@@ -1,4 +1,4 @@
-"""The one entry point for developing this pack: set-up, tests, demo, a server to try by hand.
+"""Develop this pack: set-up, tests, demo, benchmarks, and a server to try by hand.
 
     python dev.py test [--long] [pytest args]   lint, types and tests
     python dev.py run FILE [args]               run a Python file in the environment
@@ -9,13 +9,13 @@
     python dev.py serve [--port N]              start ComfyUI with this pack, in the foreground
     python dev.py setup                         only the set-up
 
-Every command sets up what is missing first: a ComfyUI to run against, a virtual environment, and a real
-trained DINOv2 encoder. `gpu --bundle` alone sets nothing up, and uses the Python that it was started with.
-All of the set-up lies in a cache outside the clone (JEPA_CACHE, else the user's cache folder).
---comfyui PATH (or JEPA_COMFYUI) names the ComfyUI folder to use; without it, a ComfyUI whose
-custom_nodes/ holds this folder is used, and without that a pinned one. With the pinned one, `test` without
-pytest arguments also runs some of the tests (--long: all of the engine's) in an older ComfyUI, made at that
-time.
+Every command first sets up what is missing: a ComfyUI, a virtual environment and a real trained DINOv2
+encoder, all in a cache outside the clone (JEPA_CACHE, else the user's cache folder). Only `gpu --bundle`
+needs no set-up: it uses the Python that runs it.
+
+--comfyui PATH (or JEPA_COMFYUI) names the ComfyUI to use. Without it, a ComfyUI whose custom_nodes/ holds
+this folder is used, else a pinned one. With the pinned one, `test` without pytest arguments also runs some
+of the tests (--long: all of the engine's) in an older ComfyUI, which it sets up then.
 
 Standard library only. The set-up reaches the network through pip alone.
 """
@@ -29,18 +29,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Python puts the script's real folder on the path; a clone may be a link.
-sys.path.insert(0, str(Path(__file__).absolute().parent))
+if __name__ == "__main__":
+    # For a clone behind a link, Python puts the real folder on the path; ROOT should be the link.
+    sys.path.insert(0, str(Path(__file__).absolute().parent))
 
 from tools.environment.building import SetupError, say
-from tools.environment.commands import BUNDLE, PROGRAMS, run_bundle, run_file, run_tests, serve_arguments
+from tools.environment.commands import (
+    PROGRAMS,
+    SERVER,
+    run_file,
+    run_tests,
+    run_without_setup,
+    serve_arguments,
+)
 from tools.environment.components import cache_folder, set_up
-from tools.environment.pinned import ROOT
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the command line; returns the options and what is left for the program that the command runs."""
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """Parse the command line; returns the options, and the arguments for the program that the command runs."""
+    common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--comfyui", metavar="PATH", default=argparse.SUPPRESS, help="the ComfyUI folder to use"
     )
@@ -57,7 +64,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     test = commands.add_parser("test", parents=[common], allow_abbrev=False, help="lint, types and tests")
     test.add_argument("--long", action="store_true", help="run the tests marked long as well")
     run = commands.add_parser("run", add_help=False, help="run a Python file in the environment")
-    run.add_argument("file", metavar="FILE")
+    run.add_argument("file", metavar="FILE", type=Path)
     run.add_argument("arguments", nargs=argparse.REMAINDER)
     commands.add_parser("encoder", parents=[common], help="print the folder of a real trained encoder")
     commands.add_parser("demo", add_help=False, allow_abbrev=False, help="run tools/demo.py")
@@ -75,11 +82,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code (2 when the set-up fails)."""
     options, rest = parse(arguments)
-    if options.command == "gpu" and any(word.partition("=")[0] == BUNDLE for word in rest):
-        return run_bundle(str(PROGRAMS["gpu"]), rest)
+    if options.command == "gpu" and any(word.partition("=")[0] == "--bundle" for word in rest):
+        return run_without_setup(PROGRAMS["gpu"], rest)
     cache = cache_folder(os.environ, platform.system(), Path.home())
     explicit_host = getattr(options, "comfyui", os.environ.get("JEPA_COMFYUI"))
-    # Who names tests to run wants those alone.
+    # whoever names tests wants only those
     older_too = options.command == "test" and not rest
     try:
         setup = set_up(explicit_host, cache, older_too)
@@ -90,13 +97,12 @@ def main(arguments: Sequence[str]) -> int:
         return run_tests(setup, options.long, rest)
     if options.command == "run":
         return run_file(setup, options.file, options.arguments)
+    if options.command in PROGRAMS:
+        return run_file(setup, PROGRAMS[options.command], rest)
+    if options.command == "serve":
+        return run_file(setup, SERVER, serve_arguments(setup, cache / "serve", options.port))
     if options.command == "encoder":
         print(setup.encoder)
-    if options.command in PROGRAMS:
-        return run_file(setup, str(PROGRAMS[options.command]), rest)
-    if options.command == "serve":
-        arguments_of_server = serve_arguments(setup, cache / "serve", options.port)
-        return run_file(setup, str(ROOT / "tools" / "server.py"), arguments_of_server)
     return 0
 
 

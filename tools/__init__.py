@@ -1,1 +1,1 @@
-"""Tools of the developers; not published."""
+"""Developer tools; none of this is published."""

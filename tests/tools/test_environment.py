@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tarfile
@@ -175,9 +176,7 @@ def test_download_names_what_pip_did_not_bring(tmp_path: Path) -> None:
 def test_component_is_made_once(tmp_path: Path) -> None:
     calls: list[Path] = []
     for _ in range(2):
-        building.build(
-            "thing", tmp_path / "thing", tmp_path / "lock", lambda folder, lock: calls.append(folder)
-        )
+        building.build("thing", tmp_path / "thing", tmp_path / "lock", calls.append)
     assert calls == [tmp_path / "thing"]
 
 
@@ -186,14 +185,14 @@ def test_component_of_a_killed_process_is_made_again(tmp_path: Path) -> None:
     code = (
         f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from tools.environment import building\n"
         "from pathlib import Path\n"
-        "def make(folder, lock):\n    (folder / 'half').write_text('half'); os._exit(9)\n"
+        "def make(folder):\n    (folder / 'half').write_text('half'); os._exit(9)\n"
         f"building.build('thing', Path({str(folder)!r}), Path({str(lock)!r}), make)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 9
     assert (folder / "half").exists()
     assert not building.is_complete(folder)
 
-    building.build("thing", folder, lock, lambda folder, lock: (folder / "whole").touch())
+    building.build("thing", folder, lock, lambda folder: (folder / "whole").touch())
     assert building.is_complete(folder)
     assert (folder / "whole").exists()
     assert not (folder / "half").exists()
@@ -212,6 +211,27 @@ def test_lock_is_exclusive_and_ends_with_its_holder(tmp_path: Path) -> None:
         with open(lock, "a") as file:
             assert not building.try_lock(file.fileno())
         holder.kill()
+    with building.setup_lock(lock):
+        pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a lock of Windows belongs to one process")
+def test_pip_keeps_the_lock_when_its_starter_is_killed(tmp_path: Path) -> None:
+    lock, pip = tmp_path / "lock", tmp_path / "python"
+    pip.write_text("#!/bin/sh\necho $$ >&2\nexec sleep 60\n")
+    pip.chmod(0o755)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tools.environment import building\n"
+        "from pathlib import Path\n"
+        f"with building.setup_lock(Path({str(lock)!r})):\n    building.pip(Path({str(pip)!r}), ['download'])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as starter:
+        assert starter.stderr is not None
+        process = int(starter.stderr.readline())
+        starter.kill()
+    with open(lock, "a") as file:
+        assert not building.try_lock(file.fileno())
+    os.kill(process, signal.SIGKILL)
     with building.setup_lock(lock):
         pass
 
@@ -296,7 +316,7 @@ def test_older_host_is_completed_from_the_newer_one(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pinned, "OLDER_HOST", older)
     # The archive is downloaded already, so that nothing asks this environment for pip.
     monkeypatch.setattr(components, "make_environment", lambda python, folder: folder.mkdir())
-    components.install_older_host(sys.executable, downloads, newer, folder, 0)
+    components.install_older_host(sys.executable, downloads, newer, folder)
     made = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.py")}
     assert made == {
         "ComfyUI/comfy/ldm/flux/math.py": "older",
@@ -307,11 +327,25 @@ def test_older_host_is_completed_from_the_newer_one(monkeypatch: pytest.MonkeyPa
 # --- commands -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets only some users make links")
+def test_a_linked_clone_finds_itself_at_the_link(tmp_path: Path) -> None:
+    link = tmp_path / "custom_nodes" / "pack"
+    link.parent.mkdir()
+    link.symlink_to(ROOT)
+    code = (
+        "import runpy, sys\nsys.argv[1:] = ['--help']\ntry:\n"
+        f"    runpy.run_path({str(link / 'dev.py')!r}, run_name='__main__')\nexcept SystemExit as end:\n"
+        "    from tools.environment.pinned import ROOT\n    print(end.code, ROOT)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"0 {link}", done.stderr
+
+
 def test_arguments_reach_the_program_that_a_command_runs() -> None:
     options, rest = dev.parse(["test", "--long", "-k", "name", "--comfyui", "/x"])
     assert (options.long, options.comfyui, rest) == (True, "/x", ["-k", "name"])
     options, _ = dev.parse(["--comfyui", "/x", "run", "file.py", "--comfyui", "theirs", "-h"])
-    assert (options.comfyui, options.file) == ("/x", "file.py")
+    assert (options.comfyui, options.file) == ("/x", Path("file.py"))
     assert options.arguments == ["--comfyui", "theirs", "-h"]
     assert dev.parse(["demo", "--steps", "3", "--help"])[1] == ["--steps", "3", "--help"]
     assert dev.parse(["bench", "gradient", "--folder", "x"])[1] == ["gradient", "--folder", "x"]

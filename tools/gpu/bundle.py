@@ -21,6 +21,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tools.environment import pinned
@@ -136,10 +137,10 @@ def prepare(folder: Path, cache: Path, host: Path) -> int:
     # first, so that a bundle that was left half-made can be made again
     (folder / MANIFEST).write_text("{}\n")
     python = Path(sys.executable)
-    with setup_lock(cache / ".lock") as lock:
-        archive = download(pinned.HOST.archive, cache / "downloads", lambda words: pip(python, words, lock))
+    with setup_lock(cache / ".lock"):
+        archive = download(pinned.HOST.archive, cache / "downloads", partial(pip, python))
         for name, version in versions(host).items():
-            pip(python, wheel_arguments(name, version, wheels), lock)
+            pip(python, wheel_arguments(name, version, wheels))
     (kitchen,) = wheels.glob("comfy_kitchen-*.whl")
     lighten(kitchen)
     pack_host(archive, folder / HOST_FILE)
