@@ -1,14 +1,14 @@
-"""A real ComfyUI server with its own base directory, for tests, the demo and for trying by hand.
+"""A real ComfyUI server with its own base directory, for tests, tools and manual use.
 
     with Server(host, {"custom_nodes/jepa-guidance": repo, "models/jepa/dinov2": encoder}) as server:
         prompt_id = server.queue(workflow_in_api_format)
         history = server.wait(prompt_id, timeout=60)
 
-Run as a script it starts one in the foreground:
+As a script, this starts one in the foreground:
 
     python tools/server.py --host COMFYUI --base FOLDER --port 8188 custom_nodes/jepa-guidance=REPO ...
 
-Standard library only. The server listens on 127.0.0.1 alone.
+Standard library only. The server listens on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ START_SECONDS = 180.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
 LOG_TAIL = 4000
-# Not part of a pack when it has to be copied rather than linked.
+# Left out of a pack that has to be copied rather than linked.
 NOT_COPIED = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", ".work")
 
 
 class ServerError(RuntimeError):
-    """The server did not start, or it is gone."""
+    """The server did not start, or no longer answers."""
 
 
 class PromptRefused(ServerError):
-    """The server refused a prompt; `answer` is its JSON, with "error" and "node_errors"."""
+    """The server refused a prompt; `answer` is its JSON with "error" and "node_errors"."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
         super().__init__(json.dumps(answer, indent=1))
@@ -56,8 +56,11 @@ class PromptRefused(ServerError):
 class ExecutionFailed(RuntimeError):
     """A node raised, or the run was interrupted.
 
-    `event` is "execution_error" or "execution_interrupted"; `node_id` and `node_type` say where; `message` is
-    the exception's text ("" for an interrupt); `details` is everything the server reported.
+    Attributes:
+        event: "execution_error" or "execution_interrupted".
+        node_id, node_type: the node that ended.
+        message: the exception's text ("" for an interrupt).
+        details: everything that the server reported.
     """
 
     def __init__(self, event: str, details: dict[str, Any]) -> None:
@@ -71,7 +74,7 @@ class ExecutionFailed(RuntimeError):
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now."""
+    """A TCP port on 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -79,9 +82,9 @@ def free_port() -> int:
 
 
 def link(target: Path, place: Path) -> None:
-    """Make `place` lead to the file or folder `target`: a symlink, else a junction or hard link, else a copy.
+    """Link `place` to the file or folder `target`: a symlink, else a junction or hard link, else a copy.
 
-    A link that stands at `place` already is replaced; anything else there raises FileExistsError.
+    Replaces a link at `place`; raises FileExistsError for anything else there.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.is_symlink():
@@ -89,7 +92,7 @@ def link(target: Path, place: Path) -> None:
     elif place.exists() and place.samefile(target):
         return
     elif os.name == "nt" and place.is_dir():
-        # Removes a junction, and fails on a folder that holds something.
+        # Removes a junction, but fails for a folder that is not empty.
         with contextlib.suppress(OSError):
             place.rmdir()
     try:
@@ -97,7 +100,7 @@ def link(target: Path, place: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        # Windows makes symlinks for administrators and developer mode only.
+        # Windows makes symlinks only for administrators and in developer mode.
         if not target.is_dir():
             link_or_copy_file(target, place)
         elif not make_junction(target, place):
@@ -105,9 +108,9 @@ def link(target: Path, place: Path) -> None:
 
 
 def place_files(target: Path, place: Path) -> None:
-    """Put the files of the folder `target` into a folder `place`, as hard links or copies.
+    """Fill the folder `place` with the files of the folder `target`, as hard links or copies.
 
-    For model folders: the pack loads no weights through a symlink that leads out of them.
+    For model folders: the pack refuses weights behind a symlink that leads out of them.
     """
     if place.is_symlink():
         place.unlink()
@@ -118,7 +121,7 @@ def place_files(target: Path, place: Path) -> None:
 
 
 def link_or_copy_file(target: Path, place: Path) -> None:
-    """Make `place` a hard link to the file `target`, or a copy when they lie on different disks."""
+    """Make `place` a hard link to the file `target`, or a copy if they are on different disks."""
     try:
         os.link(target, place)
     except OSError:
@@ -126,7 +129,7 @@ def link_or_copy_file(target: Path, place: Path) -> None:
 
 
 def make_junction(target: Path, place: Path) -> bool:
-    """Make a Windows directory junction; False where that cannot be done."""
+    """Make a Windows directory junction; False if that fails."""
     if os.name != "nt":
         return False
     words = ["cmd", "/c", "mklink", "/J", str(place), str(target.absolute())]
@@ -134,7 +137,7 @@ def make_junction(target: Path, place: Path) -> bool:
 
 
 def prepare_base(base: Path, links: Mapping[str, Path]) -> None:
-    """Make a base directory for the server; `links` maps a path below it to what stands there."""
+    """Make a base directory for the server; `links` maps a path inside it to the file or folder to put there."""
     for name in BASE_FOLDERS:
         (base / name).mkdir(parents=True, exist_ok=True)
     for inside, target in links.items():
@@ -148,31 +151,24 @@ def server_command(
     python: str, host: Path, base: Path, port: int, cpu: bool, arguments: Sequence[str] = ()
 ) -> list[str]:
     """The command line that starts the ComfyUI in `host` with `base` as its base directory."""
+    # By default every server shares one database in the host's folder.
+    database = f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}"
     words = [python, str(host / "main.py"), "--listen", "127.0.0.1", "--port", str(port)]
-    # The database would otherwise lie in the host's folder, shared by every server.
-    words += [
-        "--base-directory",
-        str(base),
-        "--database-url",
-        f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}",
-    ]
+    words += ["--base-directory", str(base), "--database-url", database]
     return [*words, *(["--cpu"] if cpu else []), *arguments]
 
 
 def server_environment(environ: Mapping[str, str], offline: bool) -> dict[str, str]:
     """The environment variables for the server: no foreign import path and, if `offline`, no model hub."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if name not in ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")
-    }
-    # Without UTF-8 a Windows console's code page cannot print the server's log into a file.
+    foreign = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")
+    kept = {name: value for name, value in environ.items() if name not in foreign}
+    # With a Windows code page, printing the log to a file can fail.
     extra = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
     return {**kept, **extra, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
 
 
 def encode_upload(fields: Mapping[str, str], name: str, content: bytes) -> tuple[str, bytes]:
-    """A multipart form with text fields and one file in field "image", as (content type, body)."""
+    """A multipart form with text fields and one file in the field "image", as (content type, body)."""
     boundary = uuid.uuid4().hex
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
@@ -189,13 +185,15 @@ def encode_upload(fields: Mapping[str, str], name: str, content: bytes) -> tuple
 
 
 class Server:
-    """A ComfyUI process with its own base directory, started by `with` and stopped at its end.
+    """A ComfyUI process with its own base directory, running for the length of a `with` block.
 
-    host: the folder with ComfyUI's main.py. links: what to put into the base directory, as path below it ->
-    file or folder, for instance {"models/jepa/dinov2": encoder}. base: the base directory; without one a
-    temporary folder is used and removed at the end. python: the interpreter. cpu: compute on the CPU.
-    offline: keep the model hub's client off the network. port: 0 takes a free one. arguments: more options
-    for main.py.
+    Args:
+        host: the folder with ComfyUI's main.py.
+        links: what to put into the base directory, by path, as in {"models/jepa/dinov2": encoder_folder}.
+        base: the base directory; None for a temporary one.
+        python: the interpreter. arguments: more options for main.py. port: 0 for a free one.
+        cpu: compute on the CPU. offline: keep the model hub's client off the network.
+        start_seconds: how long the server may take to answer.
     """
 
     def __init__(
@@ -209,6 +207,7 @@ class Server:
         offline: bool = True,
         port: int = 0,
         arguments: Sequence[str] = (),
+        start_seconds: float = START_SECONDS,
     ) -> None:
         self.host = host
         self.links = dict(links)
@@ -217,15 +216,16 @@ class Server:
         self.offline = offline
         self.port = port
         self.arguments = tuple(arguments)
+        self.start_seconds = start_seconds
         self._given_base = base
         self._cleanup = contextlib.ExitStack()
-        # A proxy named in the environment must not come between us and our own machine.
+        # No proxy, whatever the environment says: the server is on this machine.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def __enter__(self) -> Server:
         with contextlib.ExitStack() as stack:
             if self._given_base is None:
-                # Windows may hold a file a moment longer than the process that had it open.
+                # Windows may keep a file open a moment longer than its process lives.
                 temporary = tempfile.TemporaryDirectory(prefix="jepa-comfyui-", ignore_cleanup_errors=True)
                 self.base = Path(stack.enter_context(temporary))
             else:
@@ -243,7 +243,7 @@ class Server:
                 stderr=subprocess.STDOUT,
             )
             stack.callback(self._stop)
-            self._wait_until_ready(START_SECONDS)
+            self._wait_until_ready()
             self._cleanup = stack.pop_all()
         return self
 
@@ -254,7 +254,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The server's address, without a slash at the end."""
+        """The server's address, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
 
     def log(self) -> str:
@@ -266,10 +266,17 @@ class Server:
         info: dict[str, Any] = self._json("/object_info")
         return info
 
-    def queue(self, prompt: Mapping[str, Any], extra_data: Mapping[str, Any] | None = None) -> str:
-        """Queue a workflow in API format, with what a page sends along; returns its prompt id.
+    def defaults(self, node: str) -> dict[str, Any]:
+        """The defaults of a node's inputs, without those that have none."""
+        sections = self._json(f"/object_info/{node}")[node]["input"]
+        specs = {**sections.get("required", {}), **sections.get("optional", {})}
+        options = {name: spec[1] for name, spec in specs.items() if len(spec) > 1}
+        return {name: option["default"] for name, option in options.items() if "default" in option}
 
-        Raises PromptRefused when the server finds fault with any of its outputs (it may run the others).
+    def queue(self, prompt: Mapping[str, Any], extra_data: Mapping[str, Any] | None = None) -> str:
+        """Queue a workflow in API format, with what a page would send along; returns its prompt id.
+
+        Raises PromptRefused when any of its outputs is invalid, even if the server runs the others.
         """
         try:
             answer = self._json("/prompt", {"prompt": prompt, "extra_data": extra_data or {}})
@@ -284,8 +291,8 @@ class Server:
     def wait(self, prompt_id: str, timeout: float) -> dict[str, Any]:
         """Wait up to `timeout` seconds for a prompt to end; returns its history entry.
 
-        Raises ExecutionFailed when a node raised or the run was interrupted, TimeoutError when it takes
-        longer, ServerError when the server died.
+        Raises ExecutionFailed when a node raised or the run was interrupted, TimeoutError when the time is
+        up, ServerError when the server died.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -299,29 +306,28 @@ class Server:
         raise TimeoutError(f"prompt {prompt_id} did not end within {timeout:g} s; {self._tail()}")
 
     def get(self, path: str) -> bytes:
-        """The server's answer to a GET of `path`, which begins with a slash."""
+        """The server's answer to a GET of `path`, which starts with a slash."""
         return self._request(path)
 
     def image(self, ref: Mapping[str, str]) -> bytes:
-        """The file that an output refers to, for instance history["outputs"]["9"]["images"][0]."""
+        """The file behind an output such as history["outputs"]["9"]["images"][0]."""
         query = urllib.parse.urlencode({name: ref[name] for name in ("filename", "subfolder", "type")})
         return self.get(f"/view?{query}")
 
     def upload(self, path: Path) -> str:
-        """Put a file into the input folder, replacing one of that name; returns its name for LoadImage."""
+        """Put a file into the input folder, replacing one of the same name; returns its name for LoadImage."""
         content_type, body = encode_upload({"overwrite": "true"}, path.name, path.read_bytes())
         answer = json.loads(self._request("/upload/image", body, content_type))
         return str(answer["name"])
 
     def interrupt(self) -> None:
-        """Ask the server to stop what it runs now."""
+        """Ask the server to stop the current prompt."""
         self._request("/interrupt", b"{}", "application/json")
 
     def forget(self) -> None:
-        """Have the server drop its models and all results that it keeps from earlier runs."""
-        self._request(
-            "/free", json.dumps({"unload_models": True, "free_memory": True}).encode(), "application/json"
-        )
+        """Have the server unload its models and drop all cached results."""
+        body = json.dumps({"unload_models": True, "free_memory": True})
+        self._request("/free", body.encode(), "application/json")
 
     def _json(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON answer to a GET, or to a POST of `body`."""
@@ -331,7 +337,7 @@ class Server:
     def _request(self, path: str, body: bytes | None = None, content_type: str = "") -> bytes:
         """The answer to a GET, or to a POST of `body`.
 
-        Raises ServerError when the server is gone and urllib.error.HTTPError when it answers with an error.
+        Raises ServerError when the server does not answer, urllib.error.HTTPError when it answers with an error.
         """
         headers = {"Content-Type": content_type} if body is not None else {}
         request = urllib.request.Request(self.url + path, data=body, headers=headers)
@@ -344,9 +350,9 @@ class Server:
         except OSError as error:
             raise ServerError(f"{self.url} does not answer ({error}); {self._tail()}") from error
 
-    def _wait_until_ready(self, timeout: float) -> None:
-        """Wait until the server answers. Raises ServerError when it ends or `timeout` seconds pass."""
-        deadline = time.monotonic() + timeout
+    def _wait_until_ready(self) -> None:
+        """Wait until the server answers. Raises ServerError when it ends or takes too long."""
+        deadline = time.monotonic() + self.start_seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise ServerError(f"ComfyUI ended with exit code {self.process.returncode}; {self._tail()}")
@@ -354,10 +360,11 @@ class Server:
                 self._json("/system_stats")
                 return
             time.sleep(POLL_SECONDS)
-        raise ServerError(f"ComfyUI did not answer on {self.url} within {timeout:g} s; {self._tail()}")
+        limit = f"{self.start_seconds:g} s"
+        raise ServerError(f"ComfyUI did not answer on {self.url} within {limit}; {self._tail()}")
 
     def _stop(self) -> None:
-        """End the process that this object started, and wait until it is gone."""
+        """Terminate the process and wait for it to end."""
         self.process.terminate()
         try:
             self.process.wait(STOP_SECONDS)
@@ -366,7 +373,7 @@ class Server:
             self.process.wait()
 
     def _tail(self) -> str:
-        """The end of the log, introduced, for an error message."""
+        """The end of the log, for an error message."""
         return f"the end of its log:\n{self.log()[-LOG_TAIL:]}"
 
 
@@ -376,13 +383,12 @@ def has_accelerator(python: str) -> bool:
     return subprocess.run([python, "-c", code]).returncode == 0
 
 
-def parse_links(words: Sequence[str]) -> dict[str, Path]:
-    """The links that "inside=target" words name. Raises ValueError for a word without "="."""
-    pairs = [word.partition("=") for word in words]
-    for word, (_, equals, _) in zip(words, pairs, strict=True):
-        if not equals:
-            raise ValueError(f"{word!r} is not of the form inside=target")
-    return {inside: Path(target) for inside, _, target in pairs}
+def link_argument(word: str) -> tuple[str, Path]:
+    """The path and the target of a word INSIDE=TARGET."""
+    inside, equals, target = word.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{word!r} is not of the form INSIDE=TARGET")
+    return inside, Path(target)
 
 
 def main() -> int:
@@ -394,19 +400,19 @@ def main() -> int:
     )
     parser.add_argument("--port", type=int, default=8188)
     parser.add_argument(
-        "links", nargs="*", metavar="INSIDE=TARGET", help="what to link into the base directory"
+        "links", nargs="*", type=link_argument, metavar="INSIDE=TARGET", help="to put into the base directory"
     )
     options = parser.parse_args()
     base = options.base.absolute()
-    prepare_base(base, parse_links(options.links))
+    prepare_base(base, dict(options.links))
     cpu = not has_accelerator(sys.executable)
     words = server_command(sys.executable, options.host, base, options.port, cpu)
     environ = server_environment(os.environ, offline=False)
     print(
-        f"ComfyUI on http://127.0.0.1:{options.port}, its folders in {base}; end it with Ctrl-C", flush=True
+        f"ComfyUI on http://127.0.0.1:{options.port}, its folders in {base}; stop it with Ctrl-C", flush=True
     )
     if os.name == "posix":
-        # Becoming the server leaves no process between it and whoever sends it a signal.
+        # No process stays between the server and whoever sends it a signal.
         os.chdir(options.host)
         os.execve(words[0], words, environ)
     return subprocess.run(words, cwd=options.host, env=environ).returncode

@@ -21,8 +21,9 @@ from tests.conftest import HOST, ROOT
 from tools.gpu import bundle as gpu_bundle
 from tools.gpu import run as gpu
 from tools.gpu import stages as gpu_stages
-from tools.gpu.bench import TINY, Bench
+from tools.gpu.plan import FULL, TINY
 from tools.gpu.rows import NOT_ON_A_PROCESSOR, Row, TimeUp, facts_of, log_facts, run_stages, table
+from tools.gpu.session import Session
 from tools.server import ExecutionFailed, ServerError
 
 # Rows of a stage that succeed on a processor, for each stage.
@@ -91,9 +92,9 @@ def check_rows(rows: dict[str, Row]) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
-def bench_with(tmp_path: Path, seconds: float = 60.0) -> Bench:
-    """A bench that is never asked for a real server."""
-    return Bench(TINY, tmp_path, sys.executable, tmp_path, [], time.monotonic() + seconds)
+def session_with(tmp_path: Path, seconds: float = 60.0) -> Session:
+    """A session that is never asked for a real server."""
+    return Session(TINY, tmp_path, sys.executable, tmp_path, [], time.monotonic() + seconds)
 
 
 def empty_record() -> Row:
@@ -101,17 +102,17 @@ def empty_record() -> Row:
 
 
 def test_a_stage_that_fails_keeps_its_rows_and_the_next_one_runs(tmp_path: Path) -> None:
-    def broken(bench: Bench) -> Iterator[Row]:
+    def broken(session: Session) -> Iterator[Row]:
         yield {"name": "good", "ok": True}
         raise ServerError("the server is gone\nits log")
 
-    def fine(bench: Bench) -> Iterator[Row]:
+    def fine(session: Session) -> Iterator[Row]:
         yield {"name": "bad", "ok": False, "error": "no gradient\nmore"}
 
     record, written = empty_record(), []
     run_stages(
         {"one": broken, "two": fine},
-        bench_with(tmp_path),
+        session_with(tmp_path),
         record,
         lambda record: written.append(json.dumps(record)),
     )
@@ -130,16 +131,16 @@ def test_a_stage_that_fails_keeps_its_rows_and_the_next_one_runs(tmp_path: Path)
 
 
 def test_when_the_time_is_up_what_is_there_stays(tmp_path: Path) -> None:
-    def first(bench: Bench) -> Iterator[Row]:
+    def first(session: Session) -> Iterator[Row]:
         yield {"name": "done", "ok": True}
 
-    def second(bench: Bench) -> Iterator[Row]:
-        bench.deadline = time.monotonic()
+    def second(session: Session) -> Iterator[Row]:
+        session.deadline = time.monotonic()
         yield {"name": "half", "ok": True}
-        yield bench.run("late", {})
+        yield session.run("late", {})
 
     record = empty_record()
-    run_stages({"1": first, "2": second, "3": first}, bench_with(tmp_path), record, lambda record: None)
+    run_stages({"1": first, "2": second, "3": first}, session_with(tmp_path), record, lambda record: None)
     assert [stage["name"] for stage in record["stages"]] == ["1", "2"]
     assert record["stages"][0]["ok"]
     assert record["stages"][1]["error"] == "the time was up"
@@ -179,15 +180,15 @@ class FakeServer:
         self.stopped = True
 
 
-def run_on(bench: Bench, server: FakeServer) -> Row:
-    bench._default = server  # type: ignore[assignment]
-    return bench.run("row", {"sample": {"class_type": "x", "inputs": {"strength": 0.5}}})
+def run_on(session: Session, server: FakeServer) -> Row:
+    session._default = server  # type: ignore[assignment]
+    return session.run("row", {"sample": {"class_type": "x", "inputs": {"strength": 0.5}}})
 
 
 def test_a_prompt_that_raises_says_where_and_leaves_the_server_alone(tmp_path: Path) -> None:
     details = {"node_type": "Sampler", "exception_message": "no grad", "traceback": ["a", "b"]}
     server = FakeServer(ExecutionFailed("execution_error", details))
-    row = run_on(bench_with(tmp_path), server)
+    row = run_on(session_with(tmp_path), server)
     assert not row["ok"]
     assert row["error"] == "execution_error in Sampler: no grad"
     assert "log" in row
@@ -198,42 +199,42 @@ def test_a_prompt_that_raises_says_where_and_leaves_the_server_alone(tmp_path: P
 def test_a_prompt_that_hangs_is_interrupted_and_then_its_server_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
 ) -> None:
-    monkeypatch.setattr("tools.gpu.bench.IDLE_SECONDS", 0.1)
-    server, bench = FakeServer(TimeoutError()), bench_with(tmp_path)
+    monkeypatch.setattr("tools.gpu.session.IDLE_SECONDS", 0.1)
+    server, session = FakeServer(TimeoutError()), session_with(tmp_path)
     server.busy = busy
-    row = run_on(bench, server)
+    row = run_on(session, server)
     assert "not done after" in row["error"]
     assert server.interrupted
     assert server.stopped == busy
-    assert (bench._default is None) == busy
+    assert (session._default is None) == busy
 
 
 def test_a_stage_whose_prompts_hang_gives_way_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tools.gpu.bench.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("tools.gpu.session.IDLE_SECONDS", 0.1)
 
-    def hanging(bench: Bench) -> Iterator[Row]:
+    def hanging(session: Session) -> Iterator[Row]:
         while True:
-            yield run_on(bench, FakeServer(TimeoutError()))
+            yield run_on(session, FakeServer(TimeoutError()))
 
     record = empty_record()
-    run_stages({"1": hanging, "2": hanging}, bench_with(tmp_path), record, lambda record: None)
+    run_stages({"1": hanging, "2": hanging}, session_with(tmp_path), record, lambda record: None)
     assert [len(stage["rows"]) for stage in record["stages"]] == [2, 2]
     assert all("2 prompts" in stage["error"] for stage in record["stages"])
     assert record["finished"]
 
 
 def test_a_server_that_dies_is_replaced(tmp_path: Path) -> None:
-    server, bench = FakeServer(ServerError("does not answer")), bench_with(tmp_path)
-    assert run_on(bench, server)["error"].startswith("ServerError")
+    server, session = FakeServer(ServerError("does not answer")), session_with(tmp_path)
+    assert run_on(session, server)["error"].startswith("ServerError")
     assert server.stopped
-    assert bench._default is None
+    assert session._default is None
 
 
 def test_no_prompt_is_started_when_no_time_is_left(tmp_path: Path) -> None:
     with pytest.raises(TimeUp):
-        run_on(bench_with(tmp_path, seconds=0.5), FakeServer(None))
+        run_on(session_with(tmp_path, seconds=0.5), FakeServer(None))
 
 
 def history(steps: list[bool], finite: bool = True) -> Row:
@@ -304,12 +305,12 @@ def test_other_bits_fail_a_row() -> None:
 
 @pytest.mark.parametrize(("on", "wanted"), [(True, True), (True, False), (False, True)])
 def test_dynamic_vram_has_to_be_as_it_is_wanted(tmp_path: Path, on: bool, wanted: bool) -> None:
-    bench = bench_with(tmp_path)
-    bench.plan = gpu.FULL
+    session = session_with(tmp_path)
+    session.plan = FULL
     patcher = "ModelPatcherDynamic" if on else "ModelPatcher"
     row = {"ok": True, "aimdo_enabled": on, "core_patcher_is_dynamic": on}
     row |= {"model_patcher": patcher, "vae_patcher": patcher}
-    found = gpu_stages.is_dynamic(bench, row, wanted)
+    found = gpu_stages.is_dynamic(session, row, wanted)
     assert found["ok"] == (on == wanted)
     assert ("error" in found) == (on != wanted)
 
@@ -366,7 +367,7 @@ def test_a_bundle_is_for_one_python_and_looked_at_before_it_is_used(
 ) -> None:
     bundle, work = tmp_path / "bundle", tmp_path / "work"
     bundle.mkdir()
-    with pytest.raises(gpu_bundle.BundleError, match="no bundle"):
+    with pytest.raises(gpu_bundle.BundleError, match="no complete bundle"):
         gpu_bundle.unpack(bundle, work)
     (bundle / "one.whl").write_bytes(b"content")
     manifest = {"python": "3.12", "sha256": {"one.whl": "another"}}

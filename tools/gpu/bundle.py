@@ -1,10 +1,9 @@
-"""The bundle with which tools/gpu/run.py runs on a machine that has CUDA, torch and no network.
+"""What tools/gpu/run.py takes to a machine that has CUDA and torch but no network.
 
-It holds the pinned host without its tests, and as wheels what the host imports at its start and such a machine lacks:
-not the page, not the templates, not the help, and none of the packages that only nodes for video, upscaling or
-shaders ask for. PyAV alone would take half of the size that is allowed and is only imported: a stand-in takes its place.
-comfy-kitchen brings kernels for six generations of cards; those of other than CAPABILITY are blanked out, which
-leaves the file as long as it was and lets it shrink to an eighth when packed.
+A bundle holds the pinned host without its tests, and the wheels that the host imports at its start and such a machine
+lacks: not the page, templates and help, nor packages that only nodes for video, upscaling or shaders need. PyAV alone
+would take half of the allowed size and is imported but not used, so a stand-in replaces it. comfy-kitchen has kernels
+for six generations of cards; all but those for CAPABILITY are zeroed, so the file compresses to an eighth.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from tools.environment import pinned
 from tools.environment.building import download, extract_subfolder, pip, setup_lock
 
 PYTHON = "3.12"
-# The compute capability of the cards that the kernels are kept for, without the dot: H100 and H200.
+# The compute capability whose kernels are kept, without the dot: H100 and H200.
 CAPABILITY = 90
 LIMIT = 64 << 20
-# What main.py needs at its start beside torch, transformers and their own dependencies.
+# What main.py imports at its start, besides torch, transformers and their dependencies.
 PACKAGES = (
     "comfy-aimdo",
     "comfy-kitchen",
@@ -47,7 +46,7 @@ PACKAGES = (
     "typing-inspection",
     "python-dotenv",
 )
-# Taken without its compiled part, which does the same only faster.
+# Without its compiled part, which is only faster.
 PURE = ("SQLAlchemy",)
 PLATFORMS = (
     "manylinux_2_28_x86_64",
@@ -62,7 +61,7 @@ KITCHEN_KERNELS = "comfy_kitchen/backends/cuda/_C.abi3.so"
 KITCHEN_OTHER = "comfy_kitchen/backends/hip/_C.abi3.so"
 FATBIN = struct.pack("<I", 0xBA55ED50)
 CUBIN = 2
-STAND_IN = '''"""Stands in for PyAV, which the host imports at its start and calls for video and sound alone."""
+STAND_IN = '''"""Stands in for PyAV, which the host imports at its start but calls only for video and sound."""
 
 import sys
 import types
@@ -89,18 +88,18 @@ class BundleError(Exception):
 
 @dataclass(frozen=True)
 class Unpacked:
-    """Where an unpacked bundle lies: ComfyUI's folder, the packages, and an interpreter that finds them."""
+    """An unpacked bundle: ComfyUI's folder, the packages, and an interpreter that finds them."""
 
     host: Path
     site: Path
     python: str
 
 
-# --- here, with a network -------------------------------------------------------------------------------------------
+# --- making, with a network -----------------------------------------------------------------------------------------
 
 
 def versions(host: Path) -> dict[str, str]:
-    """The pinned version of each of PACKAGES, from the constraints, the tools and the host's requirements."""
+    """The pinned version of each of PACKAGES."""
     lines = [
         *pinned.CONSTRAINTS.read_text(encoding="utf-8").splitlines(),
         *pinned.TOOLS,
@@ -113,7 +112,7 @@ def versions(host: Path) -> dict[str, str]:
 
 
 def wheel_arguments(name: str, version: str, folder: Path) -> list[str]:
-    """The arguments of pip that fetch one wheel for the machine with CUDA."""
+    """pip's arguments to download one wheel for the machine with CUDA."""
     kind = ["--platform", "any", "--abi", "none", "--implementation", "py"]
     if name not in PURE:
         kind = ["--implementation", "cp", *(word for one in PLATFORMS for word in ("--platform", one))]
@@ -122,11 +121,11 @@ def wheel_arguments(name: str, version: str, folder: Path) -> list[str]:
 
 
 def prepare(folder: Path, cache: Path, host: Path) -> int:
-    """Make a bundle in `folder`, which is emptied if it holds an older one; returns its bytes.
+    """Make a bundle in `folder`, replacing an older one; returns its size in bytes.
 
     Raises:
         BundleError: it is too large, or the folder holds something else.
-        SetupError: something could not be fetched.
+        SetupError: a download failed.
     """
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MANIFEST).exists():
@@ -134,7 +133,7 @@ def prepare(folder: Path, cache: Path, host: Path) -> int:
         shutil.rmtree(folder)
     wheels = folder / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
-    # first, so that a bundle that was left half-made can be made again
+    # first, so that a half-made bundle can be replaced
     (folder / MANIFEST).write_text("{}\n")
     python = Path(sys.executable)
     with setup_lock(cache / ".lock"):
@@ -153,11 +152,11 @@ def prepare(folder: Path, cache: Path, host: Path) -> int:
 
 
 def check_size(bundle: int, repository: int) -> None:
-    """Raise BundleError when bundle and repository, in bytes, are too large together."""
+    """Raise BundleError if bundle and repository, in bytes, are too large together."""
     if bundle + repository > LIMIT:
         raise BundleError(
             f"the bundle has {bundle / (1 << 20):.1f} MiB and the repository's files {repository / (1 << 20):.1f}; "
-            f"together they may have {LIMIT >> 20}"
+            f"the limit for both is {LIMIT >> 20}"
         )
 
 
@@ -166,7 +165,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def repository_bytes(apart_from: Path) -> int:
-    """Bytes of the files that git tracks, or would if they were added, without those below a folder."""
+    """Bytes of the files that git tracks or does not ignore, except those in a folder."""
     words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(words, cwd=pinned.ROOT, capture_output=True, check=True).stdout.decode()
     paths = {pinned.ROOT / name for name in listed.split("\0") if name}
@@ -179,7 +178,7 @@ def sha256(path: Path) -> str:
 
 
 def pack_host(archive: Path, target: Path) -> None:
-    """Pack the files of the pinned host that its server needs."""
+    """Pack the pinned host without what its server does not need."""
     unpacked = target.with_name("unpacked")
     extract_subfolder(archive, pinned.HOST.folder, unpacked)
     for name in NOT_CARRIED:
@@ -191,7 +190,7 @@ def pack_host(archive: Path, target: Path) -> None:
 
 
 def lighten(wheel: Path) -> None:
-    """Pack comfy-kitchen's wheel again without kernels for other cards."""
+    """Repack comfy-kitchen's wheel without the kernels for other cards."""
     slim = wheel.with_suffix(".slim")
     with (
         zipfile.ZipFile(wheel) as old,
@@ -208,12 +207,12 @@ def lighten(wheel: Path) -> None:
 
 
 def blank_kernels(library: bytes, capability: int) -> bytes:
-    """The library with zeros in place of the kernels that other cards than those of `capability` would load.
+    """The library with zeros in place of all kernels but those for `capability`.
 
-    Headers stay, so the driver still finds its own among them.
+    The headers stay, so the driver still finds its own kernels.
 
     Raises:
-        BundleError: there are no kernels for `capability` in it.
+        BundleError: it has no kernels for `capability`.
     """
     blanked, kept = bytearray(library), 0
     for begin, end, kind, found in kernels(library):
@@ -229,8 +228,8 @@ def blank_kernels(library: bytes, capability: int) -> bytes:
 def kernels(library: bytes) -> Iterator[tuple[int, int, int, int]]:
     """(begin, end, kind, capability) of each image of CUDA code in a library.
 
-    A container is: magic number, version, bytes of its header, bytes of what follows; then images one by one, each with
-    its kind, version, bytes of its header, bytes of the code, and the capability 28 bytes in.
+    A container has a magic number, a version, the size of its header and the size of the rest, which is a row of images.
+    An image has its kind, a version, the size of its header, the size of its code and, 28 bytes in, the capability.
     """
     place = library.find(FATBIN)
     while place >= 0:
@@ -244,21 +243,21 @@ def kernels(library: bytes) -> Iterator[tuple[int, int, int, int]]:
         place = library.find(FATBIN, end)
 
 
-# --- there, without one ---------------------------------------------------------------------------------------------
+# --- using, without one ---------------------------------------------------------------------------------------------
 
 
 def unpack(bundle: Path, work: Path) -> Unpacked:
-    """Unpack a bundle below `work`, after a look at every file.
+    """Verify a bundle and unpack it in `work`.
 
     Raises:
-        BundleError: it is not whole, or not for this Python and machine.
+        BundleError: it is incomplete, damaged, or for another Python or machine.
     """
     try:
         manifest = json.loads((bundle / MANIFEST).read_text())
         wanted, python = manifest["sha256"], manifest["python"]
     except (OSError, ValueError, KeyError) as error:
-        raise BundleError(f"{bundle} holds no bundle that was made to its end ({error!r})") from error
-    here = f"{platform.python_version_tuple()[0]}.{platform.python_version_tuple()[1]}"
+        raise BundleError(f"{bundle} holds no complete bundle ({error!r})") from error
+    here = ".".join(platform.python_version_tuple()[:2])
     if (here, platform.machine(), platform.system()) != (python, "x86_64", "Linux"):
         raise BundleError(
             f"the bundle is for Python {python} on Linux, x86_64; this is {here} on {platform.platform()}"
@@ -279,7 +278,7 @@ def unpack(bundle: Path, work: Path) -> Unpacked:
 
 
 def interpreter(file: Path, site: Path) -> Path:
-    """Write a program that is this Python with `site` on its path; a server drops PYTHONPATH from its environment."""
+    """Write a script that runs this Python with `site` on its path: a server does not pass PYTHONPATH on."""
     file.write_text(
         f'#!/bin/sh\nPYTHONPATH="{site}${{PYTHONPATH:+:$PYTHONPATH}}" exec "{sys.executable}" "$@"\n'
     )
@@ -299,7 +298,7 @@ assert (y.float() - x.float()).abs().max() < 0.3
 
 
 def check_kernels(unpacked: Unpacked) -> dict[str, object]:
-    """A row that says whether comfy-kitchen's kernels run on this card; without them its own fallback does."""
+    """A row that says whether comfy-kitchen's kernels run on this card; if not, removes them, and its fallback is used."""
     words = [unpacked.python, "-c", KERNEL_CHECK]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=KERNEL_SECONDS)
@@ -310,5 +309,5 @@ def check_kernels(unpacked: Unpacked) -> dict[str, object]:
     if not row["ok"]:
         (unpacked.site / KITCHEN_KERNELS).unlink(missing_ok=True)
         last = re.sub(r"\s+", " ", said.strip()[-400:])
-        row["error"] = f"left out, since a check of them {ended}: {last}"
+        row["error"] = f"removed, since a check of them {ended}: {last}"
     return row

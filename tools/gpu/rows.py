@@ -1,4 +1,4 @@
-"""Rows of tools/gpu/run.py: what prompts, logs and exceptions say, and stages that yield them until the time is up."""
+"""Rows: what prompts, logs and exceptions say; and the stages that yield them until the time is up."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tools.gpu.bench import Bench
+    from tools.gpu.session import Session
 
-# Seconds after which a prompt is not worth starting.
+# With less time left, no prompt is started.
 LEAST_SECONDS = 2.0
 LOG_TAIL, TRACEBACK_TAIL = 3000, 2000
 TIME_UP = "the time was up"
@@ -20,24 +20,21 @@ NOT_ON_A_PROCESSOR = "not on a processor"
 
 Row = dict[str, Any]
 Prompt = dict[str, dict[str, Any]]
-Stage = Callable[["Bench"], Iterator[Row]]
+Stage = Callable[["Session"], Iterator[Row]]
 
 
 class TimeUp(Exception):
-    """No time is left for another prompt."""
+    """There is no time left for another prompt."""
 
 
 def failure(error: BaseException, trace: str) -> Row:
-    """What a row says of an exception."""
-    return {
-        "ok": False,
-        "error": f"{type(error).__name__}: {error}"[:1500],
-        "traceback": trace[-TRACEBACK_TAIL:],
-    }
+    """The part of a row that describes an exception."""
+    text = f"{type(error).__name__}: {error}"[:1500]
+    return {"ok": False, "error": text, "traceback": trace[-TRACEBACK_TAIL:]}
 
 
 def facts_of(entry: Mapping[str, Any], prompt: Prompt) -> Row:
-    """What a prompt's history says: the facts of testing nodes, and of guidance its message and steps."""
+    """What a prompt's history says: the probe nodes' facts, and guidance's message and number of steps."""
     row: Row = {}
     for node, output in entry["outputs"].items():
         if "facts" in output:
@@ -54,7 +51,7 @@ def facts_of(entry: Mapping[str, Any], prompt: Prompt) -> Row:
 
 
 def log_facts(log: str) -> Row:
-    """What a part of the server's log says: networks built, out-of-memory lines, and the first warnings."""
+    """What part of a server's log says: networks built, out-of-memory lines, and the first warnings."""
     lines = log.splitlines()
     loud = [line[:300] for line in lines if "[WARNING]" in line or "[ERROR]" in line or "JEPA" in line]
     return {
@@ -68,56 +65,56 @@ def log_facts(log: str) -> Row:
 
 
 def run_stages(
-    stages: Mapping[str, Stage], bench: Bench, record: Row, write: Callable[[Row], object]
+    stages: Mapping[str, Stage], session: Session, record: Row, write: Callable[[Row], object]
 ) -> None:
-    """Run stages in order until the time is up, and write the record after every row.
+    """Run the stages in order until the time is up, and write the record after every row.
 
-    A stage that fails keeps the rows it has, and says how it failed; the next one runs.
+    A stage that fails keeps its rows and says how it failed; the next one runs.
     """
     begun = time.monotonic()
+
+    def save() -> None:
+        record["seconds"] = round(time.monotonic() - begun, 1)
+        write(record)
+
     for name, stage in stages.items():
-        if bench.remaining() < LEAST_SECONDS:
+        if session.remaining() < LEAST_SECONDS:
             break
-        started, bench.hung = time.monotonic(), 0
+        started, session.hung = time.monotonic(), 0
         entry: Row = {"name": name, "ok": False, "seconds": 0.0, "rows": []}
         record["stages"].append(entry)
         try:
-            for row in stage(bench):
+            for row in stage(session):
                 entry["rows"].append(row)
                 tell(name, row)
-                record["seconds"] = round(time.monotonic() - begun, 1)
-                write(record)
+                save()
             entry["ok"] = all(row["ok"] for row in entry["rows"])
         except TimeUp:
             entry["error"] = TIME_UP
         except Exception as error:
-            entry |= failure(error, traceback.format_exc()) | {"log": bench.log_tail()}
+            entry |= failure(error, traceback.format_exc()) | {"log": session.log_tail()}
         entry["seconds"] = round(time.monotonic() - started, 1)
-        record["seconds"] = round(time.monotonic() - begun, 1)
-        write(record)
+        save()
     done = [entry for entry in record["stages"] if entry.get("error") != TIME_UP]
     record["finished"] = len(done) == len(stages)
-    write(record)
+    save()
 
 
 def tell(stage: str, row: Row) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     how = "ok" if row["ok"] else f"FAILED: {row.get('error', '')[:160]}"
     print(f"  {stage} | {row['name']} | {row.get('seconds', '')} s | {how}", file=sys.stderr, flush=True)
 
 
 def table(record: Row) -> str:
-    """The stages in a few columns, and a line for every row that failed."""
+    """A line for each stage and for each row that failed."""
     lines = [f"{'stage':24} {'ok':>7} {'seconds':>8}"]
     for stage in record["stages"]:
         good = sum(row["ok"] for row in stage["rows"])
         lines.append(f"{stage['name']:24} {good:>3}/{len(stage['rows']):<3} {stage['seconds']:>8}")
         if "error" in stage:
             lines.append(f"    {stage['error'][:150]}")
-        lines += [f"    {row['name']}: {first_line(row)}" for row in stage["rows"] if not row["ok"]]
+        failed = {row["name"]: row.get("error") or "?" for row in stage["rows"] if not row["ok"]}
+        lines += [f"    {name}: {error.splitlines()[0][:150]}" for name, error in failed.items()]
     lines.append(f"{'finished' if record['finished'] else 'not finished'} after {record['seconds']} s")
     return "\n".join(lines)
-
-
-def first_line(row: Row) -> str:
-    return (row.get("error") or "?").splitlines()[0][:150]

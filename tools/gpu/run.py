@@ -1,15 +1,15 @@
-"""Guidance in a real server on a CUDA card, in every way that users reach it, within minutes and without a network.
+"""Check guidance in a real server on a CUDA card, every way that users reach it, in minutes and without a network.
 
-    python dev.py gpu --prepare DIR                             with a network: make the bundle that the card needs
-    python dev.py gpu --bundle DIR [--out FILE] [--minutes 8]   on the machine with the card
+    python dev.py gpu --prepare DIR                             make the bundle, on a machine with a network
+    python dev.py gpu --bundle DIR [--out FILE] [--minutes 8]   run it, on the machine with the card
     python dev.py gpu --dry-run [--out FILE]                    every stage on a processor, at tiny sizes
 
-The machine with the card needs Python 3.12 with torch and transformers; nothing is installed there. Host and packages
-are unpacked into a temporary folder, models of the published shapes are drawn at random, and a server is started with
-the host's defaults. tools/gpu/stages.py says what is done with it.
+The machine with the card needs Python 3.12 with torch and transformers; nothing is installed there. The program unpacks
+host and packages into a temporary folder, writes models of the published shapes with random weights, and starts a
+server with the host's defaults. tools/gpu/stages.py has the checks.
 
-The JSON is written after every row: {"command", "machine", "finished", "seconds", "stages": [{"name", "ok",
-"seconds", "rows", "error"}]}. A row that failed says how, with the ends of the traceback and of the server's log.
+It writes a JSON file after every row: {"command", "machine", "finished", "seconds", "stages": [{"name", "ok",
+"seconds", "rows", "error"}]}. A failed row has the error and the ends of the traceback and of the server's log.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from pathlib import Path
 from tools.environment.building import SetupError
 from tools.environment.components import cache_folder
 from tools.environment.pinned import ROOT
-from tools.gpu.bench import FULL, TINY, Bench
 from tools.gpu.bundle import BundleError, Unpacked, check_kernels, prepare, unpack
+from tools.gpu.plan import FULL, TINY
 from tools.gpu.rows import Row, Stage, run_stages, table
+from tools.gpu.session import Session
 from tools.gpu.stages import STAGES, driver
 
 OUT = ROOT / ".work" / "gpu.json"
 MINUTES = 8.0
-# Of those, what it takes to end servers and to write the last row.
+# Reserved for stopping servers and writing the last row.
 LAST_SECONDS = 15.0
 FILES_BYTES = 18_000_000_000
 NO_CARD = "torch sees no CUDA device here; --dry-run runs every stage on a processor"
@@ -58,7 +59,7 @@ MACHINE_FACTS = (
 
 
 def writer(out: Path) -> Callable[[Row], None]:
-    """What writes the record to `out`, so that a reader finds the old one or the new one and never a part."""
+    """A function that writes the record to `out`; a reader finds the old one or the new one, never a part."""
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(out.name + ".tmp")
 
@@ -73,7 +74,7 @@ def writer(out: Path) -> Callable[[Row], None]:
 
 
 def fast_folder(bytes_needed: int) -> Path | None:
-    """Of memory and disk, the one with room that takes a quarter of a gigabyte sooner; None for the usual place."""
+    """The faster of memory and disk, by writing 256 MiB, among those with enough space; None if neither has."""
     block = bytes(1 << 25)
     found: dict[Path, float] = {}
     for folder in (Path("/dev/shm"), Path(tempfile.gettempdir())):
@@ -96,7 +97,7 @@ def has_cuda() -> bool:
 
 
 def host_of_set_up() -> Unpacked:
-    """The host and interpreter that dev.py has set up. Raises BundleError when it has not."""
+    """The host and interpreter that dev.py set up. Raises BundleError if it did not."""
     host = os.environ.get("JEPA_HOST")
     if not host:
         raise BundleError("JEPA_HOST is not set: run this with `python dev.py gpu --dry-run`")
@@ -104,18 +105,18 @@ def host_of_set_up() -> Unpacked:
 
 
 def stages_with_kernels(unpacked: Unpacked) -> dict[str, Stage]:
-    """STAGES with a check in front that comfy-kitchen's kernels run on this card."""
+    """STAGES, beginning with a check that comfy-kitchen's kernels run on this card."""
     first = STAGES["environment"]
 
-    def environment(bench: Bench) -> Iterator[Row]:
+    def environment(session: Session) -> Iterator[Row]:
         yield dict(check_kernels(unpacked))
-        yield from first(bench)
+        yield from first(session)
 
     return STAGES | {"environment": environment}
 
 
 def measure(options: argparse.Namespace) -> Row:
-    """Run the stages and write the record; returns it. Raises BundleError when they cannot be started."""
+    """Run the stages, write the record and return it. Raises BundleError if they cannot start."""
     begun = time.monotonic()
     plan = TINY if options.dry_run else FULL
     if not plan.cpu and not has_cuda():
@@ -126,11 +127,11 @@ def measure(options: argparse.Namespace) -> Row:
         work = Path(stack.enter_context(temporary))
         unpacked = unpack(options.bundle, work) if options.bundle else host_of_set_up()
         if plan.cpu:
-            # what torch.compile makes on a processor takes longer than all the rest
+            # compiling for a processor takes longer than everything else
             os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
         deadline = begun + 60 * options.minutes - LAST_SECONDS
-        bench = Bench(plan, unpacked.host, unpacked.python, work, [unpacked.site], deadline)
-        stack.callback(bench.stop)
+        session = Session(plan, unpacked.host, unpacked.python, work, [unpacked.site], deadline)
+        stack.callback(session.stop)
         record: Row = {
             "command": "python dev.py gpu " + " ".join(words_of(options)),
             "machine": machine(work, plan.cpu),
@@ -139,12 +140,12 @@ def measure(options: argparse.Namespace) -> Row:
             "stages": [],
         }
         stages = stages_with_kernels(unpacked) if options.bundle and not plan.cpu else STAGES
-        run_stages(stages, bench, record, writer(options.out))
+        run_stages(stages, session, record, writer(options.out))
     return record
 
 
 def words_of(options: argparse.Namespace) -> list[str]:
-    """The arguments that decide what is run."""
+    """The arguments that decide what runs."""
     return [
         *(["--bundle DIR"] if options.bundle else []),
         *(["--dry-run"] if options.dry_run else []),
@@ -153,7 +154,7 @@ def words_of(options: argparse.Namespace) -> list[str]:
 
 
 def machine(work: Path, cpu: bool) -> Row:
-    """What there is to say of the machine before a server runs; the server's own words come later."""
+    """What is known about the machine before a server runs; the server reports the rest."""
     facts: Row = {"system": platform.platform(), "processors": os.cpu_count()}
     if not cpu:
         facts |= {"driver": driver(), "files_in": "memory" if work.is_relative_to("/dev/shm") else "disk"}
@@ -172,19 +173,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="the bundle to run from")
     parser.add_argument("--dry-run", action="store_true", help="on a processor, at tiny sizes")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="the JSON to write")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="that all of it may take")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time limit")
     options = parser.parse_args(arguments)
     if options.prepare and (options.bundle or options.dry_run):
-        parser.error("--prepare goes alone")
+        parser.error("--prepare excludes --bundle and --dry-run")
     if not (options.prepare or options.bundle or options.dry_run):
-        parser.error("one of --prepare, --bundle and --dry-run is needed")
+        parser.error("one of --prepare, --bundle and --dry-run is required")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 when every stage ran, whatever was found; 1 when not."""
+    """Returns 0 if every stage ran, whatever it found, else 1."""
     options = parse(arguments)
-    # whoever ends this program ends its servers with it
+    # ending this program ends its servers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if options.prepare:

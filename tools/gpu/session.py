@@ -1,6 +1,6 @@
-"""The servers that tools/gpu/run.py asks, and how large everything is that they compute.
+"""The servers of a run and the time that is left.
 
-Nothing here raises for a prompt that fails: a row says how, and the next prompt has a server that works.
+A prompt that fails raises nothing: its row says how, and the next prompt gets a working server.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import os
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from tools.environment.pinned import ROOT
+from tools.gpu.plan import Plan
 from tools.gpu.rows import (
     LEAST_SECONDS,
     LOG_TAIL,
@@ -28,93 +30,25 @@ from tools.gpu.rows import (
 )
 from tools.server import ExecutionFailed, PromptRefused, Server, ServerError
 
-ROOT = Path(__file__).absolute().parents[2]
-NODES = ROOT / "tools" / "gpu" / "nodes.py"
-FILES = ROOT / "tools" / "gpu" / "files.py"
-# A server that starts on a busy machine takes a quarter of this.
+PROBE_NODES = ROOT / "tools" / "gpu" / "probe_nodes.py"
+RANDOM_MODELS = ROOT / "tools" / "gpu" / "random_models.py"
+# Four times what a start takes on a busy machine.
 START_SECONDS = 90.0
 IDLE_SECONDS = 6.0
 FILES_SECONDS = 150.0
-# After so many the rest of a stage is left out.
+# After this many the rest of a stage is skipped.
 HUNG_PROMPTS = 2
 
 
-@dataclass(frozen=True)
-class Size:
-    """A checkpoint: its file, side of the image in pixels, and what its denoiser takes as conditioning."""
-
-    file: str
-    pixels: int
-    width: int
-    pooled: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How large everything is.
-
-    Attributes:
-        cpu: compute on the processor. scale: of the files, see gpu_files.
-        guided: start and end of the guided range, as fractions of the steps.
-        tokens: of the conditioning. encoder_pixels: what the encoder sees.
-        prompt_seconds, compile_seconds: what one prompt may take at most.
-        left_free: GiB left on the card by the ballast, one run after the other.
-    """
-
-    cpu: bool
-    scale: str
-    sizes: Mapping[str, Size]
-    steps: int
-    guided: tuple[float, float]
-    tokens: int
-    encoder_pixels: int
-    prompt_seconds: float
-    compile_seconds: float
-    left_free: Sequence[float] = (24, 16, 12, 8)
-
-
-FULL = Plan(
-    cpu=False,
-    scale="full",
-    sizes={
-        "SDXL": Size("sdxl.safetensors", 1024, 2048, 1280),
-        "SD1.5": Size("sd15.safetensors", 512, 768),
-    },
-    steps=4,
-    guided=(0.25, 0.75),
-    tokens=77,
-    encoder_pixels=224,
-    prompt_seconds=75,
-    compile_seconds=45,
-)
-TINY = Plan(
-    cpu=True,
-    scale="tiny",
-    sizes={"SDXL": Size("sdxl.safetensors", 32, 2048, 1280), "SD1.5": Size("sd15.safetensors", 64, 768)},
-    steps=2,
-    guided=(0.5, 1.0),
-    tokens=4,
-    encoder_pixels=28,
-    prompt_seconds=60,
-    compile_seconds=30,
-)
-
-
-class Host(Server):
-    """A server that may take less time to start than tools.server allows."""
-
-    def _wait_until_ready(self, timeout: float) -> None:
-        super()._wait_until_ready(min(timeout, START_SECONDS))
-
-
 @dataclass
-class Bench:
-    """The servers of a run, and the time that is left.
+class Session:
+    """The servers of a run and the time that is left.
 
     Attributes:
-        host: the folder with ComfyUI's main.py. python: what starts it. work: an empty folder for everything.
-        search: folders for the import path of the program that makes the files.
-        deadline: when no prompt is started any more, as time.monotonic() counts.
+        host: the folder with ComfyUI's main.py. python: the interpreter. work: an empty folder for everything.
+        search: import path of the program that makes the model files.
+        deadline: when to start no more prompts, by time.monotonic().
+        hung: prompts of this stage that took too long.
     """
 
     plan: Plan
@@ -123,19 +57,19 @@ class Bench:
     work: Path
     search: Sequence[Path]
     deadline: float
-    hung: int = 0  # prompts of this stage that were not done in their time
+    hung: int = 0
     _default: Server | None = None
     _old_logs: str = ""
     _salt: int = 0
-    _defaults: dict[str, Row] = field(default_factory=dict)
 
     @property
     def models(self) -> Path:
+        """The models folder of every server."""
         return self.work / "base" / "models"
 
     @property
     def output(self) -> Path:
-        """Where the default server puts what nodes save."""
+        """The default server's output folder."""
         return self.work / "base" / "output"
 
     def remaining(self) -> float:
@@ -143,14 +77,14 @@ class Bench:
         return self.deadline - time.monotonic()
 
     def salt(self) -> int:
-        """A number that no prompt had before."""
+        """A new number at each call."""
         self._salt += 1
         return self._salt
 
     # --- servers ------------------------------------------------------------------------------------------
 
     def default(self) -> Server:
-        """The server with the host's defaults, started when there is none or the last one died."""
+        """The server with the host's defaults, started if none is running."""
         if self._default is not None and self._default.process.poll() is None:
             return self._default
         self.stop()
@@ -164,62 +98,52 @@ class Bench:
             yield server
 
     def _new(self, base: str, *arguments: str) -> Server:
-        page = self.work / "no page"
-        testing = self.work / "testing"
-        for folder in (page, testing, self.models):
+        # an empty folder instead of the page's package, which only a browser needs
+        page, probes = self.work / "no page", self.work / "testing"
+        for folder in (page, probes, self.models):
             folder.mkdir(parents=True, exist_ok=True)
-        (testing / "__init__.py").write_bytes(NODES.read_bytes())
-        links = {"custom_nodes/jepa-guidance": ROOT, "custom_nodes/testing": testing}
-        # an empty folder instead of the page's package, which only a browser wants
-        words = ("--front-end-root", str(page), *arguments)
-        return Host(
+        (probes / "__init__.py").write_bytes(PROBE_NODES.read_bytes())
+        return Server(
             self.host,
-            links,
+            {"custom_nodes/jepa-guidance": ROOT, "custom_nodes/testing": probes},
             base=self.work / base,
             python=self.python,
             cpu=self.plan.cpu,
-            arguments=words,
+            arguments=("--front-end-root", str(page), *arguments),
+            start_seconds=START_SECONDS,
         )
 
     def stop(self) -> None:
-        """End the default server, if there is one."""
+        """Stop the default server, if there is one."""
         server, self._default = self._default, None
         if server is not None:
             self._old_logs = server.log()[-LOG_TAIL:]
             server.__exit__(None, None, None)
 
     def log_tail(self) -> str:
-        """The end of the default server's log, or of the one before where none runs."""
+        """The end of the default server's log; of the last one's if none is running."""
         return self._old_logs if self._default is None else self._default.log()[-LOG_TAIL:]
 
-    def free(self, server: Server | None = None) -> None:
-        """Have a server unload its models and forget its results."""
-        (server or self.default()).forget()
-        time.sleep(0.1)  # the queue's thread takes it up by itself
-
-    def defaults(self, node: str) -> Row:
-        """The inputs of a node at their defaults, as the server describes them."""
-        if node not in self._defaults:
-            info = self.default().object_info()[node]["input"]
-            sections = (info.get("required", {}), info.get("optional", {}))
-            inputs = {name: spec for section in sections for name, spec in section.items()}
-            self._defaults[node] = {
-                name: spec[1]["default"]
-                for name, spec in inputs.items()
-                if len(spec) > 1 and "default" in spec[1]
-            }
-        return self._defaults[node]
+    def free(self) -> None:
+        """Have the default server unload its models and drop its results."""
+        self.default().forget()
+        time.sleep(0.1)  # the queue's thread reads the request on its own time
 
     # --- files --------------------------------------------------------------------------------------------
 
     def make_files(self) -> subprocess.Popen[str]:
         """Start the program that writes the random models."""
-        words = [self.python, "-P", str(FILES), "--models", str(self.models), "--scale", self.plan.scale]
-        environ = import_path(self.host, *self.search, ROOT)
-        # a file: a pipe that nobody reads would fill up
+        program = [self.python, "-P", str(RANDOM_MODELS)]
+        path = os.pathsep.join(str(folder) for folder in (self.host, *self.search, ROOT))
+        # a log file, since a pipe that nobody reads would fill up
         with open(self.work / "files.log", "w") as log:
             return subprocess.Popen(
-                words, env=environ, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True
+                [*program, "--models", str(self.models), "--scale", self.plan.scale],
+                env={**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1"},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                text=True,
             )
 
     def file_rows(self, process: subprocess.Popen[str]) -> list[Row]:
@@ -241,20 +165,20 @@ class Bench:
     def run(
         self, name: str, prompt: Prompt, seconds: float | None = None, server: Server | None = None
     ) -> Row:
-        """Run a prompt to its end, however it ends; returns its row.
+        """Run a prompt to its end, whatever that is; returns its row.
 
         Args:
-            seconds: what it may take, at most; the plan's where None. server: the default one where None.
+            seconds: its time limit; None for the plan's. server: None for the default one.
 
         Raises:
             TimeUp: there is no time left to start it.
-            RuntimeError: too many prompts of this stage have hung, and the next stage should have its turn.
+            RuntimeError: too many prompts of this stage took too long; the next stage should have its turn.
             ServerError: no server could be started.
         """
         if self.remaining() < LEAST_SECONDS:
             raise TimeUp
         if self.hung >= HUNG_PROMPTS:
-            raise RuntimeError(f"{self.hung} prompts of this stage were not done in their time")
+            raise RuntimeError(f"{self.hung} prompts of this stage took too long")
         own = server or self.default()
         limit = min(seconds or self.plan.prompt_seconds, self.remaining())
         mark, read, begun = len(own.log()), bytes_read(own), time.monotonic()
@@ -282,7 +206,7 @@ class Bench:
         return row
 
     def _make_idle(self, server: Server) -> None:
-        """Interrupt what a server runs; end the default one if it does not stop."""
+        """Interrupt a server; stop the default one if its prompt goes on."""
         with contextlib.suppress(ServerError):
             server.interrupt()
             if seconds_until_idle(server, IDLE_SECONDS) is not None:
@@ -291,14 +215,8 @@ class Bench:
             self.stop()
 
 
-def import_path(*folders: Path) -> dict[str, str]:
-    """The environment with these folders as Python's import path."""
-    path = os.pathsep.join(str(folder) for folder in folders)
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1"}
-
-
 def seconds_until_idle(server: Server, limit: float) -> float | None:
-    """Seconds until a server's queue is empty; None when that takes longer than `limit`."""
+    """Seconds until a server's queue is empty; None if that takes longer than `limit`."""
     begun = time.monotonic()
     while time.monotonic() - begun < limit:
         queue = json.loads(server.get("/queue"))
@@ -309,7 +227,7 @@ def seconds_until_idle(server: Server, limit: float) -> float | None:
 
 
 def bytes_read(server: Server) -> int | None:
-    """How much the server's process has read so far, from files and from memory that stands for one."""
+    """Bytes that the server's process has read so far, from disk or cache; None where the system does not say."""
     try:
         lines = Path(f"/proc/{server.process.pid}/io").read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""Nodes that tools/gpu/run.py puts beside the pack into its own server: they look, and hold memory.
+"""Nodes for the servers of tools/gpu/run.py, beside the pack's own: they report, record, and occupy memory.
 
-Files go to the server's output folder, where the program reads them.
+Their files go to the server's output folder, where the program reads them.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ def cuda() -> bool:
 
 
 def memory() -> dict[str, float]:
-    """GiB on the device: what torch's tensors held at most since the last reading, what is free, what there is."""
+    """GiB on the device: the peak of torch's tensors since the last reading, what is free, the total."""
     if not cuda():
         return {}
     torch.cuda.synchronize()
@@ -52,12 +52,12 @@ def memory() -> dict[str, float]:
 
 
 def show(**facts: Any) -> dict:
-    """What an output node returns so that the facts stand in the prompt's history."""
+    """What an output node returns to put facts into the prompt's history."""
     return {"ui": {"facts": [json.dumps(facts)]}}
 
 
 class GPUReport:
-    """What the host has made of the device, and of the models it is given."""
+    """How the host uses the device and these models."""
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "testing", "report", (), True
 
@@ -89,7 +89,7 @@ class GPUReport:
 
 
 def kitchen_backends() -> dict[str, bool]:
-    """Which of comfy-kitchen's sets of kernels it would use."""
+    """Which of its backends comfy-kitchen would use."""
     try:
         import comfy_kitchen
 
@@ -102,9 +102,9 @@ def kitchen_backends() -> dict[str, bool]:
 
 
 class GPUConditioning:
-    """Random conditioning (1, tokens, width), with a pooled vector where `pooled` is not 0.
+    """Random conditioning (1, tokens, width), with a pooled vector unless `pooled` is 0.
 
-    `salt` changes nothing: another one makes the host run again what hangs on this node.
+    `salt` has no effect but this: a new one makes the host run everything after this node again.
     """
 
     CATEGORY, FUNCTION, RETURN_TYPES = "testing", "make", ("CONDITIONING",)
@@ -122,7 +122,7 @@ class GPUConditioning:
 
 
 class GPUWatch:
-    """A MODEL that keeps every latent that its denoiser is called with, and counts the calls in NAME.calls."""
+    """A MODEL that records every latent passed to its denoiser, and counts the calls in the file NAME.calls."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "testing", "watch", ("MODEL",)
 
@@ -135,7 +135,7 @@ class GPUWatch:
 
         def denoise(apply_model: Any, args: dict) -> torch.Tensor:
             latent = args["input"].detach()[:1].to("cpu", torch.float32, copy=True)
-            # by name: guidance puts back what a patch itself remembers
+            # in a global: guidance restores the state of a patch after its extra calls
             seen = SEEN.setdefault(name, [])
             seen.append((args["timestep"].flatten()[0].item(), latent))
             output_file(f"{name}.calls").write_text(str(len(seen)))
@@ -147,7 +147,7 @@ class GPUWatch:
 
 
 class GPUResult:
-    """Saves a latent as NAME.npy, and what GPUWatch of that name saw as NAME.npz with times (N,) and latents."""
+    """Saves a latent as NAME.npy, and GPUWatch's record of that name as NAME.npz: times (N,), latents (N, C, h, w)."""
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "testing", "save", (), True
 
@@ -169,9 +169,9 @@ class GPUResult:
 
 
 class GPUBallast:
-    """Holds so much of the card that `free` GiB are left on it, or gives all back where `free` is 0.
+    """Occupies the card except for `free` GiB, or releases everything if `free` is 0.
 
-    The allocation is the driver's own, so it counts for no framework.
+    The memory comes from the driver, so no framework counts it as its own.
     """
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "testing", "hold", (), True
