@@ -1,13 +1,13 @@
-"""Same seeds, rarer images: run the comparison on a real ComfyUI server and leave a sheet to look at.
+"""Same seeds, rarer images: the stock sampler and the guided one on a real ComfyUI server, side by side.
 
     python dev.py demo [--seeds N] [--exact]
 
-Starts ComfyUI with this pack, makes each seed's emoji unguided and guided through its HTTP API, and writes
-contact_sheet.png and figures.json to demo/output/. About a minute a seed on two processor cores. Guidance
-runs through the denoiser, as the paper does and the node by default: holding the denoiser constant lowers the score
-too, but changes this small generator's images less visibly (research/figures/evaluation.json). It runs with
-power_iterations 1 instead of the node's default 2: two thirds of the time, and a gradient whose cosine with the exact one is
-still 0.99.
+Starts ComfyUI with this pack, makes an emoji for each seed unguided and guided over its HTTP API, and writes
+contact_sheet.png and figures.json to demo/output/. Takes about a minute a seed on two processor cores.
+
+Guidance runs through the denoiser, as in the paper and by default: with the denoiser held constant the score falls too,
+but this small generator's images change less visibly (research/figures/evaluation.json). power_iterations is 1 instead
+of the default 2, which takes two thirds of the time; the gradient's cosine with the exact one is still 0.99.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,73 +47,44 @@ from tools.server import ExecutionFailed, Server, ServerError
 ROOT = Path(__file__).absolute().parents[1]
 OUTPUT = ROOT / "demo" / "output"
 ARMS = ("unguided", "guided")
-STEPS, CFG, SAMPLER, SCHEDULER = 10, 2.0, "euler", "simple"
+SAMPLING = {"steps": 10, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
+GUIDANCE = {"strength": 0.5, "gradient_path": "through denoiser", "power_iterations": 1}
 TOP_K = 9
-POWER_ITERATIONS = 1
-GRADIENT_PATH = "through denoiser"
 PROMPT_SECONDS = 3600.0
 # Ids of the nodes whose output is fetched, by arm.
-SAVE = {"unguided": "save unguided", "guided": "save guided"}
-SCORE = {"unguided": "score unguided", "guided": "score guided"}
+SAVE = {arm: f"save {arm}" for arm in ARMS}
+SCORE = {arm: f"score {arm}" for arm in ARMS}
 
 Row = dict[str, Any]
+Defaults = Callable[[str], Row]
 
 
-def comparison(seed: int, class_name: str, encoder: str, exact: bool) -> dict[str, Any]:
+def comparison(defaults: Defaults, seed: int, class_name: str, encoder: str, exact: bool) -> Row:
     """The workflow of one seed in API format: the stock sampler beside the guided one.
 
-    encoder: its name in the menu of JEPAEncoderLoader. exact: score with all singular values.
+    Args:
+        defaults: the defaults of a node's inputs, by node id. encoder: an option of JEPAEncoderLoader.
+        exact: score with all singular values.
     """
-    sampling = {
-        "model": ["demo", 0],
-        "seed": seed,
-        "steps": STEPS,
-        "cfg": CFG,
-        "sampler_name": SAMPLER,
-        "scheduler": SCHEDULER,
-        "positive": ["positive", 0],
-        "negative": ["negative", 0],
-        "latent_image": ["latent", 0],
-        "denoise": 1.0,
-    }
-    guidance = {
-        "vae": ["demo", 1],
-        "encoder": ["encoder", 0],
-        "strength": 0.5,
-        "start_percent": 0.2,
-        "end_percent": 0.8,
-        "interval": 1,
-        "rank": 9,
-        "oversampling": 2,
-        "power_iterations": POWER_ITERATIONS,
-        "schedule": "constant",
-        "normalisation": "max",
-        "gradient_path": GRADIENT_PATH,
-        "strength_rule": "spread",
-        "fit": "squash",
-        "antialias": True,
-    }
-    judged = {
-        "encoder": ["encoder", 0],
-        "mode": "exact" if exact else "top-k",
-        "top_k": TOP_K,
-        "fit": "squash",
-        "antialias": True,
-    }
-    nodes: dict[str, tuple[str, dict[str, Any]]] = {
+    sampling = defaults("KSampler") | SAMPLING | {"seed": seed, "model": ["demo", 0]}
+    sampling |= {"positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["latent", 0]}
+    guidance = defaults("JEPAGuidedKSampler") | sampling | GUIDANCE
+    guidance |= {"vae": ["demo", 1], "encoder": ["encoder", 0]}
+    scoring = defaults("JEPAScoreImage") | {"mode": "exact" if exact else "top-k", "top_k": TOP_K}
+    nodes: dict[str, tuple[str, Row]] = {
         "demo": ("JEPADemoLoader", {}),
         "positive": ("JEPADemoClass", {"class_name": class_name}),
         "negative": ("JEPADemoClass", {"class_name": "any"}),
         "latent": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
         "encoder": ("JEPAEncoderLoader", {"encoder": encoder, "image_size": 224}),
         "unguided": ("KSampler", sampling),
-        "guided": ("JEPAGuidedKSampler", {**sampling, **guidance}),
+        "guided": ("JEPAGuidedKSampler", guidance),
     }
     for arm in ARMS:
         picture = f"decode {arm}"
         nodes[picture] = ("VAEDecode", {"samples": [arm, 0], "vae": ["demo", 1]})
         nodes[SAVE[arm]] = ("SaveImage", {"images": [picture, 0], "filename_prefix": f"jepa-demo-{arm}"})
-        nodes[SCORE[arm]] = ("JEPAScoreImage", {"images": [picture, 0], **judged})
+        nodes[SCORE[arm]] = ("JEPAScoreImage", {**scoring, "images": [picture, 0], "encoder": ["encoder", 0]})
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
@@ -123,7 +95,7 @@ def menu(server: Server, node: str, name: str) -> list[str]:
 
 
 def shown_score(history: Mapping[str, Any], node: str) -> float:
-    """The score that JEPAScoreImage shows of its only image."""
+    """The score that JEPAScoreImage shows for its only image."""
     text = "\n".join(history["outputs"][node]["text"])
     match = re.search(r"image 0: (-?\d+(?:\.\d+)?)", text)
     if match is None:
@@ -132,7 +104,8 @@ def shown_score(history: Mapping[str, Any], node: str) -> float:
 
 
 def run_seeds(server: Server, seeds: int, encoder: Path, exact: bool) -> list[Row]:
-    """Make and score both images of every seed; a row each: seed, class, arm, score, picture."""
+    """Make and score both images of every seed; a row for each: seed, class, arm, score, picture."""
+    defaults = cache(server.defaults)
     classes = menu(server, "JEPADemoClass", "class_name")[1:]
     name = next(option for option in menu(server, "JEPAEncoderLoader", "encoder") if encoder.name in option)
     rows: list[Row] = []
@@ -140,7 +113,7 @@ def run_seeds(server: Server, seeds: int, encoder: Path, exact: bool) -> list[Ro
     for seed in range(seeds):
         class_name = classes[seed % len(classes)]
         print(f"[{seed + 1}/{seeds}] {class_name}, seed {seed} ...", end="", flush=True)
-        prompt_id = server.queue(comparison(seed, class_name, name, exact))
+        prompt_id = server.queue(comparison(defaults, seed, class_name, name, exact))
         history = server.wait(prompt_id, PROMPT_SECONDS)
         for arm in ARMS:
             content = server.image(history["outputs"][SAVE[arm]]["images"][0])
@@ -153,7 +126,7 @@ def run_seeds(server: Server, seeds: int, encoder: Path, exact: bool) -> list[Ro
 
 
 def add_measures(rows: Sequence[Row], classes: Sequence[str], bank: Bank, embed: Embed | None) -> Row:
-    """Add the independent measures to every row; returns those of held-out real images."""
+    """Add the independent measures to every row; returns those of real held-out images."""
     classifier = load_classifier()
     pictures = torch.stack([pil_to_tensor(row["picture"]).float() / 255 for row in rows])
     labels = torch.tensor([classes.index(row["class"]) + 1 for row in rows])
@@ -164,7 +137,7 @@ def add_measures(rows: Sequence[Row], classes: Sequence[str], bank: Bank, embed:
 
 
 def make_embed(folder: Path, bank: Bank) -> Embed | None:
-    """The guiding encoder as a function of images, or None when the bank was made with another one."""
+    """The guiding encoder as a function of images; None if the bank was made with another encoder."""
     if encoder_identity(folder) != bank.encoder_name:
         return None
     encoder = load_encoder(folder)
@@ -176,22 +149,16 @@ def make_embed(folder: Path, bank: Bank) -> Embed | None:
 
 
 def summarise(rows: Sequence[Row]) -> Row:
-    """Of each measure: both means, and the paired difference guided minus unguided."""
+    """For each measure: the mean of each arm, and the mean paired difference, guided minus unguided."""
     names = [name for name in rows[0] if name not in ("seed", "class", "arm", "picture")]
     values = {name: {arm: [row[name] for row in rows if row["arm"] == arm] for arm in ARMS} for name in names}
-    return {
-        name: {
-            **{arm: mean_and_error(both[arm]) for arm in ARMS},
-            "difference": mean_and_error(
-                [g - u for u, g in zip(both["unguided"], both["guided"], strict=True)]
-            ),
-        }
-        for name, both in values.items()
-    }
+    for both in values.values():
+        both["difference"] = [g - u for u, g in zip(both["unguided"], both["guided"], strict=True)]
+    return {name: {key: mean_and_error(of) for key, of in both.items()} for name, both in values.items()}
 
 
 def sentences(summary: Row, rows: Sequence[Row], exact: bool) -> list[str]:
-    """What the figures say, plainly."""
+    """What the figures say, in words."""
     count = len(rows) // 2
     pairs = list(zip(rows[0::2], rows[1::2], strict=True))
     rarer = sum(guided["score"] < unguided["score"] for unguided, guided in pairs)
@@ -200,10 +167,10 @@ def sentences(summary: Row, rows: Sequence[Row], exact: bool) -> list[str]:
     distance = summary["rarity_classifier"]
     how = "exact score" if exact else f"score (top {TOP_K} singular values)"
     return [
-        f"Under the encoder that guides, the {how} is lower, which is rarer, for {rarer} of {count} guided "
-        f"images; the mean difference is {summary['score']['difference']['mean']:+.2f}.",
-        f"Under a classifier trained separately, {farther} of {count} guided images lie farther from "
-        f"training images than their unguided twins do (mean {distance['guided']['mean']:.3f} against "
+        f"Under the guiding encoder, the {how} of {rarer} of {count} guided images is lower, which means rarer; "
+        f"the mean difference is {summary['score']['difference']['mean']:+.2f}.",
+        f"Under a separately trained classifier, {farther} of {count} guided images are farther from the "
+        f"training images than their unguided twins (mean {distance['guided']['mean']:.3f} against "
         f"{distance['unguided']['mean']:.3f}); it recognises the class of {named['guided']:.0f} guided and "
         f"{named['unguided']:.0f} unguided images.",
         f"{count} seeds are an illustration; research/figures/evaluation.json has more, with controls.",
@@ -224,7 +191,7 @@ def draw(rows: Sequence[Row], notes: Sequence[str]) -> Image.Image:
 
 
 def caption(row: Row) -> str:
-    """What stands below a picture."""
+    """The text below a picture."""
     seen = "recognised" if row["recognised"] else "not recognised"
     return f"score {row['score']:.2f}\ndistance {row['rarity_classifier']:.3f}\n{seen}"
 
@@ -232,13 +199,13 @@ def caption(row: Row) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--exact", action="store_true", help="exact scores: a minute more for each image")
+    parser.add_argument("--exact", action="store_true", help="exact scores, a minute more per image")
     parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
     parser.add_argument("--host", type=Path, default=os.environ.get("JEPA_HOST"), help="ComfyUI's folder")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error("--seeds must be at least 1")
-    # a terminated demo takes its server with it
+    # ending the demo ends its server
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     bank = load_bank()
     links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{options.encoder.name}": options.encoder}
@@ -248,17 +215,16 @@ def main() -> int:
             classes = menu(server, "JEPADemoClass", "class_name")[1:]
             rows = run_seeds(server, options.seeds, options.encoder, options.exact)
     except (ExecutionFailed, ServerError, TimeoutError) as error:
-        print(f"\nthe demo could not be run: {error}", flush=True)
+        print(f"\nthe demo failed: {error}", flush=True)
         return 1
     real = add_measures(rows, classes, bank, make_embed(options.encoder, bank))
     summary = summarise(rows)
     said = sentences(summary, rows, options.exact)
+    score = "exact" if options.exact else f"top {TOP_K}"
     OUTPUT.mkdir(parents=True, exist_ok=True)
     notes = [
-        f"score: JEPA score ({'exact' if options.exact else f'top {TOP_K}'}) under the encoder that guides "
-        f"({options.encoder.name}); lower is rarer.",
-        "distance: to the 5 nearest training images in the features of a classifier trained separately; "
-        "larger is rarer.",
+        f"score: JEPA score ({score}) under the guiding encoder ({options.encoder.name}); lower is rarer.",
+        "distance: to the 5 nearest training images in the features of a separately trained classifier; larger is rarer.",
         "recognised: whether that classifier names the class.",
     ]
     draw(rows, notes).save(OUTPUT / "contact_sheet.png", optimize=True)
@@ -266,14 +232,9 @@ def main() -> int:
         row.pop("picture").save(OUTPUT / f"seed{row['seed']:02d}-{row['arm']}.png")
     record = {
         "settings": {
-            "steps": STEPS,
-            "cfg": CFG,
-            "sampler": SAMPLER,
-            "scheduler": SCHEDULER,
-            "strength": 0.5,
-            "gradient_path": GRADIENT_PATH,
-            "power_iterations": POWER_ITERATIONS,
-            "score": "exact" if options.exact else f"top {TOP_K}",
+            **SAMPLING,
+            **GUIDANCE,
+            "score": score,
             "encoder": encoder_identity(options.encoder),
         },
         "summary": summary,
