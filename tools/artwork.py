@@ -1,9 +1,9 @@
-"""The pack's icon and banner for the Comfy Registry: many typical points, and one arm of them that leads to a rare one.
+"""Draw the pack's icon and banner for the Comfy Registry: many typical points, and an arm leading to a rare one.
 
     python dev.py run tools/artwork.py [--folder docs/artwork]
 
-Each picture is a list of discs, written as SVG and, by the same list, as PNG. The points stand as seeds in a sunflower.
-Colours are Okabe and Ito's, which people with any colour vision tell apart.
+Each picture is a list of discs, arranged like the seeds of a sunflower and written as SVG and PNG. The colours are Okabe
+and Ito's, which are distinct for every kind of colour vision.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from PIL import Image, ImageDraw
 Colour = tuple[int, int, int]
 
 NIGHT: Colour = (9, 20, 34)
-# From the middle to the rim: the typical points, and those of the arm.
+# From the centre to the rim: the typical points, and the arm.
 TYPICAL: list[Colour] = [(214, 238, 252), (86, 180, 233), (0, 114, 178), (0, 66, 110)]
 RARE: list[Colour] = [(214, 238, 252), (240, 190, 90), (230, 159, 0), (213, 94, 0)]
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
-# Pixels of the drawing for each pixel of the PNG, along each side.
-FINER = 4
+# Supersampling of the PNG along each side.
+SUPERSAMPLING = 4
 
 
 @dataclass(frozen=True)
 class Disc:
-    """A disc: its centre, radius, colour, and how much it covers what lies below."""
+    """A disc: centre, radius, colour and opacity."""
 
     x: float
     y: float
@@ -47,14 +47,14 @@ def between(colours: list[Colour], share: float) -> Colour:
 
 @dataclass(frozen=True)
 class Flower:
-    """Seeds around (x, y) and their arm.
+    """Seeds around (x, y), some of which form an arm.
 
     Attributes:
-        spacing: between neighbours.
-        count: of seeds; a few of them may fall outside the picture.
-        stride: the arm is every seed of this stride, a Fibonacci number, so that they are neighbours on a spiral.
-        last: index of the seed at which the arm ends.
-        direction: in which that one lies, in radians, clockwise from the right.
+        spacing: distance between neighbours.
+        count: number of seeds; some may be outside the picture.
+        stride: step of the index along the arm; a Fibonacci number makes the seeds neighbours on a spiral.
+        last: index of the arm's last seed.
+        direction: of that seed from (x, y), in radians clockwise from the right.
     """
 
     x: float
@@ -66,7 +66,7 @@ class Flower:
     direction: float
 
     def place(self, index: int) -> tuple[float, float]:
-        """Where a seed stands."""
+        """The position of a seed."""
         radius = self.spacing * math.sqrt(index + 0.5) / math.sqrt(math.pi)
         angle = self.direction + (index - self.last) * GOLDEN_ANGLE
         return self.x + radius * math.cos(angle), self.y + radius * math.sin(angle)
@@ -75,7 +75,7 @@ class Flower:
         return index <= self.last and (self.last - index) % self.stride == 0
 
     def discs(self, rare: float) -> list[Disc]:
-        """All discs; the last one of the arm has the radius `rare` and a glow, and its neighbours make room."""
+        """All discs; the arm's last one has the radius `rare` and a glow, and discs too close to it are left out."""
         x, y = self.place(self.last)
         typical, arm = [], []
         for index in range(self.count):
@@ -106,7 +106,7 @@ def banner(width: int, height: int) -> list[Disc]:
 
 
 def as_svg(discs: list[Disc], width: int, height: int) -> str:
-    """The picture as SVG, without the discs that fall outside."""
+    """The picture as SVG, without discs outside it."""
     lines = [
         f'<circle cx="{d.x:.2f}" cy="{d.y:.2f}" r="{d.radius:.2f}" fill="#{bytes(d.colour).hex()}"'
         f' fill-opacity="{d.opacity:.3f}"/>'
@@ -119,10 +119,10 @@ def as_svg(discs: list[Disc], width: int, height: int) -> str:
 
 
 def as_image(discs: list[Disc], width: int, height: int) -> Image.Image:
-    """The picture in pixels."""
-    picture = Image.new("RGB", (width * FINER, height * FINER), NIGHT)
+    """The picture as pixels."""
+    picture = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING), NIGHT)
     for d in discs:
-        x, y, radius = (FINER * value for value in (d.x, d.y, d.radius))
+        x, y, radius = (SUPERSAMPLING * value for value in (d.x, d.y, d.radius))
         corner, side = (math.floor(x - radius), math.floor(y - radius)), math.ceil(2 * radius) + 2
         left, top = x - radius - corner[0], y - radius - corner[1]
         mask = Image.new("L", (side, side))

@@ -1,10 +1,10 @@
-"""Convert a checkpoint of the paper's public D-JEPA code to safetensors, for the folder models/djepa.
+"""Convert a checkpoint of the public D-JEPA code to safetensors, for the folder models/djepa.
 
     python dev.py run tools/convert_djepa.py CHECKPOINT.pth OUT.safetensors
 
-The pack itself loads no pickles. This script does, with torch's restricted unpickler, which makes tensors and the few
-plain types named here and refuses everything else. It takes the exponential average where the checkpoint has one.
-Written from the public code's names; no published checkpoint was tried.
+The pack itself loads no pickles. This script does, with torch's restricted unpickler, which creates only tensors and a
+few plain types. It takes the exponential moving average if the checkpoint has one. It follows the public code's names;
+no published checkpoint was available to try.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jepa_core.djepa import DJEPAFileError, load_djepa
 
 
 def weights_of(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's exponential average, else of its model, else of the file itself."""
+    """The tensors of a checkpoint's moving average, else of its model, else of the file itself."""
     with torch.serialization.safe_globals([argparse.Namespace]):
         content = torch.load(file, weights_only=True, map_location="cpu")
     for name in ("model_ema", "model"):

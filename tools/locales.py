@@ -1,8 +1,8 @@
-"""Write locales/en/nodeDefs.json, the texts of the nodes as the page's other languages translate them.
+"""Write locales/en/nodeDefs.json, the English texts of the nodes, which the other languages translate.
 
     python dev.py run tools/locales.py
 
-The nodes themselves are the source; tests/server/test_locales.py finds what is out of date and what lacks a translation.
+The source is the nodes themselves. tests/server/test_locales.py finds what is outdated or not translated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LANGUAGES = ("en", "zh", "ja", "ko")
 
 
 def texts_of(info: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of a node, in the layout of a locale: from its entry in the server's object_info."""
+    """A node's texts in the layout of a locale file, from its entry in the server's object_info."""
     inputs = {}
     for section in ("required", "optional"):
         for name in info["input_order"].get(section, []):
@@ -40,7 +40,7 @@ def texts_of(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Start a server, ask it for the pack's nodes, write their texts."""
+    """Write the texts of the pack's nodes as a server describes them."""
     host = Path(os.environ["JEPA_HOST"])
     with Server(host, {"custom_nodes/jepa-guidance": ROOT}, cpu=True) as server:
         info = server.object_info()
