@@ -167,21 +167,16 @@ def server_environment(environ: Mapping[str, str], offline: bool) -> dict[str, s
     return {**kept, **extra, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
 
 
-def encode_upload(fields: Mapping[str, str], name: str, content: bytes) -> tuple[str, bytes]:
-    """A multipart form with text fields and one file in the field "image", as (content type, body)."""
-    boundary = uuid.uuid4().hex
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
-        for key, value in fields.items()
-    ]
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
-    parts += [
-        head.encode(),
-        b"Content-Type: application/octet-stream\r\n\r\n",
-        content,
-        f"\r\n--{boundary}--\r\n".encode(),
-    ]
-    return f"multipart/form-data; boundary={boundary}", b"".join(parts)
+def encode_upload(name: str, content: bytes) -> tuple[str, bytes]:
+    """The form that uploads a file and replaces one of the same name, as (content type, body)."""
+    boundary, disposition = uuid.uuid4().hex, "Content-Disposition: form-data; name"
+    head = (
+        f'--{boundary}\r\n{disposition}="overwrite"\r\n\r\ntrue\r\n'
+        f'--{boundary}\r\n{disposition}="image"; filename="{name}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    )
+    body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+    return f"multipart/form-data; boundary={boundary}", body
 
 
 class Server:
@@ -191,9 +186,10 @@ class Server:
         host: the folder with ComfyUI's main.py.
         links: what to put into the base directory, by path, as in {"models/jepa/dinov2": encoder_folder}.
         base: the base directory; None for a temporary one.
-        python: the interpreter. arguments: more options for main.py. port: 0 for a free one.
-        cpu: compute on the CPU. offline: keep the model hub's client off the network.
+        python: the interpreter. cpu: compute on the CPU. arguments: more options for main.py.
         start_seconds: how long the server may take to answer.
+
+    The model hub's client stays off the network.
     """
 
     def __init__(
@@ -204,8 +200,6 @@ class Server:
         base: Path | None = None,
         python: str = sys.executable,
         cpu: bool = True,
-        offline: bool = True,
-        port: int = 0,
         arguments: Sequence[str] = (),
         start_seconds: float = START_SECONDS,
     ) -> None:
@@ -213,8 +207,6 @@ class Server:
         self.links = dict(links)
         self.python = python
         self.cpu = cpu
-        self.offline = offline
-        self.port = port
         self.arguments = tuple(arguments)
         self.start_seconds = start_seconds
         self._given_base = base
@@ -231,13 +223,13 @@ class Server:
             else:
                 self.base = self._given_base.absolute()
             prepare_base(self.base, self.links)
-            self.port = self.port or free_port()
+            self.port = free_port()
             self._log_path = self.base / "server.log"
             log = stack.enter_context(open(self._log_path, "wb"))
             self.process = subprocess.Popen(
                 server_command(self.python, self.host, self.base, self.port, self.cpu, self.arguments),
                 cwd=self.host,
-                env=server_environment(os.environ, self.offline),
+                env=server_environment(os.environ, offline=True),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -316,7 +308,7 @@ class Server:
 
     def upload(self, path: Path) -> str:
         """Put a file into the input folder, replacing one of the same name; returns its name for LoadImage."""
-        content_type, body = encode_upload({"overwrite": "true"}, path.name, path.read_bytes())
+        content_type, body = encode_upload(path.name, path.read_bytes())
         answer = json.loads(self._request("/upload/image", body, content_type))
         return str(answer["name"])
 
