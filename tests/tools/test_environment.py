@@ -1,4 +1,4 @@
-"""The set-up of dev.py and the server module, without network and without ComfyUI."""
+"""dev.py and its set-up, without a network and without ComfyUI."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 import dev
-from tools import server as server_module
 from tools.environment import building, commands, components, pinned
 
 ROOT = pinned.ROOT
@@ -35,7 +34,7 @@ pydantic~=2.0
 
 
 def make_host(folder: Path) -> Path:
-    """Write what makes a folder count as a ComfyUI."""
+    """Write the files by which a ComfyUI folder is recognised."""
     (folder / "comfy").mkdir(parents=True)
     for name in ("main.py", "requirements.txt", "comfy/samplers.py"):
         (folder / name).touch()
@@ -48,7 +47,7 @@ def archive_of(content: bytes) -> pinned.Archive:
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """Write a .tar.gz with these files, names as given."""
+    """Write a .tar.gz with these files."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
@@ -314,7 +313,7 @@ def test_older_host_is_completed_from_the_newer_one(monkeypatch: pytest.MonkeyPa
     file = write_tar(downloads / "thing-1.0.tar.gz", {"p/ComfyUI/comfy/ldm/flux/math.py": b"older"})
     older = pinned.PinnedHost("1.0", archive_of(file.read_bytes()), "p/ComfyUI")
     monkeypatch.setattr(pinned, "OLDER_HOST", older)
-    # The archive is downloaded already, so that nothing asks this environment for pip.
+    # The archive is already there, so no pip is needed.
     monkeypatch.setattr(components, "make_environment", lambda python, folder: folder.mkdir())
     components.install_older_host(sys.executable, downloads, newer, folder)
     made = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.py")}
@@ -376,10 +375,10 @@ def test_a_bundle_runs_without_the_set_up(monkeypatch: pytest.MonkeyPatch, words
 def test_tests_marked_long_are_left_out_unless_asked_for() -> None:
     assert commands.check_commands(False, ["-x"])["pytest"] == ["pytest", "tests", "-m", "not long", "-x"]
     assert commands.check_commands(True, ["-x"])["pytest"] == ["pytest", "tests", "-x"]
-    # the matrix is of all tests
+    # only all tests make the matrix
     matrix = ["-p", "tests.support", "--support", str(commands.SUPPORT)]
     assert commands.check_commands(True, [])["pytest"] == ["pytest", "tests", *matrix]
-    # all of the quick ones run side by side, those that somebody names do not
+    # the quick tests run in parallel, but not those that somebody names
     several = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
     assert commands.check_commands(False, [])["pytest"] == ["pytest", "tests", *several, "-m", "not long"]
 
@@ -465,85 +464,3 @@ def test_host_comes_before_pack_and_neighbours_on_the_path() -> None:
     environ = commands.child_environment(setup, {"PYTHONPATH": "foreign", "KEPT": "1"}, Path("near"))
     assert environ["PYTHONPATH"].split(os.pathsep) == ["host", str(ROOT), "near"]
     assert environ["KEPT"] == "1"
-
-
-# --- the server module --------------------------------------------------------------------------------------
-
-STUB = """
-import http.server, sys
-print("arguments", sys.argv[1:])
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"{}")
-port = int(sys.argv[sys.argv.index("--port") + 1])
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
-"""
-
-
-def test_a_host_that_dies_is_reported_with_its_log(tmp_path: Path) -> None:
-    (tmp_path / "main.py").write_text("print('cannot start, because'); raise SystemExit(3)")
-    with (
-        pytest.raises(server_module.ServerError, match=r"(?s)exit code 3.*cannot start, because"),
-        server_module.Server(tmp_path, {}),
-    ):
-        pass
-
-
-def test_server_ends_its_process_and_removes_its_folder_after_an_exception(tmp_path: Path) -> None:
-    (tmp_path / "main.py").write_text(STUB)
-    (tmp_path / "model").mkdir()
-    links = {"custom_nodes/thing": tmp_path / "model"}
-    running = server_module.Server(tmp_path, links)
-
-    def use_and_fail() -> None:
-        with running:
-            assert (running.base / "custom_nodes/thing").samefile(tmp_path / "model")
-            assert "'--listen', '127.0.0.1'" in running.log()
-            assert "'--cpu'" in running.log()
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        use_and_fail()
-    assert running.process.poll() is not None
-    assert not running.base.exists()
-    assert (tmp_path / "model").exists()
-
-
-def test_a_link_is_replaced_and_a_real_folder_is_not(tmp_path: Path) -> None:
-    for name in ("one", "two", "real/something"):
-        (tmp_path / name).mkdir(parents=True)
-    server_module.link(tmp_path / "one", tmp_path / "link")
-    server_module.link(tmp_path / "two", tmp_path / "link")
-    assert (tmp_path / "link").samefile(tmp_path / "two")
-    with pytest.raises(FileExistsError):
-        server_module.link(tmp_path / "one", tmp_path / "real")
-
-
-def test_a_model_folder_holds_real_files_also_where_a_link_stood(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("1")
-    (tmp_path / "base" / "models").mkdir(parents=True)
-    (tmp_path / "base" / "models" / "x").symlink_to(tmp_path / "model")
-    for _ in range(2):
-        server_module.prepare_base(tmp_path / "base", {"models/x": tmp_path / "model"})
-        file = tmp_path / "base" / "models" / "x" / "weights"
-        assert file.read_text() == "1"
-        assert file.resolve() == (tmp_path / "base").resolve() / "models" / "x" / "weights"
-    assert (tmp_path / "model" / "weights").exists()
-
-
-def test_a_missing_link_target_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing-here"):
-        server_module.prepare_base(tmp_path, {"models/x": tmp_path / "nothing-here"})
-
-
-def test_server_environment_has_no_foreign_import_path() -> None:
-    environ = server_module.server_environment(
-        {"PYTHONPATH": "x", "PYTHONHOME": "y", "KEPT": "1"}, offline=True
-    )
-    assert "PYTHONPATH" not in environ
-    assert "PYTHONHOME" not in environ
-    assert (environ["KEPT"], environ["HF_HUB_OFFLINE"]) == ("1", "1")
-    assert "HF_HUB_OFFLINE" not in server_module.server_environment({}, offline=False)

@@ -1,4 +1,4 @@
-"""The checks for a machine with CUDA: all of them on a processor, and what they do when something goes wrong."""
+"""The checks for a machine with CUDA: all of them on a processor, and how they handle failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tools.gpu.rows import NOT_ON_A_PROCESSOR, Row, TimeUp, facts_of, log_facts,
 from tools.gpu.session import Session
 from tools.server import ExecutionFailed, ServerError
 
-# Rows of a stage that succeed on a processor, for each stage.
+# The number of rows of each stage, all of which succeed on a processor.
 ROWS = {
     "environment": 13,
     "presets": 30,
@@ -61,7 +61,7 @@ def test_every_stage_runs_on_a_processor(tmp_path: Path) -> None:
 
 
 def check_rows(rows: dict[str, Row]) -> None:
-    """What rows of a dry run say, by name."""
+    """Check the contents of a dry run's rows, given by name."""
     assert rows["SDXL, loaded"]["network"] == "SDXL"
     assert rows["SD1.5, loaded"]["network"] == "BaseModel"
     assert rows["SDXL, loaded"][NOT_ON_A_PROCESSOR] == "dynamic VRAM"
@@ -78,7 +78,7 @@ def check_rows(rows: dict[str, Row]) -> None:
         assert way in first["trace"]
         assert first["sha256"] == after["sha256"] != again["sha256"]
         assert (again["networks_built"], after["networks_built"]) == (0, 1)
-    # a LoRA of another strength is patched in, not loaded again
+    # another LoRA strength patches the same network
     assert rows["LoRA at 0.8, defaults"]["networks_built"] == 0
     assert rows["LoRA at 0.8, defaults"]["sha256"] != rows["LoRA at 0.5, defaults"]["sha256"]
     assert rows["ControlNet, defaults, first"]["sha256"] != rows["SD1.5, defaults, first"]["sha256"]
@@ -93,7 +93,7 @@ def check_rows(rows: dict[str, Row]) -> None:
 
 
 def session_with(tmp_path: Path, seconds: float = 60.0) -> Session:
-    """A session that is never asked for a real server."""
+    """A session that never starts a real server."""
     return Session(TINY, tmp_path, sys.executable, tmp_path, [], time.monotonic() + seconds)
 
 
@@ -123,7 +123,7 @@ def test_a_stage_that_fails_keeps_its_rows_and_the_next_one_runs(tmp_path: Path)
     assert "in broken" in one["traceback"]
     assert not two["ok"]
     assert record["finished"]
-    # what is on disk after each row is all that was found by then
+    # the file is complete after every row
     assert json.loads(written[0])["stages"][0]["rows"] == [{"name": "good", "ok": True}]
     shown = table(record)
     assert "the server is gone" in shown
@@ -150,7 +150,7 @@ def test_when_the_time_is_up_what_is_there_stays(tmp_path: Path) -> None:
 
 
 class FakeServer:
-    """A server whose prompts end as `ending` says."""
+    """A server whose prompts end with `ending`."""
 
     def __init__(self, ending: Any) -> None:
         self.ending = ending
@@ -273,7 +273,7 @@ def test_the_log_is_counted() -> None:
 
 
 def save_calls(file: Path, shift: np.ndarray) -> Path:
-    """What is seen of a run: a step that is not guided, and one that asks again at the shifted latent."""
+    """GPUWatch's record of a step without guidance and of one that asks again at the shifted latent."""
     latents = [np.zeros_like(shift), np.ones_like(shift), np.ones_like(shift), np.ones_like(shift) + shift]
     np.savez(file, times=[3.0, 2.0, 2.0, 2.0], latents=np.stack(latents))
     return file
