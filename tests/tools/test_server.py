@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,9 @@ def test_server_environment_has_no_foreign_import_path() -> None:
     assert "PYTHONHOME" not in environ
     assert (environ["KEPT"], environ["HF_HUB_OFFLINE"]) == ("1", "1")
     assert "HF_HUB_OFFLINE" not in server.server_environment({}, offline=False)
+
+
+def test_a_link_on_the_command_line_has_two_sides() -> None:
+    assert server.link_argument("models/x=/a=b") == ("models/x", Path("/a=b"))
+    with pytest.raises(argparse.ArgumentTypeError, match="INSIDE=TARGET"):
+        server.link_argument("models/x")
