@@ -1,0 +1,153 @@
+"""The tables of inputs and presets in docs/, from the nodes' own schemas.
+
+    python dev.py run tools/input_tables.py        write them into the pages
+
+tests/tools/test_input_tables.py fails when a page is out of date.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.markers import fill, table
+
+ROOT = Path(__file__).absolute().parents[1]
+DOCS = ROOT / "docs"
+# The nodes of each page, in the order of its tables.
+PAGES = {
+    "guidance.md": ("JEPAGuidance", "JEPAGuidedKSampler", "JEPAPlotTrace", "JEPADemoClass"),
+    "encoders.md": ("JEPAEncoderLoader", "JEPACombineEncoders"),
+    "scoring.md": ("JEPAScoreImage", "JEPAReferenceScores", "JEPARarityMap", "JEPARankImages"),
+    "djepa.md": ("DJEPALoader", "DJEPASampler"),
+}
+# Menus whose entries are the host's or depend on the files of the machine.
+MENUS = {
+    ("JEPAGuidedKSampler", "sampler_name"): "as in KSampler",
+    ("JEPAGuidedKSampler", "scheduler"): "as in KSampler",
+    ("JEPAEncoderLoader", "encoder"): "the encoders above, and files in models/jepa",
+    ("DJEPALoader", "model"): "the bundled model, and files in models/djepa",
+}
+
+
+def load_pack() -> Any:
+    """The package of the nodes, loaded as a host loads it."""
+    if "jepa_guidance" not in sys.modules:
+        from comfy.cli_args import args
+
+        args.cpu = not torch.cuda.is_available()
+        spec = importlib.util.spec_from_file_location(
+            "jepa_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["jepa_guidance"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["jepa_guidance"])
+    return importlib.import_module("jepa_guidance.nodes")
+
+
+async def node_classes() -> list[Any]:
+    """The pack's nodes, as the host asks for them."""
+    extension = load_pack().JEPAExtension()
+    await extension.on_load()
+    nodes: list[Any] = await extension.get_node_list()
+    return nodes
+
+
+def schemas() -> dict[str, Any]:
+    """{node id: schema} of all nodes."""
+    found = [node.define_schema() for node in asyncio.run(node_classes())]
+    return {schema.node_id: schema for schema in found}
+
+
+def cells(node: str, entry: Any) -> list[str]:
+    """The row of an input: its name, default, range or options, meaning."""
+    kind: str = entry.get_io_type()
+    default: Any = getattr(entry, "default", None)
+    if kind == "BOOLEAN":
+        default, values = "on" if default else "off", "on, off"
+    elif kind in ("INT", "FLOAT"):
+        values = f"{number(entry.min)} to {number(entry.max)}"
+        default = number(default)
+    elif kind == "COMBO":
+        values = MENUS.get((node, entry.id)) or ", ".join(entry.options)
+    else:
+        values = "text" if kind == "STRING" else kind
+        default = default or ""
+    if entry.optional and (getattr(entry, "force_input", None) or not default):
+        default = "none"  # a link that may be missing
+    # further paragraphs list what the page has a table of
+    meaning = entry.tooltip.partition("\n")[0]
+    return [entry.id, default, values, meaning]
+
+
+def number(value: float) -> str:
+    """A number as people write it: without the point of a whole one."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def input_tables(nodes: tuple[str, ...], found: dict[str, Any]) -> dict[str, str]:
+    """The tables of a page by the names of their markers; a row that stands above already is only referred to."""
+    texts: dict[str, str] = {}
+    written: dict[tuple[str, ...], str] = {}
+    for node in nodes:
+        rows, above = [], {}
+        for entry in found[node].inputs:
+            row = cells(node, entry)
+            if tuple(row) in written:
+                above[entry.id] = written[tuple(row)]
+            else:
+                written[tuple(row)] = found[node].display_name
+                rows.append(row)
+        texts[f"inputs of {node}"] = table(["input", "default", "values", "meaning"], rows) + repeated(above)
+    return texts
+
+
+def repeated(above: dict[str, str]) -> str:
+    """A sentence about the inputs, by name, that a node above has too."""
+    return "".join(
+        f"\n{', '.join(name for name, other in above.items() if other == node)}: as in {node}.\n"
+        for node in dict.fromkeys(above.values())
+    )
+
+
+def presets_table() -> str:
+    """What each preset sets: a row for each input, a column for each preset."""
+    module = importlib.import_module(f"{load_pack().__name__}.guidance_inputs")
+    presets: dict[str, dict[str, Any]] = module.PRESETS
+    rows = [
+        [
+            name,
+            *(
+                ("on" if one[name] else "off") if isinstance(one[name], bool) else str(one[name])
+                for one in presets.values()
+            ),
+        ]
+        for name in next(iter(presets.values()))
+    ]
+    return table(["input", *presets], rows)
+
+
+def pages() -> dict[Path, str]:
+    """Every page as it should be."""
+    found = schemas()
+    texts = {page: input_tables(nodes, found) for page, nodes in PAGES.items()}
+    texts["guidance.md"]["presets"] = presets_table()
+    return {
+        DOCS / page: fill((DOCS / page).read_text(encoding="utf-8"), parts) for page, parts in texts.items()
+    }
+
+
+def main() -> None:
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
