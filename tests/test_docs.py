@@ -77,10 +77,12 @@ def test_python_examples_import_what_is_there(page):
 
 @pages
 def test_a_page_has_one_title_and_says_first_what_it_is_for(page):
-    title, _, first = page.read_text(encoding="utf-8").partition("\n\n")
+    text = page.read_text(encoding="utf-8")
+    title, _, first = text.partition("\n\n")
     assert title.startswith("# ")
     assert first.startswith("## ") is (page.name == "CONTRIBUTING.md")
-    assert page.read_text(encoding="utf-8").isascii()
+    assert text.isascii()
+    assert "```" not in prose(text), "a block of code is not closed"
 
 
 def test_every_page_is_linked_from_the_readme_or_contributing():
