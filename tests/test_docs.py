@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 
 import pytest
@@ -91,6 +92,12 @@ def test_every_page_is_linked_from_the_readme_or_contributing():
         f"docs/{link}" for page in PAGES[2:] for link in LINK.findall(page.read_text(encoding="utf-8"))
     }
     assert {f"docs/{page.name}" for page in PAGES[2:]} <= linked | from_pages
+
+
+def test_the_readme_names_every_node():
+    texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [one["display_name"] for one in texts.values() if f"**{one['display_name']}**" not in readme] == []
 
 
 def test_the_first_pages_stay_short():

@@ -36,25 +36,25 @@ MENUS = {
 }
 
 
-def load_pack() -> Any:
-    """The package of the nodes, loaded as a host loads it."""
-    if "jepa_guidance" not in sys.modules:
-        from comfy.cli_args import args
+def load_pack() -> None:
+    """Make the package jepa_guidance importable, loaded as a host loads it. Later calls do nothing."""
+    if "jepa_guidance" in sys.modules:
+        return
+    from comfy.cli_args import args
 
-        args.cpu = not torch.cuda.is_available()
-        spec = importlib.util.spec_from_file_location(
-            "jepa_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["jepa_guidance"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["jepa_guidance"])
-    return importlib.import_module("jepa_guidance.nodes")
+    args.cpu = not torch.cuda.is_available()
+    spec = importlib.util.spec_from_file_location(
+        "jepa_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["jepa_guidance"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["jepa_guidance"])
 
 
 async def node_classes() -> list[Any]:
     """The pack's nodes, as the host asks for them."""
-    extension = load_pack().JEPAExtension()
+    extension = importlib.import_module("jepa_guidance.nodes").JEPAExtension()
     await extension.on_load()
     nodes: list[Any] = await extension.get_node_list()
     return nodes
@@ -119,7 +119,7 @@ def repeated(above: dict[str, str]) -> str:
 
 def presets_table() -> str:
     """What each preset sets: a row for each input, a column for each preset."""
-    module = importlib.import_module(f"{load_pack().__name__}.guidance_inputs")
+    module = importlib.import_module("jepa_guidance.nodes.guidance_inputs")
     presets: dict[str, dict[str, Any]] = module.PRESETS
     rows = [
         [
@@ -136,6 +136,7 @@ def presets_table() -> str:
 
 def pages() -> dict[Path, str]:
     """Every page as it should be."""
+    load_pack()
     found = schemas()
     texts = {page: input_tables(nodes, found) for page, nodes in PAGES.items()}
     texts["guidance.md"]["presets"] = presets_table()
