@@ -67,19 +67,14 @@ def schemas() -> dict[str, Any]:
 
 
 def cells(node: str, entry: Any) -> list[str]:
-    """The row of an input: its name, default, range or options, meaning."""
+    """The row of an input: its name, default, values, meaning."""
     kind: str = entry.get_io_type()
-    default: Any = getattr(entry, "default", None)
-    if kind == "BOOLEAN":
-        default, values = "on" if default else "off", "on, off"
-    elif kind in ("INT", "FLOAT"):
-        values = f"{number(entry.min)} to {number(entry.max)}"
-        default = number(default)
+    values = {"BOOLEAN": "on, off", "STRING": "text"}.get(kind, kind)
+    if kind in ("INT", "FLOAT"):
+        values = f"{shown(entry.min)} to {shown(entry.max)}"
     elif kind == "COMBO":
         values = MENUS.get((node, entry.id)) or ", ".join(entry.options)
-    else:
-        values = "text" if kind == "STRING" else kind
-        default = default or ""
+    default = shown(getattr(entry, "default", None))
     if entry.optional and (getattr(entry, "force_input", None) or not default):
         default = "none"  # a link that may be missing
     # further paragraphs list what the page has a table of
@@ -87,9 +82,13 @@ def cells(node: str, entry: Any) -> list[str]:
     return [entry.id, default, values, meaning]
 
 
-def number(value: float) -> str:
-    """A number as people write it: without the point of a whole one."""
-    return str(value) if isinstance(value, int) else f"{value:g}"
+def shown(value: Any) -> str:
+    """A value as a node shows it; empty for None."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "" if value is None else str(value)
 
 
 def input_tables(nodes: tuple[str, ...], found: dict[str, Any]) -> dict[str, str]:
@@ -122,14 +121,7 @@ def presets_table() -> str:
     module = importlib.import_module("jepa_guidance.nodes.guidance_inputs")
     presets: dict[str, dict[str, Any]] = module.PRESETS
     rows = [
-        [
-            name,
-            *(
-                ("on" if one[name] else "off") if isinstance(one[name], bool) else str(one[name])
-                for one in presets.values()
-            ),
-        ]
-        for name in next(iter(presets.values()))
+        [name, *(shown(values[name]) for values in presets.values())] for name in next(iter(presets.values()))
     ]
     return table(["input", *presets], rows)
 
