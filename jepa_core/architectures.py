@@ -213,7 +213,7 @@ class Architecture:
             weights. A LayerNorm leaves two, its outputs over gamma having no mean and a fixed length; of the mean
             of several tokens only the first is left; a projection to fewer dimensions or an MLP on top leaves none.
         pixels: as published with the checkpoints.
-        heeds_preprocessor: whether a preprocessor_config.json overrules `pixels`. Not for DINOv2, which is asked for
+        uses_preprocessor_config: whether a preprocessor_config.json overrules `pixels`. Not for DINOv2, which is asked for
             bicubic pixels and gets the paper's bilinear ones; not for I-JEPA, which was published with a mean and a
             deviation of 0.5, but trained with those of ImageNet.
         signature: tensors by which this kind is known where there is no config.json; none where it must be there.
@@ -235,7 +235,7 @@ class Architecture:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     sizes: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]] = lambda shapes, stated: {}
     unneeded: tuple[str, ...] = ()
-    heeds_preprocessor: bool = True
+    uses_preprocessor_config: bool = True
     signature: tuple[str, ...] = ()
     embed_clip: Callable[[Any, Tensor], Tensor] | None = None
 
@@ -290,7 +290,7 @@ _DINOV2: dict[str, Any] = {
     "embed": class_token,
     "null_directions": 2,
     "pixels": IMAGENET,
-    "heeds_preprocessor": False,
+    "uses_preprocessor_config": False,
 }
 _CLASS_AND_PATCHES = ("embeddings.cls_token", "embeddings.patch_embeddings.projection.weight")
 
@@ -374,7 +374,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             embed=mean_token,
             null_directions=1,
             pixels=IMAGENET,
-            heeds_preprocessor=False,
+            uses_preprocessor_config=False,
         ),
         Architecture(
             title="V-JEPA 2",

@@ -186,7 +186,7 @@ def _needed_names(file: Path, names: list[str], architecture: Architecture) -> d
 
 def _pixels(file: Path, architecture: Architecture) -> Pixels:
     usual = architecture.pixels
-    if not architecture.heeds_preprocessor:
+    if not architecture.uses_preprocessor_config:
         return usual
     path = _preprocessor_path(file)
     settings = _read_json(path)

@@ -30,18 +30,18 @@ class Rarity:
 
     Attributes:
         score: (B,) float64, sum of the logs of the top k singular values. Lower is rarer.
-        sigma: (B, k) float64, largest first.
+        singular_values: (B, k) float64, largest first.
         grad: (B, *encoder.input_shape), gradient of the score with respect to the preprocessed image; NaN where the
             Jacobian was not finite.
-        u: (B, k, d) and v: (B, k, n), left and right singular vectors; J^T u_i = sigma_i v_i.
-        residual: (B, k), |J v_i - sigma_i u_i| / sigma_i: how far the range finder is from converged. The
+        u: (B, k, d) and v: (B, k, n), left and right singular vectors; J^T u_i = s_i v_i.
+        residual: (B, k), |J v_i - s_i u_i| / s_i: how far the range finder is from converged. The
             gradient is better than this says, since it takes its left vectors from J v_i.
         encoder_calls: sequential encoder passes per image, forward or backward, before chunking; the largest
             of the batch.
     """
 
     score: Tensor
-    sigma: Tensor
+    singular_values: Tensor
     grad: Tensor
     u: Tensor
     v: Tensor
@@ -50,10 +50,10 @@ class Rarity:
 
 
 class RarityGradient:
-    """Gradient of JS*(x) = sum_{i<=k} log sigma_i(J(x)) (arXiv 2605.24631, section 4).
+    """Gradient of JS*(x) = sum_{i<=k} log s_i(J(x)) (arXiv 2605.24631, section 4).
 
     By the envelope theorem the top triplets count as constants, and the gradient is
-    sum_i (1 / sigma_i) grad_x <u_i, J(x) v_i>: Hessian-vector products. It is exact as far as the range
+    sum_i (1 / s_i) grad_x <u_i, J(x) v_i>: Hessian-vector products. It is exact as far as the range
     finder has converged, which `residual` measures.
 
     An image starts from a Gaussian sketch, or, under an id that was seen before, from the range found then:
@@ -167,26 +167,26 @@ class RarityGradient:
         embed_dim, _ = jacobian.shape
         k = self.k
         for rounds_left in range(self.power_iterations, -1, -1):
-            u, sigma, v = ritz_triplets(found, min(k + self.oversample, embed_dim))
+            u, s, v = ritz_triplets(found, min(k + self.oversample, embed_dim))
             products, pull = jacobian.curvature(v)
             products = in_double(products)
-            residual = (products - sigma[:, None] * u).norm(dim=1) / sigma.clamp(
-                min=numerical_rank_floor(sigma, embed_dim).item()
+            residual = (products - s[:, None] * u).norm(dim=1) / s.clamp(
+                min=numerical_rank_floor(s, embed_dim).item()
             )
             if not rounds_left or residual[:k].max() <= tolerance:
                 break
             del pull  # and the graph that it holds
             found = extend(jacobian, found, products)
         # Within these right vectors the products are all there is of J, so they give the best left vectors:
-        # J v_i = sum_j mix_ij s_j left_j, and J (mix^T v)_j = s_j left_j.
-        mix, s, left = torch.linalg.svd(products, full_matrices=False)
-        weight = torch.where(s < numerical_rank_floor(s, embed_dim), 0.0, 1 / s)
+        # J v_i = sum_j mix_ij t_j left_j, and J (mix^T v)_j = t_j left_j.
+        mix, t, left = torch.linalg.svd(products, full_matrices=False)
+        weight = torch.where(t < numerical_rank_floor(t, embed_dim), 0.0, 1 / t)
         gradient = pull((mix[:, :k] * weight[:k]) @ left[:k])  # noqa: F821 (deleted, then bound again)
         if self.tracked:
             self._bases[name] = basis_to_track(found, products)
         return Rarity(
-            score=log_sum(sigma[:k], embed_dim, EPS),
-            sigma=sigma[:k],
+            score=log_sum(s[:k], embed_dim, EPS),
+            singular_values=s[:k],
             grad=gradient.reshape(shape),
             u=u[:k].to(v),
             v=v[:k],
@@ -200,7 +200,7 @@ def _not_finite(encoder: Encoder, image: Tensor, k: int) -> Rarity:
     nan64 = torch.full((), torch.nan, dtype=torch.float64, device="cpu")
     return Rarity(
         score=nan64,
-        sigma=nan64.expand(k),
+        singular_values=nan64.expand(k),
         grad=nan.expand(image.shape),
         u=nan.expand(k, encoder.embed_dim),
         v=nan.expand(k, image.numel()),
@@ -210,6 +210,6 @@ def _not_finite(encoder: Encoder, image: Tensor, k: int) -> Rarity:
 
 
 def _stack(parts: list[Rarity]) -> Rarity:
-    names = ("score", "sigma", "grad", "u", "v", "residual")
+    names = ("score", "singular_values", "grad", "u", "v", "residual")
     tensors = {name: torch.stack([getattr(part, name) for part in parts]) for name in names}
     return Rarity(**tensors, encoder_calls=max(part.encoder_calls for part in parts))

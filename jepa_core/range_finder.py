@@ -19,10 +19,11 @@ FLOAT32_EPS = 2.0**-23
 
 
 class Triplets(NamedTuple):
-    """Singular triplets, largest first: u (k, d) CPU float64, sigma (k,) CPU float64, v (k, n) on the device."""
+    """Singular triplets, largest first: u (k, d) CPU float64, singular_values (k,) CPU float64,
+    v (k, n) on the device."""
 
     u: Tensor
-    sigma: Tensor
+    singular_values: Tensor
     v: Tensor
 
 
@@ -32,9 +33,9 @@ def draw_sketch(directions: int, size: int, seed: int) -> Tensor:
     return torch.randn(directions, size, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def numerical_rank_floor(sigma: Tensor, embed_dim: int) -> Tensor:
-    """Return the value below which a singular value is rounding noise, sigma_1 * d * 2^-23."""
-    return sigma.max() * embed_dim * FLOAT32_EPS
+def numerical_rank_floor(singular_values: Tensor, embed_dim: int) -> Tensor:
+    """Return the value below which a singular value is rounding noise, s_1 * d * 2^-23."""
+    return singular_values.max() * embed_dim * FLOAT32_EPS
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -50,9 +51,9 @@ def gram(rows: Tensor) -> Tensor:
 def _orthonormal_rows(rows: Tensor, embed_dim: int) -> Tensor:
     """Return an orthonormal basis (m', n), m' <= m, of the row space, leaving rounding noise out."""
     values, vectors = torch.linalg.eigh(gram(rows))
-    sigma = values.clamp(min=0).sqrt()
-    keep = sigma > numerical_rank_floor(sigma, embed_dim)
-    transform = (vectors[:, keep] / sigma[keep]).T
+    s = values.clamp(min=0).sqrt()
+    keep = s > numerical_rank_floor(s, embed_dim)
+    transform = (vectors[:, keep] / s[keep]).T
     return transform.to(rows) @ rows
 
 
@@ -100,7 +101,7 @@ def extend(jacobian: JacobianOperator, found: Range, products: Tensor) -> Range:
 def ritz_triplets(found: Range, rank: int) -> Triplets:
     """The top `rank` singular triplets of J within the range: of Q^T Q J. No products.
 
-    J^T u_i = sigma_i v_i holds exactly; J v_i = sigma_i u_i only as far as the range has converged.
+    J^T u_i = s_i v_i holds exactly; J v_i = s_i u_i only as far as the range has converged.
 
     Raises:
         FloatingPointError: the Jacobian is zero or not finite.
@@ -111,14 +112,14 @@ def ritz_triplets(found: Range, rank: int) -> Triplets:
     values, vectors = torch.linalg.eigh(squares)
     if not values[-1] > 0:
         raise FloatingPointError("the encoder's Jacobian is zero at this image")
-    sigma = values.flip(0)[:rank].clamp(min=0).sqrt()
+    s = values.flip(0)[:rank].clamp(min=0).sqrt()
     rotation = vectors.flip(1)[:, :rank].T
-    safe = sigma.clamp(min=numerical_rank_floor(sigma, found.basis.shape[1]).item())
+    safe = s.clamp(min=numerical_rank_floor(s, found.basis.shape[1]).item())
     v = (rotation / safe[:, None]).to(found.rows) @ found.rows
-    return Triplets(rotation @ found.basis, sigma, v)
+    return Triplets(rotation @ found.basis, s, v)
 
 
-def find_range(
+def randomized_svd(
     jacobian: JacobianOperator, *, rank: int, oversample: int, power_iterations: int, seed: int
 ) -> Triplets:
     """Return the top `rank` singular triplets of J from a cold start with a fixed number of rounds.
@@ -147,10 +148,10 @@ def basis_to_track(found: Range, products: Tensor) -> Tensor:
     directions again of what is strongest in the range beside them.
     """
     basis = _new_directions(_nothing(found.basis.shape[1]), products)
-    u, sigma, _ = ritz_triplets(found, len(found.basis))
-    beside = sigma[:, None] * (u - u @ basis.T @ basis)
+    u, s, _ = ritz_triplets(found, len(found.basis))
+    beside = s[:, None] * (u - u @ basis.T @ basis)
     _, strength, directions = torch.linalg.svd(beside, full_matrices=False)
-    keep = strength > numerical_rank_floor(sigma, u.shape[1])
+    keep = strength > numerical_rank_floor(s, u.shape[1])
     return torch.cat([basis, directions[keep][: len(basis)]])
 
 

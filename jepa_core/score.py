@@ -8,16 +8,16 @@ from torch import Tensor
 from .encoder import Encoder
 from .jacobian import JacobianOperator
 from .precision import differentiable, full_precision
-from .range_finder import draw_sketch, find_range, gram, numerical_rank_floor
+from .range_finder import draw_sketch, gram, numerical_rank_floor, randomized_svd
 
 # How many fixed random outputs a projected score looks at; see jepa_score.
 PROJECTION = 48
 
 
-def log_sum(sigma: Tensor, embed_dim: int, eps: float) -> Tensor:
-    """Return sum_i log max(sigma_i, eps), counting rounding noise as eps. sigma (r,) -> scalar."""
-    sigma = torch.where(sigma < numerical_rank_floor(sigma, embed_dim), eps, sigma)
-    return sigma.clamp(min=eps).log().sum()
+def log_sum(singular_values: Tensor, embed_dim: int, eps: float) -> Tensor:
+    """Return sum_i log max(s_i, eps), counting rounding noise as eps. singular_values (r,) -> scalar."""
+    noise = singular_values < numerical_rank_floor(singular_values, embed_dim)
+    return torch.where(noise, eps, singular_values).clamp(min=eps).log().sum()
 
 
 def jepa_score(
@@ -30,10 +30,10 @@ def jepa_score(
     chunk: int | None = None,
     on_pass: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Return the JEPA score JS(x) = sum_i log max(sigma_i(J), eps) of each image (arXiv 2605.24631, eq. 3).
+    """Return the JEPA score JS(x) = sum_i log max(s_i(J), eps) of each image (arXiv 2605.24631, eq. 3).
 
     Exact unless top_k or projection is given: every row of J by VJPs that share one forward pass, and the
-    eigenvalues of J J^T in float64. Singular values below the numerical rank sigma_1 * d * 2^-23 are rounding
+    eigenvalues of J J^T in float64. Singular values below the numerical rank s_1 * d * 2^-23 are rounding
     noise and count as eps (a final LayerNorm makes two of them), so that correct programs agree.
 
     Args:
@@ -68,11 +68,13 @@ def jepa_score(
             half = projection is not None
             jacobian = JacobianOperator(encoder, image, half=half, chunk=chunk, on_pass=on_pass)
             if top_k is not None:
-                sigma = find_range(jacobian, rank=top_k, oversample=4, power_iterations=2, seed=0).sigma
+                s = randomized_svd(
+                    jacobian, rank=top_k, oversample=4, power_iterations=2, seed=0
+                ).singular_values
             else:
                 rows = jacobian.vjp(outputs)
-                sigma = torch.linalg.eigvalsh(gram(rows)).clamp(min=0).sqrt()
-            scores.append(log_sum(sigma, embed_dim, eps))
+                s = torch.linalg.eigvalsh(gram(rows)).clamp(min=0).sqrt()
+            scores.append(log_sum(s, embed_dim, eps))
     return torch.stack(scores)
 
 
@@ -117,8 +119,7 @@ def patch_scores(
             pixels = rows.reshape(projection, -1, side, patch, side, patch)
             patches = pixels.permute(2, 4, 0, 1, 3, 5).reshape(side * side, projection, -1)
             squares = torch.stack([torch.linalg.eigvalsh(gram(columns)) for columns in patches])
-            sigmas = squares.clamp(min=0).sqrt()
-            scores = [log_sum(sigma, encoder.embed_dim, eps) for sigma in sigmas]
+            scores = [log_sum(s, encoder.embed_dim, eps) for s in squares.clamp(min=0).sqrt()]
             maps.append(torch.stack(scores).reshape(side, side))
     return torch.stack(maps)
 

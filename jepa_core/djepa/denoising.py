@@ -118,8 +118,8 @@ class Posterior:
     sigma: Tensor
     log_beta: Tensor
     log_variance: Tensor
-    of_clean: Tensor
-    of_noisy: Tensor
+    coef_x0: Tensor
+    coef_xt: Tensor
 
     @classmethod
     def of(cls, alphas_cumulative: Tensor, device: torch.device, dtype: torch.dtype) -> Posterior:
@@ -155,7 +155,7 @@ class Posterior:
 
     def mean(self, clean: Tensor, noisy: Tensor) -> Tensor:
         """The posterior's mean, (T, w)."""
-        return self.of_clean * clean + self.of_noisy * noisy
+        return self.coef_x0 * clean + self.coef_xt * noisy
 
     def learned(self, spread: Tensor) -> Tensor:
         """The log variance that the head chose between its two bounds (arXiv 2102.09672, eq. 15), (T, w)."""

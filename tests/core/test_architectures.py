@@ -162,17 +162,17 @@ def test_singular_values_that_are_zero_by_construction(encoders, dense, kind, si
     encoder = encoders[kind].at_size(side * patch(kind))
     row = ARCHITECTURES[kind]
     for image in small_images(kind, count=2, side=side):
-        u, sigma, _ = torch.linalg.svd(dense(encoder, image), full_matrices=False)
-        null = sigma < numerical_rank_floor(sigma, encoder.embed_dim)
+        u, s, _ = torch.linalg.svd(dense(encoder, image), full_matrices=False)
+        null = s < numerical_rank_floor(s, encoder.embed_dim)
         assert null.sum() == row.null_directions
-        assert sigma[~null].min() > 10 * numerical_rank_floor(sigma, encoder.embed_dim)
+        assert s[~null].min() > 10 * numerical_rank_floor(s, encoder.embed_dim)
         if row.null_directions:
             # the LayerNorm's outputs over gamma have no mean
             gamma = next(weight for name, weight in norms(encoder) if name.endswith("weight"))
             direction = (1 / gamma) / (1 / gamma).norm()
             left = u[:, null]
             torch.testing.assert_close(left @ (left.T @ direction), direction, rtol=0, atol=1e-6)
-            assert (direction @ dense(encoder, image)).norm() < 1e-12 * sigma[0]
+            assert (direction @ dense(encoder, image)).norm() < 1e-12 * s[0]
 
 
 def norms(encoder: Encoder) -> list[tuple[str, Tensor]]:
@@ -188,9 +188,9 @@ def norms(encoder: Encoder) -> list[tuple[str, Tensor]]:
 def test_the_score_is_the_dense_jacobian_s(encoders, folders, dense, kind):
     """Exact in float64; float32 agrees, since what is null by construction counts as eps in both."""
     encoder, x = encoders[kind], small_images(kind, count=2)
-    sigma = torch.stack([torch.linalg.svdvals(dense(encoder, image)) for image in x])
+    s = torch.stack([torch.linalg.svdvals(dense(encoder, image)) for image in x])
     # The reference leaves out as many as the table says and counts each as eps.
-    real = sigma[:, : encoder.embed_dim - ARCHITECTURES[kind].null_directions]
+    real = s[:, : encoder.embed_dim - ARCHITECTURES[kind].null_directions]
     expected = real.log().sum(1) + ARCHITECTURES[kind].null_directions * torch.tensor(1e-6).double().log()
     torch.testing.assert_close(jepa_score(encoder, x), expected, rtol=1e-9, atol=1e-7)
     single = load_encoder(folders[kind], image_size=encoder.image_size)
@@ -568,9 +568,9 @@ def test_an_old_transformers_is_refused_with_what_to_do(monkeypatch):
 
 
 def test_the_reference_counts_null_directions_as_the_score_does():
-    sigma = torch.tensor([2.0, 1.0, 1e-12], dtype=torch.float64)
-    expected = sigma[:2].log().sum() + torch.tensor(1e-6).double().log()
-    torch.testing.assert_close(log_sum(sigma, 3, 1e-6), expected)
+    s = torch.tensor([2.0, 1.0, 1e-12], dtype=torch.float64)
+    expected = s[:2].log().sum() + torch.tensor(1e-6).double().log()
+    torch.testing.assert_close(log_sum(s, 3, 1e-6), expected)
 
 
 # --- clips --------------------------------------------------------------------------------------------------------
@@ -612,9 +612,9 @@ def test_the_last_frame_fills_a_tubelet_and_a_still_clip_is_a_still(encoders, ki
 def test_score_and_gradient_of_a_clip_are_the_dense_jacobian_s(encoders, dense, kind):
     encoder = encoders[kind].of_clips(4)
     clips = small_clips(kind, 4)
-    sigma = torch.linalg.svdvals(dense(encoder, clips[0]))
+    s = torch.linalg.svdvals(dense(encoder, clips[0]))
     null = ARCHITECTURES[kind].null_directions
-    expected = sigma[: len(sigma) - null].log().sum() + null * torch.tensor(1e-6).double().log()
+    expected = s[: len(s) - null].log().sum() + null * torch.tensor(1e-6).double().log()
     torch.testing.assert_close(jepa_score(encoder, clips)[0], expected, rtol=1e-9, atol=1e-7)
     exact = exact_gradient(encoder, clips[0])
     assert exact.abs().amax((1, 2, 3)).min() > 0  # every frame has a say
