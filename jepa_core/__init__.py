@@ -1,6 +1,6 @@
-"""The mathematics of JEPA-guided minority sampling (arXiv 2605.24631), in torch alone.
+"""The mathematics of JEPA-guided minority sampling (arXiv 2605.24631), in torch and transformers.
 
-Nothing here knows a host application: it works the same in a notebook, a script or a node.
+It depends on no host application and can be used from a script or a notebook.
 """
 
 from .encoder import Encoder, EncoderFileError, load_encoder

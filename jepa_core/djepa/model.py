@@ -1,11 +1,11 @@
 """D-JEPA's networks (Denoising with a Joint-Embedding Predictive Architecture, arXiv 2410.03755).
 
-An image is a set of N continuous tokens, read row by row. The context encoder phi sees the tokens that are
-known, the feature predictor gamma gives a feature z_i for each token that is not, and the denoising head
-draws token i from p(x_i | z_i). In training a target encoder, the exponential moving average of phi, sees all
-tokens and gives the features that gamma should predict; see losses.py.
+An image is a set of N continuous tokens in row-major order. The context encoder phi sees the known tokens, the
+feature predictor gamma predicts a feature z_i for each unknown token, and the denoising head draws token i from
+p(x_i | z_i). In training a target encoder, the exponential moving average of phi, sees all tokens and provides the
+features that gamma learns to predict; see losses.py.
 
-Sequences are built by index: `places` (B, V) says which tokens of an image the rows of `tokens` (B, V, w) are.
+Sequences are built by index: `places` (B, V) holds the positions in the image of the rows of `tokens` (B, V, w).
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ DENOISERS = ("diffusion", "flow")
 EPSILON = 1e-6
 TIME_FREQUENCIES = 128
 LONGEST_PERIOD = 10_000.0
-# 64 MiB in float32.
+# modulations computed at once: 64 MiB in float32
 MODULATION_ENTRIES = 1 << 24
 
 
 class DJEPASizeError(ValueError):
-    """Sizes that no D-JEPA can have. The message names the entry, its value and what it may be."""
+    """Invalid sizes of a D-JEPA. The message names the entry, its value and the allowed range."""
 
 
 @dataclass(frozen=True)
 class DJEPAConfig:
-    """The sizes of a D-JEPA; a file of weights carries them.
+    """The sizes of a D-JEPA, as stored in its weight file.
 
     Attributes:
-        side: latent rows and columns, the same.
+        side: latent rows, equal to the columns.
         channels: latent channels.
-        patch: latent rows and columns of a token; N = (side / patch)^2 tokens of channels * patch^2 entries.
-        classes: how many classes; label `classes` itself stands for none.
+        patch: side of a token in the latent; N = (side / patch)^2 tokens of channels * patch^2 entries.
+        classes: the number of classes; the label `classes` itself means no class.
         width, depth, heads: of the context encoder and of the feature predictor.
         head_width, head_depth: of the denoising head.
-        buffer: tokens that carry the class and are always visible to the context encoder.
-        denoiser: "diffusion" (the head gives noise and variance) or "flow" (it gives velocity).
+        buffer: number of tokens that carry the class and are always visible to the context encoder.
+        denoiser: "diffusion" (the head predicts noise and variance) or "flow" (it predicts velocity).
 
     Raises:
-        DJEPASizeError: from the constructor, for sizes that do not fit each other or are beyond what is allowed.
+        DJEPASizeError: from the constructor, for sizes that do not fit together or are out of range.
     """
 
     side: int
@@ -87,21 +87,21 @@ class DJEPAConfig:
                 )
         if self.tokens > 4096:
             raise DJEPASizeError(
-                f"side {self.side} with patch {self.patch} makes {self.tokens} tokens, over 4096"
+                f"side {self.side} with patch {self.patch} makes {self.tokens} tokens, more than 4096"
             )
 
     @property
     def tokens(self) -> int:
-        """N, the tokens of an image."""
+        """N, the number of tokens in an image."""
         return (self.side // self.patch) ** 2
 
     @property
     def token_width(self) -> int:
-        """Entries of a token."""
+        """The number of entries in a token."""
         return self.channels * self.patch**2
 
     def to_dict(self) -> dict[str, int | str]:
-        """The sizes by name, as a file of weights carries them."""
+        """The sizes by name, as stored in a weight file."""
         return asdict(self)
 
 
@@ -125,7 +125,7 @@ def published_config(size: str, *, classes: int = 1000, denoiser: str = "diffusi
 
 
 def to_tokens(latents: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, N, C * patch^2), row by row; a token runs through channels, then rows, then columns."""
+    """(B, C, H, W) -> (B, N, C * patch^2) in row-major order; a token's entries run over channels, rows, columns."""
     return F.pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2)
 
 
@@ -148,7 +148,7 @@ class Attention(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """x (B, T, width) -> the same shape; `queries` (B, M) -> only those M rows (B, M, width).
+        """x (B, T, width) -> the same shape; with `queries` (B, M), only those M rows, (B, M, width).
 
         Every row attends to all T rows.
         """
@@ -159,7 +159,7 @@ class Attention(nn.Module):
             q = F.linear(take(x, queries), self.qkv.weight[:width], self.qkv.bias[:width])
             k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
         q, k, v = (rows.unflatten(-1, (self.heads, -1)).transpose(1, 2) for rows in (q, k, v))
-        # in the weights' precision, also where autocast makes everything else half as wide
+        # in the precision of the weights, even under autocast
         exact = self.q_norm.weight.dtype
         q, k = self.q_norm(q.to(exact)).to(v.dtype), self.k_norm(k.to(exact)).to(v.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
@@ -179,7 +179,7 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """x (B, T, width) -> the same shape; `queries` (B, M) -> only those M rows (B, M, width)."""
+        """x (B, T, width) -> the same shape; with `queries` (B, M), only those M rows, (B, M, width)."""
         mixed = self.attn(self.norm1(x), queries)
         x = (x if queries is None else take(x, queries)) + mixed
         hidden = F.dropout(F.gelu(self.fc1(self.norm2(x))), self.dropout, self.training)
@@ -187,7 +187,7 @@ class Block(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """phi: the features of the tokens that it sees, and of the buffer tokens that carry the class."""
+    """phi: the features of the known tokens, and of the buffer tokens that carry the class."""
 
     def __init__(self, config: DJEPAConfig, dropout: float) -> None:
         super().__init__()
@@ -223,10 +223,10 @@ class FeaturePredictor(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPSILON)
 
     def forward(self, context: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
-        """context (B, buffer + V, width) of the tokens at places (B, V); wanted (B, M) -> z (B, M, width).
+        """Context (B, buffer + V, width) of the tokens at places (B, V), wanted (B, M) -> z (B, M, width).
 
-        The sequence is whole, with a mask token wherever nothing is known. The last block makes only the
-        rows that are wanted, which is the same as making all and taking those.
+        The sequence has all tokens, with a mask token at each unknown one. The last block computes only the wanted
+        rows, which gives the same result as computing all of them.
         """
         x = self.embed(context)
         buffer, known = x.split([x.shape[1] - places.shape[1], places.shape[1]], dim=1)
@@ -240,7 +240,7 @@ class FeaturePredictor(nn.Module):
 
 
 class ModulatedBlock(nn.Module):
-    """A residual MLP block of the denoising head, its normalisation modulated by time and z (AdaLN)."""
+    """A residual MLP block of the denoising head, with normalisation modulated by time and z (AdaLN)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -250,13 +250,13 @@ class ModulatedBlock(nn.Module):
         self.modulation = nn.Linear(width, 3 * width)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """x (T, width), what self.modulation makes of the condition (T, 3 width) -> (T, width)."""
+        """x (T, width), the output of self.modulation (T, 3 width) -> (T, width)."""
         shift, scale, gate = modulation.chunk(3, dim=-1)
         return x + gate * self.fc2(F.silu(self.fc1(self.norm(x) * (1 + scale) + shift)))
 
 
 class DenoisingHead(nn.Module):
-    """The MLP that denoises one token, given its feature z and the time."""
+    """The MLP that denoises a token, given its feature z and the time."""
 
     def __init__(self, config: DJEPAConfig) -> None:
         super().__init__()
@@ -279,18 +279,19 @@ class DenoisingHead(nn.Module):
         return self.time2(F.silu(self.time1(waves)))
 
     def modulation_layers(self) -> list[nn.Linear]:
-        """The layer that modulates each block, and that of the last normalisation."""
+        """The modulation layer of each block, and of the last normalisation."""
         blocks = cast("Iterable[ModulatedBlock]", self.blocks)
         return [*(block.modulation for block in blocks), self.modulation]
 
     def modulations(self, times: Tensor, condition: Tensor) -> Iterator[list[Tensor]]:
-        """For each of several times, what modulates the blocks and the last layer, as denoise takes it.
+        """For each time, the modulations of the blocks and the last layer, as `denoise` takes them.
 
-        The condition stays the same over a token's denoising, so the modulations of many times are made at once:
-        they are more than half of the head's weights, which are then read once and not at each step.
+        The condition is the same at every step of a token's denoising, so the modulations of many times are computed
+        at once: their layers hold more than half of the head's weights, which are then read once instead of at each
+        step.
 
         Args:
-            times: (times, width), of embed_time.
+            times: (times, width), from embed_time.
             condition: (T, width), self.condition(z).
         """
         layers = self.modulation_layers()
@@ -301,7 +302,7 @@ class DenoisingHead(nn.Module):
             yield from map(list, zip(*(layer(active) for layer in layers), strict=True))
 
     def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
-        """x (T, w), modulations at one time -> (T, w), twice as wide for diffusion."""
+        """x (T, w), the modulations at one time -> (T, w), twice as wide for diffusion."""
         *inner, last = modulations
         x = self.embed(x)
         for block, modulation in zip(self.blocks, inner, strict=True):
@@ -310,13 +311,13 @@ class DenoisingHead(nn.Module):
         return self.out(self.norm(x) * (1 + scale) + shift)
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
-        """x (T, w) noisy tokens, time (T,) 0 to 1000, z (T, width of the predictor) -> as denoise."""
+        """Noisy tokens x (T, w), time (T,) from 0 to 1000, z (T, width of the predictor) -> as `denoise`."""
         condition = F.silu(self.embed_time(time) + self.condition(z))
         return self.denoise(x, [layer(condition) for layer in self.modulation_layers()])
 
 
 class FeatureProjection(nn.Module):
-    """The MLP between z and the target encoder's features; used in training alone."""
+    """The MLP from z to the target encoder's features; used only in training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -330,7 +331,7 @@ class FeatureProjection(nn.Module):
 
 
 class DJEPA(nn.Module):
-    """Context encoder, feature predictor, denoising head, and the projection that the JEPA loss needs.
+    """Context encoder, feature predictor, denoising head, and the projection for the JEPA loss.
 
     Args:
         config: the sizes.
@@ -356,12 +357,12 @@ class DJEPA(nn.Module):
             nn.init.normal_(table, std=0.02)
         for table in (predictor.position, predictor.mask_token, head.time1.weight, head.time2.weight):
             nn.init.normal_(table, std=0.02)
-        # The head begins as the identity that puts out zero, as in DiT.
+        # zero output at the start, as in DiT
         for layer in (*head.modulation_layers(), head.out):
             nn.init.zeros_(layer.weight)
 
     def features(self, tokens: Tensor, places: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
-        """z of the tokens at `wanted` (B, M), given those at places (B, V): (B, M, width)."""
+        """z of the tokens at `wanted` (B, M), given the tokens at `places` (B, V): (B, M, width)."""
         return self.predictor(self.context_encoder(tokens, places, labels), places, wanted)
 
 

@@ -638,7 +638,7 @@ def test_clips_are_preprocessed_frame_by_frame(encoders, kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SEES_MOTION])
 def test_encoders_of_stills_take_no_clips(encoders, kind):
-    with pytest.raises(ValueError, match="sees still images, not clips of 4 frames"):
+    with pytest.raises(ValueError, match="takes single images, not clips of 4 frames"):
         encoders[kind].of_clips(4)
 
 

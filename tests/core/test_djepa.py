@@ -267,7 +267,7 @@ def test_labels_are_dropped_as_often_as_asked():
         ({"heads": True}, "heads must be a whole number"),
         ({"classes": 10**9}, "classes must be a whole number"),
         ({"denoiser": "magic"}, "denoiser must be one of diffusion, flow, got 'magic'"),
-        ({"side": 256}, "makes 65536 tokens, over 4096"),
+        ({"side": 256}, "makes 65536 tokens, more than 4096"),
     ],
 )
 def test_sizes_that_no_model_can_have_are_refused(change, message):
