@@ -3,9 +3,11 @@
 It depends on no host application and can be used from a script or a notebook.
 """
 
-from .encoder import Encoder, EncoderFileError, load_encoder
+from .checkpoint import EncoderFileError
+from .encoder import Encoder
 from .gradient import Rarity, RarityGradient
 from .jacobian import JacobianOperator
+from .loading import load_encoder
 from .precision import differentiable, full_precision, has_fast_bfloat16
 from .score import jepa_score, patch_scores
 

@@ -18,7 +18,8 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from .model import DenoisingHead, DJEPAConfig
+from .config import DJEPAConfig
+from .model import DenoisingHead
 
 TRAINING_STEPS = 1000
 # Tokens have about unit variance. At the noisiest step the prediction error is divided by a signal rate of 5e-5, so an

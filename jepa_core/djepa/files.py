@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,46 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..tensors import MAX_TENSORS, checked_tensors
-from .model import DJEPA, DJEPAConfig, DJEPASizeError
+from .config import DJEPAConfig
+from .model import DJEPA
+from .published import KL16_SCALE, from_published, is_published
 from .tokenizer import CHANNELS, Tokenizer
 
 FORMAT = "djepa-1"
 TOKENIZER = "tokenizer."
 # Only training needs these tensors, so files may omit them.
 PROJECTION = "projection."
-KL16_SCALE = 0.2325
 
 _MAX_NAME = 100  # characters in a class name
-
-# From the names in the paper's public code to ours: prefixes, then parts inside a name.
-_PUBLISHED = {
-    "z_proj.": "context_encoder.embed.",
-    "z_proj_ln.": "context_encoder.embed_norm.",
-    "buffer": "context_encoder.buffer",
-    "encoder_pos_embed_learned": "context_encoder.position",
-    "encoder_blocks.": "context_encoder.blocks.",
-    "encoder_norm.": "context_encoder.norm.",
-    "decoder_embed.": "predictor.embed.",
-    "mask_token": "predictor.mask_token",
-    "decoder_pos_embed_learned": "predictor.position",
-    "decoder_blocks.": "predictor.blocks.",
-    "decoder_norm.": "predictor.norm.",
-    "diffloss.net.time_embed.mlp.0.": "head.time1.",
-    "diffloss.net.time_embed.mlp.2.": "head.time2.",
-    "diffloss.net.cond_embed.": "head.condition.",
-    "diffloss.net.input_proj.": "head.embed.",
-    "diffloss.net.res_blocks.": "head.blocks.",
-    "diffloss.net.final_layer.adaLN_modulation.1.": "head.modulation.",
-    "diffloss.net.final_layer.linear.": "head.out.",
-}
-_PUBLISHED_INSIDE = {
-    ".mlp.fc1.": ".fc1.",
-    ".mlp.fc2.": ".fc2.",
-    ".in_ln.": ".norm.",
-    ".mlp.0.": ".fc1.",
-    ".mlp.2.": ".fc2.",
-    ".adaLN_modulation.1.": ".modulation.",
-}
 
 
 class DJEPAFileError(ValueError):
@@ -119,10 +89,14 @@ def load_djepa(file: Path | str) -> LoadedDJEPA:
     """
     file = Path(file)
     header, tensors = _read(file)
-    published = "format" not in header and any("encoder_pos_embed_learned" in name for name in tensors)
-    if published:
-        header, tensors = _from_published(file, tensors)
-    config, names, scale = _description(file, header)
+    if "format" not in header and is_published(tensors):
+        try:
+            config, tensors = from_published(tensors)
+        except ValueError as error:
+            raise DJEPAFileError(f"{file} {error}") from error
+        names, scale = tuple(map(str, range(config.classes))), KL16_SCALE
+    else:
+        config, names, scale = _description(file, header)
     ours = {name: value for name, value in tensors.items() if not name.startswith((TOKENIZER, PROJECTION))}
     of_tokenizer = {
         name.removeprefix(TOKENIZER): value for name, value in tensors.items() if name.startswith(TOKENIZER)
@@ -229,70 +203,3 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise DJEPAFileError(
             f"{file} is damaged or not a safetensors file ({error}); download or train it again"
         ) from error
-
-
-def _from_published(file: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors of weights in the layout of the paper's public code, renamed to this project's names.
-
-    The exponential moving average, `model_ema.`, is preferred to `model.`. Raises DJEPAFileError.
-    """
-    for prefix in ("model_ema.", "model."):
-        if any(name.startswith(prefix) for name in tensors):
-            tensors = {
-                name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
-            }
-            break
-    renamed: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        if name.startswith("jepaloss.") or name in ("class_emb.weight", "fake_latent"):
-            continue
-        begin = next((part for part in _PUBLISHED if name.startswith(part)), None)
-        if begin is None:
-            raise DJEPAFileError(
-                f"{file} holds {name:.100}, which is not in the layout of the paper's public code"
-            )
-        ours = _PUBLISHED[begin] + name.removeprefix(begin)
-        for there, here in _PUBLISHED_INSIDE.items():
-            ours = ours.replace(there, here)
-        renamed[ours] = value
-    try:
-        classes = tensors["class_emb.weight"]
-        renamed["context_encoder.classes.weight"] = torch.cat(
-            [classes, tensors["fake_latent"].reshape(1, -1)]
-        )
-        config = _published_sizes(renamed, len(classes))
-    except (KeyError, IndexError, RuntimeError, ZeroDivisionError, DJEPASizeError) as error:
-        raise DJEPAFileError(
-            f"{file} has the layout of the paper's public code, but its tensors do not form a model ({error!s:.200}); "
-            "weights trained without normalised queries and keys, or with patches, are not supported"
-        ) from error
-    header = {
-        "format": FORMAT,
-        "config": json.dumps(config.to_dict()),
-        "classes": json.dumps([str(label) for label in range(config.classes)]),
-        "latent_scale": str(KL16_SCALE),
-    }
-    return header, renamed
-
-
-def _published_sizes(tensors: Mapping[str, Tensor], classes: int) -> DJEPAConfig:
-    """The sizes of a model, read from tensors of the public layout under this project's names."""
-
-    def count(blocks: str) -> int:
-        pattern = re.compile(re.escape(blocks) + r"(\d{1,3})\.")
-        return len({found[1] for name in tensors if (found := pattern.match(name))})
-
-    width, channels = tensors["context_encoder.embed.weight"].shape
-    if len(tensors["head.out.bias"]) != 2 * channels:
-        raise DJEPASizeError("its denoiser is not diffusion; flow matching is not supported in this layout")
-    return DJEPAConfig(
-        side=round(tensors["context_encoder.position"].shape[1] ** 0.5),
-        channels=channels,
-        classes=classes,
-        width=width,
-        depth=count("context_encoder.blocks."),
-        heads=width // len(tensors["context_encoder.blocks.0.attn.q_norm.weight"]),
-        head_width=len(tensors["head.embed.bias"]),
-        head_depth=count("head.blocks."),
-        buffer=tensors["context_encoder.buffer"].shape[1],
-    )
