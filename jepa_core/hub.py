@@ -15,7 +15,7 @@ from huggingface_hub.utils import tqdm
 from .checkpoint import is_complete
 
 FILES = ("config.json", "model.safetensors")  # no pickles, no code
-_ANSWER_S = 10  # timeout for the hub's answers
+_TIMEOUT_S = 10  # for the hub's answers
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _download(
         commit = None  # of the first file; the other file comes from the same commit
         for file in FILES:
             url = hf_hub_url(source.repo_id, file, revision=commit, endpoint=endpoint)
-            answer = get_hf_file_metadata(url, token=False, timeout=_ANSWER_S)
+            answer = get_hf_file_metadata(url, token=False, timeout=_TIMEOUT_S)
             commit = commit or answer.commit_hash
             sizes.append(answer.size or 1)  # unknown; avoids a total of zero bytes
         progress.total = sum(sizes)
@@ -167,7 +167,7 @@ def _download(
                 local_dir=arriving,
                 endpoint=endpoint,
                 token=False,
-                etag_timeout=_ANSWER_S,
+                etag_timeout=_TIMEOUT_S,
                 **bar,
             )
             progress.file_done(size)

@@ -19,8 +19,7 @@ FLOAT32_EPS = 2.0**-23
 
 
 class Triplets(NamedTuple):
-    """Singular triplets, largest first: u (k, d) CPU float64, singular_values (k,) CPU float64,
-    v (k, n) on the device."""
+    """Singular triplets, largest first: u (k, d) and singular_values (k,), CPU float64, and v (k, n) on the device."""
 
     u: Tensor
     singular_values: Tensor

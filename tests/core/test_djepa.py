@@ -135,7 +135,7 @@ def inputs(config: DJEPAConfig, batch: int = 3, known: int = 4) -> tuple[Tensor,
 
 
 def reference_diffusion_loss(head: DenoisingHead, z: Tensor, clean: Tensor, noise: Tensor, t: int) -> float:
-    """One token's loss, as DDPM and Improved DDPM write it, in float64."""
+    """One token's loss as in DDPM and Improved DDPM, in float64."""
 
     def f(step: float) -> float:
         return math.cos((step / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2

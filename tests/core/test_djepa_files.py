@@ -184,7 +184,7 @@ SINGLE = {
 
 
 def public_layout(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A model's tensors by the names that the public code gives them, and what training leaves beside them."""
+    """A model's tensors under the names of the public code, with the extra tensors that training saves."""
     ours = model.state_dict()
     theirs: dict[str, Tensor] = {}
     for here, there in (("context_encoder", "encoder"), ("predictor", "decoder")):

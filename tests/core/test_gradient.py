@@ -110,7 +110,7 @@ def test_on_pass_follows_every_pass(encoder, images, chunk):
 
 
 def make_inference(module):
-    """Replace every weight by an inference tensor, as a host that loads under inference mode has them."""
+    """Replace every weight by an inference tensor, as if loaded under inference mode."""
     with torch.inference_mode():
         for part in module.modules():
             for name, weight in list(part._parameters.items()):

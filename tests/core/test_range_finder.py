@@ -58,12 +58,12 @@ def find(encoder, rank, oversample=2, power_iterations=2, seed=0, chunk=None):
 
 
 def energy(u, encoder, rank):
-    """Share of the true top `rank` left subspace that the rows of u hold."""
+    """Share of the true top `rank` left subspace that the rows of u span."""
     return (u @ encoder.left[:rank].T).square().sum() / rank
 
 
 def plain_power_iteration(matrix, rank, oversample, power_iterations, seed):
-    """Left singular vectors by the paper's range finder, which keeps the last block alone."""
+    """Left singular vectors by the paper's range finder, which keeps only the last block."""
     sketch = draw_sketch(rank + oversample, matrix.shape[1], seed)
     block = torch.linalg.qr(matrix @ sketch.T).Q
     for _ in range(power_iterations):

@@ -22,7 +22,7 @@ PHOTOS = [0, 3, *(pytest.param(i, marks=pytest.mark.long) for i in (1, 2, 4, 5, 
 
 
 class Exact(NamedTuple):
-    """What the dense Jacobian (384 x 150528) says of one photo, all in float64."""
+    """Results from the dense Jacobian (384 x 150528) at one photo, in float64."""
 
     x: Tensor  # (3, 224, 224), preprocessed
     singular_values: Tensor  # (384,)

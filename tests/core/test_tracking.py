@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def path(images, steps=5, size=0.02):
-    """Images (steps, B, 3, S, S) that move a little at a time, as clean estimates do."""
+    """Images (steps, B, 3, S, S) that change a little at each step, as clean estimates do."""
     generator = torch.Generator().manual_seed(11)
     moves = torch.randn(steps, *images.shape, generator=generator, dtype=torch.float64) * size
     return images + moves.cumsum(0)
