@@ -102,7 +102,7 @@ def put(name: str, value: Tensor) -> Any:
         (
             None,
             put("head.out.bias", torch.zeros(31)),
-            r"shape \(31,\), a D-JEPA of the sizes in its header \(32,\)",
+            r"shape \(31,\), but the sizes in its header make it \(32,\) in a D-JEPA",
         ),
         (None, put("evil", torch.zeros(1)), "tensors that a D-JEPA of its sizes does not have, first evil"),
         (None, put("empty", torch.zeros(0, 7)), "empty is empty"),
