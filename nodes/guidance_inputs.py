@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.comfy.required import interrupt_check
-from ..host.gradient.decoders import DECODERS, ENCODER_RESOLUTION, FULL, TINY, TINY_OR_SMALL
+from ..host.gradient.decoders import DECODERS, ENCODER_RESOLUTION, FULL, TINY_OR_SMALL
 from ..host.guidance.patch import ONE_CALL, TWO_CALLS
 from ..host.guidance.schedule import Schedule
 from ..jepa_core import RarityGradient
@@ -169,7 +169,7 @@ def guidance_inputs() -> list[io.Input]:
             options=[HELD_CONSTANT, THROUGH_DENOISER],
             default=THROUGH_DENOISER,
             tooltip=f"{THROUGH_DENOISER}: changes the image most, visibly from strength 0.5 on; the diffusion model is "
-            f"differentiated too (the paper). {HELD_CONSTANT}: faster and much less memory, but it adds grain rather than "
+            "differentiated too (the paper). denoiser constant: faster and much less memory, but it adds grain rather than "
             "making a different image.",
         ),
         io.Combo.Input(
@@ -203,7 +203,7 @@ def guidance_inputs() -> list[io.Input]:
             default=LATER_INPUTS["decoder"],
             tooltip=f"How the latent is decoded for the encoder. {FULL}: the whole image (the paper). {ENCODER_RESOLUTION}: "
             "the latent is shrunk first, so the VAE decodes only the pixels that the encoder sees; much less time and "
-            f"memory. {TINY}: ComfyUI's preview decoder (TAESD) at that size, the cheapest; needs its .safetensors "
+            "memory. tiny autoencoder: ComfyUI's preview decoder (TAESD) at that size, the cheapest; needs its .safetensors "
             "file in models/vae_approx.",
         ),
         io.Combo.Input(
@@ -257,7 +257,7 @@ def guidance_inputs() -> list[io.Input]:
 
 
 def schedule_of(settings: dict) -> Schedule:
-    """The Schedule that the inputs describe. Raises ValueError for an invalid range."""
+    """The Schedule that the inputs describe. Raises ValueError on a range that makes no sense."""
     return Schedule(
         strength=settings["strength"],
         start_percent=settings["start_percent"],
@@ -270,7 +270,7 @@ def schedule_of(settings: dict) -> Schedule:
 
 
 def guides_nothing(settings: dict) -> bool:
-    """Whether the inputs turn guidance off; the other guidance inputs do not matter then."""
+    """Whether the inputs turn guidance off: the stock sampler's matter then, whatever the others say."""
     return settings["strength"] == 0 or settings["start_percent"] == settings["end_percent"]
 
 
