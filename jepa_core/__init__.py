@@ -1,11 +1,13 @@
-"""The mathematics of JEPA-guided minority sampling (arXiv 2605.24631), in torch alone.
+"""The mathematics of JEPA-guided minority sampling (arXiv 2605.24631), in torch and transformers.
 
-Nothing here knows a host application: it works the same in a notebook, a script or a node.
+It depends on no host application and can be used from a script or a notebook.
 """
 
-from .encoder import Encoder, EncoderFileError, load_encoder
+from .checkpoint import EncoderFileError
+from .encoder import Encoder
 from .gradient import Rarity, RarityGradient
 from .jacobian import JacobianOperator
+from .loading import load_encoder
 from .precision import differentiable, full_precision, has_fast_bfloat16
 from .score import jepa_score, patch_scores
 

@@ -1,6 +1,6 @@
-"""The kinds of encoder that are supported: one row each of how to read, build and ask it.
+"""The supported encoder architectures: a table of how to read, build and call each.
 
-Adding one is adding a row, and a function where no other row's embedding fits.
+To add one, add a row, and an embedding function if none of the existing ones fits.
 """
 
 import math
@@ -21,14 +21,14 @@ if tuple(map(int, transformers.__version__.split(".")[:2])) < OLDEST_TRANSFORMER
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Attention grows with the fourth power of an image's side in patches: 1-pixel patches of 224 would take gigabytes a head.
+# Attention grows with the fourth power of the side in patches: 1-pixel patches of 224 would take gigabytes per head.
 MIN_PATCH = 8
-# Building a layer takes milliseconds, naming one costs a file some bytes; the largest known encoder has 48.
+# A few bytes in a file could ask for layers that take milliseconds each to build; the largest known encoder has 48.
 MAX_LAYERS = 100
 
 
 class Pixels(NamedTuple):
-    """How an encoder wants its pixels: resized by `interpolation`, then minus `mean`, over `std` (red, green, blue)."""
+    """How an encoder's pixels are prepared: resized by `interpolation`, minus `mean`, over `std` (red, green, blue)."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -49,15 +49,15 @@ def class_token(model: Any, images: Tensor) -> Tensor:
 
 
 def mean_token(model: Any, images: Tensor) -> Tensor:
-    """The mean of the patch tokens: I-JEPA has no class token, and its authors average for linear evaluation."""
+    """The mean of the patch tokens: I-JEPA has no class token, and its authors average them for linear evaluation."""
     return model(pixel_values=images, interpolate_pos_encoding=True).last_hidden_state.mean(1)
 
 
 def projected_class_token(model: Any, images: Tensor) -> Tensor:
     """The projection that is compared with captions, before its length is normalised to 1.
 
-    That last step would add a null direction and say nothing of the image; the tower's own output is not trained
-    but through the projection.
+    The normalisation would add a null direction without adding information; the tower's output before the
+    projection has no training loss of its own.
     """
     return model(pixel_values=images, interpolate_pos_encoding=True).image_embeds
 
@@ -68,31 +68,31 @@ def pooled_token(model: Any, images: Tensor) -> Tensor:
 
 
 def mean_token_of_still(model: Any, images: Tensor) -> Tensor:
-    """The mean token of a clip that shows the image for one tubelet (two frames), the shortest clip there is.
+    """The mean token of the shortest clip: the image repeated for one tubelet (two frames).
 
-    A longer still clip costs in proportion and shows nothing else.
+    A longer clip of the same image would cost more and show nothing new.
     """
     return mean_token_of_clip(model, images[:, None])
 
 
 def mean_token_of_clip(model: Any, clips: Tensor) -> Tensor:
-    """The mean of all tokens of clips (B, T, 3, S, S); the last frame stays until its tubelet is full."""
+    """The mean of all tokens of clips (B, T, 3, S, S); the last frame is repeated to fill its tubelet."""
     tubelet = model.config.tubelet_size
     missing = -clips.shape[1] % tubelet
     if missing:
         clips = torch.cat([clips, clips[:, -1:].expand(-1, missing, -1, -1, -1)], 1)
-    # The position of a token is its number, and the layers count with the size that the model was built for.
+    # Layers derive positions from token numbers and the grid size that the model was built for.
     side = clips.shape[-1] // model.config.patch_size
     for layer in model.encoder.layer:
         layer.attention.grid_size = side
     return model(pixel_values_videos=clips, skip_predictor=True).last_hidden_state.mean(1)
 
 
-# --- sizes that tensors tell -------------------------------------------------------------------------------------
+# --- sizes read from tensor shapes -------------------------------------------------------------------------------
 
 
 def dinov2_sizes(shapes: Shapes, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Every size of a DINOv2, so that a file without a configuration can be read; all published heads are 64 wide."""
+    """Every size of a DINOv2, for files without a configuration; all published attention heads are 64 wide."""
     hidden, channels, patch, _ = shapes["embeddings.patch_embeddings.projection.weight"]
     positions = shapes["embeddings.position_embeddings"][1] - 1
     side = math.isqrt(positions)
@@ -115,12 +115,12 @@ def dinov2_sizes(shapes: Shapes, stated: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dinov2_register_sizes(shapes: Shapes, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """As dinov2_sizes, and the number of registers."""
+    """dinov2_sizes, plus the number of registers."""
     return dinov2_sizes(shapes, stated) | {"num_register_tokens": shapes["embeddings.register_tokens"][1]}
 
 
 def projection_size(shapes: Shapes, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The length of CLIP's projection; the vision part of published configurations states another one at times."""
+    """The length of CLIP's projection; some published vision_config entries state a wrong one."""
     return {"projection_dim": shapes["visual_projection.weight"][0]}
 
 
@@ -129,7 +129,7 @@ def projection_size(shapes: Shapes, stated: Mapping[str, Any]) -> dict[str, Any]
 
 def _size(low: int, high: int) -> Callable[[Any], str]:
     def message(value: Any) -> str:
-        # a bool is an int to Python
+        # bool is a subclass of int
         whole = isinstance(value, int) and not isinstance(value, bool)
         return "" if whole and low <= value <= high else f"is not a whole number from {low} to {high}"
 
@@ -153,7 +153,7 @@ def _one_of(*values: Any) -> Callable[[Any], str]:
 
 
 _flag = _one_of(True, False)
-# What each entry of a configuration may be. Nothing else of a configuration is read.
+# The allowed values of each configuration entry; other entries are ignored.
 ENTRIES: dict[str, Callable[[Any], str]] = {
     "hidden_size": _size(1, 1 << 14),
     "intermediate_size": _size(1, 1 << 16),
@@ -191,32 +191,33 @@ _COMMON = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """A kind of encoder.
+    """An encoder architecture.
 
     Attributes:
-        title: its name for people.
-        model_type: what config.json calls the encoder alone, and the model that this row builds.
-        container: what config.json calls a model that holds the encoder beside a text tower, with its entries under
-            vision_config.
-        model_class, config_class: names in transformers, which has them from version `since` on.
-        entries: of the configuration, all in ENTRIES, that decide what is built.
+        title: the display name.
+        model_type: the model_type in config.json of the encoder alone; also the model that this row builds.
+        container: the model_type of a model that holds the encoder next to a text tower, with the encoder's entries
+            under vision_config.
+        model_class, config_class: class names in transformers, available from version `since`.
+        entries: the configuration entries, all in ENTRIES, that determine the model.
         fixed: entries that never come from a file.
-        sizes: entries that the tensors tell; they overrule the configuration. Raises KeyError, ValueError,
+        sizes: reads entries from the tensors' shapes; they override the configuration. Raises KeyError, ValueError,
             IndexError or ZeroDivisionError for tensors that do not fit.
-        parts: how the names of the needed tensors begin in files.
-        patch_embedding: how the name of the first of them ends.
-        unneeded: how the names of weights begin that embedding an image does not use.
-        width: the entry of the configuration that says how long an embedding is.
+        parts: name prefixes of the needed tensors in files.
+        patch_embedding: name suffix of the patch embedding's weight.
+        unneeded: name prefixes of weights that embedding an image does not use.
+        width: the configuration entry that holds the embedding's length.
         embed: (model, images (B, 3, S, S)) -> embeddings (B, d).
-        embed_clip: (model, clips (B, T, 3, S, S)) -> (B, d), for kinds that see motion.
-        null_directions: how many left singular vectors have a singular value of zero whatever the image and the
-            weights. A LayerNorm leaves two, its outputs over gamma having no mean and a fixed length; of the mean
-            of several tokens only the first is left; a projection to fewer dimensions or an MLP on top leaves none.
+        embed_clip: (model, clips (B, T, 3, S, S)) -> (B, d), for architectures that see motion.
+        null_directions: how many singular values are zero whatever the image and the weights. A LayerNorm leaves two,
+            since its outputs over gamma have zero mean and a fixed length; the mean of several tokens leaves only the
+            first; a projection to fewer dimensions or an MLP on top leaves none.
         pixels: as published with the checkpoints.
-        heeds_preprocessor: whether a preprocessor_config.json overrules `pixels`. Not for DINOv2, which is asked for
-            bicubic pixels and gets the paper's bilinear ones; not for I-JEPA, which was published with a mean and a
-            deviation of 0.5, but trained with those of ImageNet.
-        signature: tensors by which this kind is known where there is no config.json; none where it must be there.
+        uses_preprocessor_config: whether preprocessor_config.json overrides `pixels`. False for DINOv2, whose file asks
+            for bicubic while the paper uses bilinear; false for I-JEPA, which was published with a mean and a standard
+            deviation of 0.5 but trained with ImageNet's.
+        signature: name suffixes that identify the architecture without a config.json; empty where config.json is
+            required.
     """
 
     title: str
@@ -235,7 +236,7 @@ class Architecture:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     sizes: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]] = lambda shapes, stated: {}
     unneeded: tuple[str, ...] = ()
-    heeds_preprocessor: bool = True
+    uses_preprocessor_config: bool = True
     signature: tuple[str, ...] = ()
     embed_clip: Callable[[Any, Tensor], Tensor] | None = None
 
@@ -244,10 +245,10 @@ class Architecture:
         return self._of_transformers(self.model_class)
 
     def configuration(self, stated: Mapping[str, Any], shapes: Shapes) -> Any:
-        """A configuration of transformers from what config.json states, overruled by what the tensors tell.
+        """The transformers configuration from config.json's entries, overridden by sizes read from the tensors.
 
         Raises:
-            ValueError: an entry that is not supported, by name, or an installed transformers without this kind.
+            ValueError: an unsupported entry, by name, or a transformers version without this architecture.
             KeyError, IndexError, ZeroDivisionError: tensors that do not fit.
         """
         told = self.sizes(shapes, stated)
@@ -260,7 +261,7 @@ class Architecture:
             raise ValueError(f"num_attention_heads {heads} does not divide the width {width}")
         try:
             return self._of_transformers(self.config_class)(**entries, **self.fixed)
-        except Exception as error:  # of which class, depends on the library's version
+        except Exception as error:  # its class depends on the version of transformers
             raise ValueError(str(error)) from error
 
     def _of_transformers(self, name: str) -> Any:
@@ -290,7 +291,7 @@ _DINOV2: dict[str, Any] = {
     "embed": class_token,
     "null_directions": 2,
     "pixels": IMAGENET,
-    "heeds_preprocessor": False,
+    "uses_preprocessor_config": False,
 }
 _CLASS_AND_PATCHES = ("embeddings.cls_token", "embeddings.patch_embeddings.projection.weight")
 
@@ -374,7 +375,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             embed=mean_token,
             null_directions=1,
             pixels=IMAGENET,
-            heeds_preprocessor=False,
+            uses_preprocessor_config=False,
         ),
         Architecture(
             title="V-JEPA 2",
@@ -382,7 +383,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             model_class="VJEPA2Model",
             config_class="VJEPA2Config",
             entries=(*_COMMON, "tubelet_size", "in_chans", "mlp_ratio", "qkv_bias"),
-            fixed={"pred_num_hidden_layers": 0},  # the predictor has no part in embedding
+            fixed={"pred_num_hidden_layers": 0},  # the predictor is not used for embedding
             parts=("encoder.",),
             patch_embedding="encoder.embeddings.patch_embeddings.proj.weight",
             unneeded=("predictor.",),
@@ -396,15 +397,15 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def known_model_types() -> list[str]:
-    """Every model_type of a config.json that is supported."""
+    """Every supported model_type of a config.json."""
     rows = ARCHITECTURES.values()
     return [*ARCHITECTURES, *(row.container for row in rows if row.container)]
 
 
 def architecture_of(model_type: Any) -> Architecture | None:
-    """The row for the model_type of a config.json, or None for an unknown one."""
+    """The row for a config.json's model_type, or None if it is unknown."""
     for row in ARCHITECTURES.values():
-        # compared, since what a file says may have no hash
+        # compared one by one, since a value from a file may not be hashable
         if model_type in (row.model_type, row.container) and isinstance(model_type, str):
             return row
     return None

@@ -1,4 +1,4 @@
-"""Read an encoder's files without trusting them: safetensors and JSON, nothing that is executed."""
+"""Read an encoder's files without trusting them: safetensors and JSON only, no code is executed."""
 
 import json
 from collections.abc import Mapping
@@ -22,18 +22,18 @@ _MAX_JSON_BYTES = 1 << 20
 
 
 class EncoderFileError(ValueError):
-    """An encoder file is missing, damaged or of a kind that is not supported. The message names the file."""
+    """An encoder file is missing, damaged or unsupported. The message names the file."""
 
 
 class Checkpoint(NamedTuple):
-    """What a file and its neighbours hold.
+    """The contents of a weights file and the JSON files next to it.
 
     Attributes:
         file: the weights.
-        architecture: of the encoder.
-        stated: the encoder's entries in config.json, unchecked; empty where there is none.
-        tensors: by the name that transformers' class expects in files; normal, finite floating-point tensors.
-        pixels: how the encoder wants its pixels.
+        architecture: the encoder's row in ARCHITECTURES.
+        stated: the encoder's entries in config.json, unchecked; empty without one.
+        tensors: by the names that the transformers class expects; finite floating-point, not inference tensors.
+        pixels: how to prepare pixels for the encoder.
     """
 
     file: Path
@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
 
 
 def weights_file(path: Path) -> Path:
-    """The safetensors file that `path`, a folder or a file, means. Raises EncoderFileError."""
+    """The safetensors file for `path`, a folder or a file. Raises EncoderFileError if there is none."""
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise EncoderFileError(
@@ -60,12 +60,12 @@ def weights_file(path: Path) -> Path:
 
 
 def neighbours(file: Path) -> list[Path]:
-    """Every file that is read beside the weights, whether it exists or not."""
+    """The other files that are read with the weights, whether or not they exist."""
     return [_config_path(file), _preprocessor_path(file)]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the weights of an encoder, what config.json says of it and how it wants its pixels.
+    """Read an encoder's weights, its entries in config.json and its pixel format.
 
     Raises:
         EncoderFileError: a missing, damaged or unsupported file.
@@ -76,7 +76,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with safe_open(file, framework="pt") as content:
             names = content.keys()
             if len(names) > MAX_TENSORS:
-                raise EncoderFileError(f"{file} holds {len(names)} tensors; no encoder has so many")
+                raise EncoderFileError(f"{file} holds {len(names)} tensors, more than any encoder has")
             architecture = _architecture(file, names, settings)
             needed = _needed_names(file, names, architecture)
             tensors = checked_tensors(file, content, needed, EncoderFileError)
@@ -87,14 +87,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if architecture.container and settings["model_type"] == architecture.container:
         if not isinstance(settings.get("vision_config"), dict):
             raise EncoderFileError(
-                f"{_config_path(file)} has no vision_config, as {architecture.container} has"
+                f"{_config_path(file)} has no vision_config, which model_type {architecture.container} needs"
             )
         settings = settings["vision_config"]
     return Checkpoint(file, architecture, settings, tensors, _pixels(file, architecture))
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder's config.json and model.safetensors are there and whole; a header tells its file's length."""
+    """Whether a folder has a config.json and a complete model.safetensors; its header gives the full length."""
     file = folder / "model.safetensors"
     try:
         architecture = architecture_of(read_config(file).get("model_type"))
@@ -106,10 +106,10 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_config(file: Path) -> dict:
-    """The configuration of a weights file: NAME.json for NAME.safetensors, else config.json; {} where there is none.
+    """The configuration of a weights file: NAME.json for NAME.safetensors, else config.json, else {}.
 
     Raises:
-        EncoderFileError: it is no JSON object, or larger than any configuration.
+        EncoderFileError: it is not a JSON object, or is larger than any configuration.
     """
     return _read_json(_config_path(file))
 
@@ -147,7 +147,7 @@ def _architecture(file: Path, names: list[str], settings: Mapping[str, Any]) -> 
                 f"{', '.join(known_model_types())}"
             )
         return architecture
-    # The last one that fits: a DINOv2 with registers has all that one without has.
+    # The last match: a DINOv2 with registers also has every tensor of one without.
     fitting = [row for row in ARCHITECTURES.values() if row.signature and _fits(names, row)]
     if not fitting:
         some = ", ".join(sorted(names)[:3])
@@ -163,30 +163,30 @@ def _fits(names: list[str], architecture: Architecture) -> bool:
 
 
 def _needed_names(file: Path, names: list[str], architecture: Architecture) -> dict[str, str]:
-    """The tensors that the encoder needs: their names for transformers' class -> in the file.
+    """The tensors that the encoder needs: name in the transformers class -> name in the file.
 
-    Models with a head keep the encoder under a prefix.
+    In models with a head, the encoder's names have a prefix.
     """
     for prefix in ("", f"{architecture.model_type}."):
         needed = {
             name.removeprefix(prefix): name
             for name in names
             if name.startswith(tuple(prefix + part for part in architecture.parts))
-            # numbers that older versions wrote into the file
+            # a buffer that older versions of transformers saved
             and not name.endswith(".position_ids")
         }
         if any(name.endswith(architecture.patch_embedding) for name in needed):
             return needed
     some = ", ".join(sorted(names)[:3])
     raise EncoderFileError(
-        f"{file} is no {architecture.title} encoder in the Hugging Face layout, as model_type in {_config_path(file)} "
-        f"says: it has no {architecture.patch_embedding} (it holds {some} ...)"
+        f"{file} is not a {architecture.title} encoder in the Hugging Face layout, which model_type in "
+        f"{_config_path(file)} says it is: it has no {architecture.patch_embedding} (it holds {some} ...)"
     )
 
 
 def _pixels(file: Path, architecture: Architecture) -> Pixels:
     usual = architecture.pixels
-    if not architecture.heeds_preprocessor:
+    if not architecture.uses_preprocessor_config:
         return usual
     path = _preprocessor_path(file)
     settings = _read_json(path)
@@ -197,7 +197,7 @@ def _pixels(file: Path, architecture: Architecture) -> Pixels:
     resample = settings.get("resample")
     if resample is None:
         return Pixels(mean, std, usual.interpolation)
-    known = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+    known = {2: "bilinear", 3: "bicubic"}  # Pillow's constants
     if resample not in list(known):
         raise EncoderFileError(f"{path}: resample {resample!r:.100} is neither 2 (bilinear) nor 3 (bicubic)")
     return Pixels(mean, std, known[resample])

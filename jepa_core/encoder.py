@@ -1,11 +1,9 @@
-"""The encoder: images in, embeddings out, its weights from safetensors."""
+"""The encoder: preprocessed images in, embeddings out."""
 
 import copy
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architectures import ARCHITECTURES, Pixels
-from .checkpoint import Checkpoint, EncoderFileError, neighbours, read_checkpoint
 from .precision import full_precision, half_precision
 from .resize import resize
 
@@ -28,17 +25,17 @@ def _plain_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-# The library's own eager attention is the one that forward-mode differentiation supports everywhere, but some of its
-# models round the softmax to float32, which float64 encoders must not.
-_PLAIN = "jepa_plain"
-transformers.AttentionInterface.register(_PLAIN, _plain_attention)
+# transformers' eager attention supports forward-mode differentiation everywhere, but some models compute its softmax in
+# float32, which would spoil float64 encoders.
+PLAIN_ATTENTION = "jepa_plain"
+transformers.AttentionInterface.register(PLAIN_ATTENTION, _plain_attention)
 
 
 class _LayerNorm(nn.LayerNorm):
-    """LayerNorm from elementary operations, whose derivatives of every order and mode are right.
+    """LayerNorm from elementary operations, so that derivatives of every order and mode are correct.
 
-    A backward pass through torch's own forward-mode derivative of layer_norm leaves out terms, silently: the
-    gradient of the guided score then has a cosine of 0.77 with the right one (torch 2.14).
+    A backward pass through the forward-mode derivative of torch's layer_norm silently drops terms: the gradient of
+    the guided score then has a cosine of 0.77 with the correct one (torch 2.14).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,14 +47,14 @@ class _LayerNorm(nn.LayerNorm):
 class Encoder(nn.Module):
     """A frozen JEPA encoder f: preprocessed images (B, 3, S, S) -> embeddings (B, d).
 
-    Or, of kinds that see motion, preprocessed clips (B, T, 3, S, S) -> (B, d); see of_clips.
+    For architectures that see motion also preprocessed clips (B, T, 3, S, S) -> (B, d); see of_clips.
 
-    What the embedding is depends on the architecture, see architectures.py. Evaluation never runs below float32.
+    architectures.py defines each architecture's embedding. Weights are float32 or float64.
 
     Args:
-        model: of one of the classes in ARCHITECTURES.
+        model: an instance of a model class in ARCHITECTURES.
         image_size: S in pixels, a multiple of the patch size.
-        pixels: how it wants them; None takes what is published for the architecture.
+        pixels: how pixels are prepared; None takes the architecture's published values.
 
     Attributes:
         embed_dim: d, the length of an embedding.
@@ -71,10 +68,10 @@ class Encoder(nn.Module):
         self.model = model
         self.architecture = ARCHITECTURES[model.config.model_type]
         for part in self.architecture.unneeded:
-            if part.endswith("."):  # a whole network that no image meets
+            if part.endswith("."):  # a whole submodule that embedding does not use
                 setattr(model, part[:-1], None)
         self.pixels = pixels or self.architecture.pixels
-        self.image_size = _checked_size(image_size, model.config)
+        self.image_size = checked_image_size(image_size, model.config)
         self.frames: int | None = None
         self.embed_dim: int = getattr(model.config, self.architecture.width)
         for module in model.modules():
@@ -82,41 +79,41 @@ class Encoder(nn.Module):
                 module.__class__ = _LayerNorm
 
     def at_size(self, image_size: int) -> "Encoder":
-        """The same encoder, which sees images of another size; the two share their weights.
+        """The same encoder for images of another size, sharing the weights.
 
         Raises:
-            ValueError: not a multiple of the patch size.
+            ValueError: image_size is not a multiple of the patch size.
         """
         other = copy.copy(self)
-        other.image_size = _checked_size(image_size, self.model.config)
+        other.image_size = checked_image_size(image_size, self.model.config)
         return other
 
     def of_clips(self, frames: int) -> "Encoder":
-        """The same encoder for clips of `frames` frames in place of images; the two share their weights.
+        """The same encoder for clips of `frames` frames instead of images, sharing the weights.
 
         Raises:
-            ValueError: the architecture sees still images only, or no frames.
+            ValueError: the architecture takes only single images, or frames is less than 1.
         """
         if self.architecture.embed_clip is None or frames < 1:
-            raise ValueError(f"{self.architecture.title} sees still images, not clips of {frames} frames")
+            raise ValueError(f"{self.architecture.title} takes single images, not clips of {frames} frames")
         other = copy.copy(self)
         other.frames = frames
         return other
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one preprocessed image, (3, S, S), or clip, (T, 3, S, S)."""
+        """The shape of one preprocessed image, (3, S, S), or clip, (T, 3, S, S)."""
         image = (3, self.image_size, self.image_size)
         return image if self.frames is None else (self.frames, *image)
 
     @property
     def weight(self) -> Tensor:
-        """One of the weights; its dtype and device are the encoder's."""
+        """One of the weights, for the encoder's dtype and device."""
         return next(self.model.parameters())
 
     @property
     def activation_bytes(self) -> int:
-        """Estimated bytes that one image's forward pass keeps for its backward pass, with fused attention."""
+        """Estimated bytes that one image's forward pass saves for its backward pass, with fused attention."""
         config: Any = self.model.config
         return config.num_hidden_layers * self._tokens * 16 * config.hidden_size * self.weight.element_size()
 
@@ -136,17 +133,17 @@ class Encoder(nn.Module):
         """Embed preprocessed images or clips x (B, *input_shape); returns (B, d) in the encoder's dtype.
 
         Args:
-            half: matrix products in half precision, where the device is fast at it; see half_precision.
+            half: matrix products in half precision where the device is fast at it; see half_precision.
         """
         with half_precision(x.device) if half else full_precision(x.device):
             embed = self.architecture.embed if self.frames is None else self.architecture.embed_clip
-            assert embed is not None  # of_clips saw to that
+            assert embed is not None  # of_clips checked it
             embedding = embed(self.model, x.to(self.weight.dtype))
         return embedding.to(self.weight.dtype)
 
     @contextmanager
     def fused_attention(self) -> Iterator[None]:
-        """Attend with torch's fused kernels: less memory, but a plain backward pass is all that they support."""
+        """Use torch's fused attention kernels: less memory, but they support only a plain backward pass."""
         config: Any = self.model.config
         before = config._attn_implementation
         self.model.set_attn_implementation("sdpa")
@@ -156,7 +153,7 @@ class Encoder(nn.Module):
             self.model.set_attn_implementation(before)
 
     def preprocess(self, images: Tensor, *, fit: str = "squash", antialias: bool = True) -> Tensor:
-        """Resize and normalise images the way the encoder was trained to see them. Differentiable.
+        """Resize and normalise images as in the encoder's training. Differentiable.
 
         Args:
             images: (B, H, W, 3) in [0, 1], or clips (B, T, H, W, 3).
@@ -193,110 +190,15 @@ class Encoder(nn.Module):
         mode = self.pixels.interpolation
         x = resize(x, size, mode=mode, antialias=antialias)
         if mode == "bicubic":
-            x = x.clamp(0, 1)  # it overshoots at edges, and pictures are saved without
+            x = x.clamp(0, 1)  # bicubic overshoots at edges, which saved images cannot
         mean, std = (x.new_tensor(part)[:, None, None] for part in (self.pixels.mean, self.pixels.std))
         return (x - mean) / std
 
 
-def load_encoder(
-    path: str | os.PathLike,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    image_size: int = 224,
-) -> Encoder:
-    """Load an encoder of one of ARCHITECTURES in the Hugging Face safetensors layout.
-
-    Args:
-        path: a folder with model.safetensors and config.json, or one .safetensors file with NAME.json or config.json
-            beside it. DINOv2 needs no config.json: its tensors say all, if its heads are 64 wide. A
-            preprocessor_config.json beside them says how pixels are normalised. Of a model with a text tower or a
-            classifier only the image encoder is read.
-        dtype: float32 or float64. Checkpoints in half precision are widened.
-        image_size: S in pixels, a multiple of the patch size, whatever size the checkpoint was trained at.
-
-    Returns:
-        The encoder, in evaluation mode and without trainable weights.
-
-    Raises:
-        EncoderFileError: a missing, damaged or unsupported file.
-        ValueError: an unusable dtype or image_size.
-    """
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"dtype must be float32 or float64 (half precision destroys the gradient), got {dtype}"
-        )
-    checkpoint = read_checkpoint(Path(path))
-    architecture = checkpoint.architecture
-    try:
-        config = architecture.configuration(checkpoint.stated, checkpoint.shapes)
-    except KeyError as error:
-        raise EncoderFileError(f"{_described(checkpoint)} is not complete: {error} is missing") from error
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise EncoderFileError(f"{_described(checkpoint)} is not supported: {error}") from error
-    _checked_size(image_size, config)
-    # Weights made here are normal tensors even when a host calls under inference mode, and those that no image meets
-    # are random, which must not move the host's random state.
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        _check_count(checkpoint, config)
-        attention = _PLAIN if dtype == torch.float64 else "eager"
-        # a copy, since the library may write into a configuration
-        try:
-            model, info = architecture.build_class().from_pretrained(
-                None,
-                config=copy.deepcopy(config),
-                state_dict={name: tensor.to(dtype) for name, tensor in checkpoint.tensors.items()},
-                attn_implementation=attention,
-                dtype=dtype,
-                ignore_mismatched_sizes=True,  # refused below, with the file's name
-                output_loading_info=True,
-            )
-        except RuntimeError as error:
-            raise EncoderFileError(f"{_described(checkpoint)} is not complete: {error}") from error
-        for what in ("missing", "mismatched", "unexpected"):
-            names = sorted(str(name) for name in info[f"{what}_keys"])
-            names = [name for name in names if not any(part in name for part in architecture.unneeded)]
-            if names:
-                raise EncoderFileError(
-                    f"{_described(checkpoint)} has {len(names)} {what} tensors, first {names[0]}"
-                )
-        model = model.eval().requires_grad_(False).to(device)
-        encoder = Encoder(model, image_size, checkpoint.pixels)
-        try:
-            # an image of one patch shows whether the numbers of the configuration fit each other
-            encoder(torch.zeros(1, 3, config.patch_size, config.patch_size, device=device))
-        except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-            raise EncoderFileError(f"{_described(checkpoint)} does not run: {error}") from error
-        return encoder
-
-
-def _checked_size(image_size: int, config: Any) -> int:
+def checked_image_size(image_size: int, config: Any) -> int:
+    """Return image_size. Raises ValueError unless it is a positive multiple of the patch size."""
     if image_size < config.patch_size or image_size % config.patch_size:
         raise ValueError(
             f"image_size must be a multiple of the patch size {config.patch_size}, got {image_size}"
         )
     return image_size
-
-
-def _check_count(checkpoint: Checkpoint, config: Any) -> None:
-    """Build the model without storage, before memory is taken for it."""
-    architecture = checkpoint.architecture
-    try:
-        with torch.device("meta"):
-            model = architecture.build_class()(copy.deepcopy(config))
-    except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise EncoderFileError(f"{_described(checkpoint)} cannot be built: {error}") from error
-    parameters = model.named_parameters()
-    needed = sum(weight.numel() for name, weight in parameters if not name.startswith(architecture.unneeded))
-    held = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-    # a few numbers decide the architecture, so a small file could ask for a large model
-    if held < needed:
-        raise EncoderFileError(
-            f"{_described(checkpoint)} needs {needed} weights and has {held}; tensors are missing"
-        )
-
-
-def _described(checkpoint: Checkpoint) -> str:
-    config_file, *_ = neighbours(checkpoint.file)
-    stated = f" (a {checkpoint.architecture.title} encoder by {config_file})" if checkpoint.stated else ""
-    return f"{checkpoint.file}{stated}"

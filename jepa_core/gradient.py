@@ -1,4 +1,4 @@
-"""The gradient of the guided JEPA score, in closed form, tracked from one image to the next."""
+"""The gradient of the guided JEPA score in closed form, tracked from one image to the next."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,18 +30,18 @@ class Rarity:
 
     Attributes:
         score: (B,) float64, sum of the logs of the top k singular values. Lower is rarer.
-        sigma: (B, k) float64, largest first.
-        grad: (B, *encoder.input_shape), gradient of the score with respect to the preprocessed image; NaN where the
-            Jacobian was not finite.
-        u: (B, k, d) and v: (B, k, n), left and right singular vectors; J^T u_i = sigma_i v_i.
-        residual: (B, k), |J v_i - sigma_i u_i| / sigma_i: how far the range finder is from converged. The
-            gradient is better than this says, since it takes its left vectors from J v_i.
-        encoder_calls: sequential encoder passes per image, forward or backward, before chunking; the largest
-            of the batch.
+        singular_values: (B, k) float64, largest first.
+        grad: (B, *encoder.input_shape), gradient of the score with respect to the preprocessed image; NaN if the
+            Jacobian is not finite.
+        u: (B, k, d) and v: (B, k, n), left and right singular vectors; J^T u_i = s_i v_i.
+        residual: (B, k), |J v_i - s_i u_i| / s_i: how far the range finder is from convergence. The
+            gradient is more accurate than this suggests, since it takes its left vectors from J v_i.
+        encoder_calls: sequential encoder passes per image, forward or backward, before chunking; the maximum
+            over the batch.
     """
 
     score: Tensor
-    sigma: Tensor
+    singular_values: Tensor
     grad: Tensor
     u: Tensor
     v: Tensor
@@ -50,29 +50,28 @@ class Rarity:
 
 
 class RarityGradient:
-    """Gradient of JS*(x) = sum_{i<=k} log sigma_i(J(x)) (arXiv 2605.24631, section 4).
+    """Gradient of JS*(x) = sum_{i<=k} log s_i(J(x)) (arXiv 2605.24631, section 4).
 
-    By the envelope theorem the top triplets count as constants, and the gradient is
-    sum_i (1 / sigma_i) grad_x <u_i, J(x) v_i>: Hessian-vector products. It is exact as far as the range
-    finder has converged, which `residual` measures.
+    By the envelope theorem the top triplets are treated as constants, and the gradient is
+    sum_i (1 / s_i) grad_x <u_i, J(x) v_i>: Hessian-vector products. It is exact once the range finder has
+    converged, which `residual` measures.
 
-    An image starts from a Gaussian sketch, or, under an id that was seen before, from the range found then:
-    the images of neighbouring sampling steps differ little. Each round is one VJP of the range and one
-    differentiation along its right vectors; the left vectors come out of the latter, and so do the
-    Hessian-vector products. A cold start takes all rounds; a tracked image takes another one only while its
-    residual is above the tolerance.
+    An image starts from a Gaussian sketch or, if its id was seen before, from the range found then: the images
+    of neighbouring sampling steps differ little. Each round is one VJP of the range and one differentiation
+    along its right vectors, which yields the left vectors and the Hessian-vector products. A cold start runs
+    all rounds; a tracked image runs another one only while its residual is above the tolerance.
 
     Args:
         k: rank kept. oversample: p. (Paper: 9, 2.)
-        power_iterations: q, rounds after the first, at most. (Paper: 2.)
-        seed: of the sketch, drawn on the CPU and the same for every image.
+        power_iterations: q, the maximum number of rounds after the first. (Paper: 2.)
+        seed: of the sketch, which is drawn on the CPU and the same for every image.
         tracked: start from the previous range of the same id; otherwise every call starts cold.
-        tolerance: largest residual of a tracked image that needs no further round.
-        half: multiply in bfloat16 where the device is fast at it. On a processor twice as fast or more, and the gradient
-            keeps a cosine of about 0.995 with the exact one, at single images 0.95; elsewhere in VJPs alone, and no
-            faster for a small encoder.
-        memory: bytes that one encoder pass may keep; None takes what suits the device.
-        chunk: directions per encoder pass, in place of what memory and device suggest.
+        tolerance: a tracked image with no larger residual needs no further round.
+        half: multiply in bfloat16 where the device is fast at it. On a CPU at least twice as fast, with a cosine of
+            about 0.995 to the exact gradient, 0.95 at single images. On other devices only in VJPs, and no faster for
+            a small encoder.
+        memory: bytes of activations that one encoder pass may keep; None chooses by device.
+        chunk: directions per encoder pass; None chooses by memory and device.
         on_pass: called without arguments after every encoder pass; may raise to stop.
     """
 
@@ -108,19 +107,19 @@ class RarityGradient:
         self._bases: dict[Hashable, Tensor] = {}
 
     def __call__(self, encoder: Encoder, x: Tensor, ids: Sequence[Hashable] | None = None) -> Rarity:
-        """Return score and gradient for x (B, *encoder.input_shape), preprocessed, one at a time.
+        """Return score and gradient for preprocessed x (B, *encoder.input_shape), computed image by image.
 
         Args:
-            ids: names under which an image's range is tracked from call to call, default range(B).
+            ids: keys under which the images' ranges are tracked from call to call; default range(B).
 
         Raises:
-            ValueError: x of another shape, k larger than the embedding, or ids of another length.
+            ValueError: x has the wrong shape, k is larger than the embedding, or ids has another length than x.
         """
         if x.shape[1:] != encoder.input_shape:
             wanted = ", ".join(map(str, encoder.input_shape))
             raise ValueError(f"x must be (batch, {wanted}) from encoder.preprocess, got {tuple(x.shape)}")
         if self.k > encoder.embed_dim:
-            raise ValueError(f"rank k = {self.k} is larger than the embedding, {encoder.embed_dim}")
+            raise ValueError(f"rank k = {self.k} is larger than the embedding, {encoder.embed_dim}; lower it")
         names = range(len(x)) if ids is None else ids
         if len(names) != len(x):
             raise ValueError(f"ids names {len(names)} images, the batch has {len(x)}")
@@ -128,16 +127,16 @@ class RarityGradient:
             return _stack([self._one(encoder, image, name) for image, name in zip(x, names, strict=True)])
 
     def reset(self, ids: Sequence[Hashable] | None = None) -> None:
-        """Forget the ranges of `ids`, or of all: they start cold again."""
+        """Forget the ranges of `ids`, or all of them, so that these images start cold."""
         for name in list(self._bases) if ids is None else ids:
             self._bases.pop(name, None)
 
     def snapshot(self) -> dict[Hashable, Tensor]:
-        """The ranges that are tracked now; see restore."""
+        """The currently tracked ranges, for restore."""
         return dict(self._bases)
 
     def restore(self, ranges: Mapping[Hashable, Tensor]) -> None:
-        """Track from the ranges of a snapshot, as if nothing had been computed since."""
+        """Return to the ranges of a snapshot."""
         self._bases.clear()
         self._bases.update(ranges)
 
@@ -150,12 +149,12 @@ class RarityGradient:
             chunk=self.chunk,
             on_pass=self.on_pass,
         )
-        # taken out, so that whatever fails leaves no range behind
+        # removed first, so that a failure leaves no stale range
         basis = self._bases.pop(name, None)
         try:
             if basis is None or basis.shape[1] != encoder.embed_dim:
                 found = sketch_range(jacobian, self.k + self.oversample, self.seed)
-                # from nothing, a small residual may still miss a direction
+                # tolerance 0: after a cold start, a small residual does not rule out a missed direction
                 return self._rarity(jacobian, found, 0.0, name, image.shape)
             return self._rarity(jacobian, project(jacobian, basis), self.tolerance, name, image.shape)
         except FloatingPointError:
@@ -167,26 +166,26 @@ class RarityGradient:
         embed_dim, _ = jacobian.shape
         k = self.k
         for rounds_left in range(self.power_iterations, -1, -1):
-            u, sigma, v = ritz_triplets(found, min(k + self.oversample, embed_dim))
+            u, s, v = ritz_triplets(found, min(k + self.oversample, embed_dim))
             products, pull = jacobian.curvature(v)
             products = in_double(products)
-            residual = (products - sigma[:, None] * u).norm(dim=1) / sigma.clamp(
-                min=numerical_rank_floor(sigma, embed_dim).item()
+            residual = (products - s[:, None] * u).norm(dim=1) / s.clamp(
+                min=numerical_rank_floor(s, embed_dim).item()
             )
             if not rounds_left or residual[:k].max() <= tolerance:
                 break
-            del pull  # and the graph that it holds
+            del pull  # frees its graph
             found = extend(jacobian, found, products)
-        # Within these right vectors the products are all there is of J, so they give the best left vectors:
-        # J v_i = sum_j mix_ij s_j left_j, and J (mix^T v)_j = s_j left_j.
-        mix, s, left = torch.linalg.svd(products, full_matrices=False)
-        weight = torch.where(s < numerical_rank_floor(s, embed_dim), 0.0, 1 / s)
+        # Restricted to these right vectors J is just the products, so their SVD gives the best left vectors:
+        # J v_i = sum_j mix_ij t_j left_j, and J (mix^T v)_j = t_j left_j.
+        mix, t, left = torch.linalg.svd(products, full_matrices=False)
+        weight = torch.where(t < numerical_rank_floor(t, embed_dim), 0.0, 1 / t)
         gradient = pull((mix[:, :k] * weight[:k]) @ left[:k])  # noqa: F821 (deleted, then bound again)
         if self.tracked:
             self._bases[name] = basis_to_track(found, products)
         return Rarity(
-            score=log_sum(sigma[:k], embed_dim, EPS),
-            sigma=sigma[:k],
+            score=log_sum(s[:k], embed_dim, EPS),
+            singular_values=s[:k],
             grad=gradient.reshape(shape),
             u=u[:k].to(v),
             v=v[:k],
@@ -200,7 +199,7 @@ def _not_finite(encoder: Encoder, image: Tensor, k: int) -> Rarity:
     nan64 = torch.full((), torch.nan, dtype=torch.float64, device="cpu")
     return Rarity(
         score=nan64,
-        sigma=nan64.expand(k),
+        singular_values=nan64.expand(k),
         grad=nan.expand(image.shape),
         u=nan.expand(k, encoder.embed_dim),
         v=nan.expand(k, image.numel()),
@@ -210,6 +209,6 @@ def _not_finite(encoder: Encoder, image: Tensor, k: int) -> Rarity:
 
 
 def _stack(parts: list[Rarity]) -> Rarity:
-    names = ("score", "sigma", "grad", "u", "v", "residual")
+    names = ("score", "singular_values", "grad", "u", "v", "residual")
     tensors = {name: torch.stack([getattr(part, name) for part in parts]) for name in names}
     return Rarity(**tensors, encoder_calls=max(part.encoder_calls for part in parts))

@@ -1,4 +1,4 @@
-"""Fetch an encoder from the Hugging Face hub, on first use and only when asked."""
+"""Download an encoder from the Hugging Face hub, on first use and only when asked."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from huggingface_hub.utils import tqdm
 
 from .checkpoint import is_complete
 
-FILES = ("config.json", "model.safetensors")  # neither pickles nor code
-_ANSWER_S = 10  # how long the hub may take to answer before it counts as unreachable
+FILES = ("config.json", "model.safetensors")  # no pickles, no code
+_TIMEOUT_S = 10  # for the hub's answers
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class HubEncoder:
 
     Attributes:
         repo_id: its repository.
-        parameters: number of weights in its file, float32 each; a text tower's count, as they are fetched too.
-        licence: of the weights, as their repository states it.
+        parameters: number of float32 weights in its file, including any text tower.
+        licence: of the weights, as stated in the repository.
         commercial: whether that licence allows commercial use.
-        gated: whether the repository asks for consent to its licence before it hands out the files. No credentials
-            are sent, so such files have to be put in place by hand.
+        gated: whether downloads require consent to the licence. No credentials are sent, so such files have to be put
+            in place by hand.
         model_type: of its config.json, see architectures.py.
     """
 
@@ -41,7 +41,7 @@ class HubEncoder:
 
     @property
     def megabytes(self) -> int:
-        """Size of the download in units of 10^6 bytes; the weights are all but some kilobytes of it."""
+        """Size of the download in 10^6 bytes, without a few kilobytes of configuration."""
         return round(4 * self.parameters / 1e6)
 
 
@@ -52,8 +52,8 @@ def _encoder(owner: str, name: str, parameters: int, **facts: Any) -> tuple[str,
 _REGISTERS: dict[str, Any] = {"model_type": "dinov2_with_registers"}
 _DINOV3: dict[str, Any] = {"model_type": "dinov3_vit", "licence": "DINOv3 License", "gated": True}
 _NON_COMMERCIAL: dict[str, Any] = {"licence": "CC-BY-NC-4.0", "commercial": False}
-# The counts follow from the architectures (a test builds each one). Only repositories that hold one model.safetensors
-# are here; older CLIP and MetaCLIP ones hold pickles, which are not loaded.
+# Only repositories with a single model.safetensors; older CLIP and MetaCLIP ones hold pickles, which are not loaded. A
+# test builds each architecture and checks the counts.
 ENCODERS: dict[str, HubEncoder] = dict(
     (
         _encoder("facebook", "dinov2-small", 22_056_576),
@@ -82,7 +82,7 @@ class EncoderDownloadError(OSError):
 
 
 class EncoderLicenceError(ValueError):
-    """A checkpoint was not downloaded, since its licence forbids commercial use and nobody has agreed to that."""
+    """A checkpoint was not downloaded: its licence forbids commercial use, and the user has not agreed to it."""
 
 
 def fetch_encoder(
@@ -95,24 +95,24 @@ def fetch_encoder(
 ) -> Path:
     """Return the folder `folder/name` with the encoder's config.json and model.safetensors.
 
-    Downloads them unless both are there. A download goes into a hidden folder beside the target, so a
-    killed one is never taken for complete; the next call goes on with the files that had arrived.
+    Downloads them unless both are there. A download goes into a hidden folder next to the target, so an
+    interrupted one is never mistaken for a complete one; the next call resumes after the files that are complete.
     source.json in the target records the repository and the commit. No credentials are sent.
 
     Args:
         name: a key of ENCODERS.
-        folder: where encoders live; made if need be.
-        non_commercial: fetch weights that must not be used commercially too.
-        on_progress: called with (bytes done, bytes in all) while downloading, besides the bar on the
+        folder: the folder of all encoders; created if missing.
+        non_commercial: allow weights whose licence forbids commercial use.
+        on_progress: called with (bytes done, total bytes) while downloading, in addition to the bar on the
             terminal; may raise to stop. Needs huggingface_hub 1.0.
-        endpoint: base address of the hub; None takes HF_ENDPOINT or the hub's own.
+        endpoint: base URL of the hub; None takes HF_ENDPOINT or the default.
 
     Raises:
-        ValueError: a name that is not in ENCODERS.
-        EncoderLicenceError: weights that are not there yet and must not be used commercially.
-        EncoderDownloadError: the hub is unreachable or turned off (HF_HUB_OFFLINE), asks for consent to a licence,
-            what arrived is damaged, or another process is downloading the same encoder.
-        OSError: the folder cannot be written.
+        ValueError: name is not in ENCODERS.
+        EncoderLicenceError: the weights are missing and their licence forbids commercial use.
+        EncoderDownloadError: the hub is unreachable or disabled (HF_HUB_OFFLINE), the repository requires consent to a
+            licence, the downloaded files are damaged, or another process is downloading the same encoder.
+        OSError: the folder is not writable.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; known are {', '.join(ENCODERS)}")
@@ -125,7 +125,7 @@ def fetch_encoder(
     if not source.commercial and not non_commercial:
         raise EncoderLicenceError(
             f"{name} ({source.megabytes} MB, of {source.repo_id}) is licensed {source.licence}: not for commercial use. "
-            "Agree by turning non_commercial on, and it is fetched."
+            "Turn non_commercial on to agree and download it."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -133,7 +133,9 @@ def fetch_encoder(
             if not is_complete(target):  # another process may have finished meanwhile
                 _download(name, target, on_progress, endpoint)
     except Timeout:
-        raise EncoderDownloadError(f"another process is downloading {name} into {target.parent}") from None
+        raise EncoderDownloadError(
+            f"another process is downloading {name} into {target.parent}; try again when it is done"
+        ) from None
     return target
 
 
@@ -142,17 +144,19 @@ def _download(
 ) -> None:
     source = ENCODERS[name]
     arriving = target.with_name(f".{name}.download")
-    for rest in arriving.rglob("*.incomplete"):  # of a killed process; the hub's client begins a file afresh
+    for rest in arriving.rglob(
+        "*.incomplete"
+    ):  # of an interrupted download; the hub's client restarts the file
         rest.unlink()
     progress = _Progress(on_progress)
     try:
         sizes = []
-        commit = None  # of the first file; the other is taken from the same one
+        commit = None  # of the first file; the other file comes from the same commit
         for file in FILES:
             url = hf_hub_url(source.repo_id, file, revision=commit, endpoint=endpoint)
-            answer = get_hf_file_metadata(url, token=False, timeout=_ANSWER_S)
+            answer = get_hf_file_metadata(url, token=False, timeout=_TIMEOUT_S)
             commit = commit or answer.commit_hash
-            sizes.append(answer.size or 1)  # unknown; a total of zero bytes would be no fraction of anything
+            sizes.append(answer.size or 1)  # unknown; avoids a total of zero bytes
         progress.total = sum(sizes)
         for file, size in zip(FILES, sizes, strict=True):
             bar: dict[str, Any] = {"tqdm_class": progress.bar()} if on_progress else {}
@@ -163,11 +167,11 @@ def _download(
                 local_dir=arriving,
                 endpoint=endpoint,
                 token=False,
-                etag_timeout=_ANSWER_S,
+                etag_timeout=_TIMEOUT_S,
                 **bar,
             )
             progress.file_done(size)
-    # The client lets errors of its HTTP library through, and which library that is depends on its version.
+    # The client passes on errors of its HTTP library, which differs between versions.
     except Exception as error:
         if progress.raised:
             raise progress.raised from None
@@ -175,11 +179,11 @@ def _download(
         raise EncoderDownloadError(_by_hand(name, target, f"{type(error).__name__}: {reason}")) from error
     if not is_complete(arriving):
         shutil.rmtree(arriving)
-        raise EncoderDownloadError(_by_hand(name, target, "what arrived is damaged"))
+        raise EncoderDownloadError(_by_hand(name, target, "the downloaded files are damaged"))
     record = {"repo_id": source.repo_id, "commit": commit, "licence": source.licence}
     (arriving / "source.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     target.mkdir(exist_ok=True)
-    for file in ("source.json", *FILES):  # the weights last: with them the folder counts as complete
+    for file in ("source.json", *FILES):  # the weights last, since they make the folder complete
         os.replace(arriving / file, target / file)
     shutil.rmtree(arriving)
 
@@ -193,17 +197,17 @@ def _by_hand(name: str, target: Path, reason: str) -> str:
 
 
 class _Progress:
-    """Adds up the bytes of a download's files from the bars of the hub's client, for on_progress."""
+    """Sums the bytes of all files from the hub client's progress bars, for on_progress."""
 
     def __init__(self, on_progress: Callable[[int, int], None] | None) -> None:
         self.on_progress = on_progress
         self.total = 0
-        self.before = 0  # bytes of the files that are done
+        self.before = 0  # bytes of completed files
         self.furthest = 0
         self.raised: Exception | None = None
 
     def report(self, arrived: int) -> None:
-        # One transfer may have two bars, and a bar goes back when the transfer starts again.
+        # A transfer may have two bars, and a bar goes back if the transfer restarts.
         self.furthest = max(self.furthest, min(self.before + arrived, self.total))
         if self.on_progress is None:
             return
@@ -214,13 +218,13 @@ class _Progress:
             raise
 
     def file_done(self, size: int) -> None:
-        if self.raised:  # from a bar whose exceptions the client dropped
+        if self.raised:  # the client swallowed the exception from a bar
             raise self.raised
         self.before += size
         self.report(0)
 
     def bar(self) -> type[tqdm]:
-        """Return a class of progress bars that report here."""
+        """Return a progress bar class that reports to this object."""
         progress = self
 
         class Bar(tqdm):
@@ -229,7 +233,7 @@ class _Progress:
                 super().__init__(*args, **kwargs)
 
             def update(self, n: float | None = 1) -> bool | None:
-                self.arrived += int(n or 0)  # tqdm's own count stands still where no bar is shown
+                self.arrived += int(n or 0)  # tqdm does not count when no bar is shown
                 progress.report(self.arrived)
                 return super().update(n)
 

@@ -1,4 +1,4 @@
-"""The encoder's Jacobian at one image as an operator: products with it, never the matrix."""
+"""The encoder's Jacobian at one image as a linear operator: products with it, never the matrix itself."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,19 +9,19 @@ from torch import Tensor
 from .encoder import Encoder
 from .precision import has_fast_bfloat16
 
-# Bytes that one encoder pass may keep. A graphics card's memory is scarce, but few directions in a pass leave it waiting
-# for its next kernel: a sixteenth of it, within these bounds. What there is on the whole, and not what is free, so that
-# the same card always computes in the same order. Elsewhere system memory is plenty.
+# Bytes that one encoder pass may keep. On a GPU, memory is scarce, but too few directions per pass leave it waiting for
+# kernel launches: a sixteenth of its memory, within these bounds. Total memory, not free memory, so that the same card
+# always computes in the same order. CPUs have plenty.
 _MEMORY = {"cpu": 2 << 30}
 _SCARCE_MEMORY, _MOST_MEMORY = 1 << 29, 2 << 30
-# Directions per pass where memory allows more. A processor's caches hold a few.
+# The most directions per pass, however much memory there is. A CPU's caches hold only a few.
 _DIRECTIONS = {"cpu": 4}
 _MANY_DIRECTIONS = 32
-# Where half precision differentiates along directions by forward mode. It starts many small kernels, and on a graphics
-# card they take several times as long as differences in full precision.
+# Devices on which half precision uses forward mode for directional derivatives. On a GPU its many small kernels take
+# several times as long as finite differences in full precision.
 _FORWARD_MODE = {"cpu"}
 
-# Step of the one-sided differences along unit directions. float32: 0.005 balances curvature against rounding
+# Step of the one-sided differences along unit directions. In float32, 0.005 balances truncation against rounding
 # (cosine with the exact gradient 0.99996 or better on photos and generated images); float64 reaches 1e-8.
 _STEP = {torch.float32: 5e-3, torch.float64: 1e-5}
 
@@ -37,21 +37,21 @@ class JacobianOperator:
     """J (d, n) of the encoder at one preprocessed image, n = 3 * S * S, or clip.
 
     Use it inside `differentiable(encoder)` and `full_precision(device)`. All products are batched over
-    directions, in chunks that keep to the memory allowed.
+    directions, in chunks that fit the memory limit.
 
     Args:
         encoder: f.
         image: encoder.input_shape, preprocessed.
-        half: multiply in bfloat16 where the device is fast at it: on a processor everywhere, and everything is then an
-            exact derivative, as differences do not survive half precision; on other devices in VJPs alone.
-        memory: bytes of activations that one encoder pass may keep; None takes 2 GiB on a processor, a sixteenth of
-            a CUDA device's memory, from 512 MiB to 2 GiB, and 512 MiB on other devices.
-        chunk: directions per encoder pass, in place of what memory and device suggest.
+        half: multiply in bfloat16 where the device is fast at it: on a CPU in all products, with automatic derivatives
+            instead of finite differences, which half precision would ruin; on other devices only in VJPs.
+        memory: bytes of activations that one encoder pass may keep; None takes 2 GiB on a CPU, a sixteenth of a
+            CUDA device's memory, between 512 MiB and 2 GiB, and 512 MiB on other devices.
+        chunk: directions per encoder pass; None chooses by memory and device.
         on_pass: called without arguments after every encoder pass; may raise to stop.
 
     Attributes:
         shape: (d, n).
-        encoder_calls: forward and backward passes so far, counted before chunking.
+        encoder_calls: forward and backward passes so far, before chunking.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class JacobianOperator:
         memory = memory or _memory_of_a_pass(weight.device)
         directions = _DIRECTIONS.get(device, _MANY_DIRECTIONS)
         self._encoder = encoder
-        # clone: the image may be an inference tensor or need gradients of its own
+        # clone: the image may be an inference tensor or already require a gradient
         self._image = image.detach().to(weight.device, weight.dtype).clone()[None].requires_grad_()
         self._half = half and has_fast_bfloat16(weight.device)
         self._by_jvp = self._half and device in _FORWARD_MODE
-        # A direction of a product holds one layer's activations at a time. What is differentiated again keeps
-        # all, beside what the point itself keeps twice.
+        # A direction of a product holds one layer's activations at a time. A pass with a graph keeps those of all layers,
+        # and the image's own are already kept twice.
         self._chunk = chunk or max(1, min(directions, memory // encoder.layer_bytes))
         self._kept = chunk or max(1, memory // encoder.activation_bytes - 2)
         self._on_pass = on_pass or (lambda: None)
@@ -86,7 +86,7 @@ class JacobianOperator:
         return iter(directions.split(self._chunk))
 
     def vjp(self, cotangents: Tensor) -> Tensor:
-        """Return the rows cotangents @ J: (r, d) -> (r, n). Exact; all backward passes share one forward."""
+        """Return cotangents @ J: (r, d) -> (r, n). Exact; all backward passes share one forward pass."""
         if self._output is None:
             self.encoder_calls += 1
             self._output = self._encoder(self._image, half=self._half)
@@ -113,18 +113,18 @@ class JacobianOperator:
         return torch.cat(products)
 
     def curvature(self, v: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Differentiate along v: J v_i now, and the Hessian-vector products of any u_i in the same directions.
+        """Differentiate along v: return J v_i, and a function for Hessian-vector products in the same directions.
 
-        In full precision by one-sided differences along the unit rows of v, which all share the base point,
-        so that r Hessian-vector products cost r + 1 passes each way and plain backward passes are enough.
-        In half precision on a processor, which differences do not survive, by a backward pass through the JVPs.
+        In full precision by one-sided differences along the rows of v. They share the base point, so r Hessian-vector
+        products cost r + 1 passes each way and need only plain backward passes. In half precision on a CPU, which
+        would ruin differences, by a backward pass through the JVPs.
 
         Args:
             v: (r, n), unit rows.
 
         Returns:
-            J v_i, (r, d), and a function: u (r, d) -> sum_i grad_x <u_i, J(x) v_i>, (n,); it can be called
-            once. What does not fit memory together is computed again for it.
+            J v_i, (r, d), and a function u (r, d) -> sum_i grad_x <u_i, J(x) v_i>, (n,), which can be called only
+            once. It recomputes the forward passes if they do not fit in memory together.
         """
         image = self._image.detach()
         directions = v.reshape(-1, *image.shape[1:])
@@ -142,7 +142,7 @@ class JacobianOperator:
     def _pullable(
         self, inputs: Tensor, compute: Callable[[Tensor, bool], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Compute (leaf, outputs) of `inputs` in chunks; returns the outputs, and cotangents -> the leaf's gradient."""
+        """Compute (leaf, outputs) of `inputs` in chunks; return the outputs and a function cotangents -> leaf gradient."""
         self.encoder_calls += 1
         size = self._kept
         together = len(inputs) <= size

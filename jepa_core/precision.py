@@ -1,4 +1,4 @@
-"""The two scoped changes of torch's state that the mathematics needs: gradients, and full precision."""
+"""Scoped changes of torch's state: autograd under inference mode, full and half precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 
 def same_storage(tensor: Tensor) -> Tensor:
-    """Return a new tensor object over the storage of `tensor`: no copy, and no inference tensor outside inference mode.
+    """Return a new tensor over the storage of `tensor`, without a copy; outside inference mode, a normal tensor.
 
-    A subclass keeps its class and its attributes (quantised weights; packs that keep weights in a format of their own).
+    A subclass keeps its class and attributes (quantised weights, other packs' weight formats).
     """
     if hasattr(tensor, "__tensor_flatten__"):
         names, context = tensor.__tensor_flatten__()
         inner = {name: same_storage(getattr(tensor, name)) for name in names}
         subclass: Any = type(tensor)
         return subclass.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
-    # past the methods that a subclass overrides: its shape may be that of the numbers it stands for
+    # bypass methods that a subclass overrides: it may report the shape of the dequantised weight
     with torch._C.DisableTorchFunctionSubclass():
         size, stride = Tensor.size(tensor), Tensor.stride(tensor)
         alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -31,7 +31,7 @@ def same_storage(tensor: Tensor) -> Tensor:
 
 
 def as_weight(tensor: Tensor) -> Tensor:
-    """The tensor as a parameter without a gradient; a subclass that is one already stays as it is."""
+    """The tensor as a frozen parameter; a tensor that already is a parameter is returned as it is."""
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, False)
 
 
@@ -39,9 +39,9 @@ def as_weight(tensor: Tensor) -> Tensor:
 def differentiable(*modules: nn.Module) -> Iterator[None]:
     """Let autograd differentiate through `modules` with respect to their input, even under inference mode.
 
-    Weights made under torch.inference_mode() cannot be saved for a backward pass. For the length of the
-    block each one is replaced by a normal tensor over the same storage, without a copy; the originals are
-    put back on any exit. Weights never receive gradients.
+    Weights made under torch.inference_mode() cannot be saved for a backward pass. Inside the block each one is
+    replaced by a normal tensor over the same storage, without a copy; the originals are restored on any exit.
+    Weights receive no gradients.
     """
     originals: list[tuple[dict, str, Tensor]] = []
     aliases: dict[int, Tensor] = {}
@@ -68,7 +68,7 @@ def differentiable(*modules: nn.Module) -> Iterator[None]:
 
 
 def _switches() -> list[tuple[Any, str, Any]]:
-    """Every switch that lets torch compute a float32 product with fewer bits: owner, name, the exact setting."""
+    """The switches that allow reduced-precision float32 products: owner, name, the exact setting."""
     backends: Any = torch.backends
     if hasattr(backends.cuda.matmul, "fp32_precision"):
         owners = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
@@ -79,10 +79,10 @@ def _switches() -> list[tuple[Any, str, Any]]:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute float32 as float32: no autocast on `device`'s type, no TF32, no bfloat16 shortcuts.
+    """Compute float32 as float32: no autocast on `device`'s type, no TF32, no bfloat16 products.
 
-    Differences of encoder outputs lose most of their digits in anything less (method: half precision keeps
-    a quarter of the singular subspace).
+    Finite differences of encoder outputs lose most of their digits at lower precision: half precision keeps only a
+    quarter of the singular subspace.
     """
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in _switches()]
     try:
@@ -96,7 +96,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware; emulation is slower than float32."""
+    """Whether `device` multiplies bfloat16 in hardware; emulated bfloat16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
@@ -109,8 +109,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def half_precision(device: torch.device) -> Iterator[None]:
     """Multiply matrices in bfloat16 where `device` is fast at it; elsewhere the same as full_precision.
 
-    Good enough for exact derivatives (VJPs along the top left singular vectors keep a cosine of 0.997), never
-    for differences. Float64 stays as it is.
+    Accurate enough for automatic derivatives (VJPs along the top left singular vectors keep a cosine of 0.997), never
+    for finite differences. Float64 is not affected.
     """
     with full_precision(device), torch.autocast(device.type, torch.bfloat16, has_fast_bfloat16(device)):
         yield

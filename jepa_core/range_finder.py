@@ -1,11 +1,11 @@
 """Top singular triplets of the encoder's Jacobian by a randomized block Krylov range finder.
 
 Halko, Martinsson, Tropp, SIAM Review 2011 (range finder, power iterations); Musco, Musco, NeurIPS 2015
-(keeping every block of the power iteration). The paper (arXiv 2605.24631, section 4) keeps the last block
-alone; all blocks cost the same products and capture more of the subspace.
+(keeping every block of the power iteration). The paper (arXiv 2605.24631, section 4) keeps only the last block;
+keeping all of them costs no further products and captures more of the subspace.
 
-Matrices with a side in embedding space are small and live on the CPU in float64, which every device's
-host has; those with a side in image space stay on the encoder's device in its dtype.
+Matrices in embedding space alone are small and kept on the CPU in float64, which not every device supports; those with
+a side in image space stay on the encoder's device in its dtype.
 """
 
 from typing import NamedTuple
@@ -19,26 +19,26 @@ FLOAT32_EPS = 2.0**-23
 
 
 class Triplets(NamedTuple):
-    """Singular triplets, largest first: u (k, d) CPU float64, sigma (k,) CPU float64, v (k, n) on the device."""
+    """Singular triplets, largest first: u (k, d) and singular_values (k,), CPU float64, and v (k, n) on the device."""
 
     u: Tensor
-    sigma: Tensor
+    singular_values: Tensor
     v: Tensor
 
 
 def draw_sketch(directions: int, size: int, seed: int) -> Tensor:
-    """Return the Gaussian sketch (directions, size), float64 on the CPU: a function of its arguments alone."""
+    """Return a Gaussian sketch (directions, size), float64 on the CPU, determined by the arguments alone."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(directions, size, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def numerical_rank_floor(sigma: Tensor, embed_dim: int) -> Tensor:
-    """Return the value below which a singular value is rounding noise, sigma_1 * d * 2^-23."""
-    return sigma.max() * embed_dim * FLOAT32_EPS
+def numerical_rank_floor(singular_values: Tensor, embed_dim: int) -> Tensor:
+    """Return the value below which a singular value is rounding noise, s_1 * d * 2^-23."""
+    return singular_values.max() * embed_dim * FLOAT32_EPS
 
 
 def gram(rows: Tensor) -> Tensor:
-    """Return rows @ rows^T in float64 on the CPU; rows (m, n). Done in slices, so no float64 copy of rows."""
+    """Return rows @ rows^T in float64 on the CPU; rows (m, n). Works in slices, without a float64 copy of rows."""
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device="cpu")
     for part in rows.split(1 << 15, dim=1):
         # some devices have no float64, so the slice goes to the CPU first
@@ -48,18 +48,18 @@ def gram(rows: Tensor) -> Tensor:
 
 
 def _orthonormal_rows(rows: Tensor, embed_dim: int) -> Tensor:
-    """Return an orthonormal basis (m', n), m' <= m, of the row space, leaving rounding noise out."""
+    """Return an orthonormal basis (m', n), m' <= m, of the row space, without directions of rounding noise."""
     values, vectors = torch.linalg.eigh(gram(rows))
-    sigma = values.clamp(min=0).sqrt()
-    keep = sigma > numerical_rank_floor(sigma, embed_dim)
-    transform = (vectors[:, keep] / sigma[keep]).T
+    s = values.clamp(min=0).sqrt()
+    keep = s > numerical_rank_floor(s, embed_dim)
+    transform = (vectors[:, keep] / s[keep]).T
     return transform.to(rows) @ rows
 
 
 def _new_directions(basis: Tensor, candidates: Tensor) -> Tensor:
-    """Orthonormal basis (m, d) of what `candidates` (r, d) add to the orthonormal `basis` (b, d)."""
+    """Orthonormal basis (m, d) of the part of span(candidates (r, d)) orthogonal to the orthonormal `basis` (b, d)."""
     room = min(len(candidates), basis.shape[1] - len(basis))
-    # twice is enough: the second projection removes what rounding left of the first
+    # twice is enough: the second projection removes the rounding error of the first
     for _ in range(2):
         candidates = candidates - candidates @ basis.T @ basis
         candidates = torch.linalg.qr(candidates.T).Q.T
@@ -67,30 +67,30 @@ def _new_directions(basis: Tensor, candidates: Tensor) -> Tensor:
 
 
 class Range(NamedTuple):
-    """What a range finder holds: basis Q (b, d), orthonormal, CPU float64, and Q J (b, n) on the device."""
+    """An approximate range of J: orthonormal basis Q (b, d), CPU float64, and Q J (b, n) on the device."""
 
     basis: Tensor
     rows: Tensor
 
 
 def sketch_range(jacobian: JacobianOperator, directions: int, seed: int) -> Range:
-    """Start from nothing: the range of J on a Gaussian sketch. A JVP and a VJP of `directions`.
+    """A cold start: the range of J on a Gaussian sketch. Costs a JVP and a VJP of `directions` directions.
 
     Raises:
         FloatingPointError: the Jacobian is not finite.
     """
     embed_dim, size = jacobian.shape
     products = jacobian.jvp(draw_sketch(min(directions, embed_dim), size, seed))
-    return project(jacobian, _new_directions(_nothing(embed_dim), in_double(products)))
+    return project(jacobian, _new_directions(_empty_basis(embed_dim), in_double(products)))
 
 
 def project(jacobian: JacobianOperator, basis: Tensor) -> Range:
-    """The range spanned by a given orthonormal basis (b, d). A VJP of b directions."""
+    """The range spanned by a given orthonormal basis (b, d). Costs a VJP of b directions."""
     return Range(basis, jacobian.vjp(basis))
 
 
 def extend(jacobian: JacobianOperator, found: Range, products: Tensor) -> Range:
-    """Add the directions of products J v_i (r, d): the second half of a power iteration. A VJP of r directions."""
+    """Add the directions of products J v_i (r, d): the second half of a power iteration. Costs a VJP of r directions."""
     new = _new_directions(found.basis, products)
     if len(new) == 0:  # the basis already spans the embedding space
         return found
@@ -98,9 +98,9 @@ def extend(jacobian: JacobianOperator, found: Range, products: Tensor) -> Range:
 
 
 def ritz_triplets(found: Range, rank: int) -> Triplets:
-    """The top `rank` singular triplets of J within the range: of Q^T Q J. No products.
+    """The top `rank` singular triplets of Q^T Q J, J restricted to the range. Costs no products.
 
-    J^T u_i = sigma_i v_i holds exactly; J v_i = sigma_i u_i only as far as the range has converged.
+    J^T u_i = s_i v_i holds exactly; J v_i = s_i u_i only as far as the range has converged.
 
     Raises:
         FloatingPointError: the Jacobian is zero or not finite.
@@ -111,19 +111,19 @@ def ritz_triplets(found: Range, rank: int) -> Triplets:
     values, vectors = torch.linalg.eigh(squares)
     if not values[-1] > 0:
         raise FloatingPointError("the encoder's Jacobian is zero at this image")
-    sigma = values.flip(0)[:rank].clamp(min=0).sqrt()
+    s = values.flip(0)[:rank].clamp(min=0).sqrt()
     rotation = vectors.flip(1)[:, :rank].T
-    safe = sigma.clamp(min=numerical_rank_floor(sigma, found.basis.shape[1]).item())
+    safe = s.clamp(min=numerical_rank_floor(s, found.basis.shape[1]).item())
     v = (rotation / safe[:, None]).to(found.rows) @ found.rows
-    return Triplets(rotation @ found.basis, sigma, v)
+    return Triplets(rotation @ found.basis, s, v)
 
 
-def find_range(
+def randomized_svd(
     jacobian: JacobianOperator, *, rank: int, oversample: int, power_iterations: int, seed: int
 ) -> Triplets:
-    """Return the top `rank` singular triplets of J from a cold start with a fixed number of rounds.
+    """Return the top `rank` singular triplets of J by a randomized SVD with a fixed number of power iterations.
 
-    Costs (power_iterations + 1) JVPs and as many VJPs, each batched over rank + oversample directions.
+    Costs power_iterations + 1 JVPs and as many VJPs, each batched over rank + oversample directions.
 
     Raises:
         FloatingPointError: the Jacobian is not finite or is zero.
@@ -141,25 +141,25 @@ def find_range(
 
 
 def basis_to_track(found: Range, products: Tensor) -> Tensor:
-    """The orthonormal basis (2 r or less, d) to start from at the next, similar image. No products.
+    """An orthonormal basis (at most 2 r, d) for a warm start at the next, similar image. Costs no products.
 
-    It spans the products J v_i (r, d), which are half a power iteration ahead of the range, and as many
-    directions again of what is strongest in the range beside them.
+    It spans the products J v_i (r, d), which are half a power iteration ahead of the range, and up to r more
+    directions: the strongest in the rest of the range.
     """
-    basis = _new_directions(_nothing(found.basis.shape[1]), products)
-    u, sigma, _ = ritz_triplets(found, len(found.basis))
-    beside = sigma[:, None] * (u - u @ basis.T @ basis)
-    _, strength, directions = torch.linalg.svd(beside, full_matrices=False)
-    keep = strength > numerical_rank_floor(sigma, u.shape[1])
+    basis = _new_directions(_empty_basis(found.basis.shape[1]), products)
+    u, s, _ = ritz_triplets(found, len(found.basis))
+    rest = s[:, None] * (u - u @ basis.T @ basis)
+    _, strength, directions = torch.linalg.svd(rest, full_matrices=False)
+    keep = strength > numerical_rank_floor(s, u.shape[1])
     return torch.cat([basis, directions[keep][: len(basis)]])
 
 
-def _nothing(embed_dim: int) -> Tensor:
+def _empty_basis(embed_dim: int) -> Tensor:
     return torch.zeros(0, embed_dim, dtype=torch.float64, device="cpu")
 
 
 def in_double(products: Tensor) -> Tensor:
-    """Return products with the Jacobian (r, d) as the small matrices here have them: CPU, float64.
+    """Return products with the Jacobian (r, d) on the CPU in float64.
 
     Raises:
         FloatingPointError: the products are not finite.

@@ -1,4 +1,4 @@
-"""Resizing pictures and latents with a backward pass that gives the same bits every time."""
+"""Resizing images and latents with a deterministic backward pass."""
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +8,10 @@ from .precision import full_precision
 
 
 def resize(x: Tensor, size: tuple[int, int], *, mode: str = "bilinear", antialias: bool = True) -> Tensor:
-    """Resize x (..., H, W) to `size`, as torch.nn.functional.interpolate does without aligned corners.
+    """Resize x (..., H, W) to `size`, as torch.nn.functional.interpolate does with align_corners=False.
 
-    Rows and columns are resized on their own, each by a matrix product. On CUDA, the backward pass of interpolate adds
-    up in whatever order its threads come, and a guided image would differ from run to run.
+    Rows and columns are resized separately, each by a matrix product. On CUDA, interpolate's backward pass sums in the
+    order in which its threads run, so that a guided image would differ from run to run.
     """
     with full_precision(x.device):
         rows, columns = (
@@ -23,6 +23,6 @@ def resize(x: Tensor, size: tuple[int, int], *, mode: str = "bilinear", antialia
 
 @torch.inference_mode(False)
 def _weights(side: int, wanted: int, mode: str, antialias: bool) -> Tensor:
-    """(wanted, side): what each pixel of a resized row takes from each pixel of the row; computed on the processor."""
+    """The resizing matrix (wanted, side) along one axis, computed on the CPU."""
     unit = torch.eye(side, dtype=torch.float64, device="cpu")[None, None]
     return F.interpolate(unit, (wanted, side), mode=mode, align_corners=False, antialias=antialias)[0, 0]

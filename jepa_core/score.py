@@ -8,16 +8,16 @@ from torch import Tensor
 from .encoder import Encoder
 from .jacobian import JacobianOperator
 from .precision import differentiable, full_precision
-from .range_finder import draw_sketch, find_range, gram, numerical_rank_floor
+from .range_finder import draw_sketch, gram, numerical_rank_floor, randomized_svd
 
-# How many fixed random outputs a projected score looks at; see jepa_score.
+# The number of fixed random outputs that a projected score uses; see jepa_score.
 PROJECTION = 48
 
 
-def log_sum(sigma: Tensor, embed_dim: int, eps: float) -> Tensor:
-    """Return sum_i log max(sigma_i, eps), counting rounding noise as eps. sigma (r,) -> scalar."""
-    sigma = torch.where(sigma < numerical_rank_floor(sigma, embed_dim), eps, sigma)
-    return sigma.clamp(min=eps).log().sum()
+def log_sum(singular_values: Tensor, embed_dim: int, eps: float) -> Tensor:
+    """Return sum_i log max(s_i, eps), counting rounding noise as eps. singular_values (r,) -> scalar."""
+    noise = singular_values < numerical_rank_floor(singular_values, embed_dim)
+    return torch.where(noise, eps, singular_values).clamp(min=eps).log().sum()
 
 
 def jepa_score(
@@ -30,34 +30,34 @@ def jepa_score(
     chunk: int | None = None,
     on_pass: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Return the JEPA score JS(x) = sum_i log max(sigma_i(J), eps) of each image (arXiv 2605.24631, eq. 3).
+    """Return the JEPA score JS(x) = sum_i log max(s_i(J), eps) of each image (arXiv 2605.24631, eq. 3).
 
     Exact unless top_k or projection is given: every row of J by VJPs that share one forward pass, and the
-    eigenvalues of J J^T in float64. Singular values below the numerical rank sigma_1 * d * 2^-23 are rounding
-    noise and count as eps (a final LayerNorm makes two of them), so that correct programs agree.
+    eigenvalues of J J^T in float64. Singular values below the numerical rank floor s_1 * d * 2^-23 are rounding
+    noise and count as eps (a final LayerNorm causes two of them), so that correct implementations agree.
 
     Args:
         x: (B, *encoder.input_shape), preprocessed.
-        top_k: sum only the k largest singular values, found by a range finder of rank k, oversampling 4
-            and two power iterations. Costs 6 (k + 4) directions against d; not comparable with exact
-            scores or with another k.
-        projection: the score of P J for a fixed random P of this many orthonormal rows, from VJPs in half
-            precision where the device is fast at it. Ranks as the exact score does, better for its cost than
-            top_k (research/figures/score.json); not comparable with exact scores or with another number.
+        top_k: sum only the k largest singular values, by a randomized SVD of rank k with oversampling 4 and
+            two power iterations. Costs 6 (k + 4) directions instead of d. Not comparable with exact scores or
+            other k.
+        projection: the score of P J for a fixed random P with this many orthonormal rows, by VJPs in half
+            precision where the device is fast at it. Its ranking is close to the exact one, closer than top_k's
+            at the same cost (research/figures/score.json). Not comparable with exact scores or other numbers of rows.
         eps: floor of a singular value.
-        chunk: directions per encoder pass; None takes what fits memory.
+        chunk: directions per encoder pass; None takes as many as fit in memory.
         on_pass: called without arguments after every encoder pass; may raise to stop.
 
     Returns:
         (B,) float64 on the CPU.
 
     Raises:
-        ValueError: x of another shape or not finite, top_k or projection outside 1..d or both given, eps not
-            positive.
+        ValueError: x has the wrong shape or is not finite, top_k or projection is outside 1..d, both are given, or
+            eps is not positive.
     """
     _check(encoder, x, top_k=top_k, projection=projection)
     if top_k is not None and projection is not None:
-        raise ValueError(f"top_k {top_k} and projection {projection} exclude each other; give one")
+        raise ValueError(f"top_k {top_k} and projection {projection} exclude each other; give only one")
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
     scores = []
@@ -68,11 +68,13 @@ def jepa_score(
             half = projection is not None
             jacobian = JacobianOperator(encoder, image, half=half, chunk=chunk, on_pass=on_pass)
             if top_k is not None:
-                sigma = find_range(jacobian, rank=top_k, oversample=4, power_iterations=2, seed=0).sigma
+                s = randomized_svd(
+                    jacobian, rank=top_k, oversample=4, power_iterations=2, seed=0
+                ).singular_values
             else:
                 rows = jacobian.vjp(outputs)
-                sigma = torch.linalg.eigvalsh(gram(rows)).clamp(min=0).sqrt()
-            scores.append(log_sum(sigma, embed_dim, eps))
+                s = torch.linalg.eigvalsh(gram(rows)).clamp(min=0).sqrt()
+            scores.append(log_sum(s, embed_dim, eps))
     return torch.stack(scores)
 
 
@@ -80,17 +82,17 @@ def patch_scores(
     encoder: Encoder,
     x: Tensor,
     *,
-    projection: int = 48,
+    projection: int = PROJECTION,
     eps: float = 1e-6,
     chunk: int | None = None,
     on_pass: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Return the JEPA score of every patch of each image: the score if only the pixels of that patch could change.
+    """Return the JEPA score of every patch of each image: the score if only that patch's pixels could change.
 
     The score of an image is the sum of the logs of the singular values of J (arXiv 2605.24631, eq. 3). That of a patch
-    is the same sum for the columns of J that belong to the patch: how strongly the embedding answers to small
-    changes there. Lower is rarer. It is taken of P J, with the P of projected scores (jepa_score), whose rows serve all
-    patches: a map costs what one projected score costs, here in full precision.
+    is the same sum for the patch's columns of J: how sensitive the embedding is to small changes there. Lower is rarer.
+    P J replaces J, with the P of projected scores (jepa_score). All patches share its rows, so a map costs as much as
+    one projected score, here in full precision.
 
     Args:
         x: (B, 3, S, S), preprocessed.
@@ -99,13 +101,15 @@ def patch_scores(
         chunk, on_pass: see jepa_score.
 
     Returns:
-        (B, S / patch, S / patch) float64 on the CPU, for the encoder's own patches.
+        (B, S / patch, S / patch) float64 on the CPU, one score per patch of the encoder.
 
     Raises:
-        ValueError: x of another shape or not finite, an encoder of clips, or a projection outside 1..d.
+        ValueError: x has the wrong shape or is not finite, the encoder takes clips, or projection is outside 1..d.
     """
     if encoder.frames is not None:
-        raise ValueError(f"a clip of {encoder.frames} frames has no map; give images one by one")
+        raise ValueError(
+            f"patch scores are for single images; this encoder takes clips of {encoder.frames} frames"
+        )
     _check(encoder, x, projection=projection)
     patch = encoder.model.config.patch_size
     side = encoder.image_size // patch
@@ -117,19 +121,18 @@ def patch_scores(
             pixels = rows.reshape(projection, -1, side, patch, side, patch)
             patches = pixels.permute(2, 4, 0, 1, 3, 5).reshape(side * side, projection, -1)
             squares = torch.stack([torch.linalg.eigvalsh(gram(columns)) for columns in patches])
-            sigmas = squares.clamp(min=0).sqrt()
-            scores = [log_sum(sigma, encoder.embed_dim, eps) for sigma in sigmas]
+            scores = [log_sum(s, encoder.embed_dim, eps) for s in squares.clamp(min=0).sqrt()]
             maps.append(torch.stack(scores).reshape(side, side))
     return torch.stack(maps)
 
 
 def _check(encoder: Encoder, x: Tensor, **counts: int | None) -> None:
-    """Raise ValueError for images that have no score, and for counts (by name) that the embedding is too short for."""
+    """Raise ValueError for images that cannot be scored, and for counts (by name) outside 1..d."""
     if x.shape[1:] != encoder.input_shape:
         wanted = ", ".join(map(str, encoder.input_shape))
         raise ValueError(f"x must be (batch, {wanted}) from encoder.preprocess, got {tuple(x.shape)}")
     if not x.isfinite().all():
-        raise ValueError("x holds NaN or infinite pixels; there is no score for them")
+        raise ValueError("x holds NaN or infinite pixels, which cannot be scored")
     for name, count in counts.items():
         if count is not None and not 1 <= count <= encoder.embed_dim:
             raise ValueError(f"{name} must be 1 to {encoder.embed_dim}, the embedding's length, got {count}")

@@ -1,4 +1,4 @@
-"""Tensors of a safetensors file, checked before anything uses them."""
+"""Read tensors from a safetensors file and check them before use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A name costs a file some bytes; the largest known encoder has 800 tensors, the largest D-JEPA 1,000.
+# The largest known encoder has 800 tensors, the largest D-JEPA 1,000.
 MAX_TENSORS = 10_000
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -17,15 +17,15 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def checked_tensors(
     file: Path, content: Any, names: Mapping[str, str], error: type[ValueError]
 ) -> dict[str, Tensor]:
-    """Read tensors of an open file: normal, finite floating-point ones.
+    """Read tensors from an open file. They are normal tensors even under inference mode.
 
     Args:
         file: for the messages.
-        content: of safetensors.safe_open.
-        names: what to call a tensor -> its name in the file.
-        error: raised for a tensor that is empty, not finite, or of another type.
+        content: from safetensors.safe_open.
+        names: name in the result -> name in the file.
+        error: the exception to raise for a tensor that is empty, not finite or not floating-point.
     """
-    # An empty tensor may claim any shape, one that torch cannot count too; the bytes of every other one are there.
+    # An empty tensor can claim any shape, even one whose size overflows; others are bounded by the file's length.
     for name in names.values():
         shape = content.get_slice(name).get_shape()
         if 0 in shape:

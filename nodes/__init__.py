@@ -1,4 +1,4 @@
-"""The nodes: they declare inputs, validate them, and call the host adapter."""
+"""The nodes: each declares its inputs, validates them and calls into host/."""
 
 from comfy_api.latest import ComfyExtension, io
 

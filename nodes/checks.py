@@ -1,12 +1,13 @@
-"""What a node says of values that it cannot take."""
+"""Validation of input values, and the messages for values that do not fit."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
 from comfy_api.latest import io
 
-# What this pack uses of the objects that come through links of these types.
+# An attribute of each link type's objects that this pack relies on.
 USED = {
     "MODEL": "get_model_object",
     "VAE": "throw_exception_if_invalid",
@@ -18,11 +19,20 @@ USED = {
 }
 
 
-def check_values(inputs: Sequence[io.Input], values: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the input, for the first value that its input does not take.
+@cache
+def inputs_of(node: type[io.ComfyNode]) -> list[io.Input]:
+    """A node's inputs, built once; menus that list files are those of the first call.
 
-    The host checks typed values alone: through a link comes whatever the other node gives, of any size and, through
-    a switch node, of any type.
+    Args:
+        node: the class by its name, not `cls`: the host executes a new copy of the class each time.
+    """
+    return node.define_schema().inputs
+
+
+def check_values(inputs: Sequence[io.Input], values: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the input, for the first value that does not fit its input.
+
+    The host checks only typed values. A link can carry values out of range and, through a switch node, of any type.
     """
     for entry in inputs:
         if entry.id in values and (message := value_message(entry, values[entry.id])):
@@ -30,7 +40,7 @@ def check_values(inputs: Sequence[io.Input], values: Mapping[str, Any]) -> None:
 
 
 def value_message(entry: io.Input, value: Any) -> str | None:
-    """Why an input does not take a value, or None."""
+    """Why a value does not fit its input, or None if it does."""
     if isinstance(entry, io.Combo.Input):
         if isinstance(value, str) and value in entry.options:
             return None
@@ -50,7 +60,7 @@ def value_message(entry: io.Input, value: Any) -> str | None:
 
 
 def number_message(name: str, value: Any, low: float, high: float) -> str | None:
-    """Why a value is no number from low to high, or None; a linked input is None itself."""
+    """Why a value is not a number from low to high, or None if it is. A linked input has the value None and passes."""
     if value is None:
         return None
     number = not isinstance(value, bool) and isinstance(value, Real)
@@ -60,15 +70,15 @@ def number_message(name: str, value: Any, low: float, high: float) -> str | None
 
 
 def only(name: str, values: list[Any]) -> Any:
-    """The value of an input that takes one. Raises ValueError for a list of several."""
+    """The single value in the list that the host passes. Raises ValueError for any other number of values."""
     if len(values) != 1:
         raise ValueError(f"{name} must be one value, got a list of {len(values)}")
     return values[0]
 
 
 def count_images(batches: Sequence[Any]) -> int:
-    """How many images batches hold in all. Raises ValueError for none."""
-    # a single number has no length, and is refused where it is scored
+    """How many images the batches hold together. Raises ValueError if there are none."""
+    # a 0-d tensor has no len(); scoring refuses it
     total = sum(batch.shape[:1].numel() for batch in batches)
     if total == 0:
         raise ValueError("images holds no image")

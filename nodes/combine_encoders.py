@@ -1,9 +1,9 @@
-"""JEPACombineEncoders: several encoders as one."""
+"""JEPACombineEncoders: several encoders as one, each with a weight."""
 
 from comfy_api.latest import io
 
 from ..host.encoders.host_encoder import combined
-from .checks import check_values
+from .checks import check_values, inputs_of
 from .types import JEPAEncoder
 
 SLOTS = 4
@@ -19,7 +19,7 @@ class JEPACombineEncoders(io.ComfyNode):
                 JEPAEncoder.Input(
                     f"encoder_{slot}",
                     optional=optional,
-                    tooltip="From JEPA Encoder Loader, or another set of encoders.",
+                    tooltip="From JEPA Encoder Loader, or another JEPA Combine Encoders.",
                 ),
                 io.Float.Input(
                     f"weight_{slot}",
@@ -28,16 +28,16 @@ class JEPACombineEncoders(io.ComfyNode):
                     max=100.0,
                     step=0.05,
                     optional=optional,
-                    tooltip=f"How much encoder_{slot} counts, beside the weights of the others.",
+                    tooltip=f"How much encoder_{slot} counts, relative to the other weights.",
                 ),
             ]
         return io.Schema(
             node_id="JEPACombineEncoders",
             display_name="JEPA Combine Encoders",
             category="JEPA",
-            description="Several encoders as one, to guide toward what all of them find rare, or to score under each. "
-            "When they guide, the gradient of each is scaled to the same size and counts by its weight; a step costs as "
-            "much as the steps of all of them.",
+            description="Combines several encoders: guides toward images that all of them find rare, or scores images under "
+            "each. For guidance, the gradients are scaled to the same size and then weighted. A guided step costs as much "
+            "as one step of each encoder together.",
             inputs=inputs,
             outputs=[
                 JEPAEncoder.Output(
@@ -48,7 +48,7 @@ class JEPACombineEncoders(io.ComfyNode):
 
     @classmethod
     def execute(cls, **settings) -> io.NodeOutput:
-        inputs = cls.define_schema().inputs
+        inputs = inputs_of(JEPACombineEncoders)
         optional = {entry.id for entry in inputs if entry.optional}
         linked = {
             name: value for name, value in settings.items() if value is not None or name not in optional

@@ -1,4 +1,4 @@
-"""Two small nodes that make the demo generator usable with stock nodes."""
+"""JEPADemoLoader and JEPADemoClass: the demo generator for stock nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CATEGORY = "JEPA/demo"
 
 
 class JEPADemoLoader(io.ComfyNode):
-    """The demo generator -> MODEL, VAE."""
+    """Loads the demo generator -> MODEL, VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,12 +18,14 @@ class JEPADemoLoader(io.ComfyNode):
             node_id="JEPADemoLoader",
             display_name="JEPA Demo Generator",
             category=CATEGORY,
-            description="Load the small emoji generator that comes with this pack (64 x 64 pixels, fast "
-            "enough on a CPU), to try the guidance without downloading a model. Use it with JEPA Demo Class, "
+            description="Loads the small emoji generator that comes with this pack (64 x 64 pixels, fast "
+            "enough on a CPU). Try guidance without downloading a checkpoint: use it with JEPA Demo Class, "
             "an Empty Latent Image of 64 x 64 and any stock sampler.",
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The generator, for any sampler."),
-                io.Vae.Output(display_name="VAE", tooltip="Its VAE: folds and unfolds pixels, without loss."),
+                io.Vae.Output(
+                    display_name="VAE", tooltip="Its VAE. It only rearranges pixels, without loss."
+                ),
             ],
         )
 
@@ -41,13 +43,13 @@ class JEPADemoClass(io.ComfyNode):
             node_id="JEPADemoClass",
             display_name="JEPA Demo Class",
             category=CATEGORY,
-            description="What the demo generator should draw, in place of a text prompt.",
+            description="Tells the demo generator what to draw, in place of a text prompt.",
             inputs=[
                 io.Combo.Input(
                     "class_name",
                     options=demo_classes(),
                     default="face",
-                    tooltip="The kind of emoji to draw. The class any is for the negative.",
+                    tooltip="The kind of emoji to draw. Use the class any for the negative.",
                 )
             ],
             outputs=[

@@ -1,10 +1,10 @@
-"""D-JEPA: a JEPA that generates, token by token."""
+"""DJEPALoader and DJEPASampler: a JEPA that generates images, token by token."""
 
 from comfy_api.latest import io
 
 from ..host.generators.djepa import MAX_SEED, NO_CLASS, load_host_djepa, sample_djepa
 from ..host.generators.djepa_files import djepa_file, djepa_names
-from .checks import check_values, number_message
+from .checks import check_values, inputs_of, number_message
 from .types import DJEPAModel
 
 CATEGORY = "JEPA/D-JEPA"
@@ -13,7 +13,7 @@ MAX_TEMPERATURE = 2.0
 
 
 class DJEPALoader(io.ComfyNode):
-    """A D-JEPA -> DJEPA, VAE."""
+    """Loads a D-JEPA -> DJEPA, VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,22 +22,22 @@ class DJEPALoader(io.ComfyNode):
             node_id="DJEPALoader",
             display_name="D-JEPA Loader",
             category=CATEGORY,
-            description="Loads a D-JEPA, a JEPA that generates images by predicting one set of masked tokens after the "
-            "other (arXiv 2410.03755).",
+            description="Loads a D-JEPA, a JEPA that generates images: it predicts masked tokens, one set after another "
+            "(arXiv 2410.03755).",
             inputs=[
                 io.Combo.Input(
                     "model",
                     options=names,
                     default=names[0],
                     tooltip="The first one comes with this pack: 64 x 64 emoji, small and fast on a CPU. Others are "
-                    ".safetensors files in models/djepa, made by research/training/djepa/train.py.",
+                    ".safetensors files in models/djepa, trained with research/training/djepa/train.py.",
                 )
             ],
             outputs=[
                 DJEPAModel.Output(display_name="djepa", tooltip="For D-JEPA Sampler."),
                 io.Vae.Output(
                     display_name="VAE",
-                    tooltip="Decodes and encodes its latents; empty for a file that brings no tokenizer.",
+                    tooltip="Decodes and encodes the model's latents. Empty if the file has no tokenizer.",
                 ),
             ],
         )
@@ -50,7 +50,7 @@ class DJEPALoader(io.ComfyNode):
 
 
 class DJEPASampler(io.ComfyNode):
-    """A DJEPA and a class -> LATENT."""
+    """Draws images of a class with a DJEPA -> LATENT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -58,15 +58,15 @@ class DJEPASampler(io.ComfyNode):
             node_id="DJEPASampler",
             display_name="D-JEPA Sampler",
             category=CATEGORY,
-            description="Draws images with a D-JEPA: tokens appear in random order, a few at first and more and more, each "
-            "denoised given all that are there. Decode the latent with the loader's VAE.",
+            description="Draws images with a D-JEPA. Tokens appear in random order, a few at first, then more at a time; "
+            "each is denoised in view of those already there. Decode the latent with the loader's VAE.",
             inputs=[
                 DJEPAModel.Input("djepa", tooltip="From D-JEPA Loader."),
                 io.String.Input(
                     "class_name",
                     default=NO_CLASS,
                     tooltip="What to draw: a class of the model, or any. The emoji model has face, person, heart, hand, "
-                    "sky, fruit and clock; a wrong name is answered with the list.",
+                    "sky, fruit and clock. For another model, the error message for an unknown name lists its classes.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -74,7 +74,7 @@ class DJEPASampler(io.ComfyNode):
                     min=0,
                     max=MAX_SEED,
                     control_after_generate=True,
-                    tooltip="Image i of a batch is the image that seed + i gives alone.",
+                    tooltip="The same seed gives the same image. Image i of a batch is what seed + i gives on its own.",
                 ),
                 io.Int.Input("batch_size", default=4, min=1, max=64, tooltip="How many images."),
                 io.Int.Input(
@@ -82,8 +82,8 @@ class DJEPASampler(io.ComfyNode):
                     default=32,
                     min=1,
                     max=4096,
-                    tooltip="In how many sets the tokens are predicted; at most as many as there are tokens (64 for the "
-                    "emoji). More steps: each token knows more of the others, and the image holds together better.",
+                    tooltip="More steps make the image more coherent, since each token sees more of the others. The number "
+                    "of sets in which the tokens are predicted; at most the number of tokens (64 for the emoji).",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -92,8 +92,8 @@ class DJEPASampler(io.ComfyNode):
                     max=MAX_CFG,
                     step=0.1,
                     round=0.01,
-                    tooltip="Classifier-free guidance when all tokens are known; it grows from 1 as they appear. 1 is off "
-                    "and twice as fast.",
+                    tooltip="How closely to follow the class: the classifier-free guidance scale. It grows from 1 to this "
+                    "value as tokens appear. 1 is off and twice as fast.",
                 ),
                 io.Float.Input(
                     "temperature",
@@ -102,15 +102,15 @@ class DJEPASampler(io.ComfyNode):
                     max=MAX_TEMPERATURE,
                     step=0.01,
                     round=0.001,
-                    tooltip="Size of the noise while a token is denoised: below 1 safer and plainer, above 1 wilder. The "
-                    "paper takes 0.98 with cfg and 0.94 without.",
+                    tooltip="Below 1 safer and plainer, above 1 wilder: scales the noise while a token is denoised. The "
+                    "paper uses 0.98 with cfg and 0.94 without.",
                 ),
                 io.Int.Input(
                     "denoising_steps",
                     default=50,
                     min=1,
                     max=1000,
-                    tooltip="Steps of each token's own denoising. The paper takes 100.",
+                    tooltip="Denoising steps for each token; fewer are faster. The paper uses 100.",
                 ),
                 io.Float.Input(
                     "time_shift",
@@ -120,14 +120,14 @@ class DJEPASampler(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     optional=True,
-                    tooltip="For flow-matching models: above 1 more of the denoising steps lie near the noise. Ignored by "
-                    "diffusion models.",
+                    tooltip="For flow-matching models: above 1, more of the denoising steps are spent at high noise. "
+                    "Diffusion models ignore it.",
                 ),
                 io.Latent.Input(
                     "latent_image",
                     optional=True,
-                    tooltip="To redraw a part: a latent with a mask (Set Latent Noise Mask). Tokens that the mask does not "
-                    "touch are kept as they are.",
+                    tooltip="Redraws part of an image: a latent with a mask (Set Latent Noise Mask). Tokens that the mask "
+                    "does not touch stay as they are.",
                 ),
             ],
             outputs=[
@@ -139,7 +139,7 @@ class DJEPASampler(io.ComfyNode):
     def validate_inputs(
         cls, cfg: float | None = None, temperature: float | None = None, time_shift: float | None = None
     ) -> bool | str:
-        # The host's own check lets NaN through.
+        # the host's own range check lets NaN through
         return (
             number_message("cfg", cfg, 0, MAX_CFG)
             or number_message("temperature", temperature, 0, MAX_TEMPERATURE)
@@ -152,7 +152,7 @@ class DJEPASampler(io.ComfyNode):
         values = {"djepa": djepa, "time_shift": time_shift, **settings}
         if latent_image is not None:
             values["latent_image"] = latent_image
-        check_values(cls.define_schema().inputs, values)
+        check_values(inputs_of(DJEPASampler), values)
         if not isinstance(class_name, str):
             raise ValueError(f"class_name must be text, got {class_name!r:.100}")
         latent = sample_djepa(

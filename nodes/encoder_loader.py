@@ -1,11 +1,11 @@
-"""JEPAEncoderLoader: the eyes that say what is rare."""
+"""JEPAEncoderLoader: the encoder that defines rarity."""
 
 from comfy_api.latest import io
 
 from ..host.comfy.required import ProgressBar
 from ..host.encoders.folders import encoder_facts, encoder_file, encoder_names
 from ..host.encoders.host_encoder import load_host_encoder
-from .checks import check_values
+from .checks import check_values, inputs_of
 from .types import JEPAEncoder
 
 
@@ -16,16 +16,16 @@ class JEPAEncoderLoader(io.ComfyNode):
             node_id="JEPAEncoderLoader",
             display_name="JEPA Encoder Loader",
             category="JEPA",
-            description="Loads the image encoder that decides what is rare.",
+            description="Loads the image encoder that defines what is rare.",
             inputs=[
                 io.Combo.Input(
                     "encoder",
                     options=encoder_names(),
                     default="dinov2-with-registers-small",
-                    tooltip="Rarity is what this encoder finds rare. Files come from models/jepa; the plain names are "
-                    "fetched from the Hugging Face hub on first use, and licensed Apache-2.0 or MIT unless noted. The "
-                    "paper uses dinov2-with-registers-small; larger ones cost more time and memory per step.\n"
-                    + encoder_facts(),
+                    tooltip="Defines what is rare: each encoder has its own idea of it. The names below are downloaded from "
+                    "the Hugging Face hub on first use, and licensed Apache-2.0 or MIT unless noted; files in models/jepa "
+                    "are listed after them. The paper uses dinov2-with-registers-small. Larger encoders cost more time and "
+                    "memory per step.\n" + encoder_facts(),
                 ),
                 io.Int.Input(
                     "image_size",
@@ -33,16 +33,16 @@ class JEPAEncoderLoader(io.ComfyNode):
                     min=14,
                     max=1022,
                     step=2,
-                    tooltip="Side in pixels at which the encoder sees every image, a multiple of its patch size (14 for "
-                    "DINOv2, 16 for most others). 224 is the paper's and fits them all; cost grows with the square. "
-                    "Scores at different sizes are not comparable.",
+                    tooltip="How much detail the encoder sees: every image is resized to this side, in pixels. A multiple "
+                    "of the patch size (14 for DINOv2, 16 for most others); 224 is the paper's and fits all. Cost grows "
+                    "with the square. Scores at different sizes are not comparable.",
                 ),
                 io.Boolean.Input(
                     "non_commercial",
                     default=False,
                     optional=True,
-                    tooltip="Fetch encoders that are licensed for non-commercial use only. Off: they are refused with the "
-                    "name of their licence, unless their files are there already.",
+                    tooltip="Allows the download of encoders licensed for non-commercial use only. Off: such an encoder is "
+                    "refused, unless its files are already there.",
                 ),
             ],
             outputs=[
@@ -54,7 +54,7 @@ class JEPAEncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, encoder: str, image_size: int, non_commercial: bool = False) -> io.NodeOutput:
-        check_values(cls.define_schema().inputs, {"image_size": image_size})
+        check_values(inputs_of(JEPAEncoderLoader), {"image_size": image_size})
         bar = ProgressBar(1)
         file = encoder_file(
             encoder,

@@ -16,8 +16,8 @@ class JEPAGuidance(io.ComfyNode):
             node_id="JEPAGuidance",
             display_name="JEPA Guidance",
             category="JEPA",
-            description="Patches a model so that whatever samples it (KSampler, SamplerCustomAdvanced, ...) is guided "
-            "toward images that the encoder finds rare. The message under the node says what each run did.",
+            description="Guides any sampler of this model (KSampler, SamplerCustomAdvanced, ...) toward images that the "
+            "encoder finds rare. The message at the bottom of the node says what each run did.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to guide."),
                 *guidance_inputs(),

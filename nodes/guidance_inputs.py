@@ -1,4 +1,4 @@
-"""The inputs that the guided sampler and the MODEL patch share, and what they mean to the host adapter."""
+"""The inputs that the guided sampler and the MODEL patch share, and the arguments that they stand for."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ TRACKED_HALF = "tracked in half precision"
 COLD = "cold"
 CUSTOM = "custom"
 MAX_STRENGTH = 10.0
-# Defaults of inputs that came later: optional, so that the host still takes prompts that were saved without them.
+# Defaults of inputs added later: optional, so that prompts saved without them still run.
 LATER_INPUTS = {
     "decoder": FULL,
     "denoiser_calls": TWO_CALLS,
@@ -29,8 +29,8 @@ LATER_INPUTS = {
     "preset": CUSTOM,
     "judge": None,
 }
-# What each preset puts in place of the inputs of these names. Only how the gradient is computed: never how
-# strongly, when, or how the encoder sees the image.
+# The inputs that each preset overrides: how the gradient is computed, never how strong guidance is, when it acts or
+# how the encoder sees the image.
 PRESETS = {
     "faithful": {
         "rank": 9,
@@ -65,10 +65,10 @@ PRESETS = {
 }
 
 
-# Inputs that a page may fold away. ComfyUI 0.9.2 does not take it as an argument.
+# Inputs that the page may fold away; in extra_dict, since ComfyUI 0.9.2 has no argument for it.
 ADVANCED = {"advanced": True}
-# The arguments of RarityGradient that each choice of range_finder stands for. In half precision the residual itself
-# has noise of 0.15, and smaller ones say nothing.
+# RarityGradient's arguments for each choice of range_finder. In half precision the residual has a noise of 0.15, so
+# its tolerance is larger.
 RANGE_FINDERS: dict[str, dict[str, Any]] = {
     TRACKED: {"tracked": True, "tolerance": 0.3},
     TRACKED_HALF: {"tracked": True, "tolerance": 0.35, "half": True},
@@ -77,14 +77,14 @@ RANGE_FINDERS: dict[str, dict[str, Any]] = {
 
 
 def guidance_inputs() -> list[io.Input]:
-    """Schema inputs, in their frozen order; saved workflows depend on it."""
+    """The schema inputs. Their order is fixed, since saved workflows depend on it."""
     return [
         io.Vae.Input(
-            "vae", tooltip="The VAE that belongs to the model; the encoder judges the decoded image."
+            "vae", tooltip="The VAE that belongs to the model. The encoder scores the decoded image."
         ),
         JEPAEncoder.Input(
             "encoder",
-            tooltip="The encoder that says what is rare, from JEPA Encoder Loader, or several from JEPA Combine Encoders.",
+            tooltip="Defines what is rare. From JEPA Encoder Loader, or several encoders from JEPA Combine Encoders.",
         ),
         io.Float.Input(
             "strength",
@@ -92,9 +92,8 @@ def guidance_inputs() -> list[io.Input]:
             min=-MAX_STRENGTH,
             max=MAX_STRENGTH,
             step=0.05,
-            tooltip="How far to steer. Positive: rarer. Negative: more typical (this can reinforce bias). "
-            "0: exactly the stock sampler. The blue part of the scale below the inputs, 0.5 to 2, is the useful "
-            "range; 0.5 is the paper's eta.",
+            tooltip="How far to guide. Positive: rarer. Negative: more typical (this can reinforce bias). 0: exactly the "
+            "stock sampler. 0.5 to 2 is the useful range, blue on the scale below the inputs; 0.5 is the paper's eta.",
         ),
         io.Float.Input(
             "start_percent",
@@ -102,8 +101,8 @@ def guidance_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Fraction of this sampler's steps that run free before guidance begins (deferral; the paper's "
-            "tau is 1 - start_percent, 0.8). Early estimates are too blurry to judge.",
+            tooltip="Higher keeps more of the unguided composition. The fraction of this sampler's steps before guidance "
+            "begins; early estimates are too blurry to score. The paper's tau is 1 - start_percent, 0.8.",
         ),
         io.Float.Input(
             "end_percent",
@@ -111,8 +110,8 @@ def guidance_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Fraction of this sampler's steps after which guidance stops. The last steps can no longer "
-            "denoise a push away; 1.0 guides to the end, as the paper does. Equal to start_percent: nothing is guided.",
+            tooltip="Lower leaves more steps to clean up the image. The fraction of this sampler's steps after which "
+            "guidance stops; 1.0 guides to the end, as the paper does. Equal to start_percent: nothing is guided.",
         ),
         io.Int.Input(
             "interval",
@@ -120,8 +119,8 @@ def guidance_inputs() -> list[io.Input]:
             default=1,
             min=1,
             max=100,
-            tooltip="Guide every N-th step. 2 halves the number of guided steps; with strength_rule 'spread' the remaining "
-            "steps move further in return.",
+            tooltip="Higher is faster: only every N-th step is guided. 2 halves the number of guided steps; with "
+            "strength_rule 'spread' the remaining steps shift further to make up for it.",
         ),
         io.Int.Input(
             "rank",
@@ -129,8 +128,8 @@ def guidance_inputs() -> list[io.Input]:
             default=9,
             min=1,
             max=256,
-            tooltip="k, the number of singular triplets that make up the guided score. The paper's 9 is a good "
-            "balance; cost grows with it.",
+            tooltip="How many of the encoder's most sensitive directions the guided score counts (k singular values). "
+            "The paper's 9 is a good balance; more cost more.",
         ),
         io.Int.Input(
             "oversampling",
@@ -138,7 +137,7 @@ def guidance_inputs() -> list[io.Input]:
             default=2,
             min=0,
             max=64,
-            tooltip="p, extra directions that make the range finder more accurate.",
+            tooltip="Extra directions that make the gradient more accurate (p in the paper, which uses 2).",
         ),
         io.Int.Input(
             "power_iterations",
@@ -146,16 +145,16 @@ def guidance_inputs() -> list[io.Input]:
             default=2,
             min=0,
             max=8,
-            tooltip="q, rounds of the range finder. Each costs one forward and one backward product for "
-            "rank + oversampling directions; 1 is enough for most images.",
+            tooltip="Rounds that make the gradient more accurate (q in the paper, which uses 2). Each costs a forward and a "
+            "backward product for rank + oversampling directions; 1 is enough for most images.",
         ),
         io.Combo.Input(
             "schedule",
             extra_dict=ADVANCED,
             options=["constant", "variance"],
             default="constant",
-            tooltip="constant: the same push at every guided step (the paper's default). variance: scaled by the "
-            "posterior variance of the step, so late steps move less.",
+            tooltip="constant: the same shift at every guided step (the paper's default). variance: scaled by the "
+            "posterior variance of the step, so late steps shift less.",
         ),
         io.Combo.Input(
             "normalisation",
@@ -169,31 +168,32 @@ def guidance_inputs() -> list[io.Input]:
             "gradient_path",
             options=[HELD_CONSTANT, THROUGH_DENOISER],
             default=THROUGH_DENOISER,
-            tooltip="through denoiser: differentiates the diffusion model too (the paper); its effect is seen from "
-            "strength 0.5 on. denoiser constant: cheaper, and much less memory, but more grain than another picture.",
+            tooltip=f"{THROUGH_DENOISER}: changes the image most, visibly from strength 0.5 on; the diffusion model is "
+            "differentiated too (the paper). denoiser constant: faster and much less memory, but it adds grain rather than "
+            "making a different image.",
         ),
         io.Combo.Input(
             "strength_rule",
             extra_dict=ADVANCED,
             options=["spread", "per_step"],
             default="spread",
-            tooltip="spread: strength is the paper's eta at three guided steps, and more steps share the same "
-            "total. per_step: strength is applied in full at every guided step.",
+            tooltip="spread: strength is the paper's eta at three guided steps; more steps share the same "
+            "total. per_step: every guided step applies the full strength.",
         ),
         io.Combo.Input(
             "fit",
             extra_dict=ADVANCED,
             options=["squash", "crop"],
             default="squash",
-            tooltip="How an image that is not square reaches the encoder: squashed to a square (the paper) or its "
-            "centre square alone. Score with the same setting.",
+            tooltip="How a non-square image is made square for the encoder. squash: squeezed (the paper). crop: only its "
+            "centre. Score with the same setting.",
         ),
         io.Boolean.Input(
             "antialias",
             extra_dict=ADVANCED,
             default=True,
-            tooltip="Low-pass before shrinking, as the encoder was trained. Off: the plain resize of the paper's "
-            "code.",
+            tooltip="Smooths the image before shrinking it for the encoder, as in the encoder's training. Off: the plain "
+            "resize of the paper's code.",
         ),
         io.Combo.Input(
             "decoder",
@@ -201,10 +201,10 @@ def guidance_inputs() -> list[io.Input]:
             options=list(DECODERS),
             optional=True,
             default=LATER_INPUTS["decoder"],
-            tooltip="How the encoder gets to see the latent. full: the whole image is decoded (the paper). encoder "
-            "resolution: the latent is shrunk first, so the VAE decodes only the pixels that the encoder sees; much "
-            "less time and memory. tiny autoencoder: the host's preview decoder (TAESD) at that size, the cheapest; "
-            "needs its .safetensors file in models/vae_approx.",
+            tooltip=f"How the latent is decoded for the encoder. {FULL}: the whole image (the paper). {ENCODER_RESOLUTION}: "
+            "the latent is shrunk first, so the VAE decodes only the pixels that the encoder sees; much less time and "
+            "memory. tiny autoencoder: ComfyUI's preview decoder (TAESD) at that size, the cheapest; needs its .safetensors "
+            "file in models/vae_approx.",
         ),
         io.Combo.Input(
             "denoiser_calls",
@@ -212,16 +212,16 @@ def guidance_inputs() -> list[io.Input]:
             options=[TWO_CALLS, ONE_CALL],
             optional=True,
             default=LATER_INPUTS["denoiser_calls"],
-            tooltip="two: a guided step asks the diffusion model again after the push (the paper), which doubles the "
-            "time of that step. one: its first answer is carried along with the push; no extra call.",
+            tooltip=f"{TWO_CALLS}: after the shift, a guided step calls the diffusion model again (the paper), which "
+            f"doubles the time of that step. {ONE_CALL}: the first result is shifted along instead; no extra call.",
         ),
         io.Boolean.Input(
             "checkpointing",
             extra_dict=ADVANCED,
             optional=True,
             default=LATER_INPUTS["checkpointing"],
-            tooltip="Keep less in memory for the gradient and compute it again: two to eight times less memory, "
-            "the forward pass computed twice, the same image. For 'through denoiser' and the full decoder.",
+            tooltip="Saves memory without changing the image: the gradient takes two to eight times less, and the forward "
+            f"pass is computed twice. For '{THROUGH_DENOISER}' and the {FULL} decoder.",
         ),
         io.Combo.Input(
             "range_finder",
@@ -229,28 +229,29 @@ def guidance_inputs() -> list[io.Input]:
             options=list(RANGE_FINDERS),
             optional=True,
             default=LATER_INPUTS["range_finder"],
-            tooltip="tracked: each guided step starts from the singular vectors of the one before and takes power "
-            "iterations only while it has to (the first step takes all). In half precision: on a processor at least "
-            "twice as fast, and the gradient keeps a cosine of about 0.995, at single steps 0.95; on a graphics card no "
-            "faster for a small encoder; where the device has no fast bfloat16 it is computed in full. cold: each step "
-            "starts from noise and takes all power iterations (the paper).",
+            tooltip=f"{TRACKED}: each guided step starts from the singular vectors of the previous one and runs power "
+            f"iterations only while it needs them (the first step runs all). {TRACKED_HALF}: at least twice as fast on a "
+            "CPU, with a gradient at a cosine of about 0.995 to the full one, 0.95 at single steps; on a GPU no faster for "
+            "a small encoder; in full precision where bfloat16 is slow. "
+            f"{COLD}: each step starts from noise and runs all power iterations (the paper).",
         ),
         io.Combo.Input(
             "preset",
             options=[CUSTOM, *PRESETS],
             optional=True,
             default=LATER_INPUTS["preset"],
-            tooltip="custom: the inputs above as they stand. faithful: the paper's way, slow. balanced: much faster, "
-            "in half precision and with the denoiser held constant. fast: the cheapest. A preset replaces "
+            tooltip=f"Trades fidelity to the paper for speed. {CUSTOM}: the inputs above as they are. faithful: as in the "
+            "paper, slow. balanced: much faster, in half precision and with the denoiser held constant. fast: the "
+            "cheapest. A preset overrides "
             + ", ".join(PRESETS["faithful"])
-            + "; strength, percents, interval, schedule and the rest stay yours.",
+            + "; strength, percents, interval, schedule and the rest stay as you set them.",
         ),
         JEPAEncoder.Input(
             "judge",
             optional=True,
-            tooltip="Another encoder that scores the image at every guided step, shown under the node and in the trace. "
-            "It changes nothing: whether a picture became rarer is not for the encoder to say that was descended. "
-            f"Its scores are of {PROJECTION} fixed random outputs.",
+            tooltip="A second opinion; it does not change the image. Another encoder scores the image at every guided step, "
+            "shown under the node and in the trace. Guidance lowers the score of its own encoder, so that score does not "
+            f"prove that the image became rarer. The judge's scores come from {PROJECTION} fixed random outputs.",
         ),
     ]
 
@@ -302,8 +303,8 @@ def settings_message(
 ) -> str | None:
     """Why values typed into the node are refused before the graph runs, or None.
 
-    The host leaves range checks of an input to whoever asks for its value. A linked input is None here. Strength 0
-    refuses nothing.
+    The host skips its own range check for an input that validate_inputs asks for. A linked input is None here.
+    Strength 0 refuses nothing.
     """
     if strength == 0:
         return None

@@ -1,4 +1,4 @@
-"""JEPAGuidedKSampler: the stock KSampler with one more dial."""
+"""JEPAGuidedKSampler: the stock KSampler plus guidance."""
 
 from comfy_api.latest import io
 
@@ -23,8 +23,8 @@ class JEPAGuidedKSampler(io.ComfyNode):
             node_id="JEPAGuidedKSampler",
             display_name="JEPA Guided KSampler",
             category="JEPA",
-            description="KSampler that steers toward images which the encoder finds rare: same prompt, same seed, "
-            "rarer image. With strength 0 it is the stock KSampler, bit for bit.",
+            description="KSampler, guided toward images that the encoder finds rare: same prompt, same seed, rarer image. "
+            "With strength 0 it is the stock KSampler, bit for bit.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that denoises the latent."),
                 io.Int.Input(
@@ -72,7 +72,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much is denoised; less than 1 keeps structure of the latent for image to image.",
+                    tooltip="How much is denoised. Below 1 keeps structure of the latent, for image to image.",
                 ),
                 *guidance_inputs(),
             ],
@@ -80,8 +80,8 @@ class JEPAGuidedKSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
                 JEPATrace.Output(
                     display_name="trace",
-                    tooltip="What guidance did at each step: sigma, score under each guide and judge, gradient norm, size "
-                    "of the shift.",
+                    tooltip="What guidance did at each step: sigma, the score under each guide and judge, the gradient norm "
+                    "and the size of the shift.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],

@@ -7,7 +7,7 @@ from ..host.comfy.required import ProgressBar
 from ..host.drawing.pictures import labelled_sheet
 from ..host.scoring.scores import rank_images
 from ..jepa_core.score import PROJECTION
-from .checks import check_values, count_images, only
+from .checks import check_values, count_images, inputs_of, only
 from .scoring_inputs import EXACT, PROJECTED, mode_arguments
 from .types import JEPAEncoder
 
@@ -16,7 +16,7 @@ TYPICAL = "most typical"
 
 
 class JEPARankImages(io.ComfyNode):
-    """Images -> the N rarest of them, their scores, places and seeds, and a sheet."""
+    """Ranks images -> the N rarest of them, their scores, indices and seeds, and a sheet."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,32 +24,34 @@ class JEPARankImages(io.ComfyNode):
             node_id="JEPARankImages",
             display_name="JEPA Rank Images",
             category="JEPA",
-            description="Sorts any number of images by rarity and keeps the rarest, or the most typical, of them. Takes a "
-            "batch or a list of batches, of any sizes.",
+            description="Sorts images by rarity and keeps the rarest, or the most typical. Takes a batch or a list of "
+            "batches, of any sizes.",
             is_input_list=True,
             inputs=[
                 io.Image.Input(
                     "images",
-                    tooltip="A batch, or a list of images and batches; all are ranked together.",
+                    tooltip="A batch, or a list of batches; all images are ranked together.",
                 ),
                 JEPAEncoder.Input(
                     "encoder",
-                    tooltip="The judge, from JEPA Encoder Loader. Not the encoder that guided, if you want to know whether "
-                    "pictures became rarer.",
+                    tooltip="Scores the images. To find out whether guidance made them rarer, use another encoder than the "
+                    "one that guided.",
                 ),
                 io.Combo.Input(
                     "keep",
                     options=[RAREST, TYPICAL],
                     default=RAREST,
-                    tooltip="Which end is kept, and comes first. Most typical can reinforce bias.",
+                    tooltip=f"Which images are kept, best match first. Keeping the {TYPICAL} can reinforce bias.",
                 ),
-                io.Int.Input("count", default=4, min=1, max=4096, tooltip="How many are kept at most."),
+                io.Int.Input(
+                    "count", default=4, min=1, max=4096, tooltip="How many images are kept, at most."
+                ),
                 io.Combo.Input(
                     "mode",
                     options=[PROJECTED, EXACT],
                     default=PROJECTED,
-                    tooltip=f"projected: {PROJECTION} fixed random outputs of the encoder, whose score ranks nearly as the "
-                    "exact one does, many times faster. exact: all singular values. Scores of different modes are not "
+                    tooltip=f"{PROJECTED}: many times faster and ranks images nearly as {EXACT} does, from {PROJECTION} "
+                    f"fixed random outputs of the encoder. {EXACT}: all singular values. Scores of different modes are not "
                     "comparable.",
                 ),
                 io.Int.Input(
@@ -59,14 +61,14 @@ class JEPARankImages(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     optional=True,
                     force_input=True,
-                    tooltip="The seed of the images, or a list with one for each; the kept ones come out again.",
+                    tooltip="The seed of the images, or a list with one for each; those of the kept images are returned.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="images",
                     is_output_list=True,
-                    tooltip="The kept images, sorted: one batch where all are of one size, else one by one.",
+                    tooltip="The kept images, sorted: one batch if all have the same size, otherwise one by one.",
                 ),
                 io.Float.Output(
                     display_name="scores", is_output_list=True, tooltip="Their scores. Lower is rarer."
@@ -74,15 +76,16 @@ class JEPARankImages(io.ComfyNode):
                 io.Int.Output(
                     display_name="indices",
                     is_output_list=True,
-                    tooltip="Where each was among all images, from 0.",
+                    tooltip="The position of each among all images, from 0.",
                 ),
                 io.Int.Output(
                     display_name="seeds",
                     is_output_list=True,
-                    tooltip="Their seeds; empty where none were given.",
+                    tooltip="Their seeds; empty if none were given.",
                 ),
                 io.Image.Output(
-                    display_name="sheet", tooltip="The kept images with rank, place, score and seed."
+                    display_name="sheet",
+                    tooltip="The kept images, labelled with rank, index, score and seed.",
                 ),
             ],
             is_output_node=True,
@@ -90,14 +93,14 @@ class JEPARankImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, encoder, keep, count, mode, seeds=None) -> io.NodeOutput:
-        # the host gives lists to a node that takes a list
+        # a node that takes lists gets every input as a list
         judge, keep, count, mode = (
             only(name, values)
             for name, values in {"encoder": encoder, "keep": keep, "count": count, "mode": mode}.items()
         )
         single = {"encoder": judge, "keep": keep, "count": count, "mode": mode}
         for batch in images:
-            check_values(cls.define_schema().inputs, single | {"images": batch})
+            check_values(inputs_of(JEPARankImages), single | {"images": batch})
         total = count_images(images)
         given = seeds_of(seeds, total)
         bar = ProgressBar(total * len(judge.members))
@@ -121,7 +124,7 @@ class JEPARankImages(io.ComfyNode):
 
 
 def seeds_of(seeds: list | None, total: int) -> list[int]:
-    """A seed for each image; one seed is that of all of them. Raises ValueError for any other number of seeds."""
+    """One seed for each image; a single seed applies to all. Raises ValueError for any other number of seeds."""
     if seeds is None or seeds == [None]:
         return []
     if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):

@@ -1,4 +1,4 @@
-"""JEPARarityMap: where in an image its rarity lies."""
+"""JEPARarityMap: which parts of an image are rare."""
 
 import torch
 from comfy_api.latest import io, ui
@@ -6,13 +6,13 @@ from comfy_api.latest import io, ui
 from ..host.comfy.required import ProgressBar
 from ..host.drawing.rarity_overlay import draw_overlay
 from ..host.scoring.rarity_map import rarity_mask, score_fields
-from .checks import check_values
+from .checks import check_values, inputs_of
 from .scoring_inputs import view_inputs
 from .types import JEPAEncoder
 
 
 class JEPARarityMap(io.ComfyNode):
-    """Images -> the patch scores laid over them, and as masks."""
+    """Scores the patches of images -> the scores as overlays and as masks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,29 +20,29 @@ class JEPARarityMap(io.ComfyNode):
             node_id="JEPARarityMap",
             display_name="JEPA Rarity Map",
             category="JEPA",
-            description="Shows where in an image its rarity lies: the JEPA score of every patch, bright where it is rarer. "
-            "Plain areas, which an encoder hardly answers to, come out bright too.",
+            description="Shows which parts of an image are rare: the JEPA score of every patch, bright where it is rarer. "
+            "Plain areas are bright too, since an encoder is hardly sensitive to them.",
             inputs=[
-                io.Image.Input("images", tooltip="A batch of images; each gets a map of its own."),
-                JEPAEncoder.Input("encoder", tooltip="The judge, from JEPA Encoder Loader."),
+                io.Image.Input("images", tooltip="A batch of images; each gets its own map."),
+                JEPAEncoder.Input("encoder", tooltip="Scores the patches. From JEPA Encoder Loader."),
                 io.Float.Input(
                     "opacity",
                     default=0.65,
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much the colours cover the image. The mask is the same at any opacity.",
+                    tooltip="How strongly the colours cover the image. Does not change the mask.",
                 ),
                 *view_inputs(),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="overlay",
-                    tooltip="The images in grey under the colours of their maps, each with its own scale below.",
+                    tooltip="The images in grey under the colours of their maps, each with a colour scale below.",
                 ),
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="1 where an image is rarest, 0 where it is most typical; for inpainting or compositing.",
+                    tooltip="1 where an image is rarest, 0 where it is most typical. For inpainting or compositing.",
                 ),
             ],
             is_output_node=True,
@@ -51,8 +51,8 @@ class JEPARarityMap(io.ComfyNode):
     @classmethod
     def execute(cls, images, encoder, opacity, fit, antialias) -> io.NodeOutput:
         values = {"images": images, "encoder": encoder, "opacity": opacity, "fit": fit}
-        check_values(cls.define_schema().inputs, values)
-        # a single number has no length, and is refused below
+        check_values(inputs_of(JEPARarityMap), values)
+        # a 0-d tensor has no len(); scoring refuses it
         bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
         fields = score_fields(images, encoder, fit=fit, antialias=antialias, on_image=lambda: bar.update(1))
         pairs = list(zip(images, fields, strict=True))

@@ -1,4 +1,4 @@
-"""JEPAReferenceScores: what images are compared with."""
+"""JEPAReferenceScores: the scores that other images are compared with."""
 
 from comfy_api.latest import io
 
@@ -6,13 +6,13 @@ from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.scoring.reference import Reference
 from ..host.scoring.scores import score_batches
-from .checks import check_values, count_images, only
+from .checks import check_values, count_images, inputs_of, only
 from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
 from .types import JEPAEncoder, JEPAReference
 
 
 class JEPAReferenceScores(io.ComfyNode):
-    """Images -> their scores, as the reference of JEPA Score Image."""
+    """Scores images -> a reference for JEPA Score Image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,12 +20,14 @@ class JEPAReferenceScores(io.ComfyNode):
             node_id="JEPAReferenceScores",
             display_name="JEPA Reference Scores",
             category="JEPA",
-            description="Scores the images that you call ordinary, once, so that JEPA Score Image can say how rare another "
-            "one is beside them. Takes a batch or a list of batches, of any sizes; fifty images make a fair reference.",
+            description="Scores a set of ordinary images once, so that JEPA Score Image can tell how rare another image is "
+            "compared with them. Takes a batch or a list of batches, of any sizes; fifty images make a good reference.",
             is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="The images to compare with: a batch, or a list of them."),
-                JEPAEncoder.Input("encoder", tooltip="The same judge as in JEPA Score Image."),
+                io.Image.Input(
+                    "images", tooltip="The images to compare with: a batch, or a list of batches."
+                ),
+                JEPAEncoder.Input("encoder", tooltip="The same encoder as in JEPA Score Image."),
                 *mode_inputs(),
                 *view_inputs(),
             ],
@@ -34,7 +36,7 @@ class JEPAReferenceScores(io.ComfyNode):
                 io.Float.Output(
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="The scores, the rarest image's first.",
+                    tooltip="Their scores, rarest first.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -42,14 +44,14 @@ class JEPAReferenceScores(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, encoder, mode, top_k, fit, antialias) -> io.NodeOutput:
-        # the host gives lists to a node that takes a list
+        # a node that takes lists gets every input as a list
         judge = only("encoder", encoder)
         settings = {
             name: only(name, values)
             for name, values in {"mode": mode, "top_k": top_k, "fit": fit, "antialias": antialias}.items()
         }
         for batch in images:
-            check_values(cls.define_schema().inputs, settings | {"encoder": judge, "images": batch})
+            check_values(inputs_of(JEPAReferenceScores), settings | {"encoder": judge, "images": batch})
         total = count_images(images)
         bar = ProgressBar(total * len(judge.members))
         scores = score_batches(

@@ -1,4 +1,4 @@
-"""JEPAScoreImage: how rare an encoder finds each image of a batch."""
+"""JEPAScoreImage: the JEPA score of each image in a batch."""
 
 from itertools import chain
 
@@ -8,7 +8,7 @@ from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.scoring.reference import check_comparable, percentile
 from ..host.scoring.scores import combined_scores, ranking, score_images
-from .checks import check_values
+from .checks import check_values, inputs_of
 from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
 from .types import JEPAEncoder, JEPAReference
 
@@ -20,41 +20,41 @@ class JEPAScoreImage(io.ComfyNode):
             node_id="JEPAScoreImage",
             display_name="JEPA Score Image",
             category="JEPA",
-            description="Scores every image of a batch. Lower is rarer; negative numbers are normal. Compare scores "
-            "only under the same encoder, image size and mode.",
+            description="Scores how typical an encoder finds each image of a batch. Lower is rarer; negative numbers are "
+            "normal. Compare scores only at the same encoder, image size and mode.",
             inputs=[
                 io.Image.Input("images", tooltip="A batch of images; each one is scored."),
                 JEPAEncoder.Input(
                     "encoder",
-                    tooltip="The judge, from JEPA Encoder Loader. Not the encoder that guided, if you want to know "
-                    "whether a picture became rarer. Several from JEPA Combine Encoders are scored one after the other.",
+                    tooltip="Scores the images. To find out whether guidance made them rarer, use another encoder than the "
+                    "one that guided. With JEPA Combine Encoders, images are scored under each encoder in turn.",
                 ),
                 *mode_inputs(),
                 *view_inputs(),
                 JEPAReference.Input(
                     "reference",
                     optional=True,
-                    tooltip="What to compare with, from JEPA Reference Scores: each image then gets a percentile, the share "
-                    "of the reference's images that are rarer.",
+                    tooltip="Adds a percentile to each image: the share of the reference images that are rarer. From JEPA "
+                    "Reference Scores.",
                 ),
             ],
             outputs=[
                 io.Float.Output(
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="One score an image, in the order of the batch. Lower is rarer. Of several encoders: the "
-                    "mean, by their weights.",
+                    tooltip="One score per image, in the order of the batch. Lower is rarer. With several encoders: their "
+                    "weighted mean.",
                 ),
                 io.String.Output(display_name="text", tooltip="The scores as a ranked list, rarest first."),
                 io.Float.Output(
                     display_name="scores_of_each",
                     is_output_list=True,
-                    tooltip="Of several encoders: the batch's scores under the first, then under the second, and so on.",
+                    tooltip="With several encoders: all scores under the first, then all under the second, and so on.",
                 ),
                 io.Float.Output(
                     display_name="percentiles",
                     is_output_list=True,
-                    tooltip="For each image, how much of the reference is rarer, in percent: 3 is a rare image, 50 an "
+                    tooltip="For each image, the percentage of reference images that are rarer: 3 is a rare image, 50 an "
                     "ordinary one. Empty without a reference.",
                 ),
             ],
@@ -67,11 +67,11 @@ class JEPAScoreImage(io.ComfyNode):
         values = {"images": images, "encoder": encoder, "mode": mode, "top_k": top_k, "fit": fit}
         if reference is not None:
             values["reference"] = reference
-        check_values(cls.define_schema().inputs, values)
+        check_values(inputs_of(JEPAScoreImage), values)
         how = scoring_of(encoder, mode, top_k, fit, antialias)
         if reference is not None:
             check_comparable(reference, how)
-        # a single number has no length, and is refused below
+        # a 0-d tensor has no len(); scoring refuses it
         bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
         each = score_images(
             images,

@@ -1,4 +1,4 @@
-"""The inputs that say how images are scored, which several nodes share."""
+"""The inputs that set how images are scored, shared by several nodes."""
 
 from typing import Any
 
@@ -12,48 +12,48 @@ PROJECTED = "projected"
 
 
 def mode_inputs() -> list[io.Input]:
-    """Which score is taken."""
+    """Which kind of score, and how many singular values top-k sums."""
     return [
         io.Combo.Input(
             "mode",
             options=[EXACT, TOP_K, PROJECTED],
             default=EXACT,
-            tooltip="exact: all singular values of the encoder's Jacobian, one backward pass for each "
-            "embedding entry. top-k: only the largest, several times faster. projected: for ranking many "
-            f"images, the fastest; {PROJECTION} fixed random outputs of the encoder, whose score ranks nearly as "
-            "the exact one does. Scores of different modes are not comparable.",
+            tooltip=f"{EXACT}: all singular values of the encoder's Jacobian; slow, with one backward pass for each "
+            f"embedding entry. {TOP_K}: only the largest, several times faster. {PROJECTED}: the fastest, for "
+            f"ranking many images; it ranks nearly as {EXACT} does, from {PROJECTION} fixed random outputs of the "
+            "encoder. Scores of different modes are not comparable.",
         ),
         io.Int.Input(
             "top_k",
             default=9,
             min=1,
             max=256,
-            tooltip="How many of the largest singular values the top-k mode sums; 9 is what guidance uses. "
-            "Costs 6 (k + 4) products against 384 for exact under a small encoder. Ignored by the other modes.",
+            tooltip=f"How many of the largest singular values {TOP_K} sums; guidance uses 9. Costs 6 (k + 4) products; "
+            f"{EXACT} takes 384 with a small encoder. Other modes ignore it.",
         ),
     ]
 
 
 def view_inputs() -> list[io.Input]:
-    """How an image reaches the encoder."""
+    """How an image is resized for the encoder."""
     return [
         io.Combo.Input(
             "fit",
             options=["squash", "crop"],
             default="squash",
-            tooltip="How an image that is not square reaches the encoder: squashed to a square (the paper) "
-            "or its centre square alone.",
+            tooltip="How a non-square image is made square for the encoder. squash: squeezed (the paper). crop: only its "
+            "centre.",
         ),
         io.Boolean.Input(
             "antialias",
             default=True,
-            tooltip="Low-pass before shrinking, as the encoder was trained.",
+            tooltip="Smooths the image before shrinking it for the encoder, as in the encoder's training.",
         ),
     ]
 
 
 def mode_arguments(mode: str, top_k: int | None = None) -> dict[str, Any]:
-    """The arguments of jepa_core.jepa_score that a mode stands for."""
+    """The arguments of jepa_core.jepa_score for a mode."""
     return {
         "top_k": top_k if mode == TOP_K else None,
         "projection": PROJECTION if mode == PROJECTED else None,
@@ -61,7 +61,7 @@ def mode_arguments(mode: str, top_k: int | None = None) -> dict[str, Any]:
 
 
 def scoring_of(encoder: Any, mode: str, top_k: int, fit: str, antialias: bool) -> dict[str, str]:
-    """Everything that scores have to have in common to be compared, by the names of the inputs."""
+    """The settings that scores must share to be comparable, by input name."""
     modes = {EXACT: EXACT, TOP_K: f"top {top_k}", PROJECTED: f"projected on {PROJECTION} outputs"}
     return {
         "encoder": encoder.name,

@@ -1,4 +1,4 @@
-"""Link types of this pack."""
+"""The pack's own link types."""
 
 from comfy_api.latest import io
 

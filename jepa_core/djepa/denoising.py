@@ -1,10 +1,10 @@
-"""The two ways to model a token's distribution given its feature z (arXiv 2410.03755, sections 3.2 and A).
+"""The two models of a token's distribution given its feature z (arXiv 2410.03755, sections 3.2 and A).
 
 Both have the same methods, on tokens (T, w):
 
-    draws(steps)                        how many noise tensors sampling takes
-    random_times(count, generator)      the training's times, (count,)
-    loss(head, z, clean, noise, times)  each token's loss, (T,)
+    draws(steps)                        the number of noise tensors that sampling takes
+    random_times(count, generator)      training times, (count,)
+    loss(head, z, clean, noise, times)  the loss of each token, (T,)
     sample(head, z, noise, ...)         tokens drawn from p(x | z)
 """
 
@@ -18,28 +18,28 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from .model import DenoisingHead, DJEPAConfig
+from .config import DJEPAConfig
+from .model import DenoisingHead
 
 TRAINING_STEPS = 1000
-# Tokens have about unit variance. At the noisiest step the predicted noise is divided by a signal of 5e-5, so that an
-# error of a thousandth would become a token of size 20 that no later step brings back.
+# Tokens have about unit variance. At the noisiest step the prediction error is divided by a signal rate of 5e-5, so an
+# error of 0.001 would become a token of size 20, from which later steps do not recover.
 LARGEST_TOKEN = 8.0
 
 Denoiser = Union["DiffusionDenoiser", "FlowDenoiser"]
 
 
 def denoiser_of(config: DJEPAConfig, *, time_shift: float = 1.0) -> Denoiser:
-    """The denoiser that a model was made for; the time shift is for flow matching alone."""
+    """The denoiser that a model was trained with; time_shift applies only to flow matching."""
     return FlowDenoiser(time_shift) if config.denoiser == "flow" else DiffusionDenoiser()
 
 
 class DiffusionDenoiser:
     """DDPM with noise prediction and learned variance on the cosine schedule (arXiv 2102.09672).
 
-    The loss is the mean square error of the noise plus the variational bound of one step in bits per entry,
-    whose gradient reaches the variance alone. The last step's bound is, like the others, a Kullback-Leibler
-    divergence, with that step's clipped variance: the discretised likelihood that is common for 8-bit pixels
-    means nothing for latents.
+    The loss is the mean squared error of the noise plus the variational bound of one step in bits per entry, whose
+    gradient reaches only the variance. The last step's bound is a Kullback-Leibler divergence like the others, with
+    that step's clipped variance: the discretised likelihood used for 8-bit pixels does not apply to latents.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class DiffusionDenoiser:
         self.alphas_cumulative = torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
 
     def draws(self, steps: int) -> int:
-        """How many noise tensors `sample` takes: where the tokens begin, and each step's but the last."""
+        """The number of noise tensors that `sample` takes: the initial one, and one for each step but the last."""
         return steps
 
     def random_times(self, count: int, generator: torch.Generator) -> Tensor:
@@ -80,20 +80,20 @@ class DiffusionDenoiser:
         guidance_scale: float = 1.0,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draw tokens by ancestral sampling on an evenly respaced schedule, none larger than LARGEST_TOKEN.
+        """Draw tokens by ancestral sampling on an evenly respaced schedule, clamped to LARGEST_TOKEN.
 
         Args:
             head: the denoising head.
-            z: (T, width); with a guidance scale other than 1, (2 T, width), the unconditional half last.
+            z: (T, width); with a guidance scale other than 1, (2 T, width), with the unconditional half last.
             noise: (draws(steps), T, w), standard normal.
             steps: denoising steps, 1 to 1000.
             guidance_scale: w in unconditional + w (conditional - unconditional); the variance is the conditional's.
-            temperature: factor of each step's noise, not of where the tokens begin.
+            temperature: factor of each step's noise, but not of the initial noise.
 
         Returns:
             (T, w)
         """
-        # ends on both ends of the training's steps; a single step is the noisiest
+        # includes both ends of the training steps; a single step is the noisiest one
         chosen = torch.linspace(TRAINING_STEPS - 1, 0, steps, dtype=torch.float64).round().long()
         schedule = Posterior.of(self.alphas_cumulative[chosen.flip(0)], z.device, noise.dtype)
         modulations = head.modulations(head.embed_time(chosen.to(z.device)), head.condition(z))
@@ -111,23 +111,24 @@ class DiffusionDenoiser:
 class Posterior:
     """q(x_{t-1} | x_t, x_0) of a schedule (DDPM, eq. 6 and 7): tables over its steps, or rows of them.
 
-    The learned variance lies between `log_variance`, the posterior's own, and `log_beta`.
+    The mean is coef_x0 x_0 + coef_xt x_t. The learned log variance lies between `log_variance`, the posterior's, and
+    `log_beta`.
     """
 
     signal: Tensor
     sigma: Tensor
     log_beta: Tensor
     log_variance: Tensor
-    of_clean: Tensor
-    of_noisy: Tensor
+    coef_x0: Tensor
+    coef_xt: Tensor
 
     @classmethod
     def of(cls, alphas_cumulative: Tensor, device: torch.device, dtype: torch.dtype) -> Posterior:
-        """The tables of a schedule, given its products of alpha, (steps,) float64."""
+        """The tables of a schedule with the given cumulative products of alpha, (steps,) float64."""
         before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumulative[:-1]])
         beta = 1 - alphas_cumulative / before
         variance = beta * (1 - before) / (1 - alphas_cumulative)
-        # at the first step the variance is 0; it takes the second's
+        # the first step's variance is 0; replaced by the second's
         variance[0] = variance[1] if len(variance) > 1 else beta[0]
         tables = (
             alphas_cumulative.sqrt(),
@@ -137,11 +138,11 @@ class Posterior:
             beta * before.sqrt() / (1 - alphas_cumulative),
             (1 - before) * (alphas_cumulative / before).sqrt() / (1 - alphas_cumulative),
         )
-        # the type first: not every device has float64
+        # cast before moving: not every device has float64
         return cls(*(table.to(dtype).to(device) for table in tables))
 
     def at(self, steps: Tensor | int) -> Posterior:
-        """The rows of one step, or of each token's step (T,), which then are (T, 1)."""
+        """The rows for one step, or for each token's step (T,), then of shape (T, 1)."""
         rows = (getattr(self, field.name)[steps] for field in fields(self))
         return Posterior(*(row if isinstance(steps, int) else row[:, None] for row in rows))
 
@@ -150,15 +151,15 @@ class Posterior:
         return self.signal * clean + self.sigma * noise
 
     def clean(self, noisy: Tensor, noise: Tensor) -> Tensor:
-        """x_0 as the predicted noise has it, (T, w)."""
+        """x_0 estimated from the predicted noise, (T, w)."""
         return (noisy - self.sigma * noise) / self.signal
 
     def mean(self, clean: Tensor, noisy: Tensor) -> Tensor:
         """The posterior's mean, (T, w)."""
-        return self.of_clean * clean + self.of_noisy * noisy
+        return self.coef_x0 * clean + self.coef_xt * noisy
 
     def learned(self, spread: Tensor) -> Tensor:
-        """The log variance that the head chose between its two bounds (arXiv 2102.09672, eq. 15), (T, w)."""
+        """The log variance interpolated between its two bounds (arXiv 2102.09672, eq. 15), (T, w)."""
         part = (spread + 1) / 2
         return part * self.log_beta + (1 - part) * self.log_variance
 
@@ -167,14 +168,14 @@ class FlowDenoiser:
     """Flow matching on straight paths from noise (t = 0) to the token (t = 1), Euler steps (arXiv 2210.02747).
 
     Args:
-        time_shift: s in t / (t + s (1 - t)), when sampling; above 1 the steps lie closer together near the noise.
+        time_shift: s in t / (t + s (1 - t)), for sampling; above 1, steps are finer near the noise.
     """
 
     def __init__(self, time_shift: float = 1.0) -> None:
         self.time_shift = time_shift
 
     def draws(self, steps: int) -> int:
-        """How many noise tensors `sample` takes: where the tokens begin."""
+        """The number of noise tensors that `sample` takes: only the initial one."""
         return 1
 
     def random_times(self, count: int, generator: torch.Generator) -> Tensor:
@@ -200,9 +201,9 @@ class FlowDenoiser:
         """Integrate the velocity from noise to tokens.
 
         Args:
-            head, z, steps, guidance_scale: as DiffusionDenoiser.sample has them.
+            head, z, steps, guidance_scale: as in DiffusionDenoiser.sample.
             noise: (1, T, w), standard normal.
-            temperature: factor of that noise (the paper has none for flow matching).
+            temperature: factor of the noise (the paper has none for flow matching).
 
         Returns:
             (T, w)
@@ -221,7 +222,7 @@ class FlowDenoiser:
 def _guided(
     head: DenoisingHead, x: Tensor, modulation: list[Tensor], scale: float, dtype: torch.dtype
 ) -> Tensor:
-    """The head's answer for tokens x (T, w), guided in its first w entries; the rest is the conditional half's."""
+    """The head's output for tokens x (T, w), guided in its first w entries; the rest is the conditional output."""
     if scale == 1:
         return head.denoise(x.to(dtype), modulation).to(x.dtype)
     wanted, free = head.denoise(x.repeat(2, 1).to(dtype), modulation).to(x.dtype).chunk(2)
@@ -231,7 +232,7 @@ def _guided(
 
 
 def _normal_divergence(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
-    """KL(N1 || N2) in nats, entry by entry."""
+    """KL(N1 || N2) in nats, elementwise."""
     ratio = (log_variance1 - log_variance2).exp()
     distance = (mean1 - mean2).square() * (-log_variance2).exp()
     return 0.5 * (log_variance2 - log_variance1 + ratio + distance - 1)

@@ -1,4 +1,4 @@
-"""What D-JEPA is trained on (arXiv 2410.03755, section 3): the denoising loss and the JEPA loss."""
+"""D-JEPA's training losses (arXiv 2410.03755, section 3): the denoising loss and the JEPA loss."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LABEL_DROP = 0.1
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of one training step, on B images of which M tokens are masked.
+    """The random draws of one training step, on B images with M masked tokens each.
 
     Attributes:
-        places: (B, V), the known tokens.
-        wanted: (B, M), the masked ones.
-        labels: (B,), some of them replaced by "none".
+        places: (B, V), indices of the known tokens.
+        wanted: (B, M), indices of the masked ones.
+        labels: (B,), some of them replaced by "no class".
         noise: (draws, B, M, w), standard normal.
-        times: (draws * B * M,), as the denoiser has them.
+        times: (draws * B * M,), from the denoiser's random_times.
     """
 
     places: Tensor
@@ -36,7 +36,7 @@ class Draws:
     times: Tensor
 
     def to(self, device: torch.device) -> Draws:
-        """The same on a device."""
+        """The same draws on a device."""
         return Draws(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
@@ -72,12 +72,12 @@ def training_losses(
     labels: Tensor,
     draws: Draws,
 ) -> tuple[Tensor, Tensor]:
-    """Return (denoising loss, JEPA loss), each the mean over the masked tokens.
+    """Return (denoising loss, JEPA loss), each averaged over the masked tokens.
 
     Args:
-        target: the target encoder; None leaves the JEPA loss out, as 0.
+        target: the target encoder; None makes the JEPA loss 0.
         tokens: (B, N, w), all of each image.
-        labels: (B,), which the target encoder sees undropped.
+        labels: (B,), undropped, for the target encoder.
     """
     z = model.features(take(tokens, draws.places), draws.places, draws.labels, draws.wanted)
     clean = take(tokens, draws.wanted).expand_as(draws.noise).flatten(0, 2)

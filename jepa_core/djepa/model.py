@@ -1,17 +1,16 @@
 """D-JEPA's networks (Denoising with a Joint-Embedding Predictive Architecture, arXiv 2410.03755).
 
-An image is a set of N continuous tokens, read row by row. The context encoder phi sees the tokens that are
-known, the feature predictor gamma gives a feature z_i for each token that is not, and the denoising head
-draws token i from p(x_i | z_i). In training a target encoder, the exponential moving average of phi, sees all
-tokens and gives the features that gamma should predict; see losses.py.
+An image is a set of N continuous tokens in row-major order. The context encoder phi sees the known tokens, the
+feature predictor gamma predicts a feature z_i for each unknown token, and the denoising head draws token i from
+p(x_i | z_i). In training a target encoder, the exponential moving average of phi, sees all tokens and provides the
+features that gamma learns to predict; see losses.py.
 
-Sequences are built by index: `places` (B, V) says which tokens of an image the rows of `tokens` (B, V, w) are.
+Sequences are built by index: `places` (B, V) holds the positions in the image of the rows of `tokens` (B, V, w).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 from math import isqrt
 from typing import cast
 
@@ -19,113 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DENOISERS = ("diffusion", "flow")
+from .config import DJEPAConfig
+
 EPSILON = 1e-6
 TIME_FREQUENCIES = 128
 LONGEST_PERIOD = 10_000.0
-# 64 MiB in float32.
+# modulations computed at once: 64 MiB in float32
 MODULATION_ENTRIES = 1 << 24
 
 
-class DJEPASizeError(ValueError):
-    """Sizes that no D-JEPA can have. The message names the entry, its value and what it may be."""
-
-
-@dataclass(frozen=True)
-class DJEPAConfig:
-    """The sizes of a D-JEPA; a file of weights carries them.
-
-    Attributes:
-        side: latent rows and columns, the same.
-        channels: latent channels.
-        patch: latent rows and columns of a token; N = (side / patch)^2 tokens of channels * patch^2 entries.
-        classes: how many classes; label `classes` itself stands for none.
-        width, depth, heads: of the context encoder and of the feature predictor.
-        head_width, head_depth: of the denoising head.
-        buffer: tokens that carry the class and are always visible to the context encoder.
-        denoiser: "diffusion" (the head gives noise and variance) or "flow" (it gives velocity).
-
-    Raises:
-        DJEPASizeError: from the constructor, for sizes that do not fit each other or are beyond what is allowed.
-    """
-
-    side: int
-    channels: int
-    classes: int
-    width: int
-    depth: int
-    heads: int
-    head_width: int
-    head_depth: int
-    patch: int = 1
-    buffer: int = 64
-    denoiser: str = "diffusion"
-
-    def __post_init__(self) -> None:
-        limits = {
-            "side": 256,
-            "channels": 1024,
-            "classes": 100_000,
-            "width": 8192,
-            "depth": 128,
-            "heads": 128,
-            "head_width": 8192,
-            "head_depth": 64,
-            "patch": 64,
-            "buffer": 1024,
-        }
-        for name, most in limits.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise DJEPASizeError(f"{name} must be a whole number from 1 to {most}, got {value!r:.80}")
-        if self.denoiser not in DENOISERS:
-            raise DJEPASizeError(f"denoiser must be one of {', '.join(DENOISERS)}, got {self.denoiser!r:.80}")
-        for name, value, divisor in (("side", self.side, "patch"), ("width", self.width, "heads")):
-            if value % getattr(self, divisor):
-                raise DJEPASizeError(
-                    f"{name} {value} is not a multiple of {divisor} {getattr(self, divisor)}"
-                )
-        if self.tokens > 4096:
-            raise DJEPASizeError(
-                f"side {self.side} with patch {self.patch} makes {self.tokens} tokens, over 4096"
-            )
-
-    @property
-    def tokens(self) -> int:
-        """N, the tokens of an image."""
-        return (self.side // self.patch) ** 2
-
-    @property
-    def token_width(self) -> int:
-        """Entries of a token."""
-        return self.channels * self.patch**2
-
-    def to_dict(self) -> dict[str, int | str]:
-        """The sizes by name, as a file of weights carries them."""
-        return asdict(self)
-
-
-def published_config(size: str, *, classes: int = 1000, denoiser: str = "diffusion") -> DJEPAConfig:
-    """The sizes that the paper trained on 256 x 256 ImageNet (its appendix, table of configurations).
-
-    Args:
-        size: "B" (212 M parameters), "L" (687 M) or "H" (1.43 B).
-
-    Raises:
-        DJEPASizeError: no such size.
-    """
-    sizes = {
-        "B": {"width": 768, "depth": 12, "heads": 12, "head_width": 1024, "head_depth": 6},
-        "L": {"width": 1024, "depth": 24, "heads": 16, "head_width": 1280, "head_depth": 8},
-        "H": {"width": 1280, "depth": 32, "heads": 16, "head_width": 1536, "head_depth": 12},
-    }
-    if size not in sizes:
-        raise DJEPASizeError(f"size must be one of {', '.join(sizes)}, got {size!r:.80}")
-    return DJEPAConfig(side=16, channels=16, classes=classes, denoiser=denoiser, **sizes[size])
-
-
 def to_tokens(latents: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, N, C * patch^2), row by row; a token runs through channels, then rows, then columns."""
+    """(B, C, H, W) -> (B, N, C * patch^2) in row-major order; a token's entries run over channels, rows, columns."""
     return F.pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2)
 
 
@@ -148,7 +51,7 @@ class Attention(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """x (B, T, width) -> the same shape; `queries` (B, M) -> only those M rows (B, M, width).
+        """x (B, T, width) -> the same shape; with `queries` (B, M), only those M rows, (B, M, width).
 
         Every row attends to all T rows.
         """
@@ -159,7 +62,7 @@ class Attention(nn.Module):
             q = F.linear(take(x, queries), self.qkv.weight[:width], self.qkv.bias[:width])
             k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
         q, k, v = (rows.unflatten(-1, (self.heads, -1)).transpose(1, 2) for rows in (q, k, v))
-        # in the weights' precision, also where autocast makes everything else half as wide
+        # in the precision of the weights, even under autocast
         exact = self.q_norm.weight.dtype
         q, k = self.q_norm(q.to(exact)).to(v.dtype), self.k_norm(k.to(exact)).to(v.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
@@ -179,7 +82,7 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """x (B, T, width) -> the same shape; `queries` (B, M) -> only those M rows (B, M, width)."""
+        """x (B, T, width) -> the same shape; with `queries` (B, M), only those M rows, (B, M, width)."""
         mixed = self.attn(self.norm1(x), queries)
         x = (x if queries is None else take(x, queries)) + mixed
         hidden = F.dropout(F.gelu(self.fc1(self.norm2(x))), self.dropout, self.training)
@@ -187,7 +90,7 @@ class Block(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """phi: the features of the tokens that it sees, and of the buffer tokens that carry the class."""
+    """phi: the features of the known tokens, and of the buffer tokens that carry the class."""
 
     def __init__(self, config: DJEPAConfig, dropout: float) -> None:
         super().__init__()
@@ -223,10 +126,10 @@ class FeaturePredictor(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPSILON)
 
     def forward(self, context: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
-        """context (B, buffer + V, width) of the tokens at places (B, V); wanted (B, M) -> z (B, M, width).
+        """Context (B, buffer + V, width) of the tokens at places (B, V), wanted (B, M) -> z (B, M, width).
 
-        The sequence is whole, with a mask token wherever nothing is known. The last block makes only the
-        rows that are wanted, which is the same as making all and taking those.
+        The sequence has all tokens, with a mask token at each unknown one. The last block computes only the wanted
+        rows, which gives the same result as computing all of them.
         """
         x = self.embed(context)
         buffer, known = x.split([x.shape[1] - places.shape[1], places.shape[1]], dim=1)
@@ -240,7 +143,7 @@ class FeaturePredictor(nn.Module):
 
 
 class ModulatedBlock(nn.Module):
-    """A residual MLP block of the denoising head, its normalisation modulated by time and z (AdaLN)."""
+    """A residual MLP block of the denoising head, with normalisation modulated by time and z (AdaLN)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -250,13 +153,13 @@ class ModulatedBlock(nn.Module):
         self.modulation = nn.Linear(width, 3 * width)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """x (T, width), what self.modulation makes of the condition (T, 3 width) -> (T, width)."""
+        """x (T, width), the output of self.modulation (T, 3 width) -> (T, width)."""
         shift, scale, gate = modulation.chunk(3, dim=-1)
         return x + gate * self.fc2(F.silu(self.fc1(self.norm(x) * (1 + scale) + shift)))
 
 
 class DenoisingHead(nn.Module):
-    """The MLP that denoises one token, given its feature z and the time."""
+    """The MLP that denoises a token, given its feature z and the time."""
 
     def __init__(self, config: DJEPAConfig) -> None:
         super().__init__()
@@ -279,18 +182,19 @@ class DenoisingHead(nn.Module):
         return self.time2(F.silu(self.time1(waves)))
 
     def modulation_layers(self) -> list[nn.Linear]:
-        """The layer that modulates each block, and that of the last normalisation."""
+        """The modulation layer of each block, and of the last normalisation."""
         blocks = cast("Iterable[ModulatedBlock]", self.blocks)
         return [*(block.modulation for block in blocks), self.modulation]
 
     def modulations(self, times: Tensor, condition: Tensor) -> Iterator[list[Tensor]]:
-        """For each of several times, what modulates the blocks and the last layer, as denoise takes it.
+        """For each time, the modulations of the blocks and the last layer, as `denoise` takes them.
 
-        The condition stays the same over a token's denoising, so the modulations of many times are made at once:
-        they are more than half of the head's weights, which are then read once and not at each step.
+        The condition is the same at every step of a token's denoising, so the modulations of many times are computed
+        at once: their layers hold more than half of the head's weights, which are then read once instead of at each
+        step.
 
         Args:
-            times: (times, width), of embed_time.
+            times: (times, width), from embed_time.
             condition: (T, width), self.condition(z).
         """
         layers = self.modulation_layers()
@@ -301,7 +205,7 @@ class DenoisingHead(nn.Module):
             yield from map(list, zip(*(layer(active) for layer in layers), strict=True))
 
     def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
-        """x (T, w), modulations at one time -> (T, w), twice as wide for diffusion."""
+        """x (T, w), the modulations at one time -> (T, w), twice as wide for diffusion."""
         *inner, last = modulations
         x = self.embed(x)
         for block, modulation in zip(self.blocks, inner, strict=True):
@@ -310,13 +214,13 @@ class DenoisingHead(nn.Module):
         return self.out(self.norm(x) * (1 + scale) + shift)
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
-        """x (T, w) noisy tokens, time (T,) 0 to 1000, z (T, width of the predictor) -> as denoise."""
+        """Noisy tokens x (T, w), time (T,) from 0 to 1000, z (T, width of the predictor) -> as `denoise`."""
         condition = F.silu(self.embed_time(time) + self.condition(z))
         return self.denoise(x, [layer(condition) for layer in self.modulation_layers()])
 
 
 class FeatureProjection(nn.Module):
-    """The MLP between z and the target encoder's features; used in training alone."""
+    """The MLP from z to the target encoder's features; used only in training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -330,7 +234,7 @@ class FeatureProjection(nn.Module):
 
 
 class DJEPA(nn.Module):
-    """Context encoder, feature predictor, denoising head, and the projection that the JEPA loss needs.
+    """Context encoder, feature predictor, denoising head, and the projection for the JEPA loss.
 
     Args:
         config: the sizes.
@@ -356,12 +260,12 @@ class DJEPA(nn.Module):
             nn.init.normal_(table, std=0.02)
         for table in (predictor.position, predictor.mask_token, head.time1.weight, head.time2.weight):
             nn.init.normal_(table, std=0.02)
-        # The head begins as the identity that puts out zero, as in DiT.
+        # zero output at the start, as in DiT
         for layer in (*head.modulation_layers(), head.out):
             nn.init.zeros_(layer.weight)
 
     def features(self, tokens: Tensor, places: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
-        """z of the tokens at `wanted` (B, M), given those at places (B, V): (B, M, width)."""
+        """z of the tokens at `wanted` (B, M), given the tokens at `places` (B, V): (B, M, width)."""
         return self.predictor(self.context_encoder(tokens, places, labels), places, wanted)
 
 

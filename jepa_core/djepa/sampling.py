@@ -31,33 +31,33 @@ def sample_tokens(
 ) -> Tensor:
     """Draw the tokens of a batch of images.
 
-    Each image draws from its own seed, so it is the same in any batch. Classifier-free guidance grows with
-    what is known: at a step after which m of N tokens are masked its scale is 1 + (cfg - 1) (N - m) / N.
+    Each image draws from its own seed, so it is the same in any batch. Classifier-free guidance grows with the
+    number of known tokens: at a step after which m of N tokens are masked, its scale is 1 + (cfg - 1) (N - m) / N.
 
     Args:
         labels: (B,) in 0..classes, on the model's device.
-        seeds: one an image.
-        steps: S, how many sets of tokens are predicted one after the other; 1 to the number of unknown tokens.
-        denoising_steps: for each token, 1 to 1000.
-        cfg: guidance scale when all is known; 1 turns it off and halves the cost.
-        temperature: factor of the denoiser's noise; see its sample.
-        time_shift: of flow matching, see FlowDenoiser.
-        given: (B, N, w), tokens to keep; with `known`.
-        known: (N,) bool, which tokens of `given` are kept in every image. They are returned unchanged.
-        on_step: called after each step with how many steps are done, the tokens (B, N, w) and which of them
-            are known (B, N) bool.
+        seeds: one per image.
+        steps: S, the number of sets of tokens, predicted one after another; 1 to the number of unknown tokens.
+        denoising_steps: per token, 1 to 1000.
+        cfg: guidance scale once all tokens are known; 1 turns guidance off and halves the cost.
+        temperature: factor of the denoiser's noise; see its `sample`.
+        time_shift: for flow matching, see FlowDenoiser.
+        given: (B, N, w), tokens to keep; requires `known`.
+        known: (N,) bool, which tokens of `given` are kept in every image, unchanged.
+        on_step: called after each step with the number of steps done, the tokens (B, N, w) and which of them
+            are known, (B, N) bool.
 
     Returns:
         (B, N, w) float32
 
     Raises:
-        ValueError: steps out of range, a label that is no class, or another number of seeds than of labels.
+        ValueError: steps is out of range, a label is not a class, or the numbers of seeds and labels differ.
     """
     config = model.config
     device = labels.device
     if len(seeds) != len(labels):
         raise ValueError(
-            f"there must be a seed for each label, got {len(seeds)} seeds and {len(labels)} labels"
+            f"seeds must have one entry for each label, got {len(seeds)} seeds and {len(labels)} labels"
         )
     if not 0 <= int(labels.min()) <= int(labels.max()) <= config.classes:
         raise ValueError(
@@ -71,7 +71,7 @@ def sample_tokens(
     if given is not None and known is not None:
         known = known.to(device)
         tokens = torch.where(known[:, None], given.to(tokens), tokens)
-        # the known ones come first, everything else in the random order as before
+        # known tokens first, the others in their random order
         order = order.gather(1, known[order].int().argsort(dim=1, descending=True, stable=True))
         revealed = int(known.sum())
         if revealed == config.tokens:
@@ -106,9 +106,9 @@ def sample_tokens(
 
 
 def _features(model: DJEPA, tokens: Tensor, places: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
-    """z (L, M, width) of the wanted tokens for labels (L,), which repeat the batch of tokens (B, N, w) L / B times.
+    """z (L, M, width) of the wanted tokens for labels (L,), where tokens (B, N, w) is repeated L / B times.
 
-    While nothing is known, images of one label share all of it but the rows they want.
+    While no token is known, images of the same label differ only in the wanted rows, so the rest is computed once.
     """
     repeats = len(labels) // len(tokens)
     places, wanted = places.repeat(repeats, 1), wanted.repeat(repeats, 1)

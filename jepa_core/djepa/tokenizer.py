@@ -1,8 +1,8 @@
-"""A small autoencoder of stride 8: images to the continuous tokens that a small D-JEPA is trained on.
+"""A small autoencoder of stride 8, from images to the continuous tokens of a small D-JEPA.
 
-The paper uses a published autoencoder of stride 16 and 16 channels (KL-16). This one is for models that train
-on a few hundred small images: 2 M parameters, latents of zero mean and unit variance by construction, and
-noise on them in training, so that tokens that are a little wrong still decode to a clean image.
+The paper uses a published autoencoder of stride 16 and 16 channels (KL-16). This one is for models trained on a
+few hundred small images: 2 M parameters, latents of zero mean and unit variance by construction. In training, noise
+is added to the latents, so that slightly wrong tokens still decode to a clean image.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 STRIDE = 8
 CHANNELS = 16
-# The standard deviation of the noise on the latents in training; the latents' own is 1.
+# Standard deviation of the noise added to the latents in training; that of the latents is 1.
 LATENT_NOISE = 0.15
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with group normalisation, around which the input is added."""
+    """Two 3 x 3 convolutions with group normalisation and a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def _upsample(width: int, out: int) -> nn.Sequential:
 
 
 class Tokenizer(nn.Module):
-    """Encodes (B, 3, H, W) in [-1, 1] to (B, 16, H/8, W/8) of unit variance, and decodes it."""
+    """Encodes (B, 3, H, W) in [-1, 1] to (B, 16, H/8, W/8) of unit variance, and decodes latents."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Tokenizer(nn.Module):
             nn.SiLU(),
             nn.Conv2d(128, CHANNELS, 1),
         )
-        # Without weights of its own it makes each channel's mean 0 and variance 1.
+        # without learned weights; makes each channel's mean 0 and variance 1
         self.standardise = nn.BatchNorm2d(CHANNELS, affine=False)
         self.decoder = nn.Sequential(
             nn.Conv2d(CHANNELS, 128, 3, padding=1),
@@ -76,11 +76,11 @@ class Tokenizer(nn.Module):
         return self.standardise(self.encoder(pixels))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 16, H, W) -> (B, 3, 8H, 8W), about [-1, 1] and not clamped."""
+        """(B, 16, H, W) -> (B, 3, 8H, 8W), roughly in [-1, 1], not clamped."""
         return self.decoder(latents)
 
     def reconstruction_error(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """The training loss: mean absolute plus mean square error of the image decoded from noisy latents.
+        """The training loss: mean absolute plus mean squared error of the image decoded from noisy latents.
 
         Args:
             pixels: (B, 3, H, W) in [-1, 1].
@@ -91,5 +91,5 @@ class Tokenizer(nn.Module):
 
 
 def peak_signal_to_noise(a: Tensor, b: Tensor) -> float:
-    """In decibels, of images in [-1, 1]."""
+    """Peak signal-to-noise ratio in decibels, for images in [-1, 1]."""
     return (10 * torch.log10(4 / F.mse_loss(a.clamp(-1, 1), b))).item()

@@ -41,7 +41,7 @@ SMALL: dict[str, dict[str, object]] = {
 
 
 def random_model(model_type: str, **settings: object) -> PreTrainedModel:
-    """Return a small model of transformers' own, with weights so large that it is far from linear."""
+    """Return a small model of a transformers class, with weights large enough to make it far from linear."""
     row = ARCHITECTURES[model_type]
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = getattr(transformers, row.config_class)(**sizes | SMALL[model_type] | settings)
@@ -63,7 +63,7 @@ def random_model(model_type: str, **settings: object) -> PreTrainedModel:
 
 
 def kept_for_backward(encoder: Encoder, image: Tensor) -> tuple[Tensor, int]:
-    """An image's embedding, and the bytes that autograd saves for its backward pass, weights aside."""
+    """An image's embedding, and the bytes that autograd saves for its backward pass, without the weights."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ SMALL_DJEPA: dict[str, Any] = {
 
 
 def random_djepa(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> DJEPA:
-    """A small D-JEPA in evaluation mode, with weights that make every part of it matter."""
+    """A small D-JEPA in evaluation mode, with weights that make every part matter."""
     model = DJEPA(DJEPAConfig(**SMALL_DJEPA | changes)).to(dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

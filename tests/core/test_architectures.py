@@ -1,4 +1,4 @@
-"""Every architecture on a small random model of transformers' own class: score, gradient, pixels, files."""
+"""Every architecture, on a small random model of its transformers class: score, gradient, pixels, files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def folder(folders, tmp_path):
 
 
 def plainly_embedded(kind: str, model: Any, x: Tensor) -> Tensor:
-    """What the README says the embedding is, written out once more."""
+    """The embedding as the README defines it."""
     if kind.startswith("dinov"):
         return model(pixel_values=x).last_hidden_state[:, 0]
     if kind == "ijepa":
@@ -79,7 +79,7 @@ def plainly_embedded(kind: str, model: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("side", [2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_embedding_is_that_of_the_library_s_own_model(folders, kind, side):
-    """At the size it was trained at and at another one. The library's own attention rounds to float32 at times."""
+    """At its training size and at another one. Some attention layers in transformers round to float32."""
     row, x = ARCHITECTURES[kind], small_images(kind, count=2, side=side)
     size = side * patch(kind)
     changes = {"crop_size": size} if kind == "vjepa2" else {}
@@ -155,24 +155,24 @@ def test_estimated_activations_are_of_the_right_size(save_model, kind):
 @pytest.mark.parametrize("side", [2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_singular_values_that_are_zero_by_construction(encoders, dense, kind, side):
-    """As many as the table says, at every image; all others lie far above rounding noise.
+    """As many as the table says, at every image; all others are far above rounding noise.
 
     LayerNorm's epsilon keeps the fixed length from being quite fixed: that direction is null to a millionth.
     """
     encoder = encoders[kind].at_size(side * patch(kind))
     row = ARCHITECTURES[kind]
     for image in small_images(kind, count=2, side=side):
-        u, sigma, _ = torch.linalg.svd(dense(encoder, image), full_matrices=False)
-        null = sigma < numerical_rank_floor(sigma, encoder.embed_dim)
+        u, s, _ = torch.linalg.svd(dense(encoder, image), full_matrices=False)
+        null = s < numerical_rank_floor(s, encoder.embed_dim)
         assert null.sum() == row.null_directions
-        assert sigma[~null].min() > 10 * numerical_rank_floor(sigma, encoder.embed_dim)
+        assert s[~null].min() > 10 * numerical_rank_floor(s, encoder.embed_dim)
         if row.null_directions:
             # the LayerNorm's outputs over gamma have no mean
             gamma = next(weight for name, weight in norms(encoder) if name.endswith("weight"))
             direction = (1 / gamma) / (1 / gamma).norm()
             left = u[:, null]
             torch.testing.assert_close(left @ (left.T @ direction), direction, rtol=0, atol=1e-6)
-            assert (direction @ dense(encoder, image)).norm() < 1e-12 * sigma[0]
+            assert (direction @ dense(encoder, image)).norm() < 1e-12 * s[0]
 
 
 def norms(encoder: Encoder) -> list[tuple[str, Tensor]]:
@@ -186,11 +186,11 @@ def norms(encoder: Encoder) -> list[tuple[str, Tensor]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_score_is_the_dense_jacobian_s(encoders, folders, dense, kind):
-    """Exact in float64; float32 agrees, since what is null by construction counts as eps in both."""
+    """Exact in float64; float32 agrees, since values that are zero by construction count as eps in both."""
     encoder, x = encoders[kind], small_images(kind, count=2)
-    sigma = torch.stack([torch.linalg.svdvals(dense(encoder, image)) for image in x])
+    s = torch.stack([torch.linalg.svdvals(dense(encoder, image)) for image in x])
     # The reference leaves out as many as the table says and counts each as eps.
-    real = sigma[:, : encoder.embed_dim - ARCHITECTURES[kind].null_directions]
+    real = s[:, : encoder.embed_dim - ARCHITECTURES[kind].null_directions]
     expected = real.log().sum(1) + ARCHITECTURES[kind].null_directions * torch.tensor(1e-6).double().log()
     torch.testing.assert_close(jepa_score(encoder, x), expected, rtol=1e-9, atol=1e-7)
     single = load_encoder(folders[kind], image_size=encoder.image_size)
@@ -224,7 +224,7 @@ def test_the_gradient_is_that_of_the_dense_jacobian_s_singular_values(encoders, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_takes_no_double_backward(encoders, kind, monkeypatch):
-    """No backward pass is asked to leave a graph, so fused attention serves every architecture."""
+    """Backward passes keep no graph, so fused attention works for every architecture."""
     asked = []
     grad = torch.autograd.grad
 
@@ -258,7 +258,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def photo_like(height: int, width: int) -> Tensor:
-    """Soft blobs and a few hard edges, (height, width, 3) in whole 255ths, as a picture file has."""
+    """Soft blobs and a few hard edges, (height, width, 3) in multiples of 1/255, as in an image file."""
     y, x = torch.meshgrid(torch.linspace(0, 9, height), torch.linspace(0, 9, width), indexing="ij")
     channels = [(torch.sin(x * a) * torch.cos(y * b) + 1) / 2 for a, b in ((1, 0.7), (0.4, 1.3), (1.9, 0.2))]
     image = torch.stack(channels, -1)
@@ -363,7 +363,7 @@ def test_checkpoints_of_any_precision_are_widened(folder, kind, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_single_files_with_a_configuration_of_their_own_share_a_folder(folders, tmp_path, kind):
-    """The folder's config.json is another's."""
+    """The folder has the config.json of another architecture."""
     for name in (kind, "other"):
         shutil.copy(folders[kind] / "model.safetensors", tmp_path / f"{name}.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
@@ -380,7 +380,7 @@ def test_single_files_with_a_configuration_of_their_own_share_a_folder(folders, 
 
 
 def with_text_tower(kind: str) -> Any:
-    """The container of a small encoder, as published: a text tower beside it."""
+    """A small encoder in its published container, next to a text tower."""
     row = ARCHITECTURES[kind]
     prefix = row.config_class.removesuffix("VisionConfig")
     tower = random_model(kind)
@@ -422,7 +422,7 @@ def test_a_model_with_a_text_tower_is_loaded_without_it(encoders, tmp_path, kind
 
 
 def test_the_length_of_the_projection_is_that_of_its_weights(encoders, tmp_path):
-    """Published configurations state another one for the vision part at times, and old files hold position numbers."""
+    """Some published vision_config entries state a wrong one, and old files hold position ids."""
     with_text_tower("clip_vision_model").save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["vision_config"]["projection_dim"] = 512
@@ -568,9 +568,9 @@ def test_an_old_transformers_is_refused_with_what_to_do(monkeypatch):
 
 
 def test_the_reference_counts_null_directions_as_the_score_does():
-    sigma = torch.tensor([2.0, 1.0, 1e-12], dtype=torch.float64)
-    expected = sigma[:2].log().sum() + torch.tensor(1e-6).double().log()
-    torch.testing.assert_close(log_sum(sigma, 3, 1e-6), expected)
+    s = torch.tensor([2.0, 1.0, 1e-12], dtype=torch.float64)
+    expected = s[:2].log().sum() + torch.tensor(1e-6).double().log()
+    torch.testing.assert_close(log_sum(s, 3, 1e-6), expected)
 
 
 # --- clips --------------------------------------------------------------------------------------------------------
@@ -579,7 +579,7 @@ SEES_MOTION = [kind for kind, row in ARCHITECTURES.items() if row.embed_clip]
 
 
 def small_clips(kind: str, frames: int) -> Tensor:
-    """Two preprocessed random clips of so many frames of two by two patches, float64."""
+    """Two preprocessed random clips of `frames` frames of two by two patches, float64."""
     size = 2 * patch(kind)
     generator = torch.Generator().manual_seed(4)
     return torch.randn(2, frames, 3, size, size, generator=generator, dtype=torch.float64)
@@ -612,9 +612,9 @@ def test_the_last_frame_fills_a_tubelet_and_a_still_clip_is_a_still(encoders, ki
 def test_score_and_gradient_of_a_clip_are_the_dense_jacobian_s(encoders, dense, kind):
     encoder = encoders[kind].of_clips(4)
     clips = small_clips(kind, 4)
-    sigma = torch.linalg.svdvals(dense(encoder, clips[0]))
+    s = torch.linalg.svdvals(dense(encoder, clips[0]))
     null = ARCHITECTURES[kind].null_directions
-    expected = sigma[: len(sigma) - null].log().sum() + null * torch.tensor(1e-6).double().log()
+    expected = s[: len(s) - null].log().sum() + null * torch.tensor(1e-6).double().log()
     torch.testing.assert_close(jepa_score(encoder, clips)[0], expected, rtol=1e-9, atol=1e-7)
     exact = exact_gradient(encoder, clips[0])
     assert exact.abs().amax((1, 2, 3)).min() > 0  # every frame has a say
@@ -638,7 +638,7 @@ def test_clips_are_preprocessed_frame_by_frame(encoders, kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SEES_MOTION])
 def test_encoders_of_stills_take_no_clips(encoders, kind):
-    with pytest.raises(ValueError, match="sees still images, not clips of 4 frames"):
+    with pytest.raises(ValueError, match="takes single images, not clips of 4 frames"):
         encoders[kind].of_clips(4)
 
 

@@ -1,4 +1,4 @@
-"""The mathematics on a CUDA device against the same mathematics on the processor, for every architecture."""
+"""The mathematics on a CUDA device against the CPU, for every architecture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def pairs(save_model: Callable[..., Path]) -> dict[str, tuple[Encoder, Encoder]]:
-    """Of each kind: the encoder in float64 on the processor, and in float32 on the device."""
+    """For each architecture: the encoder in float64 on the CPU, and in float32 on the device."""
     folders = {kind: save_model(kind) for kind in KINDS}
     return {
         kind: (
@@ -46,7 +46,7 @@ def pairs(save_model: Callable[..., Path]) -> dict[str, tuple[Encoder, Encoder]]
 
 @pytest.fixture(params=[False, True], ids=["as torch comes", "with TF32 switched on"])
 def tensor_float(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What the host may have set: differences of encoder outputs do not survive TF32."""
+    """Settings that the host may have changed: TF32 would ruin differences of encoder outputs."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if request.param else "highest")
     torch.backends.cudnn.allow_tf32 = request.param

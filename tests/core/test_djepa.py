@@ -135,7 +135,7 @@ def inputs(config: DJEPAConfig, batch: int = 3, known: int = 4) -> tuple[Tensor,
 
 
 def reference_diffusion_loss(head: DenoisingHead, z: Tensor, clean: Tensor, noise: Tensor, t: int) -> float:
-    """One token's loss, as DDPM and Improved DDPM write it, in float64."""
+    """One token's loss as in DDPM and Improved DDPM, in float64."""
 
     def f(step: float) -> float:
         return math.cos((step / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -267,7 +267,7 @@ def test_labels_are_dropped_as_often_as_asked():
         ({"heads": True}, "heads must be a whole number"),
         ({"classes": 10**9}, "classes must be a whole number"),
         ({"denoiser": "magic"}, "denoiser must be one of diffusion, flow, got 'magic'"),
-        ({"side": 256}, "makes 65536 tokens, over 4096"),
+        ({"side": 256}, "makes 65536 tokens, more than 4096"),
     ],
 )
 def test_sizes_that_no_model_can_have_are_refused(change, message):

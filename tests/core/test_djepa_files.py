@@ -82,31 +82,31 @@ def put(name: str, value: Tensor) -> Any:
 @pytest.mark.parametrize(
     ("header", "tensors", "message"),
     [
-        (set_config(width=48), None, "of another size than it says"),
+        (set_config(width=48), None, "but the sizes in its header make it"),
         (set_config(depth=3), None, "lacks 2[0-9] tensors"),
-        (set_config(depth=1), None, "holds 2[0-9] tensors that a D-JEPA of its sizes has not"),
+        (set_config(depth=1), None, "holds 2[0-9] tensors that a D-JEPA of its sizes does not have"),
         (set_config(classes=4), None, "names 3 classes, its sizes say 4"),
         (set_config(width=10**9), None, "width must be a whole number from 1 to 8192"),
-        (set_config(__class__="os.system"), None, "its header describes no D-JEPA"),
-        (lambda h: h.update(config="[" * 100_000), None, "its header describes no D-JEPA"),
-        (lambda h: h.update(config="7"), None, "its header describes no D-JEPA"),
-        (lambda h: h.pop("config"), None, "its header describes no D-JEPA"),
+        (set_config(__class__="os.system"), None, "its header does not describe a D-JEPA"),
+        (lambda h: h.update(config="[" * 100_000), None, "its header does not describe a D-JEPA"),
+        (lambda h: h.update(config="7"), None, "its header does not describe a D-JEPA"),
+        (lambda h: h.pop("config"), None, "its header does not describe a D-JEPA"),
         (lambda h: h.update(classes='["cat", "cat", "owl"]'), None, "names 2 classes"),
-        (lambda h: h.update(classes='["cat", 3, null]'), None, "no list of names"),
-        (lambda h: h.update(classes="{}"), None, "no list of names"),
+        (lambda h: h.update(classes='["cat", 3, null]'), None, "not a list of names"),
+        (lambda h: h.update(classes="{}"), None, "not a list of names"),
         (lambda h: h.update(latent_scale="nan"), None, "latent_scale nan is outside"),
-        (lambda h: h.update(latent_scale="x"), None, "its header describes no D-JEPA"),
+        (lambda h: h.update(latent_scale="x"), None, "its header does not describe a D-JEPA"),
         (lambda h: h.update(format="other"), None, "not a D-JEPA .its format is 'other'"),
         (None, put("head.out.bias", torch.full((32,), torch.nan)), "head.out.bias holds NaN"),
         (None, put("head.out.bias", torch.zeros(32, dtype=torch.int64)), "head.out.bias is torch.int64"),
         (
             None,
             put("head.out.bias", torch.zeros(31)),
-            r"shape \(31,\), a D-JEPA of the sizes in its header \(32,\)",
+            r"shape \(31,\), but the sizes in its header make it \(32,\) in a D-JEPA",
         ),
-        (None, put("evil", torch.zeros(1)), "tensors that a D-JEPA of its sizes has not, evil first"),
+        (None, put("evil", torch.zeros(1)), "tensors that a D-JEPA of its sizes does not have, first evil"),
         (None, put("empty", torch.zeros(0, 7)), "empty is empty"),
-        (None, put("tokenizer.evil", torch.zeros(1)), "tokenizer|has not, evil first"),
+        (None, put("tokenizer.evil", torch.zeros(1)), "tokenizer|does not have, first evil"),
     ],
 )
 def test_a_hostile_file_is_refused_by_name(file, header, tensors, message):
@@ -118,7 +118,7 @@ def test_a_hostile_file_is_refused_by_name(file, header, tensors, message):
 
 def test_a_tokenizer_of_other_channels_is_refused(tmp_path):
     save_djepa(tmp_path / "odd.safetensors", random_djepa(channels=5), CLASSES, tokenizer=Tokenizer())
-    with pytest.raises(DJEPAFileError, match="16 channels and a model of 5 do not fit"):
+    with pytest.raises(DJEPAFileError, match="16 channels and a model of 5 do not fit together"):
         load_djepa(tmp_path / "odd.safetensors")
 
 
@@ -184,7 +184,7 @@ SINGLE = {
 
 
 def public_layout(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A model's tensors by the names that the public code gives them, and what training leaves beside them."""
+    """A model's tensors under the names of the public code, with the extra tensors that training saves."""
     ours = model.state_dict()
     theirs: dict[str, Tensor] = {}
     for here, there in (("context_encoder", "encoder"), ("predictor", "decoder")):
@@ -230,8 +230,8 @@ def test_the_public_layout_is_loaded(tmp_path, prefix):
     ("change", "message"),
     [
         (lambda t: t.pop("encoder_blocks.0.attn.q_norm.weight"), "without normalised queries and keys"),
-        (lambda t: t.pop("fake_latent"), "make no model"),
-        (put("evil", torch.zeros(1)), "evil, which the layout of the paper's public code has not"),
+        (lambda t: t.pop("fake_latent"), "do not form a model"),
+        (put("evil", torch.zeros(1)), "evil, which is not in the layout of the paper's public code"),
         (put("diffloss.net.final_layer.linear.bias", torch.zeros(16)), "flow matching is not supported"),
         (lambda t: t.pop("decoder_norm.bias"), "lacks 1 tensors"),
     ],

@@ -16,7 +16,7 @@ KINDS = ["diffusion", "flow"]
 
 
 class ExactHead:
-    """The best denoiser of tokens that are normal with mean 2 and deviation 0.5, whatever z."""
+    """The optimal denoiser of normal tokens with mean 2 and standard deviation 0.5, whatever z."""
 
     mean, deviation = 2.0, 0.5
 

@@ -9,8 +9,8 @@ CONVERGED = 12  # power iterations that leave no error to see on a 32 x 2352 mat
 
 
 def closed_form(encoder, image, matrix, k):
-    """sum_i (1 / sigma_i) grad_x <u_i, J v_i> with the dense matrix's own triplets, by double backward."""
-    u, sigma, v = torch.linalg.svd(matrix, full_matrices=False)
+    """sum_i (1 / s_i) grad_x <u_i, J v_i> with the dense matrix's own triplets, by double backward."""
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     x = image.clone().requires_grad_()
     (rows,) = torch.autograd.grad(
         encoder(x[None])[0],
@@ -19,7 +19,7 @@ def closed_form(encoder, image, matrix, k):
         create_graph=True,
         is_grads_batched=True,
     )
-    weighted = (rows.flatten(1) * v[:k] / sigma[:k, None]).sum()
+    weighted = (rows.flatten(1) * v[:k] / s[:k, None]).sum()
     return torch.autograd.grad(weighted, x)[0]
 
 
@@ -27,19 +27,17 @@ def test_score_and_triplets_equal_the_dense_decomposition(encoder, images, dense
     rarity = RarityGradient(4, power_iterations=CONVERGED, tolerance=0)(encoder, images)
     assert rarity.score.shape == (3,)
     assert rarity.score.dtype == torch.float64
-    assert rarity.sigma.shape == (3, 4)
+    assert rarity.singular_values.shape == (3, 4)
     assert rarity.residual.shape == (3, 4)
     assert rarity.u.shape == (3, 4, 32)
     assert rarity.v.shape == (3, 4, 2352)
     assert rarity.grad.shape == images.shape
     for i, image in enumerate(images):
         matrix = dense(encoder, image)
-        sigma = torch.linalg.svdvals(matrix)[:4]
-        torch.testing.assert_close(rarity.sigma[i], sigma, rtol=1e-8, atol=0)
-        torch.testing.assert_close(rarity.score[i], sigma.log().sum(), rtol=1e-8, atol=0)
-        torch.testing.assert_close(
-            matrix @ rarity.v[i].T, (sigma[:, None] * rarity.u[i]).T, rtol=0, atol=1e-6
-        )
+        s = torch.linalg.svdvals(matrix)[:4]
+        torch.testing.assert_close(rarity.singular_values[i], s, rtol=1e-8, atol=0)
+        torch.testing.assert_close(rarity.score[i], s.log().sum(), rtol=1e-8, atol=0)
+        torch.testing.assert_close(matrix @ rarity.v[i].T, (s[:, None] * rarity.u[i]).T, rtol=0, atol=1e-6)
     assert rarity.residual.max() < 1e-4
 
 
@@ -78,8 +76,8 @@ def test_descending_the_gradient_lowers_the_score(encoder, images, dense):
 def test_residual_is_the_distance_from_a_singular_triplet(encoder, images, dense):
     rarity = RarityGradient(5, oversample=0, power_iterations=0)(encoder, images[:1])
     matrix = dense(encoder, images[0])
-    u, sigma, v = rarity.u[0], rarity.sigma[0], rarity.v[0]
-    expected = (v @ matrix.T - sigma[:, None] * u).norm(dim=1) / sigma
+    u, s, v = rarity.u[0], rarity.singular_values[0], rarity.v[0]
+    expected = (v @ matrix.T - s[:, None] * u).norm(dim=1) / s
     assert expected.max() > 0.05  # far from converged, so that there is something to measure
     torch.testing.assert_close(rarity.residual[0], expected, rtol=1e-3, atol=1e-4)
 
@@ -112,7 +110,7 @@ def test_on_pass_follows_every_pass(encoder, images, chunk):
 
 
 def make_inference(module):
-    """Replace every weight by an inference tensor, as a host that loads under inference mode has them."""
+    """Replace every weight by an inference tensor, as if loaded under inference mode."""
     with torch.inference_mode():
         for part in module.modules():
             for name, weight in list(part._parameters.items()):
@@ -220,7 +218,7 @@ def test_a_batch_equals_its_images_one_by_one(encoder, images):
     together = RarityGradient(4)(encoder, images, ids=["a", "b", "c"])
     for i, image in enumerate(images):
         alone = RarityGradient(4)(encoder, image[None])
-        for name in ("score", "sigma", "grad", "u", "v", "residual"):
+        for name in ("score", "singular_values", "grad", "u", "v", "residual"):
             assert torch.equal(getattr(together, name)[i], getattr(alone, name)[0]), name
 
 
@@ -246,9 +244,9 @@ def test_null_directions_neither_blow_up_the_gradient_nor_count(encoder, images,
     full = RarityGradient(32, power_iterations=0)(encoder, images[:1])
     assert bool(full.grad.isfinite().all())
     # the last LayerNorm makes two of 32 values rounding noise; each counts as eps, and has no gradient
-    sigma = torch.linalg.svdvals(dense(encoder, images[0]))
+    s = torch.linalg.svdvals(dense(encoder, images[0]))
     torch.testing.assert_close(
-        full.score[0], sigma[:30].log().sum() + 2 * torch.tensor(1e-6).double().log(), rtol=1e-6, atol=0
+        full.score[0], s[:30].log().sum() + 2 * torch.tensor(1e-6).double().log(), rtol=1e-6, atol=0
     )
     expected = closed_form(encoder, images[0], dense(encoder, images[0]), 30)
     assert (full.grad[0] - expected).norm() < 1e-3 * expected.norm()

@@ -1,4 +1,4 @@
-"""Files from strangers: whatever is done to a good checkpoint, it loads or is refused by name; it never asks for more."""
+"""Untrusted files: any change to a good checkpoint loads or is refused by name, without excessive memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def spoiled(tmp_path_factory) -> Path:
 
 @contextlib.contextmanager
 def little_memory(size: int = 4 << 30) -> Iterator[None]:
-    """Let the process reserve no more than `size` bytes beyond what it has; the files here are below a megabyte."""
+    """Limit the process to `size` more bytes of memory; the files here are below a megabyte."""
     if sys.platform != "linux":
         yield
         return

@@ -310,7 +310,7 @@ def test_an_unreachable_hub_fails_fast_and_says_what_to_do(tmp_path):
 
 
 def test_a_hub_that_never_answers_counts_as_unreachable(tmp_path, monkeypatch):
-    monkeypatch.setattr("jepa_core.hub._ANSWER_S", 0.5)
+    monkeypatch.setattr("jepa_core.hub._TIMEOUT_S", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jepa_core import JacobianOperator
-from jepa_core.range_finder import draw_sketch, find_range, gram, numerical_rank_floor
+from jepa_core.range_finder import draw_sketch, gram, numerical_rank_floor, randomized_svd
 
 SIDE = 8
 SIZE = 3 * SIDE * SIDE
@@ -19,17 +19,17 @@ class Linear(nn.Module):
     activation_bytes = layer_bytes = 1 << 20
     image_size = SIDE
 
-    def __init__(self, sigma, embed_dim, dtype=torch.float64):
+    def __init__(self, singular_values, embed_dim, dtype=torch.float64):
         super().__init__()
         generator = torch.Generator().manual_seed(1)
         self.embed_dim = embed_dim
-        self.sigma = torch.zeros(embed_dim, dtype=torch.float64)
-        self.sigma[: len(sigma)] = torch.as_tensor(sigma, dtype=torch.float64)
+        self.singular_values = torch.zeros(embed_dim, dtype=torch.float64)
+        self.singular_values[: len(singular_values)] = torch.as_tensor(singular_values, dtype=torch.float64)
         shape = (embed_dim, embed_dim)
         left = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64)).Q
         right = torch.randn(SIZE, embed_dim, generator=generator, dtype=torch.float64)
         right = torch.linalg.qr(right).Q.T
-        self.weight = nn.Parameter((left * self.sigma @ right).to(dtype), False)
+        self.weight = nn.Parameter((left * self.singular_values @ right).to(dtype), False)
         self.left = left.T
 
     def forward(self, x, half=False):
@@ -52,18 +52,18 @@ class Counted(JacobianOperator):
 
 def find(encoder, rank, oversample=2, power_iterations=2, seed=0, chunk=None):
     jacobian = Counted(encoder, torch.zeros(3, SIDE, SIDE), chunk=chunk)
-    return find_range(
+    return randomized_svd(
         jacobian, rank=rank, oversample=oversample, power_iterations=power_iterations, seed=seed
     ), jacobian
 
 
 def energy(u, encoder, rank):
-    """Share of the true top `rank` left subspace that the rows of u hold."""
+    """Share of the true top `rank` left subspace that the rows of u span."""
     return (u @ encoder.left[:rank].T).square().sum() / rank
 
 
 def plain_power_iteration(matrix, rank, oversample, power_iterations, seed):
-    """Left singular vectors by the paper's range finder, which keeps the last block alone."""
+    """Left singular vectors by the paper's range finder, which keeps only the last block."""
     sketch = draw_sketch(rank + oversample, matrix.shape[1], seed)
     block = torch.linalg.qr(matrix @ sketch.T).Q
     for _ in range(power_iterations):
@@ -73,26 +73,26 @@ def plain_power_iteration(matrix, rank, oversample, power_iterations, seed):
 
 
 def check_is_a_decomposition(found, encoder, rank, atol=1e-9):
-    u, sigma, v = found
+    u, s, v = found
     assert u.shape == (rank, encoder.embed_dim)
-    assert sigma.shape == (rank,)
+    assert s.shape == (rank,)
     assert v.shape == (rank, SIZE)
-    assert u.dtype == sigma.dtype == torch.float64
+    assert u.dtype == s.dtype == torch.float64
     assert v.dtype == encoder.weight.dtype
-    assert bool((sigma[:-1] >= sigma[1:]).all())
+    assert bool((s[:-1] >= s[1:]).all())
     identity = torch.eye(rank, dtype=torch.float64)
     torch.testing.assert_close(u @ u.T, identity, rtol=0, atol=atol)
     torch.testing.assert_close((v @ v.T).double(), identity, rtol=0, atol=atol)
-    # J^T u_i = sigma_i v_i holds however far from converged
+    # J^T u_i = s_i v_i holds however far from converged
     rows = u @ encoder.weight.double()
-    torch.testing.assert_close(rows, sigma[:, None] * v.double(), rtol=0, atol=atol * sigma[0].item())
+    torch.testing.assert_close(rows, s[:, None] * v.double(), rtol=0, atol=atol * s[0].item())
 
 
 def test_a_matrix_of_low_rank_is_found_exactly():
     encoder = Linear([8.0, 4, 2, 1, 0.5], embed_dim=24)
     found, _ = find(encoder, rank=5, power_iterations=0)
     check_is_a_decomposition(found, encoder, 5)
-    torch.testing.assert_close(found.sigma, encoder.sigma[:5], rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.singular_values, encoder.singular_values[:5], rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9])
@@ -100,8 +100,8 @@ def test_a_decaying_spectrum_is_found_to_the_bound_of_its_decay(decay):
     encoder = Linear(decay ** torch.arange(40), embed_dim=40)
     found, _ = find(encoder, rank=6, oversample=4, power_iterations=3)
     check_is_a_decomposition(found, encoder, 6)
-    ratio = decay ** (10 - 6)  # sigma outside the sketch over sigma_k; each block squares it twice over
-    relative = (encoder.sigma[:6] - found.sigma) / encoder.sigma[:6]
+    ratio = decay ** (10 - 6)  # value outside the sketch over s_k; each block squares it twice over
+    relative = (encoder.singular_values[:6] - found.singular_values) / encoder.singular_values[:6]
     assert bool((relative > -1e-12).all())  # a projection never exceeds the matrix
     assert relative.max() < 40 * ratio ** (2 * 3)
     assert energy(found.u, encoder, 6) > 1 - 40 * ratio ** (2 * 3)
@@ -135,9 +135,9 @@ def test_the_cost_is_one_jvp_and_one_vjp_a_round():
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_chunks_change_nothing(chunk):
     encoder = Linear(1 / torch.arange(1, 49), embed_dim=48)
-    (u, sigma, v), _ = find(encoder, 5)
-    (u_part, sigma_part, v_part), _ = find(encoder, 5, chunk=chunk)
-    torch.testing.assert_close(sigma_part, sigma, rtol=1e-12, atol=0)
+    (u, s, v), _ = find(encoder, 5)
+    (u_part, s_part, v_part), _ = find(encoder, 5, chunk=chunk)
+    torch.testing.assert_close(s_part, s, rtol=1e-12, atol=0)
     torch.testing.assert_close(u_part.T @ u_part, u.T @ u, rtol=0, atol=1e-10)
     torch.testing.assert_close(v_part.T @ v_part, v.T @ v, rtol=0, atol=1e-10)
 
@@ -148,7 +148,7 @@ def test_a_sketch_as_wide_as_the_embedding_is_exact(rank, oversample):
     found, jacobian = find(encoder, rank, oversample, power_iterations=2)
     check_is_a_decomposition(found, encoder, rank)
     assert jacobian.directions <= 12 * 3  # a JVP and a VJP of at most 12, and a JVP that adds nothing
-    torch.testing.assert_close(found.sigma, encoder.sigma[:rank], rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.singular_values, encoder.singular_values[:rank], rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize(("rank", "oversample", "rounds"), [(5, 2, 1), (5, 2, 3), (7, 0, 1), (4, 1, 2)])
@@ -156,15 +156,15 @@ def test_blocks_that_fill_the_embedding_space_are_exact(rank, oversample, rounds
     encoder = Linear(0.8 ** torch.arange(12), embed_dim=12)
     found, _ = find(encoder, rank, oversample, rounds)
     check_is_a_decomposition(found, encoder, rank)
-    torch.testing.assert_close(found.sigma, encoder.sigma[:rank], rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.singular_values, encoder.singular_values[:rank], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_singular_values_that_are_zero_stay_near_zero(dtype):
     encoder = Linear([3.0, 1.0], embed_dim=16, dtype=dtype)
-    (_, sigma, v), jacobian = find(encoder, rank=6)
-    torch.testing.assert_close(sigma[:2], encoder.sigma[:2], rtol=1e-5, atol=0)
-    assert bool((sigma[2:] < numerical_rank_floor(sigma, 16)).all())
+    (_, s, v), jacobian = find(encoder, rank=6)
+    torch.testing.assert_close(s[:2], encoder.singular_values[:2], rtol=1e-5, atol=0)
+    assert bool((s[2:] < numerical_rank_floor(s, 16)).all())
     assert jacobian.directions <= 2 * (8 + 2 + 2)  # the rows of rounding noise are not followed
     assert bool(v.isfinite().all())
 
@@ -173,7 +173,7 @@ def test_float32_products_give_single_precision():
     encoder = Linear(0.7 ** torch.arange(40), embed_dim=40, dtype=torch.float32)
     found, _ = find(encoder, rank=6, oversample=4, power_iterations=3)
     check_is_a_decomposition(found, encoder, 6, atol=1e-4)
-    torch.testing.assert_close(found.sigma, encoder.sigma[:6], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.singular_values, encoder.singular_values[:6], rtol=1e-5, atol=0)
 
 
 def test_gram_keeps_digits_that_float32_would_lose():
@@ -187,8 +187,8 @@ def test_gram_keeps_digits_that_float32_would_lose():
 
 
 def test_numerical_rank_floor():
-    sigma = torch.tensor([0.5, 4.0, 1e-9], dtype=torch.float64)
-    assert numerical_rank_floor(sigma, 384).item() == 4.0 * 384 * 2.0**-23
+    s = torch.tensor([0.5, 4.0, 1e-9], dtype=torch.float64)
+    assert numerical_rank_floor(s, 384).item() == 4.0 * 384 * 2.0**-23
 
 
 @pytest.mark.parametrize("power_iterations", [0, 1, 2])

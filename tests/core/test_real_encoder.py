@@ -22,10 +22,10 @@ PHOTOS = [0, 3, *(pytest.param(i, marks=pytest.mark.long) for i in (1, 2, 4, 5, 
 
 
 class Exact(NamedTuple):
-    """What the dense Jacobian (384 x 150528) says of one photo, all in float64."""
+    """Results from the dense Jacobian (384 x 150528) at one photo, in float64."""
 
     x: Tensor  # (3, 224, 224), preprocessed
-    sigma: Tensor  # (384,)
+    singular_values: Tensor  # (384,)
     left: Tensor  # (9, 384), the top left singular vectors
     grad: Tensor  # (3, 224, 224), of the sum of the logs of the top nine singular values
 
@@ -46,21 +46,21 @@ def exact(encoder_dir, photos) -> Callable[[int], Exact]:
         rows = [torch.autograd.grad(value, x, retain_graph=True)[0].flatten() for value in output]
         matrix = torch.stack(rows)
         # J^T = Q R, so R^T has the left singular vectors and values of J, and none of its width
-        u, sigma, _ = torch.linalg.svd(torch.linalg.qr(matrix.T, mode="r").R.T)
+        u, s, _ = torch.linalg.svd(torch.linalg.qr(matrix.T, mode="r").R.T)
         grad = torch.zeros_like(x)
         for i in range(K):
-            v = matrix.T @ u[:, i] / sigma[i]
+            v = matrix.T @ u[:, i] / s[i]
             (row,) = torch.autograd.grad(encoder(x[None])[0] @ u[:, i], x, create_graph=True)
-            grad += torch.autograd.grad(row.flatten() @ v, x)[0] / sigma[i]
-        return Exact(x.detach(), sigma, u[:, :K].T, grad.detach())
+            grad += torch.autograd.grad(row.flatten() @ v, x)[0] / s[i]
+        return Exact(x.detach(), s, u[:, :K].T, grad.detach())
 
     return compute
 
 
 @pytest.mark.parametrize("index", [PHOTOS[0], pytest.param(3, marks=pytest.mark.long), *PHOTOS[2:]])
 def test_exact_score(real, exact, index):
-    x, sigma, _, _ = exact(index)
-    expected = sigma.clamp(min=1e-6).log().sum()
+    x, s, _, _ = exact(index)
+    expected = s.clamp(min=1e-6).log().sum()
     found = jepa_score(real, x[None].float())[0]
     print(f"photo {index}: score {expected:.4f}, relative error {(found - expected) / expected:.1e}")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
@@ -76,7 +76,7 @@ def test_a_cold_gradient_has_the_direction_of_the_exact_one(real, exact, index):
     print(f"photo {index}: cosine {cosine:.5f}, share of the left subspace {share:.4f}")
     assert cosine > 0.98
     assert share > 0.95  # products in bfloat16 would leave about a quarter
-    torch.testing.assert_close(found.score[0], reference.sigma[:K].log().sum(), rtol=0, atol=0.05)
+    torch.testing.assert_close(found.score[0], reference.singular_values[:K].log().sum(), rtol=0, atol=0.05)
     with torch.autocast("cpu", torch.bfloat16 if index == PHOTOS[0] else torch.float16):
         under = RarityGradient()(real, x)
     assert torch.equal(under.grad, found.grad)  # so the cosine is the same

@@ -10,10 +10,10 @@ from jepa_core.score import log_sum, random_outputs
 
 
 def reference(matrix, top_k=None, eps=1e-6, embed_dim=None):
-    """sum log max(sigma, eps), values below the numerical rank of a float32 encoder counting as eps."""
-    sigma = torch.linalg.svdvals(matrix)
-    sigma[sigma < sigma[0] * (embed_dim or len(matrix)) * 2.0**-23] = eps
-    return sigma.clamp(min=eps)[:top_k].log().sum()
+    """sum log max(s, eps), values below the numerical rank of a float32 encoder counting as eps."""
+    s = torch.linalg.svdvals(matrix)
+    s[s < s[0] * (embed_dim or len(matrix)) * 2.0**-23] = eps
+    return s.clamp(min=eps)[:top_k].log().sum()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, None])
@@ -30,12 +30,10 @@ def test_exact_score(encoder, images, dense, chunk):
 @pytest.mark.parametrize("eps", [1e-12, 1e-6, 0.1, 100.0])
 def test_the_two_null_directions_and_all_small_values_count_as_eps(encoder, images, dense, eps):
     matrix = dense(encoder, images[0])
-    sigma = torch.linalg.svdvals(matrix)
-    assert (
-        1e-12 < sigma[30] < 1e-7 < 1e-2 < sigma[29]
-    )  # two values of rounding noise, one above the smallest eps
+    s = torch.linalg.svdvals(matrix)
+    assert 1e-12 < s[30] < 1e-7 < 1e-2 < s[29]  # two values of rounding noise, one above the smallest eps
     found = jepa_score(encoder, images[:1], eps=eps)
-    expected = sigma[:30].clamp(min=eps).log().sum() + 2 * torch.tensor(eps).double().log()
+    expected = s[:30].clamp(min=eps).log().sum() + 2 * torch.tensor(eps).double().log()
     torch.testing.assert_close(found[0], expected, rtol=1e-6, atol=0)
 
 
@@ -48,11 +46,11 @@ def test_float32_agrees_with_float64_in_spite_of_the_null_directions(save_model,
 
 def test_log_sum_by_hand():
     # floor 4 * 384 * 2^-23 = 1.83e-4: the last two count as eps
-    sigma = torch.tensor([4.0, 1.0, 2e-4, 1e-4, 0.0], dtype=torch.float64)
+    s = torch.tensor([4.0, 1.0, 2e-4, 1e-4, 0.0], dtype=torch.float64)
     expected = sum(torch.tensor([4.0, 1.0, 2e-4, 1e-6, 1e-6]).double().log())
-    torch.testing.assert_close(log_sum(sigma, 384, 1e-6), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(log_sum(s, 384, 1e-6), expected, rtol=1e-6, atol=0)
     expected = sum(torch.tensor([4.0, 1.0, 0.5, 0.5, 0.5]).double().log())
-    torch.testing.assert_close(log_sum(sigma, 384, 0.5), expected, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(log_sum(s, 384, 0.5), expected, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("top_k", [1, 4, 10])

@@ -13,20 +13,20 @@ CPU = torch.device("cpu")
 
 
 def path(images, steps=5, size=0.02):
-    """Images (steps, B, 3, S, S) that move a little at a time, as clean estimates do."""
+    """Images (steps, B, 3, S, S) that change a little at each step, as clean estimates do."""
     generator = torch.Generator().manual_seed(11)
     moves = torch.randn(steps, *images.shape, generator=generator, dtype=torch.float64) * size
     return images + moves.cumsum(0)
 
 
 def exact_gradient(encoder, image, k):
-    """Closed form on the dense Jacobian: sum_i (1 / sigma_i) grad_x <u_i, J v_i>, by double backward."""
+    """Closed form on the dense Jacobian: sum_i (1 / s_i) grad_x <u_i, J v_i>, by double backward."""
     x = image.clone().requires_grad_()
     (rows,) = torch.autograd.grad(
         encoder(x[None])[0], x, torch.eye(encoder.embed_dim).to(x), create_graph=True, is_grads_batched=True
     )
-    u, sigma, v = torch.linalg.svd(rows.detach().flatten(1), full_matrices=False)
-    weighted = torch.einsum("di,dn,in,i->", u[:, :k], rows.flatten(1), v[:k], 1 / sigma[:k])
+    u, s, v = torch.linalg.svd(rows.detach().flatten(1), full_matrices=False)
+    weighted = torch.einsum("di,dn,in,i->", u[:, :k], rows.flatten(1), v[:k], 1 / s[:k])
     return torch.autograd.grad(weighted, x)[0]
 
 
@@ -59,7 +59,7 @@ def test_each_image_of_a_batch_is_tracked_as_if_it_were_alone(encoder, images):
         found = together(encoder, x, ids=["a", "b", "c"])
         for index, one in enumerate(alone):
             expected = one(encoder, x[index : index + 1])
-            for name in ("score", "sigma", "grad", "u", "v", "residual"):
+            for name in ("score", "singular_values", "grad", "u", "v", "residual"):
                 assert torch.equal(getattr(found, name)[index], getattr(expected, name)[0]), name
 
 
@@ -153,7 +153,7 @@ def test_the_basis_to_track_holds_the_products_and_the_strongest_of_the_rest(enc
     with differentiable(encoder), full_precision(CPU):
         jacobian = JacobianOperator(encoder, images[0])
         found = sketch_range(jacobian, 5, seed=0)
-        u, sigma, v = ritz_triplets(found, 5)
+        u, s, v = ritz_triplets(found, 5)
         products = jacobian.jvp(v).double()
     basis = basis_to_track(found, products)
     assert basis.shape == (10, 32)
@@ -162,7 +162,7 @@ def test_the_basis_to_track_holds_the_products_and_the_strongest_of_the_rest(enc
     # five and five directions: the range of five is inside as well
     torch.testing.assert_close(u @ basis.T @ basis, u, rtol=0, atol=1e-10)
     # converged products add nothing, and rounding noise is not followed
-    same = basis_to_track(found, sigma[:, None] * u)
+    same = basis_to_track(found, s[:, None] * u)
     assert len(same) == 5
 
 

@@ -1,4 +1,4 @@
-"""Pictures over white, against the formula for one pixel and finite differences."""
+"""Compositing over white, against the formula for one pixel and finite differences."""
 
 from __future__ import annotations
 

@@ -1,42 +1,42 @@
-// Drawing on a canvas, and nothing else: the dial's scale and the course of the score. Knows no host.
+// Draws the strength scale and the score chart on a canvas. Independent of the host's page.
 
 const DARK = { ink: "#e8e8e8", dim: "#a8a8a8", grid: "#4a4a4a", grey: "#3a3a3a", score: "#56B4E9", judge: "#E69F00", warn: "#F0E442" };
 const LIGHT = { ink: "#1a1a1a", dim: "#505050", grid: "#c8c8c8", grey: "#e0e0e0", score: "#0072B2", judge: "#B34700", warn: "#7A4B00" };
-export const USEFUL = [0.5, 2]; // strengths at which pictures change and stay whole: research/figures/strengths.json
-const DIAL_END = 4; // strengths beyond are drawn at the end of the scale
+export const USEFUL = [0.5, 2]; // strengths at which images change and stay intact: research/figures/strengths.json
+const SCALE_END = 4; // larger strengths are drawn at the end of the scale
 const FONT = "12px sans-serif";
 
-/** Colours that read on a background given as any CSS colour. */
+/** The palette that is legible on a background, given as a CSS rgb() colour. */
 export function palette(background) {
   const [r, g, b] = (background.match(/[\d.]+/g) ?? [0, 0, 0]).map(Number);
   return 0.3 * r + 0.59 * g + 0.11 * b > 128 ? LIGHT : DARK;
 }
 
-/** How many of `steps` steps lie in the guided range: start <= i / steps < end, every `interval`-th. */
+/** The number of guided steps: start <= i / steps < end, every `interval`-th. */
 export function guidedSteps({ steps, start, end, interval }) {
   let count = 0;
   for (let i = 0; i < steps; i++) if (i / steps >= start && i / steps < end && i % interval === 0) count++;
   return count;
 }
 
-/** Mean of the numbers of a list, without those that are missing; null where there is none. */
+/** The mean of the numbers in a list, ignoring nulls; null if there are none. */
 export function mean(values) {
   const known = (values ?? []).filter((value) => value !== null);
   return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
 }
 
-/** Points [step from 1, score] of the guided steps. */
-export function course(trace, pick) {
+/** The points [step from 1, mean score] of the guided steps. */
+export function scorePoints(trace, pick) {
   return trace.steps
     .filter((step) => step.guided)
     .map((step) => [step.step + 1, mean(pick(step))])
     .filter(([, score]) => score !== null);
 }
 
-/** The scale of the strength from more typical to rarer, the useful part marked, and where the dial stands. */
-export function drawDial(ctx, { x, y, width }, strength, words, colours) {
+/** The strength scale from more typical to rarer, with the useful range and the current strength marked. */
+export function drawScale(ctx, { x, y, width }, strength, words, colours) {
   const middle = x + width / 2;
-  const across = (value) => middle + (Math.sign(value) * Math.sqrt(Math.min(Math.abs(value), DIAL_END) / DIAL_END) * width) / 2;
+  const across = (value) => middle + (Math.sign(value) * Math.sqrt(Math.min(Math.abs(value), SCALE_END) / SCALE_END) * width) / 2;
   ctx.font = FONT;
   ctx.textBaseline = "middle";
   ctx.fillStyle = colours.dim;
@@ -51,9 +51,9 @@ export function drawDial(ctx, { x, y, width }, strength, words, colours) {
   ctx.fillStyle = colours.score;
   ctx.fillRect(across(USEFUL[0]), line - 3, across(USEFUL[1]) - across(USEFUL[0]), 6);
   ctx.fillStyle = colours.dim;
-  for (const tick of [-DIAL_END, -1, 0, 1, DIAL_END]) {
+  for (const tick of [-SCALE_END, -1, 0, 1, SCALE_END]) {
     ctx.fillRect(across(tick) - 0.5, line - 5, 1, 10);
-    ctx.textAlign = tick === -DIAL_END ? "left" : tick === DIAL_END ? "right" : "center";
+    ctx.textAlign = tick === -SCALE_END ? "left" : tick === SCALE_END ? "right" : "center";
     ctx.fillText(String(tick), across(tick), line + 13);
   }
   if (strength === null) return;
@@ -65,7 +65,7 @@ export function drawDial(ctx, { x, y, width }, strength, words, colours) {
   ctx.fill();
 }
 
-/** A text of one or more lines; returns the height that it took. */
+/** Text wrapped to the width; returns its height. */
 export function drawText(ctx, { x, y, width }, text, colour) {
   ctx.font = FONT;
   ctx.fillStyle = colour;
@@ -73,7 +73,7 @@ export function drawText(ctx, { x, y, width }, text, colour) {
   ctx.textBaseline = "top";
   let line = "";
   let top = y;
-  // languages without spaces break between any two characters
+  // languages without spaces may break between any two characters
   for (const part of text.match(/[\u3000-\u9fff\uff00-\uffef]|[^\s\u3000-\u9fff\uff00-\uffef]+\s*|\s+/g) ?? []) {
     if (line && ctx.measureText(line + part).width > width) {
       ctx.fillText(line, x, top);
@@ -86,11 +86,11 @@ export function drawText(ctx, { x, y, width }, text, colour) {
   return top + 16 - y;
 }
 
-/** Score against step; unguided steps are grey. A judge has its own scale on the right. */
+/** The score over the steps; unguided steps are grey. A judge has its own scale on the right. */
 export function drawTrace(ctx, { x, y, width, height }, trace, words, colours) {
-  const lines = [{ points: course(trace, (step) => step.score), colour: colours.score, side: "left" }];
+  const lines = [{ points: scorePoints(trace, (step) => step.score), colour: colours.score, side: "left" }];
   const [judge] = trace.judges;
-  if (judge) lines.push({ points: course(trace, (step) => step.judged[judge]), colour: colours.judge, side: "right" });
+  if (judge) lines.push({ points: scorePoints(trace, (step) => step.judged[judge]), colour: colours.judge, side: "right" });
   const left = x + 44;
   const right = x + width - (judge ? 44 : 8);
   const top = y + 20;
@@ -141,7 +141,7 @@ function drawLine(ctx, { left, right, top, bottom }, points, across, colour, sid
   for (const [step, score] of points) {
     ctx.beginPath();
     if (side === "left") ctx.arc(across(step), down(score), 3.5, 0, 7);
-    else ctx.rect(across(step) - 3, down(score) - 3, 6, 6); // told apart by shape too
+    else ctx.rect(across(step) - 3, down(score) - 3, 6, 6); // distinguishable without colour
     ctx.fill();
   }
 }

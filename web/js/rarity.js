@@ -1,8 +1,8 @@
-// On the guided nodes: the scale of the dial, what will be guided, and the course of the score while the sampler runs.
+// On the guided nodes: the strength scale, which steps will be guided, and the score while the sampler runs.
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { course, drawDial, drawText, drawTrace, guidedSteps, palette } from "./chart.js";
+import { drawScale, drawText, drawTrace, guidedSteps, palette, scorePoints } from "./chart.js";
 
 const GUIDED = ["JEPAGuidedKSampler", "JEPAGuidance"];
 const EVENT = "jepa_guidance.trace"; // host/guidance/report.py sends it
@@ -10,7 +10,7 @@ const HEIGHT = 270; // of the chart
 const WIDTH = 330; // of a new node, at least
 const WATCHED = ["strength", "start_percent", "end_percent", "interval", "steps"];
 
-let words = null; // the page's language, from locales/*/main.json
+let words = null; // texts in the page's language, from locales/*/main.json
 
 async function loadWords() {
   const all = await (await api.fetchApi("/i18n")).json();
@@ -18,7 +18,7 @@ async function loadWords() {
   words = { ...all.en?.jepaGuidance, ...all[language]?.jepaGuidance };
 }
 
-/** The node of an id like "12" or, inside subgraphs, "5:12". */
+/** The node with an id such as "12" or, inside a subgraph, "5:12". */
 function nodeOf(id) {
   let graph = app.rootGraph ?? app.graph;
   let node = null;
@@ -29,15 +29,15 @@ function nodeOf(id) {
   return node;
 }
 
-/** Whether a link ends at a node's input. */
+/** Whether a node's input is linked. */
 function isLinked(node, name) {
   const index = node.inputs?.findIndex((input) => input.name === name) ?? -1;
   if (index < 0) return false;
-  // older pages know only the link itself
+  // older frontends lack isInputConnected
   return node.isInputConnected?.(index) ?? node.inputs[index].link != null;
 }
 
-/** The number in a widget; null where a link brings it. */
+/** A widget's value; null if the input is linked. */
 function valueOf(node, name) {
   if (isLinked(node, name)) return null;
   return node.widgets?.find((widget) => widget.name === name)?.value ?? null;
@@ -70,14 +70,14 @@ function draw(node) {
   ctx.clearRect(0, 0, width, height);
   const colours = palette(getComputedStyle(canvas).backgroundColor);
   const box = { x: 10, width: width - 20 };
-  drawDial(ctx, { ...box, y: 6 }, valueOf(node, "strength"), words, colours);
+  drawScale(ctx, { ...box, y: 6 }, valueOf(node, "strength"), words, colours);
   let y = 52;
   const { text, warn } = outlook(node);
   if (text) y += drawText(ctx, { ...box, y }, text, warn ? colours.warn : colours.dim) + 4;
   const trace = node.jepaTrace;
   if (trace?.total) drawTrace(ctx, { ...box, y, height: height - y - 4 }, trace, words, colours);
   else drawText(ctx, { ...box, y }, words.waiting, colours.dim);
-  const scores = trace ? course(trace, (step) => step.score).map(([step, score]) => `${step}: ${score.toFixed(1)}`) : [];
+  const scores = trace ? scorePoints(trace, (step) => step.score).map(([step, score]) => `${step}: ${score.toFixed(1)}`) : [];
   canvas.setAttribute("aria-label", [text, scores.length ? `${words.score}; ${scores.join(", ")}` : words.waiting].join(" "));
 }
 
@@ -99,7 +99,7 @@ function addChart(node) {
   for (const watched of node.widgets.filter(({ name }) => WATCHED.includes(name))) follow(watched, "callback", () => draw(node));
 }
 
-/** Call `after` behind a method of the host's node or widget. */
+/** Call `after` after a method of the host's node or widget. */
 function follow(owner, method, after) {
   const before = owner[method];
   owner[method] = function (...args) {
