@@ -1,4 +1,4 @@
-"""docs/gradient_check.md: what the check of a gradient lets pass and what it catches, from the figures of its long test.
+"""docs/gradient_check.md: what the gradient check catches and misses, from the figures of its long test.
 
 python dev.py run tools/gradient_check_page.py        write it
 """
@@ -24,27 +24,33 @@ FAULTS = {
 def page(figures: dict[str, Any]) -> str:
     """The page in Markdown."""
     sound = figures["sound"]
-    return f"""# The check of a gradient
+    return f"""# The gradient check
+
+This page says what the gradient check catches, what it misses, and how often it raises a false alarm.
 
 Before a run trusts the gradient of a denoiser or decoder, it compares the vector-Jacobian product with a central
-difference (`host/gradient/check.py`): once for each network with its patches, size and precision in a process. The
+difference (`host/gradient/check.py`), once per process for each network with its patches, size and precision. The
 comparison takes two more calls of the denoiser, of the decoder for one image, and one more backward pass of each. A
 denoiser that fails is held constant for the run, and the node says so; a decoder that fails is refused.
 
-**Sound networks:** {sound["checks"]} comparisons in {len(families(sound))} families in float32, float16 and bfloat16, at
-four noise levels, three CFG scales and several latents: {len(sound["false alarms"])} false alarms. A comparison that
-goes too far beyond 1 is made once more with a smaller step, and both count. The ratio is the predicted change divided
-by the measured one; noise is how much of the change is rounding or curvature.
+## Sound networks
+
+{sound["checks"]} comparisons in {len(families(sound))} families, in float32, float16 and bfloat16, at four noise levels,
+three CFG scales and several latents: {len(sound["false alarms"])} false alarms. A comparison that goes too far beyond 1 is
+repeated with a smaller step, and both count. The ratio is the predicted change divided by the measured one; noise is
+how much of the change is rounding or curvature.
 
 {sound_table(sound)}
 
-**Faults**, put into the same networks: caught / tried. What is missed is a part that rounding hides: with one block of
-few channels, attention is at times a hundredth of what a tiny network computes. The figures have the ratio of each.
+## Faults
+
+Faults put into the same networks: caught / tried. What is missed is hidden by rounding: with one block of few
+channels, attention is sometimes a hundredth of what a tiny network computes. The figures give the ratio of each.
 
 {fault_table(figures["faults"])}
 
-Tiny random models of the host's own classes on a processor; `python dev.py test --long`,
-[the figures](../tests/host/gradient/check.json).
+Tiny random models of ComfyUI's own classes on a processor; `python dev.py test --long`,
+[figures](../tests/host/gradient/check.json).
 """
 
 

@@ -1,4 +1,4 @@
-"""The programs that turn measurements into figures, and the README that quotes them."""
+"""The programs that turn measurements into figures, and the pages that quote them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from jepa_core import RarityGradient
 from research import run
 from research.costs import gradient, score
 from tests.conftest import ROOT
+
+# The page in docs/ that shows the table of a part.
+PAGES = {
+    "gradient": "cost",
+    "step": "cost",
+    "paths": "cost",
+    "cuda": "cost",
+    "guides": "encoders",
+    "djepa": "djepa",
+}
 
 
 def row(arm, place, seconds, cosine, calls=4, trajectory="unguided-s20-2"):
@@ -75,13 +85,17 @@ def test_quadrature_is_exact_with_all_steps_and_near_with_few():
     assert score.quadrature(1, 12, found) != pytest.approx(exact, abs=1e-6)
 
 
-def test_the_readme_quotes_the_figures_that_are_there():
+def test_the_pages_quote_the_figures_that_are_there():
     figures = run.read()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert list(figures) == list(run.PARTS)
-    for part in ("gradient", "step", "paths", "guides", "djepa", "cuda"):
-        assert run.TABLES[part](figures[part]) in readme, part
-    assert f"{figures['score']['shipped']['spearman']:.3f}" in readme
+    texts = {
+        page: (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        for page in {*PAGES.values(), "scoring"}
+    }
+    for part, page in PAGES.items():
+        assert run.TABLES[part](figures[part]) in texts[page], part
+    for page in ("cost", "scoring"):
+        assert f"{figures['score']['shipped']['spearman']:.3f}" in texts[page]
     assert run.TABLES["memory"](figures["memory"]).count("preset") >= 2
     assert figures["score"]["pictures"] >= 64
     assert math.isfinite(sum(figures["score"]["exact_scores"].values()))

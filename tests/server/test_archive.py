@@ -109,10 +109,30 @@ def test_the_archive_holds_what_nodes_need_and_users_read(files):
     folders = [ROOT / name for name in ("nodes", "host", "jepa_core")]
     code = {file.relative_to(ROOT).as_posix() for folder in folders for file in folder.rglob("*.py")}
     assert code <= set(files)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    pictures = [place for place in re.findall(r"!\[[^]]*\]\(([^)#]+)\)", readme) if "://" not in place]
-    assert pictures
-    assert set(pictures) <= set(files)
+
+
+def test_what_the_readme_links_is_in_the_archive_with_its_pictures(files):
+    readme = links(ROOT / "README.md")
+    assert readme - set(files) == {"CONTRIBUTING.md"}  # for those who have the repository
+    pages = {path for path in files if path.startswith("docs/") and path.endswith(".md")}
+    shown = {
+        path
+        for page in ["README.md", *pages]
+        for path in links(ROOT / page)
+        if path.endswith((".jpg", ".png"))
+    }
+    assert shown == {path for path in files if path.startswith("docs/images/")}
+
+
+def links(page: Path) -> set[str]:
+    """What a page shows or links of this repository; from docs/ only what is in that folder, the rest is for developers."""
+    targets = [
+        target
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if "://" not in target
+    ]
+    found = {(page.parent / target).resolve().relative_to(ROOT.resolve()).as_posix() for target in targets}
+    return {path for path in found if page.parent == ROOT or path.startswith("docs/")}
 
 
 def test_the_archive_is_small(archive):

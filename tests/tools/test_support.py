@@ -1,17 +1,15 @@
-"""The support matrix in the README is the one that was measured."""
+"""The support matrix on its page is the one that was measured."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
 from tools import support
 
 
-def test_the_readme_shows_the_figures():
-    readme = support.README.read_text(encoding="utf-8")
-    assert support.with_tables(readme, support.tables(json.loads(support.FIGURES.read_text()))) == readme
+def test_the_page_shows_the_figures():
+    text = support.PAGE.read_text(encoding="utf-8")
+    assert support.page(text) == text, "run: python dev.py run tools/support.py"
 
 
 def test_a_sampler_that_differs_between_schedulers_is_no_row():
@@ -19,6 +17,6 @@ def test_a_sampler_that_differs_between_schedulers_is_no_row():
         support.sampler_table({"euler": {"normal": "exact", "karras": "refused"}})
 
 
-def test_a_readme_without_markers_is_refused():
+def test_a_page_without_markers_is_refused():
     with pytest.raises(ValueError, match="support matrix"):
-        support.with_tables("# Title\n", "table")
+        support.page("# Title\n")
