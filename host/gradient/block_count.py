@@ -61,7 +61,7 @@ class BlockCount:
         def run(x: Tensor) -> Tensor:
             self._most_now, self._carries_gradient = 0, False
             answer = denoise(x)
-            if self._counts and torch.is_grad_enabled() and (fault := self._fault()):
+            if self._counts and x.requires_grad and (fault := self._fault()):
                 raise WrongGradientError(DENOISER, fault)
             return answer
 

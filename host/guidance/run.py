@@ -43,7 +43,7 @@ class Guidance:
     Attributes:
         chain: gives the gradient; every run takes its own by begin_run.
         vae: decodes; its weights stay in place.
-        guides, judges: the encoders.
+        encoders: guides and judges.
         how: how the gradient is computed, a line for people.
         notices: what is done differently than asked, before any run.
         on_pass: called after every encoder pass; may raise to stop.
@@ -53,8 +53,7 @@ class Guidance:
     config: GuidanceConfig
     chain: GradientChain
     vae: Any
-    guides: Sequence[HostEncoder]
-    judges: Sequence[HostEncoder]
+    encoders: Sequence[HostEncoder]
     how: str
     notices: Sequence[str]
     on_pass: Callable[[], None]
@@ -80,7 +79,7 @@ class GuidedRun:
         self.guider = guider
         self.base_model = guider.inner_model
         self.config = guidance.config
-        self.encoders = [*guidance.guides, *guidance.judges]
+        self.encoders = guidance.encoders
         self.on_pass, self.report = guidance.on_pass, guidance.report
         self.trace = Trace(*guidance.chain.labels, how=guidance.how)
         for notice in guidance.notices:
@@ -205,7 +204,7 @@ class GuidedRun:
                 with random_state_kept(x.device):  # some decoders draw noise
                     return self._gradient(calls, x, sigmas, kwargs)
             except WrongGradientError as error:
-                if error.part != DENOISER:
+                if error.part != DENOISER or not self.chain.through_denoiser:
                     raise ValueError(
                         f"JEPA guidance cannot use this decoder: {error}. Set decoder to another choice, or connect "
                         "another VAE."

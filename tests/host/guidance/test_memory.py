@@ -17,7 +17,6 @@ from jepa_guidance.host.gradient import residency
 from jepa_guidance.host.gradient.chain import Guide, LatentGradient
 from jepa_guidance.host.gradient.decoders import LatentDecoder
 from jepa_guidance.host.gradient.residency import refuse_streamed
-from jepa_guidance.host.guidance import checks as models
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient, differentiable
@@ -274,7 +273,6 @@ def test_a_decoder_or_encoder_that_stays_streamed_is_refused(monkeypatch, tiny, 
     module.model_lowvram = False
     partly_loaded(monkeypatch, module)
     monkeypatch.setattr(residency, "is_streamed", lambda patcher: patcher.model is module)
-    monkeypatch.setattr(models, "is_streamed", lambda patcher: patcher.model is module)
     with pytest.raises(ValueError, match="streamed from system memory"):
         stock(guided(tiny, through_denoiser=True), tiny)
 
