@@ -131,6 +131,21 @@ class RarityGradient:
         for name in list(self._bases) if ids is None else ids:
             self._bases.pop(name, None)
 
+    def fresh(self, on_pass: Callable[[], None] | None = None) -> "RarityGradient":
+        """Return one of the same settings that tracks nothing yet, for a run of its own."""
+        return type(self)(
+            self.k,
+            self.oversample,
+            self.power_iterations,
+            self.seed,
+            tracked=self.tracked,
+            tolerance=self.tolerance,
+            half=self.half,
+            memory=self.memory,
+            chunk=self.chunk,
+            on_pass=on_pass,
+        )
+
     def snapshot(self) -> dict[Hashable, Tensor]:
         """The currently tracked ranges, for restore."""
         return dict(self._bases)

@@ -4,9 +4,9 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.guidance.patch import apply_guidance
-from ..host.guidance.report import trace_reporter
+from ..host.guidance.report import TraceReporter
 from .checks import check_values
-from .guidance_inputs import chain_of, guidance_inputs, guides_nothing, schedule_of, settings_message
+from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
 
 
 class JEPAGuidance(io.ComfyNode):
@@ -45,8 +45,10 @@ class JEPAGuidance(io.ComfyNode):
         return io.NodeOutput(
             apply_guidance(
                 model,
-                schedule=schedule_of(settings),
-                report=trace_reporter(cls.hidden.unique_id),
-                **chain_of(settings),
+                settings["vae"],
+                settings["encoder"],
+                config_of(settings),
+                judge=settings.get("judge"),
+                report=TraceReporter(cls.hidden.unique_id),
             )
         )

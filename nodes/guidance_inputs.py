@@ -4,20 +4,35 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.comfy.required import interrupt_check
-from ..host.gradient.decoders import DECODERS, ENCODER_RESOLUTION, FULL, TINY_OR_SMALL
-from ..host.guidance.patch import ONE_CALL, TWO_CALLS
+from ..host.guidance.config import GuidanceConfig
 from ..host.guidance.schedule import Schedule
+from ..host.options import (
+    COLD,
+    CONSTANT,
+    CROP,
+    DECODERS,
+    DENOISER_CONSTANT,
+    ENCODER_RESOLUTION,
+    FULL,
+    MAX,
+    NONE,
+    ONE_CALL,
+    PER_STEP,
+    RMS,
+    SPREAD,
+    SQUASH,
+    THROUGH_DENOISER,
+    TINY_OR_SMALL,
+    TRACKED,
+    TRACKED_HALF,
+    TWO_CALLS,
+    VARIANCE,
+)
 from ..jepa_core import RarityGradient
 from ..jepa_core.score import PROJECTION
 from .checks import number_message
 from .types import JEPAEncoder
 
-HELD_CONSTANT = "denoiser constant"
-THROUGH_DENOISER = "through denoiser"
-TRACKED = "tracked"
-TRACKED_HALF = "tracked in half precision"
-COLD = "cold"
 CUSTOM = "custom"
 MAX_STRENGTH = 10.0
 # Defaults of inputs added later: optional, so that prompts saved without them still run.
@@ -46,7 +61,7 @@ PRESETS = {
         "rank": 9,
         "oversampling": 2,
         "power_iterations": 2,
-        "gradient_path": HELD_CONSTANT,
+        "gradient_path": DENOISER_CONSTANT,
         "decoder": ENCODER_RESOLUTION,
         "denoiser_calls": ONE_CALL,
         "checkpointing": False,
@@ -56,7 +71,7 @@ PRESETS = {
         "rank": 9,
         "oversampling": 1,
         "power_iterations": 1,
-        "gradient_path": HELD_CONSTANT,
+        "gradient_path": DENOISER_CONSTANT,
         "decoder": TINY_OR_SMALL,
         "denoiser_calls": ONE_CALL,
         "checkpointing": False,
@@ -151,22 +166,22 @@ def guidance_inputs() -> list[io.Input]:
         io.Combo.Input(
             "schedule",
             extra_dict=ADVANCED,
-            options=["constant", "variance"],
-            default="constant",
+            options=[CONSTANT, VARIANCE],
+            default=CONSTANT,
             tooltip="constant: the same shift at every guided step (the paper's default). variance: scaled by the "
             "posterior variance of the step, so late steps shift less.",
         ),
         io.Combo.Input(
             "normalisation",
             extra_dict=ADVANCED,
-            options=["max", "rms", "none"],
-            default="max",
+            options=[MAX, RMS, NONE],
+            default=MAX,
             tooltip="max: the largest entry of the gradient becomes 1, so strength means the same for every image "
             "(the paper). rms: the root mean square becomes 1. none: the raw gradient.",
         ),
         io.Combo.Input(
             "gradient_path",
-            options=[HELD_CONSTANT, THROUGH_DENOISER],
+            options=[DENOISER_CONSTANT, THROUGH_DENOISER],
             default=THROUGH_DENOISER,
             tooltip=f"{THROUGH_DENOISER}: changes the image most, visibly from strength 0.5 on; the diffusion model is "
             "differentiated too (the paper). denoiser constant: faster and much less memory, but it adds grain rather than "
@@ -175,16 +190,16 @@ def guidance_inputs() -> list[io.Input]:
         io.Combo.Input(
             "strength_rule",
             extra_dict=ADVANCED,
-            options=["spread", "per_step"],
-            default="spread",
+            options=[SPREAD, PER_STEP],
+            default=SPREAD,
             tooltip="spread: strength is the paper's eta at three guided steps; more steps share the same "
             "total. per_step: every guided step applies the full strength.",
         ),
         io.Combo.Input(
             "fit",
             extra_dict=ADVANCED,
-            options=["squash", "crop"],
-            default="squash",
+            options=[SQUASH, CROP],
+            default=SQUASH,
             tooltip="How a non-square image is made square for the encoder. squash: squeezed (the paper). crop: only its "
             "centre. Score with the same setting.",
         ),
@@ -256,46 +271,38 @@ def guidance_inputs() -> list[io.Input]:
     ]
 
 
-def schedule_of(settings: dict) -> Schedule:
-    """The Schedule that the inputs describe. Raises ValueError on a range that makes no sense."""
-    return Schedule(
-        strength=settings["strength"],
-        start_percent=settings["start_percent"],
-        end_percent=settings["end_percent"],
-        interval=settings["interval"],
-        strength_rule=settings["strength_rule"],
-        variance=settings["schedule"] == "variance",
-        normalisation=settings["normalisation"],
-    )
-
-
 def guides_nothing(settings: dict) -> bool:
-    """Whether the inputs turn guidance off: the stock sampler's matter then, whatever the others say."""
+    """Whether the inputs turn guidance off: the stock sampler runs then, whatever the others say."""
     return settings["strength"] == 0 or settings["start_percent"] == settings["end_percent"]
 
 
-def chain_of(settings: dict) -> dict:
-    """The arguments of apply_guidance that the inputs describe, besides model, schedule and report."""
+def config_of(settings: dict) -> GuidanceConfig:
+    """What the inputs ask for. Raises ValueError on a range that makes no sense."""
     settings = LATER_INPUTS | settings
     settings |= PRESETS.get(settings["preset"], {})
-    return {
-        "vae": settings["vae"],
-        "encoder": settings["encoder"],
-        "rarity": RarityGradient(
+    return GuidanceConfig(
+        Schedule(
+            strength=settings["strength"],
+            start_percent=settings["start_percent"],
+            end_percent=settings["end_percent"],
+            interval=settings["interval"],
+            strength_rule=settings["strength_rule"],
+            variance=settings["schedule"] == VARIANCE,
+            normalisation=settings["normalisation"],
+        ),
+        RarityGradient(
             settings["rank"],
             settings["oversampling"],
             settings["power_iterations"],
             **RANGE_FINDERS[settings["range_finder"]],
-            on_pass=interrupt_check,
         ),
-        "through_denoiser": settings["gradient_path"] == THROUGH_DENOISER,
-        "decoder": settings["decoder"],
-        "denoiser_calls": settings["denoiser_calls"],
-        "checkpointing": settings["checkpointing"],
-        "fit": settings["fit"],
-        "antialias": settings["antialias"],
-        "judge": settings["judge"],
-    }
+        through_denoiser=settings["gradient_path"] == THROUGH_DENOISER,
+        decoder=settings["decoder"],
+        one_call=settings["denoiser_calls"] == ONE_CALL,
+        checkpointing=settings["checkpointing"],
+        fit=settings["fit"],
+        antialias=settings["antialias"],
+    )
 
 
 def settings_message(

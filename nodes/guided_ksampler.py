@@ -6,11 +6,11 @@ from ..host.comfy.required import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
 from ..host.comfy.sampling import stock_sample
 from ..host.guidance.checks import check_finite, check_frames
 from ..host.guidance.patch import apply_guidance
-from ..host.guidance.report import note_in_images, trace_reporter
+from ..host.guidance.report import TraceReporter, note_in_images
 from ..host.guidance.samplers import sampler_refusal
 from ..host.guidance.trace import Trace
 from .checks import check_values, number_message
-from .guidance_inputs import chain_of, guidance_inputs, guides_nothing, schedule_of, settings_message
+from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
 from .types import JEPATrace
 
 MAX_CFG = 100.0
@@ -131,17 +131,10 @@ class JEPAGuidedKSampler(io.ComfyNode):
             "scheduler": scheduler,
             "denoise": denoise,
         }
-        trace = Trace()
-        tell = trace_reporter(cls.hidden.unique_id)
-
-        def report(current: Trace) -> None:
-            nonlocal trace
-            trace = current
-            tell(current)
-
+        report = TraceReporter(cls.hidden.unique_id)
         if guides_nothing(settings):
             text = "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
-            report(Trace(message=text))
+            report(Trace(instead=text))
         else:
             # not the seed: the stock sampler takes any through a link
             values = {"model": model, "latent_image": latent_image} | sampling | settings
@@ -149,7 +142,14 @@ class JEPAGuidedKSampler(io.ComfyNode):
             encoders = (one for one in (settings["encoder"], settings.get("judge")) if one is not None)
             check_frames(latent_image["samples"], *encoders)
             check_finite(latent_image["samples"])
-            model = apply_guidance(model, schedule=schedule_of(settings), report=report, **chain_of(settings))
+            model = apply_guidance(
+                model,
+                settings["vae"],
+                settings["encoder"],
+                config_of(settings),
+                judge=settings.get("judge"),
+                report=report,
+            )
         latent = stock_sample(
             model,
             latent_image,
@@ -159,5 +159,5 @@ class JEPAGuidedKSampler(io.ComfyNode):
             **sampling,
         )
         node_settings = {"seed": seed} | sampling | settings
-        note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, node_settings, trace)
-        return io.NodeOutput(latent, trace, ui={"jepa_trace": [trace.as_json()]})
+        note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, node_settings, report.trace)
+        return io.NodeOutput(latent, report.trace, ui={"jepa_trace": [report.trace.as_json()]})

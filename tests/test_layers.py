@@ -98,3 +98,14 @@ def test_no_circle_of_imports():
 )
 def test_a_wrong_arrow_is_named(file, other, wrong):
     assert arrow(ROOT / file, ROOT / other) == wrong
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "host" / "guidance").glob("*.py")), ids=lambda file: file.name
+)
+def test_guidance_can_be_read(file):
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    long = {node.name: length for node in functions if (length := node.end_lineno - node.lineno + 1) > 65}
+    assert not long

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..guidance.trace import Trace
+from ..guidance.trace import GuidedStep, Step, Trace
 from .pictures import INK, PAPER
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -35,14 +35,14 @@ class Line:
 
 def draw_trace(trace: Trace) -> Image.Image:
     """The chart of a trace, WIDTH pixels wide: one panel for the guides, one for each judge."""
-    guided = [step for step in trace.steps if step["guided"]]
+    guided = trace.guided_steps
     if not guided:
-        return _message(trace.message)
+        return _message(trace.message())
     titles = ["JEPA score under the guide" + ("s" if len(trace.guides) > 1 else "")]
     panels = [_of_guides(trace, guided)]
     for judge in trace.judges:
         titles.append(f"JEPA score under the judge {judge}")
-        panels.append(_curves("mean", [(step["step"], step["judged"][judge]) for step in guided]))
+        panels.append(_curves("mean", [(step.step, step.judged[judge]) for step in guided]))
     pictures = [_panel(title, lines, trace.steps) for title, lines in zip(titles, panels, strict=True)]
     chart = Image.new("RGB", (WIDTH, sum(picture.height for picture in pictures)), PAPER)
     top = 0
@@ -52,12 +52,12 @@ def draw_trace(trace: Trace) -> Image.Image:
     return chart
 
 
-def _of_guides(trace: Trace, guided: list[dict]) -> list[Line]:
+def _of_guides(trace: Trace, guided: Sequence[GuidedStep]) -> list[Line]:
     name = "mean of the guides" if len(trace.guides) > 1 else "mean"
-    lines = _curves(name, [(step["step"], step["score"]) for step in guided])
+    lines = _curves(name, [(step.step, step.score) for step in guided])
     if len(trace.guides) > 1:
         for guide in trace.guides:
-            means = [(step["step"], _mean(step["scores"][guide])) for step in guided]
+            means = [(step.step, _mean(step.scores[guide])) for step in guided]
             lines.append(Line(guide, means))
     return lines
 
@@ -75,7 +75,7 @@ def _mean(scores: Sequence[float]) -> float:
     return sum(scores) / len(scores)
 
 
-def _panel(title: str, lines: Sequence[Line], steps: Sequence[dict]) -> Image.Image:
+def _panel(title: str, lines: Sequence[Line], steps: Sequence[Step]) -> Image.Image:
     """One set of axes: scores over the sampler's steps, from 1."""
     entries = {line.name: style for line, style in zip(lines, _styles(lines), strict=True)}
     legend = len(entries) * LEGEND_HEIGHT + 20 if len(entries) > 1 else 0
@@ -86,7 +86,7 @@ def _panel(title: str, lines: Sequence[Line], steps: Sequence[dict]) -> Image.Im
     scores = [score for line in lines for _, score in line.points if math.isfinite(score)]
     ticks = nice_ticks(min(scores, default=0.0), max(scores, default=0.0), 5)
     low, high = ticks[0], ticks[-1]
-    first, last = steps[0]["step"], steps[-1]["step"]
+    first, last = steps[0].step, steps[-1].step
 
     def across(step: float) -> float:
         return LEFT + (step - first + 0.5) / (last - first + 1) * (right - LEFT)
@@ -96,8 +96,8 @@ def _panel(title: str, lines: Sequence[Line], steps: Sequence[dict]) -> Image.Im
 
     half = (right - LEFT) / (last - first + 1) / 2
     for step in steps:
-        if not step["guided"]:
-            x = across(step["step"])
+        if not step.guided:
+            x = across(step.step)
             draw.rectangle((x - half, TOP, x + half, bottom), fill=UNGUIDED)
     for tick in ticks:
         draw.line((LEFT, down(tick), right, down(tick)), fill="#cccccc", width=2)

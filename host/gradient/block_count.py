@@ -1,12 +1,14 @@
 """Which blocks of a denoiser ran in a call, and whether its answer carries a gradient."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from .check import DENOISER, WrongGradientError
 
 
 class BlockCount:
@@ -17,9 +19,9 @@ class BlockCount:
     """
 
     def __init__(self) -> None:
-        self._most = 0  # in any call
-        self._most_now = 0  # in any call of this step
-        self._now = 0  # in this call
+        self._most = 0  # in any network call
+        self._most_now = 0  # in any network call of this model call
+        self._now = 0  # in this network call
         self._carries_gradient = False
         self._counts = False
 
@@ -49,14 +51,24 @@ class BlockCount:
             for hook in hooks:
                 hook.remove()
 
-    def begin_step(self) -> None:
-        """A guided step begins."""
-        self._most_now, self._carries_gradient = 0, False
+    def watched(self, denoise: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The same function, which refuses a differentiated answer that keeps the gradient from the network.
 
-    def fault(self) -> str | None:
-        """What kept the gradient of this step from the network, for people, or None; also where nothing is counted."""
-        if not self._counts:
-            return None
+        Raises:
+            WrongGradientError: blocks were skipped, or nothing carries a gradient; never where nothing is counted.
+        """
+
+        def run(x: Tensor) -> Tensor:
+            self._most_now, self._carries_gradient = 0, False
+            answer = denoise(x)
+            if self._counts and x.requires_grad and (fault := self._fault()):
+                raise WrongGradientError(DENOISER, fault)
+            return answer
+
+        return run
+
+    def _fault(self) -> str | None:
+        """What kept the gradient of this call from the network, for people, or None."""
         if not self._carries_gradient:
             return (
                 "no gradient reaches the denoiser's network (a cached step, or a kernel without a backward)"

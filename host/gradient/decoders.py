@@ -12,14 +12,9 @@ from ...jepa_core.resize import resize
 from ...jepa_core.transparency import over_white
 from ..comfy.required import TAESD, VAE, folder_paths
 from ..comfy.vae import decode
+from ..options import CROP, DECODERS, ENCODER_RESOLUTION, FULL, TINY, TINY_OR_SMALL
 from .residency import resident_vae
 
-FULL = "full"
-ENCODER_RESOLUTION = "encoder resolution"
-TINY = "tiny autoencoder"
-# What a user may choose, and what a preset may ask for beside that.
-DECODERS = (FULL, ENCODER_RESOLUTION, TINY)
-TINY_OR_SMALL = "tiny autoencoder, else encoder resolution"
 TINY_FOLDER = "vae_approx"
 
 
@@ -34,8 +29,8 @@ class LatentDecoder(NamedTuple):
     """
 
     vae: Any
-    prepare: Callable[[Tensor], Tensor]
-    description: str
+    prepare: Callable[[Tensor], Tensor] = lambda latent: latent
+    description: str = "full decoder"
 
 
 def decoded(vae: Any, latent: Tensor) -> Tensor:
@@ -65,7 +60,7 @@ def shrink(latent: Tensor, side: int, fit: str) -> Tensor:
         return latent
     if latent.ndim == 5:
         return shrink(latent[0].movedim(1, 0), side, fit).movedim(0, 1)[None]
-    if fit == "crop":
+    if fit == CROP:
         square = min(height, width)
         top, left = (height - square) // 2, (width - square) // 2
         latent = latent[..., top : top + square, left : left + square]
@@ -89,7 +84,7 @@ def choose_decoder(choice: str, vae: Any, latent_format: Any, image_size: int, f
     if choice not in (*DECODERS, TINY_OR_SMALL):
         raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {choice!r}")
     if choice == FULL:
-        return LatentDecoder(resident_vae(vae), lambda latent: latent, "full decoder")
+        return LatentDecoder(resident_vae(vae))
     # Rounded up: the encoder's own resize then shrinks a little, and nothing is ever enlarged.
     side = math.ceil(image_size / vae.spacial_compression_decode())
     if choice != ENCODER_RESOLUTION:
@@ -153,7 +148,7 @@ def load_tiny_decoder(name: str, latent_channels: int) -> Any:
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"{file} is damaged or no tiny decoder for latents of {latent_channels} channels ({error}); "
-            "download it again, or set decoder to 'encoder resolution'"
+            f"download it again, or set decoder to {ENCODER_RESOLUTION!r}"
         ) from error
     return VAE(sd=tensors, metadata={"tae_latent_channels": latent_channels})
 
@@ -166,7 +161,6 @@ def _missing(latent_format: Any) -> str:
             f"There is no tiny autoencoder for this model's latents; set decoder to {ENCODER_RESOLUTION!r}."
         )
     pickles = [name for name in folder_paths.get_filename_list(TINY_FOLDER) if name.startswith(wanted)]
-    return (
-        f"decoder 'tiny autoencoder' needs {wanted}.safetensors in models/{TINY_FOLDER}; put it there, {other}."
-        + (f" {pickles[0]} is there, but only .safetensors files are loaded." if pickles else "")
+    return f"decoder {TINY!r} needs {wanted}.safetensors in models/{TINY_FOLDER}; put it there, {other}." + (
+        f" {pickles[0]} is there, but only .safetensors files are loaded." if pickles else ""
     )

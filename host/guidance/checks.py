@@ -1,5 +1,6 @@
 """What guidance refuses: models that do not fit each other, and ones that cannot be differentiated as they are loaded."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -7,7 +8,20 @@ from torch import Tensor
 
 from ..comfy.models import device_count
 from ..comfy.sampling import unguidable_sampling
-from ..encoders.host_encoder import AnyEncoder
+from ..encoders.host_encoder import AnyEncoder, HostEncoder
+
+
+def check_rank(rank: int, guides: Iterable[HostEncoder]) -> None:
+    """Refuse a rank that an embedding does not have.
+
+    Raises:
+        ValueError: names the encoder, its length and the rank.
+    """
+    for guide in guides:
+        if rank > guide.encoder.embed_dim:
+            raise ValueError(
+                f"rank {rank} is larger than the embedding of {guide.name}, {guide.encoder.embed_dim}; lower it"
+            )
 
 
 def check_vae_fits(vae: Any, model: Any) -> None:

@@ -1,32 +1,24 @@
-"""When memory runs out in the middle of a run: the next cheaper way to the gradient, and what to tell the user."""
+"""When memory runs out in the middle of a run: the next way to go on with less of it."""
 
-from collections.abc import Callable
+import logging
+from typing import Any
 
-from torch import Tensor
+from ..comfy.memory import unload_idle
+from ..gradient.chain import GradientChain
 
-from ..gradient.chain import LatentGradient
 
-
-def economise(chain: LatentGradient, small: Callable[[Tensor], Tensor] | None) -> str | None:
-    """Make a chain need less memory, in place; what costs time alone comes first, what changes the image last.
-
-    Args:
-        small: prepares latents for decoding at the encoder's resolution, see LatentGradient; None where the chain
-            does so already.
+def fall_back(guider: Any, chain: GradientChain) -> str | None:
+    """Go on with less memory: first without models that this run does not need, then by a cheaper chain.
 
     Returns:
         What was done, for people; None when nothing is left.
     """
-    if chain.rarity.chunk != 1:
-        chain.rarity.chunk = 1
-        return "out of memory: one direction per encoder pass from here on (slower, the same image)"
-    if not chain.checkpointing:
-        chain.checkpointing = True
-        return "out of memory: checkpointing from here on (slower, the same image)"
-    if small is not None and chain.prepare is not small:
-        chain.prepare = small
-        return "out of memory: decoder at encoder resolution from here on (another image than with the full decoder)"
-    if chain.through_denoiser:
-        chain.through_denoiser = False
-        return "out of memory: denoiser constant from here on (another image than through the denoiser)"
+    if idle := unload_idle(guider):
+        return f"out of memory: unloaded {idle} model(s) that this run does not need (the same image)"
+    if done := chain.cheaper():
+        return f"out of memory: {done}"
+    logging.error(
+        "JEPA guidance: out of memory, and nothing cheaper is left. Use a smaller image or encoder, or fewer "
+        "models in the graph."
+    )
     return None

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
-class Rehearsal(NamedTuple):
+class SamplerPlan(NamedTuple):
     """How a sampler will run.
 
     Attributes:
@@ -36,12 +36,12 @@ class GuidedModel:
     def __init__(
         self,
         model: Any,
-        rehearsal: Rehearsal,
+        plan: SamplerPlan,
         guided: list[int],
         guide: Callable[[Any, Tensor, Tensor, dict, int], Tensor],
     ):
         self._model = model
-        self._rehearsal = rehearsal
+        self._rehearsal = plan
         self._guided = guided
         self._guide = guide
         self._offset: Tensor | None = None

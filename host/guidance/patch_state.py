@@ -49,6 +49,8 @@ class PatchState:
     def _remember(self, value: Any, depth: int) -> None:
         if not depth or id(value) in self._seen or value is None or isinstance(value, _NOT_STATE):
             return
+        if type(value).__module__.startswith(_OWN_PACKAGE):
+            return  # what guidance itself remembers is its own
         self._seen.add(id(value))
         if depth == _DEPTH and isinstance(value, (dict, list, tuple)):
             depth += 1

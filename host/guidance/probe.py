@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..gradient.random_state import random_state_kept
-from .guided_model import GuidedModel, Rehearsal
-from .samplers import OTHERS, _refusal, sampler_name, sampler_refusal
+from .guided_model import GuidedModel, SamplerPlan
+from .samplers import OTHERS, refusal, sampler_name, sampler_refusal
 
 NOT_FOLLOWED = "in a dry run it did not follow a change of the latent as it should"
 
@@ -24,7 +24,7 @@ HALVINGS = 9
 LATE = 4
 
 
-def rehearse(function: Callable, sigmas: Tensor, options: dict, model: Any) -> Rehearsal:
+def probe_sampler(function: Callable, sigmas: Tensor, options: dict, model: Any) -> SamplerPlan:
     """Run a sampler function on a few numbers, to see how it calls the model. Touches no global random state.
 
     Samplers call the model once or several times a step, at sigmas that repeat, and report each step after its
@@ -37,9 +37,8 @@ def rehearse(function: Callable, sigmas: Tensor, options: dict, model: Any) -> R
     Raises:
         ValueError: the sampler cannot be guided; says why and names it.
     """
-    refusal = sampler_refusal(function)
-    if refusal:
-        raise ValueError(refusal)
+    if known := sampler_refusal(function):
+        raise ValueError(known)
     name = sampler_name(function)
     try:
         dry = _DryRun(function, options, model)
@@ -56,10 +55,10 @@ def rehearse(function: Callable, sigmas: Tensor, options: dict, model: Any) -> R
             f"JEPA guidance cannot tell how the sampler {name!r} runs ({type(error).__name__}: {error}). {OTHERS}"
         ) from error
     if why is not None:
-        raise ValueError(_refusal(name, why))
+        raise ValueError(refusal(name, why))
     steps = {call: step for step, call in enumerate(run.first)}
     seen = [*(run.sigmas[call] for call in steps), float(sigmas[-1])]
-    return Rehearsal(steps, seen, carry)
+    return SamplerPlan(steps, seen, carry)
 
 
 def _fault(run: "_Play", alone: "_Play", sigmas: Tensor) -> str | None:
@@ -72,7 +71,7 @@ def _fault(run: "_Play", alone: "_Play", sigmas: Tensor) -> str | None:
 
 
 def _carry(alone: "_Play", doubled: "_Play") -> list[float]:
-    """Rehearsal.carry, from two runs that differ by their start; 0 where the start is forgotten."""
+    """SamplerPlan.carry, from two runs that differ by their start; 0 where the start is forgotten."""
     moved = [two - one for one, two in zip(alone.course, doubled.course, strict=True)]
     return [1.0, *(after / before if before else 0.0 for before, after in pairwise(moved))]
 
@@ -273,12 +272,12 @@ class _Judge:
 
         plain, apart = self.play(answer(1.0), 2.0), self.play(answer(-1.0))
         carry = _carry(self.alone, self.play(factor(0.0), 2.0))
-        rehearsal = Rehearsal({call: step for step, call in enumerate(self.first)}, [], carry)
+        plan = SamplerPlan({call: step for step, call in enumerate(self.first)}, [], carry)
 
         def move(model: Any, x: Tensor, sigma: Tensor, kwargs: dict, step: int) -> Tensor:
             return model(x.fill_(plain.course[step]), sigma, **kwargs)
 
-        moved = self.play(answer(-1.0), wrap=lambda model: GuidedModel(model, rehearsal, [LATE], move))
+        moved = self.play(answer(-1.0), wrap=lambda model: GuidedModel(model, plan, [LATE], move))
         # runs that meet by themselves show nothing
         far = abs(plain.course[LATE] - apart.course[LATE]) > 1e-2 * abs(plain.course[LATE])
         return far and all(self._alike(moved, plain, step) for step in range(LATE, len(self.first) + 1))

@@ -1,6 +1,5 @@
-"""What a node tells the page while the graph runs, and the images that the graph saves."""
+"""What a guided node tells the page while it runs, and writes into the images that the graph saves."""
 
-from collections.abc import Callable
 from typing import Any
 
 from ..comfy.page import send_event, show_text
@@ -10,22 +9,30 @@ TRACE_EVENT = "jepa_guidance.trace"  # web/js/rarity.js listens to it
 METADATA_KEY = "jepa_guidance"
 
 
-def trace_reporter(node_id: str | None) -> Callable[[Trace], None]:
-    """A function that shows a growing trace on a node: its message as text, and for the chart the steps that are new."""
-    shown: Trace | None = None
-    sent = 0
+class TraceReporter:
+    """Shows a growing trace on a node: its message as text, and for the chart the steps that are new.
 
-    def report(trace: Trace) -> None:
-        nonlocal shown, sent
-        if node_id is None:
+    Args:
+        node_id: of the node; None shows nothing.
+
+    Attributes:
+        trace: what was reported last.
+    """
+
+    def __init__(self, node_id: str | None) -> None:
+        self.trace = Trace()
+        self._node_id = node_id
+        self._sent = 0
+
+    def __call__(self, trace: Trace) -> None:
+        is_new = trace is not self.trace
+        first = 0 if is_new else self._sent
+        self.trace, self._sent = trace, len(trace.steps)
+        if self._node_id is None:
             return
-        show_text(node_id, trace.message)
-        first = sent if trace is shown else 0
-        if trace is not shown or len(trace.steps) > first:
-            send_event(TRACE_EVENT, {"node": node_id, "trace": trace.as_json(first)})
-        shown, sent = trace, len(trace.steps)
-
-    return report
+        show_text(self._node_id, trace.message())
+        if is_new or len(trace.steps) > first:
+            send_event(TRACE_EVENT, {"node": self._node_id, "trace": trace.as_json(first)})
 
 
 def note_in_images(

@@ -23,10 +23,10 @@ def sampler_refusal(function: Callable) -> str | None:
     """Why this sampler cannot be guided, or None."""
     if getattr(function, "__name__", "") not in REFUSED:
         return None
-    return _refusal(*REFUSED[function.__name__])
+    return refusal(*REFUSED[function.__name__])
 
 
-def _refusal(name: str, why: str) -> str:
+def refusal(name: str, why: str) -> str:
     return f"JEPA guidance does not support the sampler {name!r}: {why}. {OTHERS}"
 
 

@@ -2,104 +2,144 @@
 
 import logging
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
-from torch import Tensor
 
-from ..gradient.chain import Slope
+@dataclass(frozen=True)
+class UnguidedStep:
+    """A step that the stock sampler took alone.
+
+    Attributes:
+        step: from 0. sigma: its noise level.
+    """
+
+    step: int
+    sigma: float
+    guided: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class GuidedStep:
+    """A step whose latent was shifted first. Lists hold a number per image.
+
+    Attributes:
+        step: from 0. sigma: its noise level.
+        score: the guided score that was descended, the weighted mean where there are several guides.
+        scores: label of a guide -> its own score.
+        judged: label of a judge -> its projected score, which compares with other projected scores alone.
+        gradient_norm: of the gradient with respect to x; not finite where no image could be shifted.
+        shift: the largest change of x in sampler units, 0 where the gradient was not finite.
+    """
+
+    step: int
+    sigma: float
+    score: list[float]
+    scores: dict[str, list[float]]
+    judged: dict[str, list[float]]
+    gradient_norm: list[float]
+    shift: list[float]
+    guided: ClassVar[bool] = True
+
+
+Step = UnguidedStep | GuidedStep
 
 
 @dataclass
 class Trace:
-    """What guidance did in one sampler call.
+    """What guidance did in one sampler call; it grows while the sampler runs.
 
     Attributes:
-        guides, judges: labels of the encoders; none where the gradient is a caller's own.
-        steps: one dict a step: step (from 0), sigma, guided, and where guided score, gradient_norm, shift (a float per
-            image; shift is the largest change of x in sampler units, 0 where a gradient was not finite), scores and
-            judged (label -> a float per image). score is the guided score that was descended, the weighted mean where
-            there are several guides, whose own ones are in scores; judged are scores of fixed random outputs, which
-            compare with one another and with nothing else.
+        guides, judges: labels of the encoders; none where the gradient is not a score's.
+        how: how the gradient is computed, a line for people.
         total: how many steps the sampler takes.
-        message: a few lines for people.
-        how: how the gradient was computed, a line for people.
-        notices: what had to be done otherwise, a line each.
+        steps: those taken so far.
+        notices: what was done differently than asked, a line each.
+        passes: within a guided step, (the step, guidance passes done); None elsewhere.
+        instead: a text in place of the summary, for a run that is not guided.
     """
 
-    guides: list[str] = field(default_factory=list)
-    judges: list[str] = field(default_factory=list)
-    steps: list[dict] = field(default_factory=list)
-    total: int = 0
-    message: str = "JEPA guidance: has not run yet"
+    guides: Sequence[str] = ()
+    judges: Sequence[str] = ()
     how: str = ""
+    total: int = 0
+    steps: list[Step] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    passes: tuple[int, int] | None = None
+    instead: str = ""
 
-    def guided_step(self, step: int, sigma: float, slope: Slope, norm: Tensor, shift: Tensor) -> None:
-        """Note a guided step: its Slope, and for each image (B,) the gradient's norm and the largest change of x."""
-        self.steps.append(
-            {
-                "step": step,
-                "sigma": sigma,
-                "guided": True,
-                "score": slope.score.tolist(),
-                "scores": _by_name(self.guides, slope.each),
-                "judged": _by_name(self.judges, slope.judged),
-                "gradient_norm": norm.tolist(),
-                "shift": shift.tolist(),
-            }
-        )
+    @property
+    def guided_steps(self) -> list[GuidedStep]:
+        return [step for step in self.steps if isinstance(step, GuidedStep)]
+
+    def add(self, step: Step) -> None:
+        """Record a step."""
+        self.steps.append(step)
+        self.passes = None
 
     def notice(self, text: str) -> None:
-        """Say in the log and in the message that something was done otherwise than asked."""
+        """Say in the log and in the message that something was done differently than asked."""
         logging.warning("JEPA guidance: %s", text)
         self.notices.append(text)
 
     def as_json(self, first: int = 0) -> dict:
         """What JSON can hold of the trace, from the step `first` on; numbers that are not finite become None."""
         return {
-            "guides": self.guides,
-            "judges": self.judges,
+            "guides": list(self.guides),
+            "judges": list(self.judges),
             "total": self.total,
-            "message": self.message,
+            "message": self.message(),
             "first": first,
-            "steps": _finite(self.steps[first:]),
+            "steps": [_as_json(step) for step in self.steps[first:]],
         }
 
-    def summarise(self) -> None:
-        """Write the message after some or all of the steps."""
-        total = self.total
-        guided = [step for step in self.steps if step["guided"]]
+    def message(self) -> str:
+        """A few lines for people."""
+        if self.instead:
+            return self.instead
+        if self.passes is None:
+            return self._summary()
+        step, passes = self.passes
+        return f"{self._summary()}\nstep {step + 1} of {self.total}: {passes} guidance passes done"
+
+    def _summary(self) -> str:
+        total, guided = self.total, self.guided_steps
+        if not total:
+            return "JEPA guidance: has not run yet"
         if not guided:
             done = len(self.steps)
-            self.message = (
+            return (
                 f"JEPA guidance: step {done} of {total}, not guided yet"
                 if done < total
                 else "JEPA guidance: no step of this run lies in the guided range; the image is the stock sampler's"
             )
-            return
-        mean, each = ("mean score", self.guides) if len(self.guides) > 1 else ("score", [])
-        lines = [
-            f"{mean} {_course([step['score'] for step in guided])}",
-            *(f"{name}: {_course([step['scores'][name] for step in guided])}" for name in each),
-            *(
-                f"judged by {name}: {_course([step['judged'][name] for step in guided])}"
-                for name in self.judges
-            ),
-        ]
+        mean, each = ("mean score", self.guides) if len(self.guides) > 1 else ("score", ())
         last = guided[-1]
-        skipped = sum(not math.isfinite(norm) for step in guided for norm in step["gradient_norm"])
-        # a node shows some lines only: what went otherwise than asked comes before what went as asked
-        self.message = "\n".join(
+        skipped = sum(not math.isfinite(norm) for step in guided for norm in step.gradient_norm)
+        # a node shows some lines only: what was done differently than asked comes before what went as asked
+        return "\n".join(
             [
-                f"JEPA guidance: {len(guided)} of {total} steps guided, {lines[0]}",
+                f"JEPA guidance: {len(guided)} of {total} steps guided, "
+                f"{mean} {_course([step.score for step in guided])}",
                 *self.notices,
                 *([f"{skipped} shift(s) skipped, their gradient was not finite"] if skipped else []),
-                *lines[1:],
-                f"step {last['step'] + 1}: sigma {last['sigma']:.3g}, gradient norm {max(last['gradient_norm']):.3g}",
+                *(f"{name}: {_course([step.scores[name] for step in guided])}" for name in each),
+                *(
+                    f"judged by {name}: {_course([step.judged[name] for step in guided])}"
+                    for name in self.judges
+                ),
+                f"step {last.step + 1}: sigma {last.sigma:.3g}, gradient norm {max(last.gradient_norm):.3g}",
                 *([self.how] if self.how else []),
             ]
         )
+
+
+def _as_json(step: Step) -> dict:
+    record = asdict(step)
+    # the page reads them in this order
+    head = {"step": record.pop("step"), "sigma": record.pop("sigma"), "guided": step.guided}
+    return _finite(head | record)
 
 
 def _finite(value: Any) -> Any:
@@ -109,11 +149,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _by_name(names: list[str], scores: Tensor | None) -> dict[str, list[float]]:
-    # no names where the gradient is a caller's own, whatever that tells of itself
-    return {} if scores is None or not names else dict(zip(names, scores.tolist(), strict=True))
 
 
 def _course(scores: list[list[float]]) -> str:

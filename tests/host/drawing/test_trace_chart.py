@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from jepa_guidance.host.drawing import trace_chart
 from jepa_guidance.host.drawing.trace_chart import draw_trace, nice_ticks, shown_steps
-from jepa_guidance.host.guidance.trace import Trace
+from jepa_guidance.host.guidance.trace import GuidedStep, Trace, UnguidedStep
 
 
 def a_trace(scores: dict[int, list[float]], total: int, guides: tuple = ("g",), judges: tuple = ()) -> Trace:
     """A trace of `total` steps, guided where there are scores."""
     trace = Trace(guides=list(guides), judges=list(judges))
     for step in range(1, total + 1):
-        entry = {"step": step, "sigma": 1.0, "guided": step in scores}
-        if step in scores:
-            entry["score"] = scores[step]
-            entry["scores"] = dict.fromkeys(guides, scores[step])
-            entry["judged"] = {name: [value / 2 for value in scores[step]] for name in judges}
-        trace.steps.append(entry)
+        if step not in scores:
+            trace.add(UnguidedStep(step, 1.0))
+            continue
+        each = dict.fromkeys(guides, scores[step])
+        judged = {name: [value / 2 for value in scores[step]] for name in judges}
+        trace.add(GuidedStep(step, 1.0, scores[step], each, judged, gradient_norm=[], shift=[]))
     return trace
 
 
@@ -88,7 +88,7 @@ def test_colours_differ_in_lightness_or_hue_for_the_colour_blind():
 
 def test_a_run_without_guidance_says_so():
     trace = a_trace({}, 4)
-    trace.message = "nothing was guided " * 20
+    trace.instead = "nothing was guided " * 20
     chart = np.asarray(draw_trace(trace))
     assert chart.shape == (trace_chart.PANEL_HEIGHT, trace_chart.WIDTH, 3)
     assert (chart < 100).any()

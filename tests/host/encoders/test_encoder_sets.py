@@ -13,8 +13,7 @@ import pytest
 import torch
 from jepa_guidance.host.encoders.host_encoder import HostEncoder, combined, load_host_encoder, patchers
 from jepa_guidance.host.gradient.chain import Guide, LatentGradient
-from jepa_guidance.host.gradient.decoders import decoded
-from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.gradient.decoders import LatentDecoder, decoded
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.jepa_core.score import PROJECTION
@@ -25,6 +24,7 @@ from torch import Tensor
 from jepa_core import RarityGradient, jepa_score, load_encoder
 from jepa_core.architectures import ARCHITECTURES
 from tests.core.conftest import SMALL, random_model
+from tests.host.guide import guide_model
 
 RARITY = {"k": 3, "oversample": 4, "power_iterations": 4}
 
@@ -58,7 +58,7 @@ def guided(tiny: Any, stock: Any, encoder: Any, reports: list[Any] | None = None
     """The guided latents of a short run, through the real host."""
     strength = settings.pop("strength", 0.5)
     with torch.inference_mode():
-        patched = apply_guidance(
+        patched = guide_model(
             tiny.model,
             tiny.vae,
             encoder,
@@ -83,8 +83,8 @@ def test_every_architecture_guides_a_run(tiny, stock, files, kind):
     assert (found - plain).abs().max() > 1e-2
     assert torch.equal(guided(tiny, stock, encoder), found)
     assert torch.equal(guided(tiny, stock, encoder, strength=0.0), plain)
-    first, *_, last = [step for step in reports[-1].steps if step["guided"]]
-    assert all(map(lambda before, after: after < before, first["score"], last["score"]))
+    first, *_, last = reports[-1].guided_steps
+    assert all(map(lambda before, after: after < before, first.score, last.score))
 
 
 # --- sets ---------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_the_gradient_of_a_set_is_the_finite_difference(tiny, files, weights):
         x = encoder.preprocess(pixels)
         (part,) = torch.autograd.grad(x, pixels, rarity(encoder, x.detach()).grad)
         sizes.append(part.square().mean().sqrt().item())
-    slope = LatentGradient(vae, guides, rarity).of_latent(latent)
+    slope = LatentGradient(LatentDecoder(vae), guides, rarity).of_latent(latent)
     at = scores_at(latent)
     assert slope.each[:, 0].tolist() == pytest.approx(at)
     assert slope.score.item() == pytest.approx(sum(w * s for w, s in zip(weights, at, strict=True)))
@@ -156,20 +156,20 @@ def test_the_trace_tells_the_guides_apart(tiny, stock, clip, jepa):
     reports: list[Any] = []
     guided(tiny, stock, combined([(clip, 1.0), (jepa, 3.0)]), reports)
     trace = reports[-1]
-    steps = [step for step in trace.steps if step["guided"]]
-    assert list(steps[0]["scores"]) == [clip.label, jepa.label]
+    steps = trace.guided_steps
+    assert list(steps[0].scores) == [clip.label, jepa.label]
     for encoder in (clip, jepa):
         alone: list[Any] = []
         guided(tiny, stock, encoder, alone)
-        first = next(step for step in alone[-1].steps if step["guided"])
-        assert steps[0]["scores"][encoder.label] == pytest.approx(first["score"], rel=1e-6)
-        assert encoder.label not in alone[-1].message
+        first = next(step for step in alone[-1].guided_steps)
+        assert steps[0].scores[encoder.label] == pytest.approx(first.score, rel=1e-6)
+        assert encoder.label not in alone[-1].message()
     for step in steps:
-        mean = [0.25 * a + 0.75 * b for a, b in zip(*step["scores"].values(), strict=True)]
-        assert step["score"] == pytest.approx(mean)
-    assert f"{clip.label}: {sum(steps[0]['scores'][clip.label]) / 2:.2f} to" in trace.message
-    assert "mean score" in trace.message
-    assert "2 guides" in trace.message
+        mean = [0.25 * a + 0.75 * b for a, b in zip(*step.scores.values(), strict=True)]
+        assert step.score == pytest.approx(mean)
+    assert f"{clip.label}: {sum(steps[0].scores[clip.label]) / 2:.2f} to" in trace.message()
+    assert "mean score" in trace.message()
+    assert "2 guides" in trace.message()
 
 
 @pytest.mark.parametrize("through", [False, True])
@@ -179,15 +179,15 @@ def test_a_set_goes_between_its_guides(tiny, stock, clip, jepa, through):
     found = guided(tiny, stock, combined([(clip, 1.0), (jepa, 1.0)]), reports, through_denoiser=through)
     alone = [guided(tiny, stock, encoder, through_denoiser=through) for encoder in (clip, jepa)]
     assert all(not torch.equal(found, other) for other in alone)
-    first, *_, last = [step for step in reports[-1].steps if step["guided"]]
+    first, *_, last = reports[-1].guided_steps
     for label in (clip.label, jepa.label):
-        assert sum(last["scores"][label]) < sum(first["scores"][label])
+        assert sum(last.scores[label]) < sum(first.scores[label])
 
 
 def test_a_rank_that_one_of_the_guides_has_not(tiny, clip, jepa):
     """CLIP's projection is 24 long here, as wide as the others."""
     with pytest.raises(ValueError, match="rank 25 is larger than the embedding of clip_vision_model, 24"):
-        apply_guidance(
+        guide_model(
             tiny.model, tiny.vae, combined([(clip, 1.0), (jepa, 1.0)]), Schedule(), RarityGradient(k=25)
         )
 
@@ -205,8 +205,12 @@ def test_guides_that_see_nothing_of_an_image_have_no_say(tiny, clip, jepa):
                 found.grad.zero_()
             return found
 
-    both = LatentGradient(vae, [blind, Guide(jepa.encoder, 0.5)], Blind(**RARITY)).of_latent(latent)
-    alone = LatentGradient(vae, [Guide(jepa.encoder)], RarityGradient(**RARITY)).of_latent(latent)
+    both = LatentGradient(LatentDecoder(vae), [blind, Guide(jepa.encoder, 0.5)], Blind(**RARITY)).of_latent(
+        latent
+    )
+    alone = LatentGradient(LatentDecoder(vae), [Guide(jepa.encoder)], RarityGradient(**RARITY)).of_latent(
+        latent
+    )
     assert both.gradient.isfinite().all()
     cosine = torch.cosine_similarity(both.gradient.flatten(), alone.gradient.flatten(), dim=0)
     assert cosine > 1 - 1e-6
@@ -228,7 +232,7 @@ def test_a_judge_changes_no_bit_and_its_scores_are_those_of_the_decoded_estimate
 
     reports: list[Any] = []
     with torch.inference_mode():
-        patched = apply_guidance(
+        patched = guide_model(
             tiny.model,
             tiny.vae,
             clip,
@@ -240,14 +244,14 @@ def test_a_judge_changes_no_bit_and_its_scores_are_those_of_the_decoded_estimate
         )
     found = stock(patched, tiny, steps=4)
     assert torch.equal(found, expected)
-    steps = [step for step in reports[-1].steps if step["guided"]]
-    assert all(list(step["judged"]) == [clip.label, jepa.label] for step in steps)
-    own = [score for step in steps for score in step["judged"][clip.label]]
+    steps = reports[-1].guided_steps
+    assert all(list(step.judged) == [clip.label, jepa.label] for step in steps)
+    own = [score for step in steps for score in step.judged[clip.label]]
     assert len(images) == len(own)
     wanted = [jepa_score(clip.encoder, x, projection=min(PROJECTION, 24)).item() for x in images]
     assert own == pytest.approx(wanted, rel=1e-6)
-    assert f"judged by {jepa.label}: " in reports[-1].message
-    assert "mean score" not in reports[-1].message
+    assert f"judged by {jepa.label}: " in reports[-1].message()
+    assert "mean score" not in reports[-1].message()
 
 
 def test_a_judge_of_an_image_that_is_not_finite(tiny, stock, monkeypatch, clip, jepa):
@@ -257,13 +261,13 @@ def test_a_judge_of_an_image_that_is_not_finite(tiny, stock, monkeypatch, clip, 
     reports: list[Any] = []
     found = guided(tiny, stock, clip, reports, judge=jepa)
     assert torch.equal(found, stock(tiny.model, tiny, steps=4))
-    judged = [score for step in reports[-1].steps if step["guided"] for score in step["judged"][jepa.label]]
+    judged = [score for step in reports[-1].guided_steps for score in step.judged[jepa.label]]
     assert judged
     assert all(score != score for score in judged)
 
 
 def test_the_host_loads_guides_and_judges_with_the_model(tiny, clip, jepa):
-    patched = apply_guidance(tiny.model, tiny.vae, clip, Schedule(), RarityGradient(k=3), judge=jepa)
+    patched = guide_model(tiny.model, tiny.vae, clip, Schedule(), RarityGradient(k=3), judge=jepa)
     (added,) = [patched.get_additional_models_with_key(key) for key in patched.additional_models]
     assert [patcher.model for patcher in added[1:]] == [clip.patcher.model, jepa.patcher.model]
 

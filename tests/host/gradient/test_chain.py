@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from jepa_guidance.host.gradient.autograd import writing_in_place
-from jepa_guidance.host.gradient.chain import Guide, LatentGradient, Slope
-from jepa_guidance.host.gradient.decoders import ENCODER_RESOLUTION, choose_decoder, decoded
-from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.gradient.chain import Guide, LatentGradient, ScoreGradient
+from jepa_guidance.host.gradient.decoders import LatentDecoder, choose_decoder, decoded
 from jepa_guidance.host.guidance.schedule import Schedule
+from jepa_guidance.host.options import ENCODER_RESOLUTION
 
 from jepa_core import JacobianOperator, RarityGradient, differentiable
+from tests.host.guide import guide_model
 
 K = 3
 RARITY = {"k": K, "oversample": 4, "power_iterations": 6, "tolerance": 0.0}
@@ -40,7 +41,7 @@ def random_like(tensor, seed):
 def test_gradient_of_a_clean_latent_is_the_finite_difference(tiny):
     vae, encoder = tiny.make_vae(torch.float64), tiny.make_encoder(torch.float64).encoder
     latent = random_like(torch.empty(1, 4, 8, 8, dtype=torch.float64), 1)
-    chain = LatentGradient(vae, [Guide(encoder)], RarityGradient(**RARITY))
+    chain = LatentGradient(LatentDecoder(vae), [Guide(encoder)], RarityGradient(**RARITY))
     score, gradient, *_ = chain.of_latent(latent)
     assert score.item() == pytest.approx(score_of_latent(vae, encoder, latent), rel=1e-9)
     for seed in (2, 3, 4):
@@ -53,7 +54,7 @@ def test_gradient_of_a_clean_latent_is_the_finite_difference(tiny):
 def test_gradient_of_a_shrunk_latent_is_the_finite_difference(tiny, fit):
     vae, encoder = tiny.make_vae(torch.float64), tiny.make_encoder(torch.float64).encoder
     decoder = choose_decoder(ENCODER_RESOLUTION, vae, None, encoder.image_size, fit)
-    chain = LatentGradient(vae, [Guide(encoder)], RarityGradient(**RARITY), prepare=decoder.prepare, fit=fit)
+    chain = LatentGradient(decoder, [Guide(encoder)], RarityGradient(**RARITY), fit=fit)
     latent = random_like(torch.empty(1, 4, 20, 17, dtype=torch.float64), 1)
 
     def score_at(point):
@@ -74,7 +75,8 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
     """Taken inside a real sampler call of the host, at a guided step, under inference mode."""
     dtype = torch.float64
     model, vae, encoder = tiny.make_model(kind, dtype), tiny.make_vae(dtype), tiny.make_encoder(dtype)
-    chain = LatentGradient(vae, [Guide(encoder.encoder)], RarityGradient(**RARITY), through_denoiser=through)
+    guides = [Guide(encoder.encoder)]
+    chain = LatentGradient(LatentDecoder(vae), guides, RarityGradient(**RARITY), through_denoiser=through)
     checked = []
 
     def check(denoise, x, sigma, base_model):
@@ -102,7 +104,7 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
             assert found == pytest.approx(expected, abs=tolerance * slope.gradient.norm().item())
         return slope
 
-    patched = apply_guidance(
+    patched = guide_model(
         model,
         vae,
         encoder,
@@ -122,9 +124,9 @@ def test_gradient_ignores_pixels_outside_the_inpainting_mask(tiny, stock):
     latent = {"samples": random_like(torch.empty(1, 4, 8, 8), 1), "noise_mask": mask}
 
     def gradient(denoise, x, sigma, base_model):
-        return Slope(torch.zeros(1), torch.ones_like(x))
+        return ScoreGradient(torch.zeros(1), torch.ones_like(x))
 
-    patched = apply_guidance(
+    patched = guide_model(
         tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=K), gradient=gradient
     )
 

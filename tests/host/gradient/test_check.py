@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 from jepa_guidance.host.gradient import check as gradient_check
-from jepa_guidance.host.gradient.chain import linearised
 from jepa_guidance.host.gradient.check import DENOISER, Comparison, GradientCheck, compare
+from jepa_guidance.host.gradient.linearise import linearised
 from jepa_guidance.host.guidance.patch_state import PatchState
 from jepa_guidance.host.guidance.schedule import Schedule
 from torch import Tensor
@@ -339,7 +339,7 @@ def test_patches_with_a_memory_make_the_same_image_checked_or_not(calls, fault):
             model = family.model.clone()
             model.set_model_sampler_post_cfg_function(functools.partial(Counting(), 0.0))
             reports: list[Any] = []
-            settings = {"through_denoiser": True, "denoiser_calls": calls, "report": reports.append}
+            settings = {"through_denoiser": True, "one_call": calls == "one", "report": reports.append}
             images.append(sample(family, guided(family, encoder_of(), model=model, **settings), steps=4))
             notices.append(reports[-1].notices)
     assert torch.equal(*images)

@@ -10,23 +10,14 @@ import latent_preview
 import pytest
 import torch
 from jepa_guidance.host.gradient.chain import Guide, LatentGradient
-from jepa_guidance.host.gradient.decoders import (
-    DECODERS,
-    ENCODER_RESOLUTION,
-    FULL,
-    TINY,
-    TINY_OR_SMALL,
-    choose_decoder,
-    decoded,
-    shrink,
-    tiny_decoder_name,
-)
+from jepa_guidance.host.gradient.decoders import choose_decoder, decoded, shrink, tiny_decoder_name
 from jepa_guidance.host.guidance.checks import check_vae_fits
-from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
+from jepa_guidance.host.options import DECODERS, ENCODER_RESOLUTION, FULL, TINY, TINY_OR_SMALL
 from safetensors.torch import save_file
 
 from jepa_core import RarityGradient
+from tests.host.guide import guide_model
 from tests.host.hosts import newer_host
 
 SD15 = comfy.latent_formats.SD15()
@@ -105,14 +96,7 @@ def test_latents_that_are_small_enough_decode_like_the_full_decoder_bit_for_bit(
     for name in (FULL, ENCODER_RESOLUTION):
         decoder = choice(tiny, name, fit=fit)
         rarity = RarityGradient(k=3)
-        chain = LatentGradient(
-            decoder.vae,
-            [Guide(tiny.encoder.encoder)],
-            rarity,
-            prepare=decoder.prepare,
-            fit=fit,
-            antialias=True,
-        )
+        chain = LatentGradient(decoder, [Guide(tiny.encoder.encoder)], rarity, fit=fit, antialias=True)
         slopes.append(chain.of_latent(latents))
     assert torch.equal(slopes[0].score, slopes[1].score)
     assert torch.equal(slopes[0].gradient, slopes[1].gradient)
@@ -222,7 +206,7 @@ def test_a_transparent_picture_is_seen_over_white_and_so_is_its_gradient(tiny):
 def test_a_guided_run_loads_the_decoder_that_it_uses_and_no_other(tiny, approx, stock, name):
     save_tiny(approx, "taesd_decoder", randomise=tiny.randomise)
     with torch.inference_mode():
-        patched = apply_guidance(
+        patched = guide_model(
             tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3), decoder=name
         )
     extra = patched.get_additional_models_with_key("jepa_guidance")

@@ -30,11 +30,9 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from jepa_guidance.host.comfy.streaming import is_dynamic
 from jepa_guidance.host.gradient import residency
 from jepa_guidance.host.gradient.chain import LatentGradient
-from jepa_guidance.host.gradient.decoders import FULL, TINY
 from jepa_guidance.host.gradient.residency import ResidentParts, fits_whole, resident
-from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
-from jepa_guidance.nodes.guidance_inputs import HELD_CONSTANT, THROUGH_DENOISER
+from jepa_guidance.host.options import DENOISER_CONSTANT, FULL, THROUGH_DENOISER, TINY
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from safetensors.torch import save_file
 
@@ -42,6 +40,7 @@ from jepa_core import RarityGradient
 from tests.host.conftest import tiny_encoder
 from tests.host.dynamic_vram import CARD, GIB, LIBRARY, dynamic_vram
 from tests.host.families import randomise
+from tests.host.guide import guide_model
 
 SEED, STEPS = 5, 2
 # Of the guided node, beside its defaults: the second of two steps is guided, at the rank of a small encoder.
@@ -281,7 +280,7 @@ class Graph:
                 vae=self.vae,
                 encoder=tiny_encoder_once(),
                 decoder=self.decoder,
-                gradient_path=THROUGH_DENOISER if through else HELD_CONSTANT,
+                gradient_path=THROUGH_DENOISER if through else DENOISER_CONSTANT,
                 **SETTINGS,
             ).result
             if trace is not None:
@@ -461,7 +460,7 @@ def test_a_model_too_large_for_the_card_is_held_constant_before_any_copy(files, 
         monkeypatch.setattr(residency, "_copied", fail_on(graph.model.model))
         traces: list[Any] = []
         assert torch.equal(graph.guided(True, traces), expected)
-        assert "does not fit this device whole: denoiser constant" in traces[-1].message
+        assert "does not fit this device whole: denoiser constant" in traces[-1].message()
 
 
 def fail_on(module: torch.nn.Module) -> Any:
@@ -545,7 +544,7 @@ def test_weights_of_a_subclass_keep_class_and_attributes_and_give_the_gradient_o
 def patched_model(graph: Graph, model: Any = None, reports: list[Any] | None = None) -> Any:
     """The MODEL of the guidance node, through the denoiser."""
     with torch.inference_mode():
-        return apply_guidance(
+        return guide_model(
             model or graph.model,
             graph.vae,
             tiny_encoder_once(),
@@ -585,7 +584,8 @@ def test_a_lora_in_bypass_mode_is_neither_lost_nor_left_behind(files, loaded_bef
         reports: list[Any] = []
         found = graph.sample(patched_model(graph, bypass, reports))
         assert (
-            "bypass mode is bound to weights that the host streams: denoiser constant" in reports[-1].message
+            "bypass mode is bound to weights that the host streams: denoiser constant"
+            in reports[-1].message()
         )
         assert not torch.equal(found, without)
         assert torch.equal(graph.sample(graph.model), plain)
@@ -628,7 +628,7 @@ def test_a_function_that_holds_the_streamed_network_is_not_differentiated(files)
         )
         traces: list[Any] = []
         assert torch.allclose(graph.guided(True, traces), expected, atol=1e-4)
-        assert "is bound to weights that the host streams: denoiser constant" in traces[-1].message
+        assert "is bound to weights that the host streams: denoiser constant" in traces[-1].message()
 
 
 class MovedPatch:

@@ -8,11 +8,11 @@ import comfy.model_base
 import comfy.model_patcher
 import pytest
 import torch
-from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
 from tests.host.conftest import CPU, DEVICE, UNET, TinyConfig, randomise
+from tests.host.guide import guide_model
 
 STORED = (torch.float16, torch.bfloat16, torch.float8_e4m3fn)
 
@@ -40,7 +40,7 @@ def test_the_gradient_through_a_denoiser_in_fewer_bits(tiny, stock, stored):
     for kept in (stored, torch.float32):
         model = model_of(stored, kept)
         reports: list[Any] = []
-        patched = apply_guidance(
+        patched = guide_model(
             model,
             tiny.vae,
             tiny.encoder,
@@ -52,7 +52,7 @@ def test_the_gradient_through_a_denoiser_in_fewer_bits(tiny, stock, stored):
             report=reports.append,
         )
         images.append(stock(patched, tiny, steps=3))
-        slopes.append([step["gradient_norm"] for step in reports[-1].steps if step["guided"]])
+        slopes.append([step.gradient_norm for step in reports[-1].guided_steps])
         assert not torch.equal(images[-1], stock(model, tiny, steps=3))
         assert all(
             weight.dtype == kept for weight in model.model.diffusion_model.parameters() if weight.ndim > 1
@@ -65,7 +65,7 @@ def test_the_gradient_through_a_denoiser_in_fewer_bits(tiny, stock, stored):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_vae_in_half_precision_guides(tiny, stock, dtype):
     reports: list[Any] = []
-    patched = apply_guidance(
+    patched = guide_model(
         tiny.model,
         tiny.make_vae(dtype),
         tiny.encoder,
@@ -76,4 +76,4 @@ def test_a_vae_in_half_precision_guides(tiny, stock, dtype):
     found = stock(patched, tiny, steps=3)
     assert found.isfinite().all()
     assert not torch.equal(found, stock(tiny.model, tiny, steps=3))
-    assert not any("skipped" in report.message for report in reports)
+    assert not any("skipped" in report.message() for report in reports)

@@ -6,13 +6,13 @@ import comfy.model_patcher
 import comfy.model_sampling
 import pytest
 import torch
-from jepa_guidance.host.gradient.chain import Slope
+from jepa_guidance.host.gradient.chain import ScoreGradient
 from jepa_guidance.host.guidance.checks import check_one_device, check_sampling
-from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 from safetensors.torch import save_file
 
 from jepa_core import EncoderFileError, RarityGradient
+from tests.host.guide import guide_model
 from tests.host.hosts import newer_host
 
 NEWER_KINDS = [pytest.param(kind, marks=newer_host) for kind in ("IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM")]
@@ -21,7 +21,7 @@ NEWER_KINDS = [pytest.param(kind, marks=newer_host) for kind in ("IMG_TO_IMG_FLO
 @pytest.mark.parametrize("kind", ["IMG_TO_IMG", *NEWER_KINDS])
 def test_a_model_whose_noise_has_no_known_scale_is_refused_by_name(tiny, kind):
     with pytest.raises(ValueError, match=rf"sample by {kind}:"):
-        apply_guidance(tiny.make_model(kind), tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
+        guide_model(tiny.make_model(kind), tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
 
 
 def test_a_model_that_adds_no_noise_is_refused_whatever_its_name(tiny):
@@ -37,7 +37,7 @@ def test_a_model_that_adds_no_noise_is_refused_whatever_its_name(tiny):
     model = tiny.make_model("FLOW")
     model.add_object_patch("model_sampling", Sampling())
     with pytest.raises(ValueError, match=r"sample by Repaint:"):
-        apply_guidance(model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
+        guide_model(model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,10 @@ def test_the_host_loads_everything_that_a_run_needs_at_once(tiny, stock):
     def look(denoise, x, sigma, base_model):
         loaded = [entry.model.model for entry in comfy.model_management.current_loaded_models]
         seen.append([any(part is one for one in loaded) for part in parts])
-        return Slope(torch.zeros(len(x)), torch.zeros_like(x))
+        return ScoreGradient(torch.zeros(len(x)), torch.zeros_like(x))
 
     parts = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.patcher.model)
-    patched = apply_guidance(
-        tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3), gradient=look
-    )
+    patched = guide_model(tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3), gradient=look)
     stock(patched, tiny)
     assert seen
     assert all(all(entry) for entry in seen)
@@ -96,7 +94,7 @@ def test_a_model_on_several_devices_is_refused(tiny):
 def test_a_model_that_is_spread_after_it_was_patched_is_refused_when_it_runs(monkeypatch, tiny, stock):
     # the host would copy every model to its second device, and the test has none
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "match_multigpu_clones", lambda self: None)
-    patched = apply_guidance(tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
+    patched = guide_model(tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
     other = tiny.make_model()
     other.is_multigpu_base_clone = False  # the test has one device; the host would look for the second
     patched.set_additional_models("multigpu", [other])

@@ -17,7 +17,6 @@ import nodes as host_nodes
 import pytest
 import torch
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
-from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 from torch import Tensor
 
@@ -33,6 +32,7 @@ from tests.host.guidance.test_families import (
     sample,
     zero_gradient,
 )
+from tests.host.guide import guide_model
 
 Condition = Callable[[Family], tuple[Any, dict]]
 
@@ -284,9 +284,9 @@ def check_run(case: tuple[str, Condition], through: bool) -> None:
     plain = sample(family, model, **settings)
     assert image.isfinite().all()
     assert all(not torch.equal(one, before) for one, before in zip(image, plain, strict=True))
-    steps = [step for step in reports[-1].steps if step["guided"]]
+    steps = reports[-1].guided_steps
     assert steps
-    assert all(torch.tensor(step["score"]).isfinite().all() for step in steps)
+    assert all(torch.tensor(step.score).isfinite().all() for step in steps)
     mask = settings.get("latent_image", {}).get("noise_mask")
     if mask is not None and name != "sd15_inpaint":
         kept = (mask == 0).reshape(len(mask), 1, *[1] * (image.ndim - 4), *mask.shape[-2:]).expand_as(image)
@@ -361,7 +361,7 @@ def test_a_hooked_lora_is_not_differentiated_and_the_run_says_so():
     reports: list[Any] = []
     model = guided(family, encoder_of(), through_denoiser=True, report=reports.append)
     assert torch.equal(sample(family, model, **settings), expected)
-    assert "LoRA that comes with the conditioning" in reports[-1].message
+    assert "LoRA that comes with the conditioning" in reports[-1].message()
 
 
 # --- refusals before any step -------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def test_a_hooked_lora_is_not_differentiated_and_the_run_says_so():
 
 def refuse(model: Any, vae: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        apply_guidance(model, vae, encoder_of(), Schedule(), RarityGradient(**QUICK))
+        guide_model(model, vae, encoder_of(), Schedule(), RarityGradient(**QUICK))
 
 
 def test_a_vae_of_other_dimensions_is_refused():

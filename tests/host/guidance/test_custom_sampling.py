@@ -14,23 +14,23 @@ import torch
 from comfy_extras import nodes_apg, nodes_cfg, nodes_differential_diffusion, nodes_easycache, nodes_perpneg
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-from jepa_guidance.host.gradient.chain import Slope
-from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.gradient.chain import ScoreGradient
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
+from tests.host.guide import guide_model
 
 STEPS = 6
 EMPTY = {"samples": torch.zeros(1, 4, 8, 8)}
 
 
-def wave_gradient(denoise: Any, x: torch.Tensor, sigma: torch.Tensor, base_model: Any) -> Slope:
-    return Slope(torch.zeros(len(x)), torch.sin(3 * x) + 0.1 * x)
+def wave_gradient(denoise: Any, x: torch.Tensor, sigma: torch.Tensor, base_model: Any) -> ScoreGradient:
+    return ScoreGradient(torch.zeros(len(x)), torch.sin(3 * x) + 0.1 * x)
 
 
 def guided(tiny: Any, reports: list[Any] | None = None, model: Any = None, **settings: Any) -> Any:
     schedule = settings.pop("schedule", Schedule(end_percent=1.0))
-    return apply_guidance(
+    return guide_model(
         model or tiny.model,
         tiny.vae,
         tiny.encoder,
@@ -115,8 +115,10 @@ def test_every_guider_is_guided(tiny, name, through):
     assert found.isfinite().all()
     assert not torch.equal(found, plain)
     assert torch.equal(found, run(result(GUIDERS[name](tiny, model)), sigmas))
-    assert [step["step"] for step in reports[-1].steps if step["guided"]] == [2, 3, 4, 5]
-    zero = guided(tiny, gradient=lambda denoise, x, *_: Slope(torch.zeros(len(x)), torch.zeros_like(x)))
+    assert [step.step for step in reports[-1].guided_steps] == [2, 3, 4, 5]
+    zero = guided(
+        tiny, gradient=lambda denoise, x, *_: ScoreGradient(torch.zeros(len(x)), torch.zeros_like(x))
+    )
     assert torch.equal(run(result(GUIDERS[name](tiny, zero)), sigmas), plain)
 
 
@@ -132,7 +134,7 @@ def test_a_guider_with_a_second_model_is_guided_with_the_denoiser_constant(tiny)
     assert not torch.equal(found, run(guider(tiny.model), sigmas))
     reports: list[Any] = []
     assert torch.equal(run(guider(guided(tiny, reports, through_denoiser=True)), sigmas), found)
-    assert "a second model, a LoRA in bypass mode): denoiser constant" in reports[-1].message
+    assert "a second model, a LoRA in bypass mode): denoiser constant" in reports[-1].message()
 
 
 # --- parts of a schedule ----------------------------------------------------------------------------------------
@@ -145,14 +147,14 @@ def test_percent_is_of_the_steps_that_this_call_runs(tiny):
     high, low = custom.SplitSigmas.execute(sigmas_of(tiny.model, 10), 4).result
     first = run(guider, high)
     steps = reports[-1].steps
-    assert [step["step"] for step in steps if step["guided"]] == [2, 3]
-    assert [step["sigma"] for step in steps] == pytest.approx(high[:-1].tolist())
+    assert [step.step for step in steps if step.guided] == [2, 3]
+    assert [step.sigma for step in steps] == pytest.approx(high[:-1].tolist())
     with torch.inference_mode():
         second = custom.SamplerCustomAdvanced.execute(
             custom.Noise_EmptyNoise(), guider, comfy.samplers.sampler_object("euler"), low, {"samples": first}
         )
     assert result(second)["samples"].isfinite().all()
-    assert [step["step"] for step in reports[-1].steps if step["guided"]] == [3, 4, 5]
+    assert [step.step for step in reports[-1].guided_steps] == [3, 4, 5]
     assert len(reports[-1].steps) == 6
 
 
@@ -175,7 +177,7 @@ def test_ksampler_advanced_counts_its_own_steps(tiny):
             8,
             "enable",
         )
-    assert [step["step"] for step in reports[-1].steps if step["guided"]] == [3, 4, 5]
+    assert [step.step for step in reports[-1].guided_steps] == [3, 4, 5]
     assert len(reports[-1].steps) == 6
 
 
@@ -274,7 +276,7 @@ def test_patches_of_other_nodes_go_with_guidance(tiny, stock, name, calls, throu
     for before in (True, False):  # on either side of the guidance
         reports: list[Any] = []
         plain = result(PATCHES[name](tiny.model))
-        options = {"through_denoiser": through, "denoiser_calls": calls}
+        options = {"through_denoiser": through, "one_call": calls == "one"}
         model = (
             guided(tiny, reports, plain, **options)
             if before

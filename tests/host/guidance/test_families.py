@@ -13,22 +13,17 @@ from typing import Any
 import nodes as host_nodes
 import pytest
 import torch
-from jepa_guidance.host.gradient.chain import Guide, LatentGradient, Slope, held_constant_slope
-from jepa_guidance.host.gradient.decoders import (
-    ENCODER_RESOLUTION,
-    TINY,
-    TINY_OR_SMALL,
-    choose_decoder,
-    decoded,
-)
-from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.gradient.chain import Guide, LatentGradient, ScoreGradient, dx0_dx
+from jepa_guidance.host.gradient.decoders import LatentDecoder, choose_decoder, decoded
 from jepa_guidance.host.guidance.schedule import Schedule
+from jepa_guidance.host.options import ENCODER_RESOLUTION, TINY, TINY_OR_SMALL
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from torch import Tensor
 
 from jepa_core import JacobianOperator, RarityGradient, differentiable
 from tests.host.conftest import tiny_encoder
 from tests.host.families import FAMILIES, REFUSED, Family
+from tests.host.guide import guide_model
 
 SUPPORTED = [name for name in FAMILIES if name not in ("wan_video", *REFUSED)]
 # The host's fused rotary embeddings know no float64.
@@ -104,15 +99,15 @@ def guided(
     """The family's MODEL, guided; settings are apply_guidance's."""
     rarity = settings.pop("rarity", None) or RarityGradient(**QUICK)
     schedule = schedule or Schedule(end_percent=1.0)
-    return apply_guidance(model or family.model, family.vae, encoder, schedule, rarity, **settings)
+    return guide_model(model or family.model, family.vae, encoder, schedule, rarity, **settings)
 
 
-def wave_gradient(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
-    return Slope(torch.zeros(len(x)), torch.sin(3 * x) + 0.1 * x)
+def wave_gradient(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
+    return ScoreGradient(torch.zeros(len(x)), torch.sin(3 * x) + 0.1 * x)
 
 
-def zero_gradient(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
-    return Slope(torch.zeros(len(x)), torch.zeros_like(x))
+def zero_gradient(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
+    return ScoreGradient(torch.zeros(len(x)), torch.zeros_like(x))
 
 
 # --- parity -------------------------------------------------------------------------------------------------------
@@ -142,7 +137,7 @@ def test_a_zero_gradient_changes_no_bit(name):
     family = family_of(name)
     plain = sample(family, steps=3)
     for through, calls in ((False, "two"), (True, "two"), (False, "one")):
-        settings = {"gradient": zero_gradient, "through_denoiser": through, "denoiser_calls": calls}
+        settings = {"gradient": zero_gradient, "through_denoiser": through, "one_call": calls == "one"}
         assert torch.equal(sample(family, guided(family, encoder_of(), **settings), steps=3), plain)
 
 
@@ -166,10 +161,10 @@ def test_a_guided_run_is_finite_repeatable_and_not_the_stock_samplers(name, thro
     assert image.isfinite().all()
     assert (image - plain).abs().max() > 1e-3 * plain.abs().max()
     assert torch.equal(image, sample(family, model, steps=3))
-    steps = [step for step in reports[-1].steps if step["guided"]]
-    assert [step["step"] for step in steps] == [1, 2]
+    steps = reports[-1].guided_steps
+    assert [step.step for step in steps] == [1, 2]
     assert all(torch.tensor(step[key]).isfinite().all() for step in steps for key in ("score", "shift"))
-    assert all(shift > 0 for step in steps for shift in step["shift"])
+    assert all(shift > 0 for step in steps for shift in step.shift)
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -178,12 +173,12 @@ def test_the_largest_change_of_the_latent_in_its_own_scale_is_the_strength(name)
     reports: list[Any] = []
     schedule = Schedule(strength=0.3, end_percent=1.0)
     sample(family, guided(family, encoder_of(), schedule, gradient=wave_gradient, report=reports.append))
-    guided_steps = [step for step in reports[-1].steps if step["guided"]]
+    guided_steps = reports[-1].guided_steps
     assert len(guided_steps) == 3
     for step in guided_steps:
         unit = torch.ones_like(family.latent["samples"])
-        scale = family.model.model.model_sampling.calculate_input(torch.tensor([step["sigma"]]), unit)
-        assert [shift * scale.max().item() for shift in step["shift"]] == pytest.approx([0.3], rel=1e-5)
+        scale = family.model.model.model_sampling.calculate_input(torch.tensor([step.sigma]), unit)
+        assert [shift * scale.max().item() for shift in step.shift] == pytest.approx([0.3], rel=1e-5)
 
 
 # --- gradients ----------------------------------------------------------------------------------------------------
@@ -214,7 +209,7 @@ def check_inside(
     checkpointing = settings.pop("checkpointing", False)
     first_step = settings.pop("start_percent", 0.4)
     chain = LatentGradient(
-        family.vae,
+        LatentDecoder(family.vae),
         [Guide(encoder.encoder)],
         RarityGradient(**EXACT),
         through_denoiser=through,
@@ -224,11 +219,11 @@ def check_inside(
     step, tolerance = (3e-4, 1e-2) if through else (1e-5, 5e-4)
     gradients = []
 
-    def check(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
+    def check(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
         slope = chain(denoise, x, sigma, base_model)
         with torch.inference_mode(False), torch.no_grad():
             x, clean = x.detach().clone(), denoise(x).detach().clone().double()
-            per_x = held_constant_slope(base_model.model_sampling, sigma)
+            per_x = dx0_dx(base_model.model_sampling, sigma)
 
             def score(point: Tensor) -> float:
                 # by the definition of each path: the network runs again, or its output stays
@@ -299,17 +294,19 @@ def test_checkpointing_changes_no_gradient(name):
     gradients = []
     for checkpointing in (False, True):
         chain = LatentGradient(
-            family.vae,
+            LatentDecoder(family.vae),
             [Guide(encoder_of().encoder)],
             RarityGradient(**QUICK),
             through_denoiser=True,
             checkpointing=checkpointing,
         )
 
-        def keep(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any, chain: Any = chain) -> Slope:
+        def keep(
+            denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any, chain: Any = chain
+        ) -> ScoreGradient:
             slope = chain(denoise, x, sigma, base_model)
             gradients.append(slope.gradient)
-            return Slope(slope.score, torch.zeros_like(slope.gradient))
+            return ScoreGradient(slope.score, torch.zeros_like(slope.gradient))
 
         settings = {"through_denoiser": True, "checkpointing": checkpointing, "gradient": keep}
         sample(family, guided(family, encoder_of(), Schedule(start_percent=0.4, end_percent=0.6), **settings))
@@ -343,13 +340,15 @@ def test_what_a_network_keeps_from_call_to_call_changes_no_gradient(checkpointin
 def gradients_of_a_run(family: Family, checkpointing: bool) -> list[Tensor]:
     """Gradients through the denoiser at each of three steps, none of which is shifted."""
     settings = {"through_denoiser": True, "checkpointing": checkpointing}
-    chain = LatentGradient(family.vae, [Guide(encoder_of().encoder)], RarityGradient(**QUICK), **settings)
+    chain = LatentGradient(
+        LatentDecoder(family.vae), [Guide(encoder_of().encoder)], RarityGradient(**QUICK), **settings
+    )
     gradients = []
 
-    def keep(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
+    def keep(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
         slope = chain(denoise, x, sigma, base_model)
         gradients.append(slope.gradient)
-        return Slope(slope.score, torch.zeros_like(slope.gradient))
+        return ScoreGradient(slope.score, torch.zeros_like(slope.gradient))
 
     schedule = Schedule(start_percent=0.0, end_percent=1.0)
     sample(family, guided(family, encoder_of(), schedule, gradient=keep, **settings), steps=3)
@@ -438,7 +437,7 @@ def test_a_video_is_refused_before_any_step(record_property):
     family = family_of("wan_video")
     calls = []
 
-    def count(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> Slope:
+    def count(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
         calls.append(1)
         return zero_gradient(denoise, x, sigma, base_model)
 

@@ -11,13 +11,13 @@ import comfy.samplers
 import pytest
 import torch
 from jepa_guidance.host.comfy.required import interrupt_check
-from jepa_guidance.host.gradient.chain import Slope
+from jepa_guidance.host.gradient.chain import ScoreGradient
 from jepa_guidance.host.gradient.residency import refuse_streamed
-from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.guidance.trace import Trace
 
 from jepa_core import RarityGradient
+from tests.host.guide import guide_model
 
 RARITY = {"k": 3, "oversample": 2, "power_iterations": 1}
 
@@ -26,7 +26,7 @@ def guide(tiny, schedule=None, *, model=None, vae=None, encoder=None, **settings
     """The tiny MODEL, guided; settings are apply_guidance's."""
     rarity = settings.pop("rarity", None) or RarityGradient(**RARITY)
     schedule = schedule or Schedule(end_percent=1.0)
-    return apply_guidance(
+    return guide_model(
         model or tiny.model, vae or tiny.vae, encoder or tiny.encoder, schedule, rarity, **settings
     )
 
@@ -37,7 +37,7 @@ def waves(x):
 
 
 def wave_gradient(denoise, x, sigma, base_model):
-    return Slope(torch.zeros(len(x)), waves(x))
+    return ScoreGradient(torch.zeros(len(x)), waves(x))
 
 
 # --- the paper's update ---------------------------------------------------------------------------------------
@@ -101,12 +101,12 @@ def test_the_shift_is_the_same_in_the_latents_own_scale(tiny, stock, kind):
     trace = []
     patched = guide(tiny, Schedule(strength=0.3), model=model, gradient=wave_gradient, report=trace.append)
     stock(patched, tiny, steps=4)
-    guided = [step for step in trace[-1].steps if step["guided"]]
-    assert [step["step"] for step in guided] == [1, 2, 3]
+    guided = trace[-1].guided_steps
+    assert [step.step for step in guided] == [1, 2, 3]
     for step in guided:
-        sigma = torch.tensor([step["sigma"]])
+        sigma = torch.tensor([step.sigma])
         scale = float(model.model.model_sampling.calculate_input(sigma, torch.ones(1, 1, 1, 1)))
-        assert [shift * scale for shift in step["shift"]] == pytest.approx([0.3, 0.3], rel=1e-5)
+        assert [shift * scale for shift in step.shift] == pytest.approx([0.3, 0.3], rel=1e-5)
 
 
 # --- parity with the stock sampler ----------------------------------------------------------------------------
@@ -125,9 +125,9 @@ def test_a_shift_reaches_the_image_once_for_each_guided_step(tiny, stock, sample
     trace = []
     guided = stock(guide(tiny, gradient=count, report=trace.append), tiny, sampler_name=sampler)
     assert not torch.equal(guided, stock(tiny.model, tiny, sampler_name=sampler))
-    assert len(calls) == sum(step["guided"] for step in trace[-1].steps)
+    assert len(calls) == sum(step.guided for step in trace[-1].steps)
     assert len(set(calls)) == len(calls)
-    assert [step["step"] for step in trace[-1].steps] == list(range(len(trace[-1].steps)))
+    assert [step.step for step in trace[-1].steps] == list(range(len(trace[-1].steps)))
 
 
 @pytest.mark.parametrize("through", [False, True])
@@ -146,10 +146,10 @@ def test_negative_strength_raises_the_score_that_positive_strength_lowers(tiny, 
     for strength in (-1.0, 1.0):
         reports = []
         stock(guide(tiny, Schedule(strength=strength), report=reports.append), tiny, steps=8)
-        traces[strength] = [step for step in reports[-1].steps if step["guided"]]
+        traces[strength] = reports[-1].guided_steps
     # the first guided step sees the same latent
-    assert traces[-1.0][0]["score"] == traces[1.0][0]["score"]
-    assert sum(traces[1.0][-1]["score"]) < sum(traces[-1.0][-1]["score"])
+    assert traces[-1.0][0].score == traces[1.0][0].score
+    assert sum(traces[1.0][-1].score) < sum(traces[-1.0][-1].score)
 
 
 def test_other_wrappers_still_run_and_a_second_patch_replaces_the_first(tiny, stock):
@@ -210,7 +210,9 @@ def test_one_call_equals_two_where_the_network_is_constant(tiny, stock, kind, sa
     model = constant_network(tiny, kind)
     images = [
         stock(
-            guide(tiny, model=model, gradient=wave_gradient, denoiser_calls=calls), tiny, sampler_name=sampler
+            guide(tiny, model=model, gradient=wave_gradient, one_call=calls == "one"),
+            tiny,
+            sampler_name=sampler,
         )
         for calls in ("two", "one")
     ]
@@ -231,7 +233,9 @@ def test_one_call_keeps_what_is_not_inpainted(tiny, stock, differential):
     latent = {"samples": torch.randn(1, 4, 8, 8, generator=torch.manual_seed(1)), "noise_mask": mask}
     images = [
         stock(
-            guide(tiny, model=model, gradient=wave_gradient, denoiser_calls=calls), tiny, latent_image=latent
+            guide(tiny, model=model, gradient=wave_gradient, one_call=calls == "one"),
+            tiny,
+            latent_image=latent,
         )
         for calls in ("two", "one")
     ]
@@ -244,13 +248,13 @@ def test_one_call_keeps_what_is_not_inpainted(tiny, stock, differential):
     [("two", False, 9), ("one", False, 5), ("two", True, 9), ("one", True, 5)],
 )
 def test_network_calls_of_five_steps_four_of_them_guided(tiny, stock, calls, through, expected):
-    patched = guide(tiny, through_denoiser=through, denoiser_calls=calls)
+    patched = guide(tiny, through_denoiser=through, one_call=calls == "one")
     counted = count_network_calls(tiny.model)
     stock(patched, tiny)
     # the first run checks the gradient by two more
     assert len(counted) == expected + 2 * through
     counted.clear()
-    stock(guide(tiny, through_denoiser=through, denoiser_calls=calls), tiny)
+    stock(guide(tiny, through_denoiser=through, one_call=calls == "one"), tiny)
     assert len(counted) == expected
 
 
@@ -258,7 +262,7 @@ def test_network_calls_of_five_steps_four_of_them_guided(tiny, stock, calls, thr
 @pytest.mark.parametrize("sampler", ["euler", "euler_cfg_pp"])
 def test_one_call_guides_and_leaves_no_graph(tiny, stock, through, sampler):
     settings = {"sampler_name": sampler, "steps": 3, "latent_image": {"samples": torch.zeros(1, 4, 8, 8)}}
-    patched = guide(tiny, through_denoiser=through, denoiser_calls="one")
+    patched = guide(tiny, through_denoiser=through, one_call=True)
     guided = stock(patched, tiny, **settings)
     assert not guided.requires_grad
     assert guided.isfinite().all()
@@ -270,9 +274,9 @@ def test_one_call_guides_and_leaves_no_graph(tiny, stock, through, sampler):
 def test_one_call_and_a_zero_shift_are_bit_identical_to_the_stock_sampler(tiny, stock, sampler):
     def zero(denoise, x, sigma, base_model):
         denoise(x)
-        return Slope(torch.zeros(len(x)), torch.zeros_like(x))
+        return ScoreGradient(torch.zeros(len(x)), torch.zeros_like(x))
 
-    patched = guide(tiny, gradient=zero, denoiser_calls="one")
+    patched = guide(tiny, gradient=zero, one_call=True)
     assert torch.equal(
         stock(patched, tiny, sampler_name=sampler), stock(tiny.model, tiny, sampler_name=sampler)
     )
@@ -282,9 +286,9 @@ def test_one_call_skips_an_image_whose_gradient_is_not_finite(tiny, stock):
     def broken(denoise, x, sigma, base_model):
         gradient = waves(x)
         gradient[0, 0, 0, 0] = torch.inf
-        return Slope(torch.zeros(len(x)), gradient)
+        return ScoreGradient(torch.zeros(len(x)), gradient)
 
-    out = stock(guide(tiny, gradient=broken, denoiser_calls="one"), tiny)
+    out = stock(guide(tiny, gradient=broken, one_call=True), tiny)
     plain = stock(tiny.model, tiny)
     assert torch.equal(out[0], plain[0])
     assert out.isfinite().all()
@@ -317,7 +321,7 @@ def test_the_guided_model_goes_with_its_last_user(tiny, stock, sampler, calls, t
     gc.collect()
     gc.disable()
     try:
-        patched = guide(tiny, through_denoiser=through, denoiser_calls=calls)
+        patched = guide(tiny, through_denoiser=through, one_call=calls == "one")
         stock(patched, tiny, sampler_name=sampler, steps=3)
         gone = weakref.ref(patched)
         del patched
@@ -331,42 +335,42 @@ class Stop(Exception):
 
 
 class Counted(RarityGradient):
-    """Counts how often its state is dropped."""
+    """Counts the runs that took a fresh one."""
 
-    resets = 0
+    runs = 0
 
-    def reset(self, ids=None):
-        self.resets += 1
-        super().reset(ids)
+    def fresh(self, on_pass=None):
+        self.runs += 1
+        return super().fresh(on_pass)
 
 
 def test_every_run_starts_without_what_the_last_one_tracked_even_after_an_error(tiny, stock):
-    passes = []
+    passes_left = [10**6]
 
     def stop():
-        passes.append(1)
-        if len(passes) == 8:
+        passes_left[0] -= 1
+        if not passes_left[0]:
             raise Stop
 
     rarity = Counted(**RARITY)
-    patched = guide(tiny, rarity=rarity)
+    patched = guide(tiny, rarity=rarity, on_pass=stop)
     first = stock(patched, tiny)
-    rarity.on_pass = stop
+    passes_left[0] = 8
     with pytest.raises(Stop):
         stock(patched, tiny)
-    rarity.on_pass = None
     assert torch.equal(first, stock(patched, tiny))
-    assert rarity.resets == 3
+    assert rarity.runs == 3
+    assert not rarity.snapshot()  # what runs track is theirs
 
 
 def test_the_message_says_how_the_gradient_was_computed(tiny, stock):
     reports = []
     patched = guide(
-        tiny, denoiser_calls="one", checkpointing=True, decoder="encoder resolution", report=reports.append
+        tiny, one_call=True, checkpointing=True, decoder="encoder resolution", report=reports.append
     )
     stock(patched, tiny, steps=2)
     how = "denoiser constant, decoder at encoder resolution, one call, tracked, checkpointing"
-    assert how in reports[-1].message.splitlines()
+    assert how in reports[-1].message().splitlines()
 
 
 @pytest.mark.parametrize("through", [False, True])
@@ -378,9 +382,7 @@ def test_an_interrupt_leaves_weights_flags_and_random_state_as_they_were(tiny, s
         if len(passes) == 4:
             raise Stop
 
-    patched = guide(
-        tiny, through_denoiser=through, checkpointing=through, rarity=RarityGradient(**RARITY, on_pass=stop)
-    )
+    patched = guide(tiny, through_denoiser=through, checkpointing=through, on_pass=stop)
     modules = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.encoder)
     before = [{id(t) for t in (*m.parameters(), *m.buffers())} for m in modules]
     with pytest.raises(Stop):
@@ -411,7 +413,7 @@ def test_a_gradient_that_is_not_finite_skips_that_image_and_says_so(tiny, stock)
     def broken(denoise, x, sigma, base_model):
         gradient = waves(x)
         gradient[0, 0, 0, 0] = torch.nan
-        return Slope(torch.zeros(len(x)), gradient)
+        return ScoreGradient(torch.zeros(len(x)), gradient)
 
     reports = []
     out = stock(guide(tiny, gradient=broken, report=reports.append), tiny)
@@ -419,7 +421,7 @@ def test_a_gradient_that_is_not_finite_skips_that_image_and_says_so(tiny, stock)
     assert out.isfinite().all()
     assert torch.equal(out[0], plain[0])
     assert not torch.equal(out[1], plain[1])
-    assert "4 shift(s) skipped" in reports[-1].message
+    assert "4 shift(s) skipped" in reports[-1].message()
 
 
 def test_a_variance_of_zero_is_no_gradient_that_was_skipped(tiny, stock):
@@ -427,15 +429,15 @@ def test_a_variance_of_zero_is_no_gradient_that_was_skipped(tiny, stock):
     reports = []
     schedule = Schedule(variance=True, end_percent=1.0)
     stock(guide(tiny, schedule, gradient=wave_gradient, report=reports.append), tiny)
-    assert reports[-1].steps[-1]["shift"] == [0.0, 0.0]
-    assert "skipped" not in reports[-1].message
+    assert reports[-1].steps[-1].shift == [0.0, 0.0]
+    assert "skipped" not in reports[-1].message()
 
 
 def test_a_run_without_guided_steps_says_so_and_is_the_stock_image(tiny, stock):
     reports = []
     patched = guide(tiny, Schedule(start_percent=0.9, end_percent=1.0), report=reports.append)
     assert torch.equal(stock(patched, tiny, steps=4), stock(tiny.model, tiny, steps=4))
-    assert "no step" in reports[-1].message
+    assert "no step" in reports[-1].message()
 
 
 def test_an_unsupported_sampler_is_refused_by_name(tiny, stock):
@@ -470,4 +472,4 @@ def test_streamed_weights_are_refused(tiny):
 
 
 def test_a_trace_before_any_run_has_a_message():
-    assert "not run" in Trace().message
+    assert "not run" in Trace().message()

@@ -15,13 +15,14 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jepa_guidance.host.encoders.folders import encoder_file, encoder_names
+from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.nodes.checks import check_values, value_message
 from jepa_guidance.nodes.combine_encoders import JEPACombineEncoders
 from jepa_guidance.nodes.demo import JEPADemoClass
 from jepa_guidance.nodes.encoder_loader import JEPAEncoderLoader
 from jepa_guidance.nodes.guidance import JEPAGuidance
-from jepa_guidance.nodes.guidance_inputs import PRESETS, guidance_inputs, schedule_of
+from jepa_guidance.nodes.guidance_inputs import PRESETS, config_of, guidance_inputs
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from jepa_guidance.nodes.score_image import JEPAScoreImage
 from safetensors.torch import save_file
@@ -163,15 +164,7 @@ def test_settings_are_valid_or_get_a_message(inputs):
     known = {name: value for name, value in inputs.items() if value is not None}
     if answer is True and len(known) == 3 and known["strength"] != 0:
         # what validation lets through is a schedule
-        schedule_of(
-            {
-                "interval": 1,
-                "strength_rule": "spread",
-                "schedule": "constant",
-                "normalisation": "max",
-                **known,
-            }
-        )
+        config_of(defaults() | known)
 
 
 @QUICK
@@ -203,14 +196,11 @@ WHOLE = {"rank": (1, 16), "oversampling": (0, 16), "power_iterations": (0, 3), "
 )
 def test_every_choice_of_the_menu_runs_or_says_why_not(tiny, stock, chosen):
     """Anything that the page lets a user choose: an image, or a message about an input."""
-    from jepa_guidance.host.guidance.patch import apply_guidance
-    from jepa_guidance.nodes.guidance_inputs import chain_of
-
     inputs = {**defaults(), **chosen, "vae": tiny.vae, "encoder": tiny.encoder}
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     refusal = ""
     try:
-        model = apply_guidance(tiny.model, schedule=schedule_of(inputs), **chain_of(inputs))
+        model = apply_guidance(tiny.model, tiny.vae, tiny.encoder, config_of(inputs))
     except ValueError as error:
         refusal = str(error)
     if refusal:

@@ -15,18 +15,18 @@ import torch
 from jepa_guidance.host.comfy.memory import is_out_of_memory
 from jepa_guidance.host.gradient import residency
 from jepa_guidance.host.gradient.chain import Guide, LatentGradient
+from jepa_guidance.host.gradient.decoders import LatentDecoder
 from jepa_guidance.host.gradient.residency import refuse_streamed
-from jepa_guidance.host.guidance import checks as models
-from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient, differentiable
+from tests.host.guide import guide_model
 
 RARITY = {"k": 3, "oversample": 2, "power_iterations": 1}
 
 
 def guided(tiny: Any, reports: list[Any] | None = None, **settings: Any) -> Any:
-    return apply_guidance(
+    return guide_model(
         tiny.model,
         tiny.vae,
         tiny.encoder,
@@ -111,7 +111,7 @@ def test_the_next_thing_given_up_is_directions_per_pass(monkeypatch, tiny, stock
     assert torch.equal(found, expected)
     # the same image, as far as rounding goes
     assert (found - many).abs().max() < 1e-2 * (many - stock(tiny.model, tiny, **LATENT)).abs().max()
-    assert "one direction per encoder pass" in reports[-1].message
+    assert "one direction per encoder pass" in reports[-1].message()
     assert "one direction per encoder pass" in caplog.text
     assert len(reports[-1].notices) == 1
 
@@ -139,7 +139,7 @@ def test_then_the_decoder_at_the_encoders_resolution(monkeypatch, tiny, stock):
     assert torch.equal(found, expected)
     assert not torch.equal(found, full)
     assert "another image" in reports[-1].notices[-1]
-    assert "decoder at encoder resolution" in reports[-1].message
+    assert "decoder at encoder resolution" in reports[-1].message()
 
 
 def test_last_the_denoiser_is_held_constant(monkeypatch, tiny, stock):
@@ -148,10 +148,10 @@ def test_last_the_denoiser_is_held_constant(monkeypatch, tiny, stock):
     expected = stock(guided(tiny, **settings), tiny, **LATENT)
     Card(lambda x, *_: x.requires_grad).put_on(monkeypatch, network, "forward")
     reports: list[Any] = []
-    found = stock(guided(tiny, reports, through_denoiser=True, denoiser_calls="one"), tiny, **LATENT)
+    found = stock(guided(tiny, reports, through_denoiser=True, one_call=True), tiny, **LATENT)
     assert len(reports[-1].notices) == 4
     assert "denoiser constant" in reports[-1].notices[-1]
-    one_call = stock(guided(tiny, denoiser_calls="one", **settings), tiny, **LATENT)
+    one_call = stock(guided(tiny, one_call=True, **settings), tiny, **LATENT)
     assert torch.equal(found, one_call)
     assert not torch.equal(found, expected)  # asked twice, it answers otherwise
 
@@ -230,7 +230,7 @@ def one_buffer(monkeypatch):
 
 
 def gradient_of_decoding(tiny: Any, latent: torch.Tensor) -> torch.Tensor:
-    chain = LatentGradient(tiny.vae, [Guide(tiny.encoder.encoder)], RarityGradient(k=3))
+    chain = LatentGradient(LatentDecoder(tiny.vae), [Guide(tiny.encoder.encoder)], RarityGradient(k=3))
     return chain.of_latent(latent).gradient
 
 
@@ -273,7 +273,6 @@ def test_a_decoder_or_encoder_that_stays_streamed_is_refused(monkeypatch, tiny, 
     module.model_lowvram = False
     partly_loaded(monkeypatch, module)
     monkeypatch.setattr(residency, "is_streamed", lambda patcher: patcher.model is module)
-    monkeypatch.setattr(models, "is_streamed", lambda patcher: patcher.model is module)
     with pytest.raises(ValueError, match="streamed from system memory"):
         stock(guided(tiny, through_denoiser=True), tiny)
 
@@ -315,7 +314,7 @@ def test_a_lora_that_comes_with_the_conditioning_is_guided_with_the_denoiser_con
     assert not torch.equal(found, plain)
     reports: list[Any] = []
     assert torch.equal(stock(guided(tiny, reports, through_denoiser=True), tiny, **settings), found)
-    assert "changes the denoiser within a step: denoiser constant" in reports[-1].message
+    assert "changes the denoiser within a step: denoiser constant" in reports[-1].message()
     # and the weights are as they were
     assert torch.equal(stock(tiny.model, tiny, **settings), plain)
 

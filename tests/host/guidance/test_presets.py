@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from jepa_guidance.host.gradient.decoders import TINY_OR_SMALL
 from jepa_guidance.host.guidance.patch import apply_guidance
-from jepa_guidance.nodes.guidance_inputs import LATER_INPUTS, PRESETS, chain_of, guidance_inputs, schedule_of
+from jepa_guidance.host.options import TINY_OR_SMALL
+from jepa_guidance.nodes.guidance_inputs import LATER_INPUTS, PRESETS, config_of, guidance_inputs
 
 # How strongly, when, and what the encoder is shown: the user's alone.
 STRENGTH_AND_TIME = {
@@ -20,10 +20,11 @@ def settings(tiny, **changes):
     return defaults | {"vae": tiny.vae, "encoder": tiny.encoder, "rank": 3} | changes
 
 
-def how(chain):
-    rarity = chain["rarity"]
-    named = ("through_denoiser", "decoder", "denoiser_calls", "checkpointing")
-    return [chain[name] for name in named] + [
+def how(config):
+    rarity = config.rarity
+    calls = "one" if config.one_call else "two"
+    return [
+        *(config.through_denoiser, config.decoder, calls, config.checkpointing),
         rarity.k,
         rarity.oversample,
         rarity.power_iterations,
@@ -34,10 +35,10 @@ def how(chain):
 
 
 def test_the_defaults_are_the_inputs_as_they_stand(tiny):
-    assert how(chain_of(settings(tiny, rank=9))) == [True, "full", "two", False, 9, 2, 2, True, False, 0.3]
+    assert how(config_of(settings(tiny, rank=9))) == [True, "full", "two", False, 9, 2, 2, True, False, 0.3]
     # a prompt that was saved before these inputs were there
     old = {name: value for name, value in settings(tiny).items() if name not in LATER_INPUTS}
-    assert how(chain_of(old)) == how(chain_of(settings(tiny)))
+    assert how(config_of(old)) == how(config_of(settings(tiny)))
 
 
 @pytest.mark.parametrize(
@@ -51,11 +52,10 @@ def test_the_defaults_are_the_inputs_as_they_stand(tiny):
 def test_a_preset_overrides_how_and_nothing_else(tiny, preset, expected):
     typed = {"oversampling": 7, "power_iterations": 5, "range_finder": "cold", "checkpointing": True}
     mine = settings(tiny, preset=preset, fit="crop", antialias=False, strength=-1.5, interval=3, **typed)
-    chain = chain_of(mine)
-    assert how(chain) == expected
-    assert (chain["fit"], chain["antialias"]) == ("crop", False)
-    schedule = schedule_of(mine)
-    assert (schedule.strength, schedule.interval) == (-1.5, 3)
+    config = config_of(mine)
+    assert how(config) == expected
+    assert (config.fit, config.antialias) == ("crop", False)
+    assert (config.schedule.strength, config.schedule.interval) == (-1.5, 3)
 
 
 def test_presets_agree_on_what_they_set_and_every_input_is_either_theirs_or_the_users():
@@ -80,9 +80,7 @@ def test_every_preset_guides_and_says_how(monkeypatch, tiny, stock, preset, fast
     reports = []
     latent = {"samples": torch.zeros(1, 4, 20, 20)}
     with torch.inference_mode():
-        patched = apply_guidance(
-            tiny.model, schedule=schedule_of(mine), report=reports.append, **chain_of(mine)
-        )
+        patched = apply_guidance(tiny.model, tiny.vae, tiny.encoder, config_of(mine), report=reports.append)
     guided = stock(patched, tiny, steps=3, latent_image=latent)
     assert not torch.equal(guided, stock(tiny.model, tiny, steps=3, latent_image=latent))
     said = {
@@ -94,4 +92,4 @@ def test_every_preset_guides_and_says_how(monkeypatch, tiny, stock, preset, fast
     }
     if not fast:  # half precision is computed in full, and the message says what was done
         said = {name: line.removesuffix(" in half precision") for name, line in said.items()}
-    assert said[preset] in reports[-1].message.splitlines()
+    assert said[preset] in reports[-1].message().splitlines()

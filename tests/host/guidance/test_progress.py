@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from jepa_guidance.host.guidance import progress
-from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.progress import PARTS, StepProgress
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
+from tests.host.guide import guide_model
 
 
 @pytest.fixture
@@ -57,12 +57,13 @@ def test_a_guided_run_moves_the_bar_within_its_steps_only(tiny, stock, shown):
     """And never back, nor past the step at hand."""
     passes = []
     traces = []
-    patched = apply_guidance(
+    patched = guide_model(
         tiny.model,
         tiny.vae,
         tiny.encoder,
         Schedule(strength=1.0, start_percent=0.2, end_percent=1.0),
-        RarityGradient(2, 1, 1, on_pass=lambda: passes.append(1)),
+        RarityGradient(2, 1, 1),
+        on_pass=lambda: passes.append(1),
         report=lambda trace: traces.append(len(trace.steps)),
     )
     stock(patched, tiny, steps=6)

@@ -10,11 +10,11 @@ import comfy.utils
 import pytest
 import torch
 from jepa_guidance.host.guidance.checks import check_frames, check_vae_fits
-from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
 from tests.host.families import model_of, unet
+from tests.host.guide import guide_model
 
 ADVICE = r"Connect a text-to-image model and its VAE\."
 
@@ -49,13 +49,13 @@ def test_a_unet_that_mixes_the_frames_of_a_batch_is_refused(tiny, name, length):
     with pytest.raises(
         ValueError, match=rf"this model takes the batch for the frames of one video.*{ADVICE}"
     ):
-        apply_guidance(model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
+        guide_model(model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
 
 
 def test_a_decoder_that_mixes_the_frames_of_a_batch_is_refused(tiny):
     tiny.vae.first_stage_model = video_decoder()
     with pytest.raises(ValueError, match=rf"this VAE takes the batch for the frames of one video.*{ADVICE}"):
-        apply_guidance(tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
+        guide_model(tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
 
 
 def test_a_model_without_pictures_is_refused_with_what_to_connect(tiny):

@@ -12,13 +12,13 @@ import comfy.k_diffusion.sampling
 import comfy.samplers
 import pytest
 import torch
-from jepa_guidance.host.gradient.chain import Slope
-from jepa_guidance.host.guidance.patch import apply_guidance
-from jepa_guidance.host.guidance.probe import rehearse
+from jepa_guidance.host.gradient.chain import ScoreGradient
+from jepa_guidance.host.guidance.probe import probe_sampler
 from jepa_guidance.host.guidance.samplers import sampler_refusal
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
+from tests.host.guide import guide_model
 from tests.host.shifted_samplers import Shift, largest_entry_shift, shifted
 
 # What is known of the samplers of today's hosts. Those of later ones are sorted by what the rehearsal finds.
@@ -82,7 +82,7 @@ def verdict(tiny: Any, name: str) -> str:
     """What a rehearsal finds of a sampler of the host: exact, handled or refused."""
     sampler = comfy.samplers.sampler_object(name)
     try:
-        found = rehearse(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
+        found = probe_sampler(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
     except ValueError:
         return "refused"
     return "exact" if found.carry is None else "handled"
@@ -93,8 +93,8 @@ def waves(x: torch.Tensor) -> torch.Tensor:
     return torch.sin(3 * x) + 0.1 * x
 
 
-def wave_gradient(denoise: Any, x: torch.Tensor, sigma: torch.Tensor, base_model: Any) -> Slope:
-    return Slope(torch.zeros(len(x)), waves(x))
+def wave_gradient(denoise: Any, x: torch.Tensor, sigma: torch.Tensor, base_model: Any) -> ScoreGradient:
+    return ScoreGradient(torch.zeros(len(x)), waves(x))
 
 
 def guided_and_expected(
@@ -114,7 +114,7 @@ def guided_and_expected(
     model = tiny.make_model(kind)
     settings = {"sampler_name": sampler, "scheduler": scheduler, "steps": STEPS}
     trace: list[Any] = []
-    patched = apply_guidance(
+    patched = guide_model(
         model,
         tiny.vae,
         tiny.encoder,
@@ -124,8 +124,8 @@ def guided_and_expected(
         report=trace.append,
     )
     guided = stock(patched, tiny, **settings)
-    assert [step["step"] for step in trace[-1].steps] == list(range(trace[-1].total))
-    steps = [step["step"] for step in trace[-1].steps if step["guided"]]
+    assert [step.step for step in trace[-1].steps] == list(range(trace[-1].total))
+    steps = [step.step for step in trace[-1].guided_steps]
     assert len(steps) == (1 if end_percent < 1 else trace[-1].total)
     eta = 0.7 * min(1, 3 / len(steps))
     shift = largest_entry_shift(waves, steps, eta, flow=kind == "FLOW")
@@ -202,14 +202,14 @@ def test_every_sampler_under_every_scheduler(tiny, stock, record_property, sampl
     assert torch.equal(stock(zero_guided(tiny), tiny, **settings), stock(tiny.model, tiny, **settings))
 
 
-def zero_gradient(denoise: Any, x: torch.Tensor, sigma: torch.Tensor, base_model: Any) -> Slope:
-    return Slope(torch.zeros(len(x)), torch.zeros_like(x))
+def zero_gradient(denoise: Any, x: torch.Tensor, sigma: torch.Tensor, base_model: Any) -> ScoreGradient:
+    return ScoreGradient(torch.zeros(len(x)), torch.zeros_like(x))
 
 
 def zero_guided(tiny: Any, model: Any = None) -> Any:
     """A MODEL that is guided at every step by a gradient of zero."""
     schedule = Schedule(start_percent=0.0, end_percent=1.0)
-    return apply_guidance(
+    return guide_model(
         model or tiny.model, tiny.vae, tiny.encoder, schedule, RarityGradient(k=3), gradient=zero_gradient
     )
 
@@ -239,7 +239,7 @@ def test_a_run_that_ends_in_noise_carries_the_shift_to_its_end(tiny, stock, samp
             )[0]["samples"].clone()  # fmt: skip
 
     schedule = Schedule(strength=0.7, start_percent=0.0, end_percent=1.0)
-    patched = apply_guidance(
+    patched = guide_model(
         tiny.model, tiny.vae, tiny.encoder, schedule, RarityGradient(k=3), gradient=wave_gradient
     )
     guided = run(patched)
@@ -264,9 +264,9 @@ def test_every_sampler_is_rehearsed_or_refused_by_name(tiny, name):
         with pytest.raises(
             ValueError, match=r"JEPA guidance does not support the sampler|cannot tell how the sampler"
         ):
-            rehearse(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
+            probe_sampler(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
         return
-    steps = rehearse(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
+    steps = probe_sampler(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
     # dpm_fast takes three model calls to a step of its own; every other sampler has one step a sigma
     assert steps.steps == (2 if name == "dpm_fast" else 4)
     assert sorted(steps.first.values()) == list(range(steps.steps))
@@ -287,7 +287,7 @@ def test_the_verdict_depends_on_the_sampler_alone(tiny, kind, scheduler):
         for sigmas in (whole, whole[:2], whole[:-1], whole[-4:], whole[-2:]):
             if name.startswith("uni_pc") and len(sigmas) < 4:
                 continue  # the host's own needs three steps
-            found = rehearse(sampler.sampler_function, sigmas, {}, inner_model(tiny))
+            found = probe_sampler(sampler.sampler_function, sigmas, {}, inner_model(tiny))
             assert (found.carry is not None) == (name in HANDLED), (name, sigmas)
 
 
@@ -309,7 +309,7 @@ def test_options_of_a_sampler_change_no_verdict(tiny, name, options):
     function = comfy.samplers.sampler_object(name).sampler_function
     if not set(options) <= set(inspect.signature(function).parameters):
         pytest.skip("this host's sampler has no such option")
-    assert rehearse(function, SIGMAS, options, inner_model(tiny)).carry is None
+    assert probe_sampler(function, SIGMAS, options, inner_model(tiny)).carry is None
 
 
 def told_by_the_host() -> dict:
@@ -339,7 +339,7 @@ def test_a_sampler_may_read_whatever_the_host_tells_its_hook(tiny, key):
 
     model = inner_model(tiny)
     model.inner_model.conds = {"positive": tiny.positive, "negative": tiny.negative}
-    assert rehearse(curious, SIGMAS, {}, model).carry is None
+    assert probe_sampler(curious, SIGMAS, {}, model).carry is None
     assert told
     assert told[0] is not None
 
@@ -433,7 +433,7 @@ def broken(model, x, sigmas, extra_args=None, callback=None, disable=None):
 
 
 def test_a_sampler_of_another_pack_is_guided_like_the_hosts(tiny):
-    found = rehearse(loop, SIGMAS, {}, inner_model(tiny))
+    found = probe_sampler(loop, SIGMAS, {}, inner_model(tiny))
     assert found.first == {0: 0, 1: 1, 2: 2, 3: 3}
     assert found.carry is None
 
@@ -450,7 +450,7 @@ def test_a_sampler_of_another_pack_is_guided_like_the_hosts(tiny):
 )
 def test_a_sampler_is_sorted_by_what_it_does_with_its_state(tiny, function, carried):
     for sigmas in (SIGMAS, SIGMAS[:2], SIGMAS[:-1]):
-        assert (rehearse(function, sigmas, {}, inner_model(tiny)).carry is not None) == carried
+        assert (probe_sampler(function, sigmas, {}, inner_model(tiny)).carry is not None) == carried
 
 
 @pytest.fixture
@@ -511,7 +511,7 @@ def test_a_name_of_the_hosts_makes_no_sampler_of_another_pack_the_hosts(tiny):
     def sample_unipc(*args, **kwargs):
         return loop(*args, **kwargs)
 
-    assert rehearse(sample_unipc, SIGMAS, {}, inner_model(tiny)).carry is None
+    assert probe_sampler(sample_unipc, SIGMAS, {}, inner_model(tiny)).carry is None
 
 
 @pytest.mark.parametrize(
@@ -527,7 +527,7 @@ def test_a_name_of_the_hosts_makes_no_sampler_of_another_pack_the_hosts(tiny):
 )
 def test_a_sampler_that_cannot_be_guided_is_refused_by_name(tiny, function, why):
     with pytest.raises(ValueError, match=why) as caught:
-        rehearse(function, SIGMAS, {}, inner_model(tiny))
+        probe_sampler(function, SIGMAS, {}, inner_model(tiny))
     assert repr(function.__name__) in str(caught.value)
 
 
@@ -541,7 +541,7 @@ def test_a_sampler_that_runs_otherwise_than_it_was_rehearsed_is_stopped(tiny):
             x = denoised
         return x
 
-    patched = apply_guidance(
+    patched = guide_model(
         tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3), gradient=wave_gradient
     )
     import comfy.sample

@@ -11,8 +11,9 @@ import pytest
 import torch
 from jepa_guidance.host.encoders.host_encoder import HostEncoder, combined
 from jepa_guidance.host.gradient.chain import Guide, LatentGradient
-from jepa_guidance.host.gradient.decoders import ENCODER_RESOLUTION, FULL, decoded, shrink
+from jepa_guidance.host.gradient.decoders import LatentDecoder, decoded, shrink
 from jepa_guidance.host.guidance.schedule import Schedule
+from jepa_guidance.host.options import ENCODER_RESOLUTION, FULL
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 
 from jepa_core import RarityGradient, load_encoder
@@ -71,7 +72,7 @@ def test_the_frames_are_seen_together_and_not_one_by_one(motion):
     vae = exact_family("wan_video").vae
     latent = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(0)).double()
     rarity = RarityGradient(k=3, oversample=12, power_iterations=6)
-    clip = LatentGradient(vae, [Guide(encoder)], rarity).of_latent(latent)
+    clip = LatentGradient(LatentDecoder(vae), [Guide(encoder)], rarity).of_latent(latent)
     with torch.inference_mode(False), torch.no_grad():
         frames = decoded(vae, latent)
     seen = encoder.of_clips(FRAMES)
@@ -94,9 +95,9 @@ def test_a_run_is_guided_and_without_strength_it_is_the_stock_one(motion, decode
     assert torch.equal(sample(family, guided(family, encoder, **settings)), found)
     off = guided(family, encoder, Schedule(strength=0.0), **settings)
     assert torch.equal(sample(family, off), plain)
-    steps = [step for step in reports[-1].steps if step["guided"]]
+    steps = reports[-1].guided_steps
     assert steps
-    assert all(len(step["score"]) == len(step["judged"][encoder.label]) == 1 for step in steps)
+    assert all(len(step.score) == len(step.judged[encoder.label]) == 1 for step in steps)
 
 
 @pytest.mark.parametrize("who", ["guide", "one of two guides", "judge"])

@@ -1,0 +1,38 @@
+"""One primitive for every stage of the chain: a value, and the vector-Jacobian product there."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Pull(Protocol):
+    """The vector-Jacobian product of a function at one point."""
+
+    def __call__(self, cotangent: Tensor, keep: bool = False) -> Tensor:
+        """Return J^T cotangent; with `keep`, another call may follow."""
+        ...
+
+
+@contextmanager
+def linearised(
+    function: Callable[[Tensor], Tensor], x: Tensor, guard: AbstractContextManager | None = None
+) -> Iterator[tuple[Tensor, Pull]]:
+    """Within the block: (function(x), pull), where pull(cotangent) is the vector-Jacobian product at x.
+
+    The graph is freed at the end of the block.
+
+    Args:
+        guard: entered for the block; what the function needs while its graph is alive.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), guard or nullcontext():
+        leaf = x.detach().clone().requires_grad_()
+        value = function(leaf)
+
+        def pull(cotangent: Tensor, keep: bool = False) -> Tensor:
+            (gradient,) = torch.autograd.grad(value, leaf, cotangent, retain_graph=keep)
+            return gradient
+
+        yield value.detach(), pull

@@ -1,0 +1,73 @@
+"""Before a run: what it differentiates is whole on the device, or held constant, and is checked once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..comfy.models import compute_dtype, models_in_patches, patches_of
+from ..comfy.required import load_models_gpu
+from ..comfy.sampling import has_weight_hooks
+from ..comfy.streaming import is_dynamic
+from ..gradient.chain import GradientChain
+from ..gradient.check import DECODER, DENOISER, GradientCheck, kinds
+from ..gradient.residency import keep_whole, refuse_streamed
+from ..options import DENOISER_CONSTANT
+from .trace import Trace
+
+
+def held_constant(why: str) -> str:
+    """What to tell a user whose denoiser is not differentiated as asked."""
+    return f"{why}: {DENOISER_CONSTANT} (another image than through the denoiser)"
+
+
+def hold_constant(chain: GradientChain, trace: Trace, why: str) -> None:
+    """Go on with the denoiser's output held constant, and say why."""
+    chain.through_denoiser = False
+    trace.notice(held_constant(why))
+
+
+def make_differentiable(
+    guider: Any, vae: Any, encoders: Sequence[Any], chain: GradientChain, trace: Trace
+) -> None:
+    """Load whole what this run differentiates; where the denoiser cannot be, hold it constant.
+
+    Args:
+        guider: the host's, of the run. encoders: their patchers.
+
+    Raises:
+        ValueError: the decoder or an encoder does not fit the device whole.
+    """
+    needed = [vae.patcher, *encoders]
+    beside = [guider.model_patcher, *guider.loaded_models]
+    patches = models_in_patches(guider.model_patcher)
+    if chain.through_denoiser:
+        if has_weight_hooks(guider):
+            why = "a LoRA that comes with the conditioning changes the denoiser within a step"
+            hold_constant(chain, trace, why)
+        elif any(map(is_dynamic, patches)):
+            hold_constant(chain, trace, "a patch of another node brings a model that the host streams")
+    if chain.through_denoiser:
+        # other streamed models are not known to take part; if they do, the check of the gradient finds it
+        parts = [part for part in (*guider.loaded_models, *patches) if not is_dynamic(part)]
+        streamed = keep_whole([*needed, guider.model_patcher, *parts], beside)
+        if streamed:
+            alone = all(patcher.model is guider.model_patcher.model for patcher in streamed)
+            what = "the denoiser does" if alone else "the denoiser and what runs beside it do"
+            hold_constant(chain, trace, f"{what} not fit this device whole")
+            load_models_gpu(beside)
+    keep_whole(needed, beside)
+    refuse_streamed(vae.patcher, "the VAE")
+    for patcher in encoders:
+        refuse_streamed(patcher, "the JEPA encoder")
+
+
+def gradient_check(guider: Any, vae: Any) -> GradientCheck:
+    """The check of the networks of a run, with what else their gradients depend on."""
+    base_model = guider.inner_model
+    weights, others = patches_of(guider.model_patcher)
+    key = (weights, *map(kinds, (others, guider.conds, guider.model_options)))
+    return GradientCheck(
+        {
+            DENOISER: (base_model, key, compute_dtype(base_model)),
+            DECODER: (vae.first_stage_model, None, vae.vae_dtype),
+        }
+    )

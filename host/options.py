@@ -1,0 +1,38 @@
+"""The options that users choose by name, as menus show them and messages quote them."""
+
+# gradient_path
+DENOISER_CONSTANT = "denoiser constant"
+THROUGH_DENOISER = "through denoiser"
+
+# decoder
+FULL = "full"
+ENCODER_RESOLUTION = "encoder resolution"
+TINY = "tiny autoencoder"
+DECODERS = (FULL, ENCODER_RESOLUTION, TINY)
+TINY_OR_SMALL = "tiny autoencoder, else encoder resolution"  # of a preset, not of the menu
+
+# denoiser_calls
+TWO_CALLS = "two"
+ONE_CALL = "one"
+
+# range_finder
+TRACKED = "tracked"
+TRACKED_HALF = "tracked in half precision"
+COLD = "cold"
+
+# schedule
+CONSTANT = "constant"
+VARIANCE = "variance"
+
+# strength_rule
+SPREAD = "spread"
+PER_STEP = "per_step"
+
+# normalisation
+MAX = "max"
+RMS = "rms"
+NONE = "none"
+
+# fit
+SQUASH = "squash"
+CROP = "crop"

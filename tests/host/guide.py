@@ -1,0 +1,54 @@
+"""A MODEL guided with a test's settings, or by a gradient of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from jepa_guidance.host.gradient.chain import GradientChain, ScoreGradient
+from jepa_guidance.host.guidance.config import GuidanceConfig
+from jepa_guidance.host.guidance.patch import apply_guidance
+from jepa_guidance.host.guidance.schedule import Schedule
+from torch import Tensor
+
+from jepa_core import RarityGradient
+
+CONFIG = {entry.name for entry in fields(GuidanceConfig)}
+
+
+class OwnGradient(GradientChain):
+    """A function of a test in the place of the chain."""
+
+    def __init__(self, function: Callable[..., ScoreGradient], through_denoiser: bool, checkpointing: bool):
+        self.function = function
+        self.through_denoiser = through_denoiser
+        self.checkpointing = checkpointing
+
+    def __call__(
+        self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any
+    ) -> ScoreGradient:
+        return self.function(denoise, x, sigma, base_model)
+
+
+def guide_model(
+    model: Any,
+    vae: Any,
+    encoder: Any,
+    schedule: Schedule,
+    rarity: RarityGradient,
+    *,
+    gradient: Callable[..., ScoreGradient] | None = None,
+    **settings: Any,
+) -> Any:
+    """The MODEL, guided.
+
+    Args:
+        gradient: in place of the chain: (denoise, x, sigma, base model) -> ScoreGradient.
+        settings: of GuidanceConfig and of apply_guidance.
+    """
+    config = GuidanceConfig(
+        schedule, rarity, **{name: settings.pop(name) for name in CONFIG & settings.keys()}
+    )
+    own = OwnGradient(gradient, config.through_denoiser, config.checkpointing) if gradient else None
+    return apply_guidance(model, vae, encoder, config, chain=own, **settings)
