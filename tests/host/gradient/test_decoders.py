@@ -255,7 +255,7 @@ def test_a_tiny_autoencoder_that_does_not_fit_is_refused_by_name(tiny, approx, f
         file.write_bytes(file.read_bytes()[:1000])
     elif fault == "incomplete":
         save_file({"1.weight": torch.zeros(64, 4, 3, 3)}, file)
-    with pytest.raises(ValueError, match=r"taesd_decoder\.safetensors is damaged or no tiny decoder"):
+    with pytest.raises(ValueError, match=r"taesd_decoder\.safetensors is damaged or not a tiny decoder"):
         choice(tiny, TINY)
 
 
