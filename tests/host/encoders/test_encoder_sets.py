@@ -167,7 +167,7 @@ def test_the_trace_tells_the_guides_apart(tiny, stock, clip, jepa):
     for step in steps:
         mean = [0.25 * a + 0.75 * b for a, b in zip(*step.scores.values(), strict=True)]
         assert step.score == pytest.approx(mean)
-    assert f"{clip.label}: {sum(steps[0]['scores'][clip.label]) / 2:.2f} to" in trace.message()
+    assert f"{clip.label}: {sum(steps[0].scores[clip.label]) / 2:.2f} to" in trace.message()
     assert "mean score" in trace.message()
     assert "2 guides" in trace.message()
 

@@ -17,7 +17,6 @@ from jepa_guidance.host.gradient import residency
 from jepa_guidance.host.gradient.chain import Guide, LatentGradient
 from jepa_guidance.host.gradient.decoders import LatentDecoder
 from jepa_guidance.host.gradient.residency import refuse_streamed
-from jepa_guidance.host.guidance import checks as models
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient, differentiable
@@ -104,7 +103,7 @@ def test_first_the_host_unloads_what_the_run_does_not_need(monkeypatch, tiny, st
 def test_the_next_thing_given_up_is_directions_per_pass(monkeypatch, tiny, stock, caplog):
     expected = stock(guided(tiny, rarity={"chunk": 1}), tiny, **LATENT)
     many = stock(guided(tiny), tiny, **LATENT)
-    card = Card(lambda x: len(x) > 1).put_on(monkeypatch, tiny.encoder.patcher.model, "forward")
+    card = Card(lambda x: len(x) > 1).put_on(monkeypatch, tiny.encoder.encoder, "forward")
     reports: list[Any] = []
     with caplog.at_level(logging.WARNING):
         found = stock(guided(tiny, reports), tiny, **LATENT)
@@ -274,7 +273,6 @@ def test_a_decoder_or_encoder_that_stays_streamed_is_refused(monkeypatch, tiny, 
     module.model_lowvram = False
     partly_loaded(monkeypatch, module)
     monkeypatch.setattr(residency, "is_streamed", lambda patcher: patcher.model is module)
-    monkeypatch.setattr(models, "is_streamed", lambda patcher: patcher.model is module)
     with pytest.raises(ValueError, match="streamed from system memory"):
         stock(guided(tiny, through_denoiser=True), tiny)
 

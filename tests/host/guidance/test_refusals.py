@@ -16,7 +16,7 @@ from jepa_core import RarityGradient
 from tests.host.families import model_of, unet
 from tests.host.guide import guide_model
 
-ADVICE = r"Connect a text-to-image model and its VAE\."
+ADVICE = r"Connect a text-to-image or text-to-video model and its VAE\."
 
 
 def video_unet(config: type, **sizes: Any) -> Any:
@@ -47,14 +47,14 @@ def video_decoder() -> Any:
 def test_a_unet_that_mixes_the_frames_of_a_batch_is_refused(tiny, name, length):
     model = video_unet(getattr(comfy.supported_models, name), adm_in_channels=length)
     with pytest.raises(
-        ValueError, match=rf"this model takes the batch for the frames of one video.*{ADVICE}"
+        ValueError, match=rf"this model treats the batch as the frames of one video.*{ADVICE}"
     ):
         guide_model(model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
 
 
 def test_a_decoder_that_mixes_the_frames_of_a_batch_is_refused(tiny):
     tiny.vae.first_stage_model = video_decoder()
-    with pytest.raises(ValueError, match=rf"this VAE takes the batch for the frames of one video.*{ADVICE}"):
+    with pytest.raises(ValueError, match=rf"this VAE treats the batch as the frames of one video.*{ADVICE}"):
         guide_model(tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
 
 
@@ -76,7 +76,7 @@ def test_a_latent_of_several_parts_is_refused_as_what_it_is(tiny):
     packed = torch.cat([part.reshape(1, 1, -1) for part in parts], -1)
     if hasattr(comfy.utils, "pack_latents"):
         assert torch.equal(packed, comfy.utils.pack_latents(parts)[0])
-    with pytest.raises(ValueError, match="pictures and videos alone; this latent holds several parts"):
+    with pytest.raises(ValueError, match="images and videos alone; this latent has several parts"):
         check_frames(packed, tiny.encoder)
     with pytest.raises(ValueError, match=r"this latent has shape \(1, 64, 100\)"):
         check_frames(torch.zeros(1, 64, 100), tiny.encoder)
