@@ -20,8 +20,8 @@ def register_folders() -> None:
         folder_paths.folder_names_and_paths[name] = (paths, {".safetensors"})
 
 
-def inside(file: Path, folder: str, *beside: Path) -> Path:
-    """Return `file` if it and the files `beside` it are inside the model folders, with links followed.
+def inside(file: Path, folder: str, *companions: Path) -> Path:
+    """Return `file` if it and its `companions` are inside the model folders, with links followed.
 
     None of them needs to exist.
 
@@ -30,7 +30,7 @@ def inside(file: Path, folder: str, *beside: Path) -> Path:
     """
     # realpath: Path.resolve raises RuntimeError for a link to itself
     folders = [os.path.realpath(path) for path in folder_paths.get_folder_paths(folder)]
-    for part in (file, *beside):
+    for part in (file, *companions):
         real = Path(os.path.realpath(part))
         if not any(real.is_relative_to(path) for path in folders):
             raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...jepa_core import Encoder, RarityGradient, jepa_score
 from ...jepa_core.score import PROJECTION
 from ..comfy.required import UNetModel
-from ..options import SQUASH
+from ..options import DENOISER_CONSTANT, SQUASH
 from .autograd import host_differentiable, writing_in_place
 from .check import DECODER, DENOISER, GradientCheck, WrongGradientError
 from .checkpointing import checkpointed
@@ -142,10 +142,10 @@ class LatentGradient(GradientChain):
             return "checkpointing from here on (slower, the same image)"
         if self.small is not None:
             self.decoder, self.small = self.small, None
-            return "decoder at encoder resolution from here on (another image than with the full decoder)"
+            return "decoder at encoder resolution from here on (a different image than with the full decoder)"
         if self.through_denoiser:
             self.through_denoiser = False
-            return "denoiser constant from here on (another image than through the denoiser)"
+            return f"{DENOISER_CONSTANT} from here on (a different image than through the denoiser)"
         return None
 
     def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:

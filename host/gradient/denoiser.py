@@ -13,15 +13,15 @@ from .compiled import uncompiled
 
 
 @contextmanager
-def differentiable_denoiser(guider: Any, apart: str, *, checkpointing: bool) -> Iterator[None]:
+def differentiable_denoiser(guider: Any, key: str, *, checkpointing: bool) -> Iterator[None]:
     """Within the block, model calls of a run can be differentiated with respect to x. The backward pass must run in it too.
 
     Args:
         guider: the host's guider of this run.
-        apart: the key of models that are loaded together with the denoiser but take no part in its calls.
+        key: the key of models that are loaded together with the denoiser but take no part in its calls.
         checkpointing: less memory; the forward pass runs twice.
     """
-    modules = denoising_modules(guider, apart)
+    modules = denoising_modules(guider, key)
     with ExitStack() as stack:
         for context in (
             uncompiled(*modules),

@@ -12,7 +12,7 @@ class Pull(Protocol):
     """The vector-Jacobian product of a function at one point."""
 
     def __call__(self, cotangent: Tensor, keep: bool = False) -> Tensor:
-        """Return J^T cotangent. Only after a call with `keep` may there be another one."""
+        """Return J^T cotangent. With `keep`, the graph is kept for another call."""
         ...
 
 

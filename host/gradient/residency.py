@@ -169,18 +169,18 @@ def _differs(new: Iterable[Any], old: Iterable[Any]) -> bool:
     return any(one is not other for one, other in zip(new, old, strict=True))
 
 
-def keep_whole(needed: Iterable[Any], beside: Iterable[Any]) -> list[Any]:
+def keep_whole(needed: Iterable[Any], others: Iterable[Any]) -> list[Any]:
     """Have the host load all weights of `needed`, making room for them; returns the patchers that are still streamed.
 
     In a second run the device is still full of what the first one loaded, and the host then loads a model only in part
     although there could be room for all of it.
 
     Args:
-        needed: patchers of what is differentiated. beside: patchers of what the run calls without a gradient.
+        needed: patchers of what is differentiated. others: patchers of what the run calls without a gradient.
     """
     needed = list(needed)
     # patchers of the same module count once
-    together = list({id(patcher.model): patcher for patcher in (*beside, *needed)}.values())
+    together = list({id(patcher.model): patcher for patcher in (*others, *needed)}.values())
     in_part = [patcher for patcher in needed if not is_dynamic(patcher) and is_streamed(patcher)]
     if in_part:
         for patcher in in_part:

@@ -30,7 +30,7 @@ def check_vae_fits(vae: Any, model: Any) -> None:
     """Refuse a VAE that cannot decode the model's latents, before anything is loaded.
 
     Raises:
-        ValueError: names both sides.
+        ValueError: names what does not match.
     """
     vae.throw_exception_if_invalid()
     latent_format = model.get_model_object("latent_format")

@@ -14,7 +14,7 @@ from ..encoders.host_encoder import AnyEncoder, HostEncoder, patchers
 from ..gradient.chain import GradientChain, Guide, LatentGradient
 from ..gradient.decoders import LatentDecoder, choose_decoder
 from ..gradient.residency import ResidentParts, bound_to_streamed, fits_whole, resident
-from ..options import DENOISER_CONSTANT, ENCODER_RESOLUTION, FULL, THROUGH_DENOISER
+from ..options import COLD, DENOISER_CONSTANT, ENCODER_RESOLUTION, FULL, THROUGH_DENOISER, TRACKED
 from .checks import check_one_device, check_rank, check_sampling, check_vae_fits
 from .config import GuidanceConfig
 from .preparation import held_constant
@@ -124,7 +124,7 @@ def _description(
             THROUGH_DENOISER if through_denoiser else DENOISER_CONSTANT,
             decoder.description,
             "one call" if config.one_call else "two calls",
-            ("tracked" if config.rarity.tracked else "cold") + (" in half precision" if half else ""),
+            (TRACKED if config.rarity.tracked else COLD) + (" in half precision" if half else ""),
             *(["checkpointing"] if config.checkpointing else []),
             *([f"{len(guides)} guides"] if len(guides) > 1 else []),
         ]

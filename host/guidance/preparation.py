@@ -16,7 +16,7 @@ from .trace import Trace
 
 def held_constant(why: str) -> str:
     """The notice that the denoiser is not differentiated although the user asked for it."""
-    return f"{why}: {DENOISER_CONSTANT} (another image than through the denoiser)"
+    return f"{why}: {DENOISER_CONSTANT} (a different image than through the denoiser)"
 
 
 def hold_constant(chain: GradientChain, trace: Trace, why: str) -> None:
@@ -37,7 +37,7 @@ def make_differentiable(
         ValueError: the decoder or an encoder does not fit on the device.
     """
     needed = [vae.patcher, *encoders]
-    beside = [guider.model_patcher, *guider.loaded_models]
+    others = [guider.model_patcher, *guider.loaded_models]
     patches = models_in_patches(guider.model_patcher)
     if chain.through_denoiser:
         if has_weight_hooks(guider):
@@ -48,13 +48,13 @@ def make_differentiable(
     if chain.through_denoiser:
         # other streamed models may take no part in the call; if they do, the gradient check finds out
         parts = [part for part in (*guider.loaded_models, *patches) if not is_dynamic(part)]
-        streamed = keep_whole([*needed, guider.model_patcher, *parts], beside)
+        streamed = keep_whole([*needed, guider.model_patcher, *parts], others)
         if streamed:
             alone = all(patcher.model is guider.model_patcher.model for patcher in streamed)
             what = "the denoiser does" if alone else "the denoiser and the models that run with it do"
             hold_constant(chain, trace, f"{what} not fit this device whole")
-            load_models_gpu(beside)
-    keep_whole(needed, beside)
+            load_models_gpu(others)
+    keep_whole(needed, others)
     refuse_streamed(vae.patcher, "the VAE")
     for patcher in encoders:
         refuse_streamed(patcher, "the JEPA encoder")

@@ -39,14 +39,14 @@ def probe_sampler(function: Callable, sigmas: Tensor, options: dict, model: Any)
         raise ValueError(known)
     name = sampler_name(function)
     try:
-        dry = _DryRun(function, options, model)
-        run, alone = dry.play(sigmas, factor(0.5)), dry.play(sigmas, factor(0.0))
+        dry = _DryRuns(function, options, model)
+        run, alone = dry.run(sigmas, factor(0.5)), dry.run(sigmas, factor(0.0))
         why = _fault(run, alone, sigmas)
         carry = None
         if why is None and run.first:
             test = _StateTest(dry, sigmas.max())
             if not test.keeps_no_copy():
-                carry = _carry(alone, dry.play(sigmas, factor(0.0), start=2.0))
+                carry = _carry(alone, dry.run(sigmas, factor(0.0), start=2.0))
                 why = None if test.can_be_carried() else NOT_FOLLOWED
     except Exception as error:
         raise ValueError(
@@ -59,8 +59,8 @@ def probe_sampler(function: Callable, sigmas: Tensor, options: dict, model: Any)
     return SamplerPlan(steps, seen, carry)
 
 
-def _fault(run: "_Play", alone: "_Play", sigmas: Tensor) -> str | None:
-    """Why the steps of a sampler cannot be told from two runs with different model outputs, or None."""
+def _fault(run: "_Run", alone: "_Run", sigmas: Tensor) -> str | None:
+    """Why the steps of a sampler cannot be identified, given two runs with different model outputs; or None."""
     if run.first != alone.first:
         return "its steps depend on the image"
     if not run.first and len(sigmas) > 1:
@@ -68,7 +68,7 @@ def _fault(run: "_Play", alone: "_Play", sigmas: Tensor) -> str | None:
     return None
 
 
-def _carry(alone: "_Play", doubled: "_Play") -> list[float]:
+def _carry(alone: "_Run", doubled: "_Run") -> list[float]:
     """SamplerPlan.carry, from two runs with different starts; 0 where the start no longer matters."""
     moved = [two - one for one, two in zip(alone.course, doubled.course, strict=True)]
     return [1.0, *(after / before if before else 0.0 for before, after in pairwise(moved))]
@@ -83,7 +83,7 @@ def factor(size: float) -> Answer:
     return lambda x, sigma, call: x * size
 
 
-class _Play(NamedTuple):
+class _Run(NamedTuple):
     """One dry run.
 
     Attributes:
@@ -103,7 +103,7 @@ class _Play(NamedTuple):
         return [*(self.states[call] for call in self.first), self.result]
 
 
-class _DryRun:
+class _DryRuns:
     """Runs a sampler function without noise on a latent of four equal numbers; some samplers fail on a single one."""
 
     def __init__(self, function: Callable, options: dict, model: Any) -> None:
@@ -113,15 +113,15 @@ class _DryRun:
         self.options = {key: value for key, value in options.items() if key != "noise_sampler"}
         self.silent = "noise_sampler" in inspect.signature(function).parameters
 
-    def play(
+    def run(
         self,
         sigmas: Tensor,
         answer: Answer,
         start: float = 1.0,
         writes: dict[int, float] | None = None,
         wrap: Callable[[Any], Any] = lambda model: model,
-    ) -> _Play:
-        """One run.
+    ) -> _Run:
+        """Run the sampler once.
 
         Args:
             start: the initial state, in units of the first sigma.
@@ -147,7 +147,7 @@ class _DryRun:
             )
         if isinstance(model, GuidedModel):
             result = model.result(result)
-        return _Play(stub.states, stub.sigmas, first, float(result.flatten()[0]))
+        return _Run(stub.states, stub.sigmas, first, float(result.flatten()[0]))
 
 
 class _Stub:
@@ -194,16 +194,16 @@ class _Stub:
 class _StateTest:
     """Finds out by dry runs where a sampler keeps its state."""
 
-    def __init__(self, dry: _DryRun, highest: Tensor) -> None:
+    def __init__(self, dry: _DryRuns, highest: Tensor) -> None:
         self.dry = dry
         # at least 1, where flow models begin: the formulas of some samplers lose precision far below
         halves = highest.clamp(min=1.0) * 0.5 ** torch.arange(HALVINGS + 1, device=highest.device)
         self.sigmas = torch.cat([halves, halves.new_zeros(1)])
-        self.alone = dry.play(self.sigmas, factor(0.0))
+        self.alone = dry.run(self.sigmas, factor(0.0))
         self.first = self.alone.first
 
-    def play(self, answer: Answer, start: float = 1.0, **settings: Any) -> _Play:
-        run = self.dry.play(self.sigmas, answer, start, **settings)
+    def run(self, answer: Answer, start: float = 1.0, **settings: Any) -> _Run:
+        run = self.dry.run(self.sigmas, answer, start, **settings)
         if run.first != self.first:
             raise ValueError("its steps depend on the latent")
         return run
@@ -218,8 +218,8 @@ class _StateTest:
     def _forgets_its_start(self) -> bool:
         """Whether two runs agree from the first step on if they are made equal there, before anything is remembered."""
         writes = {0: self.alone.states[0]}
-        one, other = (self.play(factor(0.5), start, writes=writes) for start in (1.0, 2.0))
-        return all(self._alike(one, other, step) for step in range(1, len(self.first) + 1))
+        one, other = (self.run(factor(0.5), start, writes=writes) for start in (1.0, 2.0))
+        return all(self._agree(one, other, step) for step in range(1, len(self.first) + 1))
 
     def _undecided(self) -> list[int]:
         """The steps for which it stays open whether a copy is kept.
@@ -232,8 +232,8 @@ class _StateTest:
         proven: set[int] = set()
         for answer in (factor(0.0), factor(1.0)):
             for parity in (0, 1):
-                one, other = (self._made_alike(answer, parity, size) for size in (1.0, 2.0))
-                proven |= {step for step in steps[parity::2] if self._alike(one, other, step + 1)}
+                one, other = (self._made_equal(answer, parity, size) for size in (1.0, 2.0))
+                proven |= {step for step in steps[parity::2] if self._agree(one, other, step + 1)}
             if len(proven) == len(steps):
                 break
         return [step for step in steps if step not in proven]
@@ -241,18 +241,18 @@ class _StateTest:
     def _sees_writes(self, step: int) -> bool:
         """Whether the next step sees what the model writes in this one."""
         call = self.first[step]
-        changed = self.play(factor(0.0), writes={call: 2 * self.alone.states[call]})
-        return not self._alike(changed, self.alone, step + 1)
+        changed = self.run(factor(0.0), writes={call: 2 * self.alone.states[call]})
+        return not self._agree(changed, self.alone, step + 1)
 
-    def _made_alike(self, answer: Answer, parity: int, size: float) -> _Play:
+    def _made_equal(self, answer: Answer, parity: int, size: float) -> _Run:
         """A run scaled by `size`, but of size 1 at every second step."""
         writes = {
             call: self.alone.sigmas[call] * (1.0 if step % 2 == parity else size)
             for step, call in enumerate(self.first)
         }
-        return self.play(answer, size, writes=writes)
+        return self.run(answer, size, writes=writes)
 
-    def _alike(self, one: _Play, other: _Play, step: int) -> bool:
+    def _agree(self, one: _Run, other: _Run, step: int) -> bool:
         """Whether the states of two runs agree at the start of a step; false if they are not finite."""
         a, b = one.course[step], other.course[step]
         return abs(a - b) <= 1e-5 * max(abs(a), abs(b), 0.1 * self.alone.sigmas[self.first[step - 1]])
@@ -268,14 +268,14 @@ class _StateTest:
         def answer(first: float) -> Answer:
             return lambda x, sigma, call: x * 0 + sigma.flatten()[0] * (1.0 if call else first)
 
-        plain, apart = self.play(answer(1.0), 2.0), self.play(answer(-1.0))
-        carry = _carry(self.alone, self.play(factor(0.0), 2.0))
+        plain, apart = self.run(answer(1.0), 2.0), self.run(answer(-1.0))
+        carry = _carry(self.alone, self.run(factor(0.0), 2.0))
         plan = SamplerPlan({call: step for step, call in enumerate(self.first)}, [], carry)
 
         def move(model: Any, x: Tensor, sigma: Tensor, kwargs: dict, step: int) -> Tensor:
             return model(x.fill_(plain.course[step]), sigma, **kwargs)
 
-        moved = self.play(answer(-1.0), wrap=lambda model: GuidedModel(model, plan, [LATE], move))
+        moved = self.run(answer(-1.0), wrap=lambda model: GuidedModel(model, plan, [LATE], move))
         # runs that converge by themselves prove nothing
         far = abs(plain.course[LATE] - apart.course[LATE]) > 1e-2 * abs(plain.course[LATE])
-        return far and all(self._alike(moved, plain, step) for step in range(LATE, len(self.first) + 1))
+        return far and all(self._agree(moved, plain, step) for step in range(LATE, len(self.first) + 1))

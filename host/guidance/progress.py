@@ -17,18 +17,18 @@ class StepProgress:
 
     Args:
         total: steps of the sampler.
-        tell: called with (step, passes done) at most every TELL_EVERY seconds.
+        report: called with (step, passes done) at most every REPORT_EVERY seconds.
     """
 
-    TELL_EVERY = 0.5
+    REPORT_EVERY = 0.5
 
-    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
+    def __init__(self, total: int, report: Callable[[int, int], None]) -> None:
         self._bar = ProgressBar(total * PARTS)
-        self._tell = tell
+        self._report = report
         self._step = 0
         self._passes = 0
         self._expected = 0
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
 
     def begin(self, step: int) -> None:
         """Begin a guided step, counted from 0."""
@@ -41,6 +41,6 @@ class StepProgress:
             within = min(PARTS * self._passes // self._expected, PARTS - 1)
             self._bar.update_absolute(self._step * PARTS + within)
         now = time.monotonic()
-        if now - self._told >= self.TELL_EVERY:
-            self._told = now
-            self._tell(self._step, self._passes)
+        if now - self._reported >= self.REPORT_EVERY:
+            self._reported = now
+            self._report(self._step, self._passes)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..options import MAX, NONE, PER_STEP, SPREAD
+
 # The strength published in the paper is for runs with this many guided steps.
 PUBLISHED_GUIDED_STEPS = 3
 
@@ -29,9 +31,9 @@ class Schedule:
     start_percent: float = 0.2
     end_percent: float = 0.8
     interval: int = 1
-    strength_rule: str = "spread"
+    strength_rule: str = SPREAD
     variance: bool = False
-    normalisation: str = "max"
+    normalisation: str = MAX
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_percent <= 1 or not 0 <= self.end_percent <= 1:
@@ -56,7 +58,7 @@ class Schedule:
 
     def step_strength(self, guided: int) -> float:
         """The eta of each of `guided` guided steps."""
-        if self.strength_rule == "per_step":
+        if self.strength_rule == PER_STEP:
             return self.strength
         return self.strength * min(1.0, PUBLISHED_GUIDED_STEPS / guided)
 
@@ -86,9 +88,9 @@ def posterior_variance(rate: float, next_rate: float) -> float:
 
 def normalise(gradient: Tensor, how: str) -> Tensor:
     """Scale each sample of gradient (B, ...): by its largest entry, its root mean square, or not at all."""
-    if how == "none":
+    if how == NONE:
         return gradient
     flat = gradient.flatten(1)
-    size = flat.abs().amax(1) if how == "max" else flat.square().mean(1).sqrt()
+    size = flat.abs().amax(1) if how == MAX else flat.square().mean(1).sqrt()
     size = torch.where(size > 0, size, 1.0)  # a zero gradient stays zero
     return gradient / size.reshape(-1, *[1] * (gradient.ndim - 1))

@@ -13,6 +13,7 @@ from ...jepa_core.score import PROJECTION
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, use_encoder
+from ..options import CROP, SQUASH
 from .scores import check_images
 
 
@@ -20,7 +21,7 @@ def score_fields(
     images: Tensor,
     encoder: AnyEncoder,
     *,
-    fit: str = "squash",
+    fit: str = SQUASH,
     antialias: bool = True,
     on_image: Callable[[], None] = lambda: None,
 ) -> Tensor:
@@ -53,7 +54,7 @@ def score_fields(
 
 def _over_image(scores: Tensor, height: int, width: int, fit: str) -> Tensor:
     """Scores (1, side, side) mapped back to the image as the encoder saw it: (height, width)."""
-    seen = (min(height, width),) * 2 if fit == "crop" else (height, width)
+    seen = (min(height, width),) * 2 if fit == CROP else (height, width)
     smooth = F.interpolate(scores[None], seen, mode="bilinear", align_corners=False)[0, 0]
     field = torch.full((height, width), torch.nan, device="cpu")
     top, left = (height - seen[0]) // 2, (width - seen[1]) // 2

@@ -10,6 +10,7 @@ from ...jepa_core import jepa_score
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, use_encoder
+from ..options import SQUASH
 from .reference import Reference, percentile
 
 
@@ -28,7 +29,7 @@ def score_images(
     *,
     top_k: int | None = None,
     projection: int | None = None,
-    fit: str = "squash",
+    fit: str = SQUASH,
     antialias: bool = True,
     on_image: Callable[[], None] = lambda: None,
 ) -> list[list[float]]:

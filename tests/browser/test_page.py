@@ -78,29 +78,29 @@ def saved_image(page: Comfy, server: Server, index: int) -> bytes:
 def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_fall(
     comfy, server, encoder_name
 ):
-    artist = comfy()
-    open_template(artist, "jepa_demo_ab", patience=60)
-    assert artist.ask("app.graph.nodes.every((node) => !node.has_errors)")
-    make_small(artist, encoder_name)  # these are no clicks of a user
-    sampler = artist.node("JEPAGuidedKSampler")
-    artist.show(sampler)
-    run(artist)
-    artist.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.some((step) => step.guided)", sampler)
-    growing = artist.ask(TRACE, sampler)
-    artist.picture("growing")
-    artist.wait("(id) => app.graph.getNodeById(id).jepaTrace.steps.length === 10", sampler, 120)
-    image = np.asarray(Image.open(io.BytesIO(saved_image(artist, server, 1))))
-    artist.picture("guided")
-    whole = artist.ask(TRACE, sampler)
+    page = comfy()
+    open_template(page, "jepa_demo_ab", patience=60)
+    assert page.ask("app.graph.nodes.every((node) => !node.has_errors)")
+    make_small(page, encoder_name)  # these are no clicks of a user
+    sampler = page.node("JEPAGuidedKSampler")
+    page.show(sampler)
+    run(page)
+    page.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.some((step) => step.guided)", sampler)
+    growing = page.ask(TRACE, sampler)
+    page.picture("growing")
+    page.wait("(id) => app.graph.getNodeById(id).jepaTrace.steps.length === 10", sampler, 120)
+    image = np.asarray(Image.open(io.BytesIO(saved_image(page, server, 1))))
+    page.picture("guided")
+    whole = page.ask(TRACE, sampler)
     assert 2 < len(growing["steps"]) <= len(whole["steps"]) == whole["total"] == 10
     scores = [step["score"][0] for step in whole["steps"] if step["guided"]]
     assert len(scores) == 6
     assert scores[-1] < scores[0]
     assert image.std() > 10
-    assert "score" in artist.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
-    assert artist.clicks <= 6
-    assert not artist.errors
-    artist.wait(IDLE, seconds=120)
+    assert "score" in page.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
+    assert page.clicks <= 6
+    assert not page.errors
+    page.wait(IDLE, seconds=120)
 
 
 @pytest.mark.parametrize(

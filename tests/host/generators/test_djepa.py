@@ -152,19 +152,19 @@ def test_tokens_that_are_not_finite_are_refused(djepa, monkeypatch):
 
 def hooked(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """All arguments of the host's progress hook, with previews on."""
-    told: list[tuple] = []
+    calls: list[tuple] = []
     method = comfy.cli_args.LatentPreviewMethod.Auto
     monkeypatch.setattr(comfy.cli_args.args, "preview_method", method)
-    hook = lambda done, total, picture, node_id=None: told.append((done, total, picture))  # noqa: E731
+    hook = lambda done, total, picture, node_id=None: calls.append((done, total, picture))  # noqa: E731
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
-    return told
+    return calls
 
 
 def test_progress_counts_sets_of_tokens_and_shows_them_appear(djepa, monkeypatch):
-    told = hooked(monkeypatch)
+    calls = hooked(monkeypatch)
     sample(djepa)
-    assert [(done, total) for done, total, _ in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    for (_, _, (kind, picture, edge)), left in zip(told, masked_counts(16, 4), strict=True):
+    assert [(done, total) for done, total, _ in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    for (_, _, (kind, picture, edge)), left in zip(calls, masked_counts(16, 4), strict=True):
         assert (kind, edge) == ("JPEG", 256)
         grid = np.asarray(picture).reshape(4, 64, 4, 64, 3)
         grey = (grid == 128).all((1, 3, 4))
@@ -180,26 +180,26 @@ def test_a_preview_is_the_decoded_image(djepa):
 
 
 def test_nothing_is_decoded_without_previews(djepa, monkeypatch):
-    told = hooked(monkeypatch)
+    calls = hooked(monkeypatch)
     monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.NoPreviews)
     monkeypatch.setattr(adapter, "preview", None)
     sample(djepa)
-    assert all(picture is None for _, _, picture in told)
+    assert all(picture is None for _, _, picture in calls)
 
 
 def test_an_interruption_ends_sampling_after_the_current_set(djepa, monkeypatch):
-    told = hooked(monkeypatch)
+    calls = hooked(monkeypatch)
     real = adapter.interrupt_check
 
     def check() -> None:
-        if told:
+        if calls:
             comfy.model_management.interrupt_current_processing()
         real()
 
     monkeypatch.setattr(adapter, "interrupt_check", check)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         sample(djepa)
-    assert len(told) == 1
+    assert len(calls) == 1
 
 
 def test_a_file_without_a_tokenizer_gives_no_vae(tmp_path):

@@ -223,7 +223,7 @@ def test_a_fault_is_caught_and_the_run_goes_on_with_the_denoiser_constant(name, 
     with fault(family):
         notices = run_through(family)
     assert len(notices) == 1, notices
-    assert "denoiser constant (another image than through the denoiser)" in notices[0]
+    assert "denoiser constant (a different image than through the denoiser)" in notices[0]
 
 
 # --- when it runs, and what it leaves behind --------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_then_the_decoder_at_the_encoders_resolution(monkeypatch, tiny, stock):
     found = stock(guided(tiny, reports), tiny, **LATENT)
     assert torch.equal(found, expected)
     assert not torch.equal(found, full)
-    assert "another image" in reports[-1].notices[-1]
+    assert "a different image" in reports[-1].notices[-1]
     assert "decoder at encoder resolution" in reports[-1].message()
 
 
@@ -285,7 +285,7 @@ def test_a_denoiser_that_stays_streamed_is_held_constant_and_the_run_says_so(mon
     found = stock(guided(tiny, reports, through_denoiser=True), tiny)
     assert tiny.model.model.model_lowvram
     assert reports[-1].notices == [
-        "the denoiser does not fit this device whole: denoiser constant (another image than through the denoiser)"
+        "the denoiser does not fit this device whole: denoiser constant (a different image than through the denoiser)"
     ]
     assert torch.equal(found, expected)
 

@@ -44,13 +44,13 @@ def test_a_step_moves_the_bar_by_its_passes_relative_to_the_step_before(shown):
 def test_it_reports_the_passes_at_intervals(shown, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    told = []
-    bar = StepProgress(3, lambda step, passes: told.append((step, passes)))
+    reported = []
+    bar = StepProgress(3, lambda step, passes: reported.append((step, passes)))
     bar.begin(1)
     for _ in range(20):
         now[0] += 0.125
         bar.passed()
-    assert told == [(1, 4), (1, 8), (1, 12), (1, 16), (1, 20)]
+    assert reported == [(1, 4), (1, 8), (1, 12), (1, 16), (1, 20)]
 
 
 def test_a_guided_run_moves_the_bar_within_its_steps_only(tiny, stock, shown):

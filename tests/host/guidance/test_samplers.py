@@ -314,24 +314,24 @@ def test_options_of_a_sampler_do_not_change_the_verdict(tiny, name, options):
 
 def hook_arguments() -> dict:
     """The arguments that the host passes to a post-CFG hook."""
-    told: dict = {}
+    received: dict = {}
 
     def hook(args: dict) -> float:
-        told.update(args)
+        received.update(args)
         return 0.0
 
     comfy.samplers.cfg_function(None, 0.0, 0.0, 1.0, 0.0, 1.0, {"sampler_post_cfg_function": [hook]})
-    return told
+    return received
 
 
 @pytest.mark.parametrize("key", sorted(hook_arguments()))
 def test_a_sampler_may_read_every_argument_that_the_host_passes_to_its_hook(tiny, key):
     """As cfgpp_ud10_ab of newer hosts does, to see whether there is an unconditional estimate."""
-    told = []
+    received = []
 
     def curious(model, x, sigmas, extra_args=None, callback=None, disable=None):
         def hook(args):
-            told.append(args[key])
+            received.append(args[key])
             return args["denoised"]
 
         options = {**extra_args["model_options"], "sampler_post_cfg_function": [hook]}
@@ -340,8 +340,8 @@ def test_a_sampler_may_read_every_argument_that_the_host_passes_to_its_hook(tiny
     model = inner_model(tiny)
     model.inner_model.conds = {"positive": tiny.positive, "negative": tiny.negative}
     assert probe_sampler(curious, SIGMAS, {}, model).carry is None
-    assert told
-    assert told[0] is not None
+    assert received
+    assert received[0] is not None
 
 
 # --- unknown samplers -------------------------------------------------------------------------------------------
