@@ -219,7 +219,7 @@ def test_a_guide_with_a_gradient_of_zero_is_left_out(tiny, clip, jepa):
 # --- judges -------------------------------------------------------------------------------------------------------
 
 
-def test_a_judge_changes_no_bit_and_its_scores_are_those_of_the_decoded_estimate(tiny, stock, clip, jepa):
+def test_a_judge_changes_nothing_and_scores_the_decoded_estimate(tiny, stock, clip, jepa):
     expected = guided(tiny, stock, clip)
     images: list[Tensor] = []
 

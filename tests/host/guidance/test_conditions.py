@@ -242,7 +242,7 @@ def cases(quick: Callable[[tuple[str, Condition]], bool]) -> Any:
 
 
 @cases(lambda case: case[0].startswith("sd15") or case in QUICK_CHECKS)
-def test_a_zero_gradient_changes_no_bit(case):
+def test_a_zero_gradient_is_bit_identical_to_the_stock_sampler(case):
     name, condition = case
     family = family_of(name)
     model, settings = condition(family)

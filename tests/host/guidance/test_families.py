@@ -133,7 +133,7 @@ def test_the_node_guides_nothing_at_strength_zero_and_in_an_empty_range(name):
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_a_zero_gradient_changes_no_bit(name):
+def test_a_zero_gradient_is_bit_identical_to_the_stock_sampler(name):
     family = family_of(name)
     plain = sample(family, steps=3)
     for through, calls in ((False, "two"), (True, "two"), (False, "one")):
