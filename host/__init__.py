@@ -1,10 +1,12 @@
-"""The host adapter: the one layer that knows ComfyUI. Imports between its rooms go down this list.
+"""The host adapter: the only layer that knows ComfyUI. A folder may import only from those above it in this list.
 
-comfy/        everything that is taken from the host, checked at import: the one room that imports it
-gradient/     the chain image -> latent -> noisy latent, and what differentiating the host's networks takes
+comfy/        everything taken from ComfyUI, checked at import; the only folder that imports it
+gradient/     the chain image -> latent -> noisy latent, and how the host's networks are differentiated
 encoders/     what a JEPA_ENCODER link carries, and the files behind the names in menus
-scoring/      scores of images, and where in an image its rarity lies
-generators/   models that draw: the demo generator and D-JEPA, as models of the host
+scoring/      scores of images, and maps of where in an image the rarity is
+generators/   the demo generator and D-JEPA, as models of the host
 guidance/     the MODEL patch that guides any sampler
 drawing/      pictures and charts
+
+options.py, next to them, has the option strings that users see.
 """

@@ -1,4 +1,4 @@
-"""The options that users choose by name, as menus show them and messages quote them."""
+"""The options that users choose by name, as shown in menus and quoted in messages."""
 
 # gradient_path
 DENOISER_CONSTANT = "denoiser constant"
@@ -9,7 +9,7 @@ FULL = "full"
 ENCODER_RESOLUTION = "encoder resolution"
 TINY = "tiny autoencoder"
 DECODERS = (FULL, ENCODER_RESOLUTION, TINY)
-TINY_OR_SMALL = "tiny autoencoder, else encoder resolution"  # of a preset, not of the menu
+TINY_OR_SMALL = "tiny autoencoder, else encoder resolution"  # used by a preset, not in the menu
 
 # denoiser_calls
 TWO_CALLS = "two"

@@ -1,4 +1,4 @@
-"""Loads the pack the way its host does, and fixtures that several test files share."""
+"""Loads the pack as its host does, and fixtures that several test files share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).absolute().parents[1]
 
 
 def folder_from_environment(name: str) -> Path:
-    """The folder that an environment variable set by dev.py names; ends the test run without it."""
+    """The folder named by an environment variable that dev.py sets; ends the test run if it is not set."""
     value = os.environ.get(name)
     if not value or not Path(value).is_dir():
         pytest.exit(
@@ -43,14 +43,14 @@ def put_first(*folders: Path) -> None:
 
 
 def use_the_cpu_without_cuda() -> None:
-    """Tell the host to compute on the CPU when there is no CUDA; it raises on import otherwise."""
+    """Make the host use the CPU if there is no CUDA; otherwise its import raises."""
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
 
 
 def compute_exactly_on_cuda() -> None:
-    """Float32 as float32 and every convolution twice the same: what tests compare with each other depends on it."""
+    """No TF32, and deterministic convolutions: tests compare results bit by bit."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
 
@@ -58,7 +58,7 @@ def compute_exactly_on_cuda() -> None:
 def load_pack() -> ModuleType:
     """Load the repository as the package jepa_guidance, as a host loads a custom node folder.
 
-    jepa_core is one package under two names, so that a class seen through either is the same class.
+    jepa_core is the same package under two names, so that its classes exist only once.
     """
     spec = importlib.util.spec_from_file_location(
         "jepa_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
@@ -91,7 +91,7 @@ def encoder_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def photos() -> list[torch.Tensor]:
-    """Eight varied photos, float32 (H, W, 3) in [0, 1] and of different sizes; do not write into them."""
+    """Eight varied photos of different sizes, float32 (H, W, 3) in [0, 1]; do not write into them."""
     from research.costs import pictures
 
     return [photo for _, photo in pictures.photos()]

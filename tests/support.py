@@ -1,7 +1,7 @@
-"""Collects what the tests find out about samplers and model families; loaded by `dev.py test --long`.
+"""Collects test results about samplers and model families; loaded by `dev.py test --long`.
 
-A test that passed and recorded the property "support" is a cell of the matrix: [kind, row, column, verdict]. The
-file is written only if everything passed, so that no cell rests on a run with failures.
+A passed test that recorded the property "support" gives a cell of the matrix: [kind, row, column, verdict]. The file
+is written only if all tests passed.
 """
 
 from __future__ import annotations

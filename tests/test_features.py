@@ -1,4 +1,4 @@
-"""The table of features names tests that exist, and CI runs them."""
+"""The tests named in the table of features exist, and CI runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each node has a page of help in web/docs, which the web page shows: complete, with a picture, and without dead links."""
+"""Each node has a help page in web/docs: complete, with a picture, and without dead links."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def page(node: str) -> str:
 
 
 def section(node: str, title: str) -> str:
-    """What stands below a heading, up to the next one."""
+    """The text below a heading, up to the next one."""
     _, _, rest = page(node).partition(f"\n## {title}\n")
     return rest.partition("\n## ")[0]
 
 
 def first_cells(table: str) -> list[str]:
-    """The first column of a table, without its head."""
+    """The first column of a table, without its header."""
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
     return rows[2:]
 
@@ -48,7 +48,7 @@ def test_every_picture_is_shown_somewhere():
 
 
 @pytest.mark.parametrize("node", SCHEMA)
-def test_a_page_has_a_small_picture_with_a_text_in_its_place(node):
+def test_a_page_has_a_small_picture_with_alternative_text(node):
     pictures = PICTURE.findall(page(node))
     assert pictures
     for text, target in pictures:
@@ -64,17 +64,17 @@ def test_a_page_names_every_input_and_output(node):
     inputs = [name for name, *_ in SCHEMA[node]["inputs"]]
     outputs = [name for name, *_ in SCHEMA[node]["outputs"]]
     assert first_cells(section(node, "Outputs")) == outputs
-    # widgets stand where the schema has them; a table in another order would be hard to follow
+    # in the order of the widgets on the node
     assert first_cells(section(node, "Inputs")) == inputs
 
 
 @pytest.mark.parametrize("node", SCHEMA)
-def test_a_page_links_only_to_what_is_there(node):
+def test_a_page_has_no_dead_links(node):
     text = page(node)
     for _, target in PICTURE.findall(text):
         assert (DOCS / target).resolve().is_relative_to(DOCS)
         assert (DOCS / target).is_file(), target
-    # the web page resolves the addresses of pictures alone, so another page's name would lead nowhere
+    # the web page resolves only the addresses of pictures, so a link to another help page would be dead
     assert all(target.startswith("https://") for target in LINK.findall(text))
 
 

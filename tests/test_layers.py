@@ -1,4 +1,4 @@
-"""Imports go one way: between layers, between the rooms of host/, and never in a circle; one room imports the host."""
+"""The rules for imports: between layers, between the folders of host/, no cycles, and only host/comfy imports ComfyUI."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from tests.conftest import HOST, ROOT
 
-# Each may import what stands before it. The rooms are explained in host/__init__.py, in the same order.
+# Each may import those before it. host/__init__.py explains the folders, in the same order.
 LAYERS = ("jepa_core", "host", "nodes")
-ROOMS = ("comfy", "gradient", "encoders", "scoring", "generators", "guidance", "drawing")
+FOLDERS = ("comfy", "gradient", "encoders", "scoring", "generators", "guidance", "drawing")
 FILES = [file for layer in LAYERS for file in sorted((ROOT / layer).rglob("*.py"))]
-PUBLIC = {"comfy_api"}  # what the host promises to nodes
+PUBLIC = {"comfy_api"}  # the host's public interface for nodes
 
 
 def imported(file: Path) -> tuple[set[str], set[str]]:
-    """What a file imports: of this project, always with dots, as from its root ("host.comfy.memory"); and all else."""
+    """The imports of a file: those of this project, as dotted names from its root ("host.comfy.memory"), and all others."""
     package = file.relative_to(ROOT).parent.parts
     own: set[str] = set()
     others: set[str] = set()
@@ -45,15 +45,15 @@ def own_files(file: Path) -> set[Path]:
     return found
 
 
-def arrow(file: Path, other: Path) -> str | None:
-    """What is wrong with `file` importing `other`, or None."""
+def violation(file: Path, other: Path) -> str | None:
+    """Why `file` may not import `other`, or None."""
     (layer, *inside), (under, *below) = (one.relative_to(ROOT).parts for one in (file, other))
     if LAYERS.index(under) > LAYERS.index(layer):
         return f"{layer} may not import {under}"
     if layer == under == "host" and len(below) > 1 and len(inside) > 1:
-        room, lower = inside[0], below[0]
-        if ROOMS.index(lower) > ROOMS.index(room):
-            return f"host/{room} may not import host/{lower}"
+        folder, lower = inside[0], below[0]
+        if FOLDERS.index(lower) > FOLDERS.index(folder):
+            return f"host/{folder} may not import host/{lower}"
     return None
 
 
@@ -63,28 +63,28 @@ def of_the_host(name: str) -> bool:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_file_imports_what_its_layer_and_its_room_may(file):
+def test_a_file_imports_only_what_its_layer_and_folder_may(file):
     place = file.relative_to(ROOT)
-    assert not [f"{place}: {why}" for other in own_files(file) if (why := arrow(file, other))]
+    assert not [f"{place}: {why}" for other in own_files(file) if (why := violation(file, other))]
     if place.parts[:2] != ("host", "comfy"):
         host = {name.split(".")[0] for name in imported(file)[1] if of_the_host(name)}
         assert host <= (PUBLIC if place.parts[0] == "nodes" else set())
 
 
-def test_every_room_has_its_place():
-    rooms = {file.parent.name for file in (ROOT / "host").glob("*/__init__.py")}
-    assert rooms == set(ROOMS)
+def test_every_folder_of_host_has_its_place():
+    folders = {file.parent.name for file in (ROOT / "host").glob("*/__init__.py")}
+    assert folders == set(FOLDERS)
     text = (ROOT / "host" / "__init__.py").read_text(encoding="utf-8")
-    places = [text.index(f"\n{room}/") for room in ROOMS]
+    places = [text.index(f"\n{folder}/") for folder in FOLDERS]
     assert places == sorted(places)
 
 
-def test_no_circle_of_imports():
-    left = {file: own_files(file) for file in FILES}
-    while free := [file for file, others in left.items() if not others & left.keys()]:
+def test_there_are_no_import_cycles():
+    remaining = {file: own_files(file) for file in FILES}
+    while free := [file for file, others in remaining.items() if not others & remaining.keys()]:
         for file in free:
-            del left[file]
-    assert not left, f"these import one another: {sorted(str(file.relative_to(ROOT)) for file in left)}"
+            del remaining[file]
+    assert not remaining, f"cyclic imports: {sorted(str(file.relative_to(ROOT)) for file in remaining)}"
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_no_circle_of_imports():
         ("host/drawing/pictures.py", "host/guidance/trace.py", None),
     ],
 )
-def test_a_wrong_arrow_is_named(file, other, wrong):
-    assert arrow(ROOT / file, ROOT / other) == wrong
+def test_a_violation_is_named(file, other, wrong):
+    assert violation(ROOT / file, ROOT / other) == wrong
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,12 @@
-"""Everything that is taken from ComfyUI, checked at import: the one room that imports it."""
+"""Everything taken from ComfyUI, checked at import. No other folder imports ComfyUI.
 
-from . import required  # noqa: F401 (first: a host that lacks a module is refused here)
+required.py    the names that the pack needs; a ComfyUI that lacks one is refused
+sampling.py    running the stock sampler, and wrapping the samplers and runs of a MODEL
+models.py      patches, dtypes and devices of a MODEL
+memory.py      loading and unloading models, out-of-memory errors
+streaming.py   dynamic VRAM
+autograd.py    operations and attention that have a backward pass
+vae.py, folders.py, page.py   decoding, model folders, messages to the web page
+"""
+
+from . import required  # noqa: F401 (first: refuses a host that lacks a module)

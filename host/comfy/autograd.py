@@ -1,4 +1,4 @@
-"""What the host needs for a backward pass: operations and attention that have one."""
+"""Operations and attention of the host that have a backward pass."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -15,19 +15,19 @@ from .required import attention_pytorch
 
 try:
     from comfy_kitchen.backends.eager import rope as plain_rotary
-except ImportError:  # the host runs without its library of kernels
+except ImportError:  # comfy-kitchen is optional
     plain_rotary = None
 
 
-# Rotary embeddings of the host's library of kernels. Its fused operations have no backward pass. Newer hosts go round
-# some of them while they train (not round those of Cosmos Predict 2, Anima, Ernie and JoyImage), 0.9.2 round none.
+# comfy-kitchen's fused rotary embeddings have no backward pass. Newer hosts avoid some of them in training mode (but
+# not in Cosmos Predict 2, Anima, Ernie and JoyImage), 0.9.2 avoids none.
 _ROTARY = ("apply_rope", "apply_rope_split_half", "rms_rope", "rms_rope_split_half")
 
 
 def _give_a_backward(name: str, plain: Callable) -> None:
-    """Register the derivative of an operation of that library: the one of the same thing in plain torch.
+    """Register a backward pass for a comfy-kitchen operation, by differentiating its plain torch version.
 
-    It adds what was missing, for the whole process; what an operation computes stays as it is.
+    This applies to the whole process; the forward pass is unchanged.
     """
 
     def keep(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -55,17 +55,17 @@ def _give_a_backward(name: str, plain: Callable) -> None:
 for _base in _ROTARY:
     for _name in (_base, _base + "1"):
         if hasattr(plain_rotary, _name) and hasattr(torch.ops.comfy_kitchen, _name):
-            # newer libraries have operations in place, for which none can be registered
+            # newer versions have in-place operations, which cannot get one
             with suppress(RuntimeError):
                 _give_a_backward(_name, getattr(plain_rotary, _name))
 
 
 @contextmanager
 def training_operations() -> Iterator[None]:
-    """Within the block, the host's operations take versions with a backward pass. Its switches are global.
+    """Within the block, the host uses operations that have a backward pass. Its switches are global.
 
-    One asks for such versions. The other, of hosts that compile models by themselves, keeps that from reusing memory that
-    a backward pass still reads. Older hosts lack one or both.
+    `in_training` selects those operations. `disable_comfy_compiler` stops the host's own compiler from reusing memory
+    that a backward pass still reads. Older hosts lack one or both.
     """
     switches = ((comfy.model_management, "in_training"), (comfy.cli_args.args, "disable_comfy_compiler"))
     before = [(owner, name, getattr(owner, name)) for owner, name in switches if hasattr(owner, name)]
@@ -78,16 +78,16 @@ def training_operations() -> Iterator[None]:
             setattr(owner, name, value)
 
 
-# What modules of the host, and of other packs, call the attention that was chosen at start.
+# The names under which modules of the host and of other packs import the attention chosen at startup.
 _CHOSEN_ATTENTION = ("optimized_attention", "optimized_attention_masked")
 
 
 @contextmanager
 def torch_attention() -> Iterator[None]:
-    """Within the block, every module that calls the chosen attention calls torch's, which has a backward.
+    """Within the block, every module uses torch's attention, which has a backward pass, instead of the chosen one.
 
-    An override in the model options reaches only calls that pass these, and PixArt, HunyuanDiT, Ernie and others have calls
-    that do not. The kernels of sage, flash and comfy-kitchen have no backward there: a whole branch would be missing.
+    An override in the model options reaches only calls that pass the options on, and PixArt, HunyuanDiT, Ernie and others
+    have calls that do not. Sage, flash and comfy-kitchen kernels have no backward pass: a whole branch would be missing.
     """
     places = [
         (vars(module), name, vars(module)[name])

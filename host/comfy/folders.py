@@ -6,34 +6,35 @@ from pathlib import Path
 from .required import folder_paths
 
 ENCODER_FOLDER = "jepa"
-
-
 DJEPA_FOLDER = "djepa"
 
 
 def register_folders() -> None:
-    """Make models/jepa and models/djepa known to the host, keeping folders that the user's own configuration added."""
+    """Register models/jepa and models/djepa with the host, keeping folders from the user's configuration."""
     for name in (ENCODER_FOLDER, DJEPA_FOLDER):
         default = Path(folder_paths.models_dir) / name
         default.mkdir(parents=True, exist_ok=True)
         paths, _ = folder_paths.folder_names_and_paths.get(name, ([], set()))
         paths = list(dict.fromkeys([*paths, str(default)]))
-        # .safetensors alone: the host's usual set of endings admits pickles
+        # .safetensors only: the host's default extensions include pickles
         folder_paths.folder_names_and_paths[name] = (paths, {".safetensors"})
 
 
-def inside(file: Path, folder: str, *beside: Path) -> Path:
-    """Return the file if it and what is read beside it really lie in the model folders; a link may lead elsewhere.
+def inside(file: Path, folder: str, *companions: Path) -> Path:
+    """Return `file` if it and its `companions` are inside the model folders, with links followed.
 
     None of them needs to exist.
+
+    Raises:
+        ValueError: one of them is outside.
     """
-    # realpath, since Path.resolve raises RuntimeError for a link that leads to itself
+    # realpath: Path.resolve raises RuntimeError for a link to itself
     folders = [os.path.realpath(path) for path in folder_paths.get_folder_paths(folder)]
-    for part in (file, *beside):
+    for part in (file, *companions):
         real = Path(os.path.realpath(part))
         if not any(real.is_relative_to(path) for path in folders):
             raise ValueError(
-                f"{part} is a link that leads out of the model folders, to {real}; it is not read. Put the file itself "
-                f"into models/{folder}, or name its folder under '{folder}' in extra_model_paths.yaml."
+                f"{part} is a link that leads out of the model folders, to {real}, and is not read. Put the file itself "
+                f"into models/{folder}, or add its folder under '{folder}' in extra_model_paths.yaml."
             )
     return file

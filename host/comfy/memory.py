@@ -1,4 +1,4 @@
-"""Loading and unloading models, and running out of memory."""
+"""Loading and unloading models, and recognising out-of-memory errors."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from .required import LoadedModel, free_memory, load_models_gpu
 
 
 def unload(patcher: Any) -> None:
-    """Have the host take back what it did to this patcher's module: moved and patched weights, patches, injections."""
+    """Have the host undo its changes to this patcher's module: moved and patched weights, patches, injections."""
     loaded = comfy.model_management.current_loaded_models
     for entry in [entry for entry in loaded if entry.model is not None and entry.model.is_clone(patcher)]:
         entry.model_unload()
@@ -17,18 +17,18 @@ def unload(patcher: Any) -> None:
 
 
 def has_room(device: torch.device, size: float) -> bool:
-    """Whether weights of so many bytes fit a device that holds nothing else."""
+    """Whether `size` bytes of weights fit on the device when it holds nothing else."""
     management = comfy.model_management
     return bool(size + management.minimum_inference_memory() <= management.get_total_memory(device))
 
 
 def load_whole(patchers: list[Any]) -> None:
-    """Have the host load these models now, every plain one to its last weight. A full device raises."""
+    """Have the host load these models now, and all weights of the plain ones. Raises if the device is full."""
     load_models_gpu(patchers, force_full_load=True)
 
 
 def unload_idle(guider: Any) -> int:
-    """Unload from the device every model that this run does not need; returns how many there were."""
+    """Unload every model that this run does not need; returns how many were unloaded."""
     used = [guider.model_patcher, *guider.loaded_models]
     used += [part for patcher in used for part in patcher.model_patches_models()]
     keep = [LoadedModel(patcher) for patcher in used]
@@ -36,12 +36,12 @@ def unload_idle(guider: Any) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the system, has no memory left."""
+    """Whether an error means that a device, or the system, is out of memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    ask = getattr(comfy.model_management, "is_oom", None)  # newer than the oldest host
+    ask = getattr(comfy.model_management, "is_oom", None)  # newer hosts only
     if ask is not None and ask(error):
         return True
-    # what processors and Apple's GPUs raise instead
+    # CPUs and Apple's GPUs raise a plain RuntimeError
     text = str(error)
     return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text)

@@ -1,4 +1,4 @@
-"""What a MODEL carries beside its weights: patches, dtypes, devices."""
+"""The patches, dtypes and devices of a MODEL."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,24 +8,24 @@ import torch
 
 
 def injects(patcher: Any) -> bool:
-    """Whether nodes put layers of their own into this model when it is loaded, as a LoRA in bypass mode does."""
+    """Whether other nodes insert layers into this model when it is loaded, as a LoRA in bypass mode does."""
     return bool(patcher.injections)
 
 
 def patches_of(patcher: Any) -> tuple[Any, list[Any]]:
-    """What tells apart the weights that patches make of one model; and all other patches of it."""
+    """An id of the patches applied to the weights, and all other patches."""
     others = [patcher.object_patches, patcher.weight_wrapper_patches, patcher.injections]
     return patcher.patches_uuid, others
 
 
 def models_in_patches(patcher: Any) -> list[Any]:
-    """The patchers of models that patches bring along."""
+    """The patchers of models that patches bring with them."""
     return list(patcher.model_patches_models())
 
 
 @contextmanager
 def replaced_model_options(patcher: Any, options: dict) -> Iterator[None]:
-    """Within the block, the host finds other patches on a MODEL: it loads and moves those."""
+    """Within the block, MODEL has these options: the host loads and moves the models in their patches."""
     before = patcher.model_options
     patcher.model_options = options
     try:
@@ -35,15 +35,15 @@ def replaced_model_options(patcher: Any, options: dict) -> Iterator[None]:
 
 
 def compute_dtype(base_model: Any) -> torch.dtype:
-    """The dtype that a denoiser computes in, whatever its weights are stored in."""
+    """The dtype that a denoiser computes in, whatever dtype its weights are stored in."""
     return base_model.manual_cast_dtype or base_model.get_dtype()
 
 
 def casts_weights_by_hand(base_model: Any) -> bool:
-    """Whether the host casts a denoiser's weights at every use, since they are stored in another dtype."""
+    """Whether the host casts a denoiser's weights each time it uses them, because they are stored in another dtype."""
     return base_model.manual_cast_dtype is not None
 
 
 def device_count(model: Any) -> int:
-    """Over how many devices the host spreads a MODEL."""
+    """How many devices the host spreads a MODEL over."""
     return 1 + len(model.get_additional_models_with_key("multigpu"))

@@ -1,4 +1,4 @@
-"""What is shown on the page: text under nodes, events of this pack, previews."""
+"""What the web page shows: text under nodes, this pack's events, previews."""
 
 import comfy.cli_args
 
@@ -6,7 +6,7 @@ from .required import PreviewMethod
 
 
 def wants_previews() -> bool:
-    """Whether the user asked for previews while samplers run; the page may change it for each prompt."""
+    """Whether the user wants previews while samplers run; the page may change this for each prompt."""
     return bool(comfy.cli_args.args.preview_method != PreviewMethod.NoPreviews)
 
 
@@ -18,7 +18,7 @@ def send_progress_text(text: str, node_id: str) -> None:
 
 
 def send_event(name: str, data: dict) -> None:
-    """Send a message of this pack's own to the page whose prompt runs."""
+    """Send one of this pack's events to the page whose prompt is running."""
     from server import PromptServer
 
     server = PromptServer.instance

@@ -1,7 +1,7 @@
-"""What the pack takes from ComfyUI's internals, which it does not promise to keep: checked at import.
+"""The parts of ComfyUI's internals that the pack uses, checked at import because ComfyUI does not promise to keep them.
 
-A host that lacks something is refused when the pack is imported, with a message that names the host's version and
-what is missing, and not in the middle of an artist's run. Tested with ComfyUI 0.9.2 and 0.30.0.
+If one is missing, importing the pack fails with a message that names it and the host's version, instead of a run failing
+halfway. Tested with ComfyUI 0.9.2 and 0.30.0.
 """
 
 import sys
@@ -12,7 +12,7 @@ OLDEST_HOST = "0.9.2"
 
 
 class HostVersionError(ImportError):
-    """This ComfyUI lacks something that the pack needs. The message says what, and what to do."""
+    """This ComfyUI lacks something that the pack needs. The message says what is missing and what to do."""
 
 
 def _version() -> str:
@@ -52,27 +52,27 @@ try:
     import comfy.utils
     import folder_paths
 
-    # the type checker takes the host's module for this pack's folder of the same name
+    # mypy confuses the host's module with this pack's folder of the same name
     import nodes as host_nodes
 except ModuleNotFoundError as error:
     raise _refuse(f"the module {error.name}") from error
 
 
 def _need(owner: Any, name: str) -> Any:
-    """The attribute `name` of a module or class of the host. Raises HostVersionError without it."""
+    """The attribute `name` of a module or class of the host. Raises HostVersionError if it is missing."""
     if not hasattr(owner, name):
         raise _refuse(f"{getattr(owner, '__qualname__', owner.__name__)}.{name}")
     return getattr(owner, name)
 
 
 def _need_mention(function: Callable, *names: str) -> None:
-    """Check that a function of the host still reads or sets attributes of these names on its objects."""
+    """Check that a function of the host still mentions attributes of these names."""
     for name in names:
         if name not in function.__code__.co_names + function.__code__.co_varnames:
             raise _refuse(f"the attribute {name} in {function.__qualname__}")
 
 
-# Blocks of the host's UNets and VAEs.
+# Blocks of UNets and VAEs.
 UNetModel = _need(comfy.ldm.modules.diffusionmodules.openaimodel, "UNetModel")
 ResBlock = _need(comfy.ldm.modules.diffusionmodules.openaimodel, "ResBlock")
 BasicTransformerBlock = _need(comfy.ldm.modules.attention, "BasicTransformerBlock")
@@ -81,7 +81,7 @@ ResnetBlock = _need(comfy.ldm.modules.diffusionmodules.model, "ResnetBlock")
 Upsample = _need(comfy.ldm.modules.diffusionmodules.model, "Upsample")
 attention_pytorch = _need(comfy.ldm.modules.attention, "attention_pytorch")
 
-# Models and what the host keeps them in.
+# Models, their patchers, and devices.
 BaseModel = _need(comfy.model_base, "BaseModel")
 ModelType = _need(comfy.model_base, "ModelType")
 ModelConfig = _need(comfy.supported_models_base, "BASE")
@@ -98,7 +98,7 @@ load_models_gpu = _need(comfy.model_management, "load_models_gpu")
 soft_empty_cache = _need(comfy.model_management, "soft_empty_cache")
 free_memory = _need(comfy.model_management, "free_memory")
 LoadedModel = _need(comfy.model_management, "LoadedModel")
-# Raises the host's interruption when the user asked for one; only the host's own layers ask by themselves.
+# Raises if the user interrupted the run. The host's own layers call it; a JEPA encoder does not.
 interrupt_check = _need(comfy.model_management, "throw_exception_if_processing_interrupted")
 
 # Sampling.
@@ -134,6 +134,6 @@ _need_mention(comfy.samplers.CFGGuider.outer_sample, "inner_model", "conds", "lo
 _need_mention(KSAMPLER.sample, "sampler_function", "extra_options", "inpaint_options")
 _need_mention(_need(comfy.samplers, "KSamplerX0Inpaint").__call__, "denoise_mask", "inner_model", "sigmas")
 _need_mention(WrapperExecutor.__init__, "class_obj", "wrappers", "idx")
-if "server" in sys.modules:  # the host's engine runs without one too
+if "server" in sys.modules:  # the engine also runs without a server
     for _name in ("send_progress_text", "send_sync"):
         _need(_need(sys.modules["server"], "PromptServer"), _name)

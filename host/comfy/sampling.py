@@ -20,43 +20,43 @@ def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
 
 
 def wrap_sampler(model: Any, key: str, wrapper: Callable) -> None:
-    """Have `wrapper`(executor, guider, sigmas, extra_args, ...) called in place of the sampler of whatever samples MODEL.
+    """Have `wrapper`(executor, guider, sigmas, extra_args, ...) called in place of the sampler in every run of MODEL.
 
-    It replaces an earlier one of the same key.
+    Replaces an earlier wrapper with the same key.
     """
     model.remove_wrappers_with_key(SAMPLER_WRAPPER, key)
     model.add_wrapper_with_key(SAMPLER_WRAPPER, key, wrapper)
 
 
 def wrap_run(model: Any, key: str, wrapper: Callable) -> None:
-    """Have `wrapper`(executor, ...) called around each run of MODEL, before the host loads what the run needs.
+    """Have `wrapper`(executor, ...) called around each run of MODEL, before the host loads models for it.
 
-    It replaces an earlier one of the same key.
+    Replaces an earlier wrapper with the same key.
     """
     model.remove_wrappers_with_key(RUN_WRAPPER, key)
     model.add_wrapper_with_key(RUN_WRAPPER, key, wrapper)
 
 
 def wrapped_sampler(executor: Any) -> Any:
-    """The sampler that a wrapper was called in place of."""
+    """The sampler that the wrapper replaces."""
     return executor.class_obj
 
 
 def go_on_with(executor: Any, sampler: Any) -> Callable:
-    """What a wrapper calls to go on with another sampler: the wrappers after it run around that one."""
+    """A function that continues with another sampler, inside the remaining wrappers."""
     rest = executor.wrappers[executor.idx + 1 :]
     return WrapperExecutor.new_class_executor(sampler.sample, sampler, rest).execute
 
 
 def denoising_modules(guider: Any, key: str) -> list[nn.Module]:
-    """The networks that a model call runs: the denoiser, and what runs beside it, such as ControlNets.
+    """The networks that a model call runs: the denoiser, and others such as ControlNets.
 
     Args:
-        key: of the models that are loaded together with the denoiser but do not take part in its calls.
+        key: the key of models that are loaded together with the denoiser but take no part in its calls.
     """
     apart = [patcher.model for patcher in guider.model_patcher.get_additional_models_with_key(key)]
     found = [patcher.model for patcher in (guider.model_patcher, *guider.loaded_models)]
-    # T2I-Adapters and the VAEs of ControlNets are in no patcher that is loaded
+    # T2I-Adapters and the VAEs of ControlNets are not in any loaded patcher
     for cond in (cond for conds in guider.conds.values() for cond in conds):
         control = cond.get("control")
         while control is not None:
@@ -68,7 +68,7 @@ def denoising_modules(guider: Any, key: str) -> list[nn.Module]:
 
 @contextmanager
 def replaced_conditioning(guider: Any, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Within the block, model calls see `change`(the conditioning of this run)."""
+    """Within the block, model calls see the conditioning of this run as changed by `change`."""
     before = guider.conds
     guider.conds = change(before)
     try:
@@ -78,15 +78,15 @@ def replaced_conditioning(guider: Any, change: Callable[[Any], Any]) -> Iterator
 
 
 def has_weight_hooks(guider: Any) -> bool:
-    """Whether the host changes the denoiser's weights during this run, for a prompt or a part of it."""
+    """Whether the host changes the denoiser's weights during this run, for a prompt or part of one."""
     return any(guider.model_patcher.hook_patches.values())
 
 
 def unguidable_sampling(model_sampling: Any) -> str | None:
-    """The name of a way to add noise whose scale has no meaning for guidance, or None for one that is known.
+    """The name of a sampling class whose noise scale guidance cannot use, or None if it can.
 
-    What adds no noise is found by asking it. Two have to be known by name: IMG_TO_IMG inherits a noise that its network
-    never sees, and CogVideoX's takes a latent that the host does not scale.
+    A class that adds no noise is found by calling it. Two are known by name: IMG_TO_IMG inherits a noise that its network
+    never sees, and CogVideoX's expects a latent that the host does not scale.
     """
     kinds = type(model_sampling).__mro__
     sigma = torch.as_tensor(model_sampling.sigma_max).detach().float().cpu().reshape(1)

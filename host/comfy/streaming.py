@@ -1,4 +1,4 @@
-"""Dynamic VRAM: how the host streams weights, and what it leaves on modules when it does."""
+"""Dynamic VRAM: how the host streams weights, and the state it leaves on modules."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,22 +11,22 @@ from .required import BaseModel
 
 
 def is_dynamic(patcher: Any) -> bool:
-    """Whether the host streams these weights through buffers that it uses again, as it pleases."""
-    # a manager of that kind came after the oldest host
+    """Whether the host streams these weights through buffers that it reuses at any time."""
+    # the oldest host has no dynamic patchers
     return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
 def is_streamed(patcher: Any) -> bool:
-    """Whether some of these weights are not on the device now: a backward pass would read other weights, or none.
+    """Whether some of these weights are not on the device now: a backward pass would read wrong weights, or none.
 
-    Of layers that are not its own, which the host cannot stream, it may leave some behind without noting it.
+    The host cannot stream layers of other classes than its own, and may leave some of them behind without recording it.
     """
     if is_dynamic(patcher) or patcher.model.model_lowvram:
         return True
     return any(weight.device.type != patcher.load_device.type for weight in patcher.model.parameters())
 
 
-# What dynamic VRAM leaves on modules: handles of native memory, and what stands for weights that lie in it.
+# What dynamic VRAM leaves on modules: native memory handles, and placeholders for the weights in that memory.
 _STREAMING_STATE = {
     *(
         "dynamic_pins",
@@ -39,7 +39,7 @@ _STREAMING_STATE = {
         "_pins",
     ),
     *("_pin_state", "_prefetch", "weight_lowvram_function", "bias_lowvram_function"),
-    # and how much of a module is loaded, for which patches, by whom
+    # how much of a module is loaded, for which patches, by which patcher
     *("model_loaded_weight_memory", "lowvram_patch_counter", "model_lowvram", "current_weight_patches_uuid"),
     *("model_offload_buffer_memory", "current_patcher", "comfy_patched_weights"),
 }
@@ -47,7 +47,7 @@ _STREAMING_STATE = {
 
 @contextmanager
 def without_streaming_state(module: nn.Module) -> Iterator[None]:
-    """Within the block, a module of a dynamic patcher has nothing of the streaming."""
+    """Within the block, a module of a dynamic patcher has no streaming state."""
     taken = []
     try:
         for part in module.modules():
@@ -60,11 +60,11 @@ def without_streaming_state(module: nn.Module) -> Iterator[None]:
 
 
 class HostWeight(NamedTuple):
-    """A parameter or buffer of a module of the host's.
+    """A parameter or buffer of a module of the host.
 
     Attributes:
-        module, name: whose it is, and under which name.
-        dtype: what its module computes in, or None where the host has not written it down.
+        module, name: the module that owns it, and its name there.
+        dtype: what the module computes in, or None if the host has not recorded it.
     """
 
     module: nn.Module
@@ -74,7 +74,7 @@ class HostWeight(NamedTuple):
 
 
 def weights_of(module: nn.Module) -> Iterator[HostWeight]:
-    """Every weight that is there; lazily made ones that no file filled are not."""
+    """Every weight of a module; weights that are created lazily and were never filled are left out."""
     for part in module.modules():
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None:
@@ -82,10 +82,10 @@ def weights_of(module: nn.Module) -> Iterator[HostWeight]:
 
 
 def not_loaded_yet(module: Any, device: torch.device) -> None:
-    """Make a module that was copied from a dynamic patcher one that a plain patcher can begin with."""
+    """Reset a module that was copied from a dynamic patcher, so that a plain patcher can take it."""
     for part in module.modules():
         if hasattr(part, "comfy_cast_weights"):
-            part.comfy_cast_weights = True  # what the host has not written down is cast when it is used
+            part.comfy_cast_weights = True  # a weight without a recorded dtype is cast when it is used
             vars(part).pop("weight_function", None)
             vars(part).pop("bias_function", None)
     if "device" in vars(module):
@@ -95,13 +95,13 @@ def not_loaded_yet(module: Any, device: torch.device) -> None:
 
 
 def patcher_like(patcher: Any, base: Any, rebound: Callable[[Any], Any]) -> Any:
-    """A plain patcher with the patches of a dynamic one, for the weights of another plain one.
+    """A plain patcher with the patches of the dynamic `patcher` and the weights of the plain `base`.
 
     Args:
-        rebound: what replaces a patch of an attribute, or a wrapper; None drops a wrapper.
+        rebound: maps an attribute patch or a wrapper to its replacement; None drops a wrapper.
     """
     twin = patcher.clone(disable_dynamic=True, model_override=base.get_clone_model_override())
-    # when the twin goes, the host takes the base for what it has loaded, and not the dynamic patcher
+    # once the twin is gone, the host must count the base as loaded, not the dynamic patcher
     twin.parent = base
     twin.size = base.model_size()
     twin.is_injected = False

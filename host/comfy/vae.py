@@ -9,7 +9,7 @@ from torch import Tensor
 def decode(vae: Any, latent: Tensor) -> Tensor:
     """Decode latent (1, C, ...), in the VAE's own scale, to (1, 3, ...) in [0, 1], differentiably.
 
-    The VAE's own decode falls back to tiles under inference mode when memory is short; its parts do not.
+    The VAE's own decode runs under inference mode and falls back to tiles when memory is short, so its parts are called.
     """
     pixels = vae.first_stage_model.decode(latent.to(vae.vae_dtype).to(vae.device))
     pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Pictures drawn with Pillow alone: as the host's IMAGE, and several on one sheet with a label below each."""
+"""Conversion of pictures to the host's IMAGE, and sheets of pictures with a label below each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ...jepa_core.transparency import over_white
 
 INK, PAPER = "#1a1a1a", "#ffffff"
-SIDE, GAP, LINE = 256, 16, 28  # pixels; text is legible at half of that
+SIDE, GAP, LINE = 256, 16, 28  # pixels; text stays legible at half the size
 TEXT = 22
 MOST_COLUMNS = 6
 
@@ -27,7 +27,7 @@ def labelled_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
 
     Args:
         pictures: each (H, W, 3 or 4) in [0, 1], of any size; shrunk or enlarged to fit a square of 256 pixels.
-        labels: one a picture; may hold line breaks.
+        labels: one for each picture; may contain line breaks.
 
     Returns:
         (1, H, W, 3) in [0, 1].
@@ -52,7 +52,7 @@ def labelled_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
 
 
 def _fitted(picture: Tensor) -> Image.Image:
-    """A picture as large as fits the square."""
+    """A picture scaled to fit the square."""
     pixels = over_white(picture).clamp(0, 1).mul(255).round().byte().cpu().numpy()
     image = Image.fromarray(pixels)
     scale = SIDE / max(image.size)

@@ -1,4 +1,4 @@
-"""Patch scores laid over an image, with a scale below."""
+"""Patch scores as colours over an image, with a scale below."""
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -8,21 +8,19 @@ from ...jepa_core.transparency import over_white
 from ..drawing.pictures import INK, PAPER, to_image
 from ..scoring.rarity_map import ends, rarity_mask
 
-# From dark to bright at an even pace, so that it reads in grey and to the colour-blind.
+# Brightness rises evenly, so the scale also works in grey and for colour-blind readers.
 HEAT = torch.tensor(
     [[10, 8, 36], [62, 15, 98], [128, 37, 100], [193, 63, 72], [240, 118, 32], [250, 190, 62], [252, 253, 190]]
 ) / 255  # fmt: skip
-
-
 GREY = (0.299, 0.587, 0.114)  # luma of red, green and blue
 
 
 def draw_overlay(image: Tensor, field: Tensor, opacity: float) -> Tensor:
-    """An image in grey under the colours of its rarity, with a scale below.
+    """The image in grey, the colours of its patch scores over it, and a scale below.
 
     Args:
-        image: (H, W, 3 or 4) in [0, 1]. field: (H, W) patch scores, NaN where there is none.
-        opacity: of the colours, 0 to 1.
+        image: (H, W, 3 or 4) in [0, 1]. field: (H, W) patch scores, NaN where the encoder saw nothing.
+        opacity: opacity of the colours, 0 to 1.
 
     Returns:
         (1, H + scale, W, 3) in [0, 1].
@@ -43,7 +41,7 @@ def _heat(rarity: Tensor) -> Tensor:
 
 
 def _scale(width: int, low: float, high: float) -> Tensor:
-    """A strip that says which colour is which patch score, (rows, width, 3); its text can be read at any width."""
+    """A strip with the colour scale, (rows, width, 3); its text is legible at any width."""
     size = max(13.0, 18 * width / 512)
     rows = round(3.5 * size)
     strip = Image.new("RGB", (width, rows), PAPER)
@@ -56,6 +54,6 @@ def _scale(width: int, low: float, high: float) -> Tensor:
     edge = round(size / 3)
     draw.text((edge, middle), f"{high:.0f} typical", fill=INK, font=font, anchor="lm")
     draw.text((width - edge, middle), f"rarer {low:.0f}", fill=INK, font=font, anchor="rm")
-    if width > 24 * size:  # else the three would run into each other
+    if width > 24 * size:  # else the three texts would overlap
         draw.text((width / 2, middle), "patch score (nats)", fill=INK, font=font, anchor="mm")
     return to_image(strip)[0]

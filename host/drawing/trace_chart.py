@@ -1,4 +1,4 @@
-"""The trace of a guided run as a chart: score against step, unguided steps greyed. Drawn with Pillow alone."""
+"""The trace of a guided run as a chart: score against step, with unguided steps in grey."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .pictures import INK, PAPER
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-WIDTH, PANEL_HEIGHT, LEGEND_HEIGHT = 1024, 520, 36  # pixels; text is legible at half of that
+WIDTH, PANEL_HEIGHT, LEGEND_HEIGHT = 1024, 520, 36  # pixels; text stays legible at half the size
 LEFT, RIGHT, TOP, BOTTOM = 150, 30, 84, 96  # margins of a panel
-BIG, NORMAL = 30, 25  # sizes of text, pixels
+BIG, NORMAL = 30, 25  # text sizes, pixels
 UNGUIDED = "#e4e4e4"
-# Okabe and Ito's colours, which the colour-blind tell apart; lines differ in their marks too.
+# Okabe and Ito's colour-blind safe palette; lines also differ in their marks.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKS = ("circle", "square", "triangle", "diamond", "circle", "square")
-PALE = 0.7  # how far single images of a batch are mixed with white
+PALE = 0.7  # share of white in the colour of single images of a batch
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its name, its points (step, score), and whether it is one image of a batch and drawn pale."""
+    """A curve: name, points (step, score), and whether it is drawn pale, as single images of a batch are."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -63,7 +63,7 @@ def _of_guides(trace: Trace, guided: Sequence[GuidedStep]) -> list[Line]:
 
 
 def _curves(name: str, batches: Sequence[tuple[float, list[float]]]) -> list[Line]:
-    """The mean over a batch after a pale line for each of its images; a single image's own line."""
+    """A pale line for each image of the batch, then their mean; a single line for a single image."""
     if len(batches[0][1]) == 1:
         return [Line("score" if name == "mean" else name, [(step, scores[0]) for step, scores in batches])]
     images = range(len(batches[0][1]))
@@ -76,7 +76,7 @@ def _mean(scores: Sequence[float]) -> float:
 
 
 def _panel(title: str, lines: Sequence[Line], steps: Sequence[Step]) -> Image.Image:
-    """One set of axes: scores over the sampler's steps, from 1."""
+    """One set of axes: scores over the sampler's steps, which are numbered from 1."""
     entries = {line.name: style for line, style in zip(lines, _styles(lines), strict=True)}
     legend = len(entries) * LEGEND_HEIGHT + 20 if len(entries) > 1 else 0
     panel = Image.new("RGB", (WIDTH, PANEL_HEIGHT + legend), PAPER)
@@ -121,7 +121,7 @@ def _panel(title: str, lines: Sequence[Line], steps: Sequence[Step]) -> Image.Im
 
 
 def _upright(panel: Image.Image, text: str, centre: tuple[int, int], font: Font) -> None:
-    """Write a text that is read from below."""
+    """Write a text rotated by 90 degrees."""
     right, bottom = map(round, font.getbbox(text)[2:])
     strip = Image.new("RGB", (right + 4, bottom + 8), PAPER)
     ImageDraw.Draw(strip).text((2, 2), text, fill=INK, font=font)
@@ -130,7 +130,7 @@ def _upright(panel: Image.Image, text: str, centre: tuple[int, int], font: Font)
 
 
 def _styles(lines: Sequence[Line]) -> list[tuple[str, str, int]]:
-    """Colour, mark and thickness of each line; the pale ones have the first full line's colour, and no mark."""
+    """Colour, mark and thickness of each line. Pale lines have the first full line's colour and no mark."""
     full = iter(zip(COLOURS * len(lines), MARKS * len(lines), strict=False))
     pale = _mixed(COLOURS[0])
     return [(pale, "", 3) if line.pale else (*next(full), 5) for line in lines]
@@ -151,7 +151,7 @@ def _draw_lines(
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, entries: Mapping[str, tuple[str, str, int]], font: Font) -> None:
-    """Each name once, below the axes."""
+    """The name of each line, below the axes."""
     for index, (name, (colour, mark, thickness)) in enumerate(entries.items()):
         y = PANEL_HEIGHT + LEGEND_HEIGHT * index + 10
         draw.line((LEFT, y, LEFT + 60, y), fill=colour, width=thickness)
@@ -179,7 +179,7 @@ def _mixed(colour: str) -> str:
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers, evenly apart, from at most `low` to at least `high`; at most `most` steps between them."""
+    """Evenly spaced round numbers that cover `low` to `high`, with at most `most` intervals."""
     span = (high - low) or max(abs(high), 1.0) * 0.1
     size = 10 ** math.floor(math.log10(span / most))
     step = next(
@@ -194,13 +194,13 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def shown_steps(first: int, last: int, most: int = 12) -> list[int]:
-    """The steps that get a number under the axis."""
+    """The steps that are numbered under the axis, at most `most`."""
     stride = -(-(last - first + 1) // most)
     return list(range(first, last + 1, stride))
 
 
 def _message(text: str) -> Image.Image:
-    """A chart without anything to draw says why."""
+    """The picture in place of a chart when nothing was guided."""
     chart = Image.new("RGB", (WIDTH, PANEL_HEIGHT), PAPER)
     font = ImageFont.load_default(NORMAL)
     lines = "\n".join(textwrap.fill(line, 72) for line in text.splitlines())

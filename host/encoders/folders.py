@@ -1,4 +1,4 @@
-"""The folders models/jepa and models/djepa: the names in the loaders' menus and the files behind them."""
+"""The names in the encoder loader's menu, and their files in models/jepa."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ def encoder_names() -> list[str]:
 
 
 def encoder_facts() -> str:
-    """A line for each encoder of the hub: its name, how much is fetched, and what its licence asks for."""
+    """A line for each encoder of the hub: its name, its download size, and its licence where that restricts use."""
     lines = []
     for name, source in ENCODERS.items():
         notes = "" if source.commercial else f", {source.licence}: NON-COMMERCIAL"
@@ -29,14 +29,14 @@ def encoder_facts() -> str:
 def encoder_file(
     name: str, *, non_commercial: bool = False, on_progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Return the weights file of an encoder named in the menu, fetching a hub encoder on first use.
+    """Return the weights file of an encoder in the menu, downloading a hub encoder on first use.
 
     Args:
-        non_commercial: fetch weights that must not be used commercially too.
+        non_commercial: also download weights that must not be used commercially.
 
     Raises:
         ValueError: a name that is not in the menu, or a link that leads out of the model folders.
-        jepa_core.hub.EncoderLicenceError: weights that are not there yet and must not be used commercially.
+        jepa_core.hub.EncoderLicenceError: missing weights that must not be used commercially.
         jepa_core.hub.EncoderDownloadError: the hub cannot be reached; says which file to put where.
     """
     if name not in encoder_names():
@@ -51,7 +51,7 @@ def encoder_file(
         if (folder / name / "model.safetensors").is_file():
             return _inside_encoders(folder / name / "model.safetensors")
     default = Path(folder_paths.models_dir) / ENCODER_FOLDER
-    file = _inside_encoders(default / name / "model.safetensors")  # where it is going to be
+    file = _inside_encoders(default / name / "model.safetensors")  # where it will be
     fetch_encoder(name, default, non_commercial=non_commercial, on_progress=on_progress)
     return file
 

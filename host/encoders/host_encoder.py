@@ -1,9 +1,10 @@
-"""What a JEPA_ENCODER link carries: an encoder that the host loads and unloads, or a weighted set of them."""
+"""What a JEPA_ENCODER link carries: an encoder that the host loads and unloads, or a weighted set of encoders."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -16,19 +17,27 @@ from ..gradient.residency import keep_whole, refuse_streamed
 
 @dataclass(frozen=True)
 class HostEncoder:
-    """An encoder in a patcher of the host, at one image size. Loaders of one file share the patcher."""
+    """An encoder in a patcher of the host, at one image size.
+
+    Loaders of the same file share the patcher, and so the weights.
+    """
 
     name: str
     patcher: ModelPatcher
     image_size: int
 
-    @property
+    @cached_property
     def encoder(self) -> Encoder:
+        """At this image size; its weights are those in the patcher.
+
+        Raises:
+            ValueError: not a multiple of the patch size.
+        """
         return self.patcher.model.at_size(self.image_size)
 
     @property
     def label(self) -> str:
-        """Its name and size for people: the same file at another size judges otherwise."""
+        """Name and size, as shown to users: scores depend on both."""
         return f"{self.name} at {self.image_size} px"
 
     @property
@@ -38,7 +47,7 @@ class HostEncoder:
 
 
 class Member(NamedTuple):
-    """An encoder of a set, and its share of the whole."""
+    """An encoder of a set, and its weight."""
 
     encoder: HostEncoder
     weight: float
@@ -46,7 +55,7 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class HostEncoderSet:
-    """Several encoders as one: what they agree on is rare.
+    """Several encoders used as one, by their weighted mean.
 
     Attributes:
         members: their weights add up to 1.
@@ -61,12 +70,12 @@ class HostEncoderSet:
 
 AnyEncoder = HostEncoder | HostEncoderSet
 
-# While anything uses an encoder, another loader of the same file gets the same weights.
+# Loaders of a file that is still in use get the same weights.
 _loaded: WeakValueDictionary[tuple, ModelPatcher] = WeakValueDictionary()
 
 
 def load_host_encoder(path: Path, name: str, image_size: int) -> HostEncoder:
-    """Load an encoder file as a model that the host manages; a file that is loaded already is shared.
+    """Load an encoder file as a model that the host manages. Weights that are already loaded are shared.
 
     Raises:
         jepa_core.EncoderFileError: a missing, damaged or unsupported file.
@@ -77,8 +86,8 @@ def load_host_encoder(path: Path, name: str, image_size: int) -> HostEncoder:
     key = (file.resolve(), *((state.st_mtime_ns, state.st_size) for state in states))
     patcher = _loaded.get(key)
     if patcher is None:
-        # The base patcher on purpose: the dynamic one streams weights through buffers that a backward pass
-        # would read after they were overwritten.
+        # The plain patcher on purpose: a dynamic one streams weights through buffers that are overwritten before
+        # the backward pass reads them.
         patcher = ModelPatcher(
             load_encoder(file, image_size=image_size),
             load_device=get_torch_device(),
@@ -86,12 +95,12 @@ def load_host_encoder(path: Path, name: str, image_size: int) -> HostEncoder:
         )
         _loaded[key] = patcher
     encoder = HostEncoder(name, patcher, image_size)
-    encoder.encoder  # noqa: B018 (raises for a size that does not fit, before anything is sampled)
+    encoder.encoder  # noqa: B018 (an invalid size must fail here, not while sampling)
     return encoder
 
 
 def combined(encoders: Iterable[tuple[AnyEncoder, float]]) -> HostEncoderSet:
-    """One set of weighted encoders; a set among them brings its members, which share its weight.
+    """One set of weighted encoders. The members of a set among them share the weight of that set.
 
     Args:
         encoders: (encoder, weight), weights positive and on any scale.
@@ -109,7 +118,7 @@ def combined(encoders: Iterable[tuple[AnyEncoder, float]]) -> HostEncoderSet:
 
 
 def patchers(*encoders: AnyEncoder) -> list[ModelPatcher]:
-    """Every patcher of these encoders, each once."""
+    """The patchers of these encoders, without duplicates."""
     found = [member.encoder.patcher for encoder in encoders for member in encoder.members]
     return list({id(patcher): patcher for patcher in found}.values())
 

@@ -1,4 +1,4 @@
-"""The autoencoders of this pack's own small models, as a VAE of the host."""
+"""The autoencoders of this pack's small generators, as a VAE of the host."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from ..comfy.required import VAE, ModelPatcher, PixelspaceConversionVAE, vae_off
 
 
 def small_vae(autoencoder: PixelspaceConversionVAE, *, stride: int, channels: int) -> VAE:
-    """A VAE around an autoencoder between pixels in [-1, 1] and latents of `channels`, `stride` times smaller."""
-    # The host's pixel-space VAE brings everything but the autoencoder. Half precision, its choice on a GPU, would
-    # round the pixels.
+    """A VAE of the host around an autoencoder of pixels in [-1, 1].
+
+    Args:
+        stride: pixels a side for each latent pixel. channels: of the latents.
+    """
+    # The host's pixel-space VAE has everything except the autoencoder. float32, since half precision, its default on a
+    # GPU, would round the pixels.
     vae = VAE({"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     with torch.inference_mode(False):
         vae.first_stage_model = autoencoder.eval().requires_grad_(False)
@@ -27,10 +31,10 @@ def small_vae(autoencoder: PixelspaceConversionVAE, *, stride: int, channels: in
 
 
 class WrappedAutoencoder(PixelspaceConversionVAE):
-    """A module with encode and decode, as the host calls it.
+    """Wraps a module that has encode and decode for the host's VAE.
 
     Args:
-        scale: the module's latents are the host's times this.
+        scale: the module's latents are the host's latents times this.
     """
 
     def __init__(self, module: Any, scale: float) -> None:

@@ -1,6 +1,6 @@
-"""The demo generator as the host's own model: small enough to travel with the pack, sampled by stock nodes.
+"""The demo generator as a model of the host: small enough to come with the pack, sampled by stock nodes.
 
-A class-conditional UNet of the host's own class that makes 64 x 64 pixel emoji, trained by
+A class-conditional UNet, an instance of the host's class, that makes 64 x 64 pixel emoji. Trained by
 research/training/emoji/train.py. Its latents are pixels in [-1, 1] folded 4 x 4 into channels (48 x 16 x 16), so the VAE
 only folds and unfolds.
 """
@@ -34,14 +34,14 @@ MAX_BYTES = 20_000_000
 FORMAT = "jepa-demo-generator-1"
 FOLD = 4
 CHANNELS = 3 * FOLD * FOLD
-# Row of the weights' class table -> name. A constant, since a saved workflow holds these names.
+# The names of the rows of the class table. They must not change: saved workflows contain them.
 CLASSES = ("any", "face", "person", "heart", "hand", "sky", "fruit", "clock")
 
 Conditioning = list[list[Any]]
 
 
 class DemoFileError(ValueError):
-    """The demo generator's file is missing, damaged or another one. The message names the file."""
+    """The demo generator's file is missing, damaged or of another model. The message names the file."""
 
 
 class FoldedPixels(LatentFormat):
@@ -49,24 +49,24 @@ class FoldedPixels(LatentFormat):
 
     latent_channels = CHANNELS
     spacial_downscale_ratio = FOLD
-    # The preview is the mean of each fold; channels run through the fold first, then through the colours.
+    # The preview is the mean of each fold. Channels are ordered by colour, then by position in the fold.
     latent_rgb_factors = [
         [float(colour == channel // FOLD**2) / FOLD**2 for colour in range(3)] for channel in range(CHANNELS)
     ]
 
 
 class DemoConfig(ModelConfig):
-    """What the host wants to know of a model beside its weights."""
+    """What the host needs to know about a model besides its weights."""
 
     unet_extra_config: dict[str, Any] = {}
     latent_format = FoldedPixels
     supported_inference_dtypes = [torch.float32]
-    # The host's estimate of working memory; its own networks, of three times the channels, have 2.
+    # For the host's estimate of working memory; its own UNets, with three times the channels, use 2.
     memory_usage_factor = 0.4
 
 
 class FoldingVAE(PixelspaceConversionVAE):
-    """Folds pixels into latents and back, without loss."""
+    """Folds pixels into latents and back, losslessly."""
 
     def encode(self, pixels: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, 48, H/4, W/4). H and W must be multiples of 4."""
@@ -81,15 +81,14 @@ def load_demo_generator() -> tuple[ModelPatcher, VAE]:
     """Load the demo generator and its VAE for the host's samplers, in float32.
 
     Raises:
-        DemoFileError: the weights are missing, damaged or not this generator's.
+        DemoFileError: the weights are missing, damaged or of another model.
     """
     settings, tensors = _read(WEIGHTS)
     load_device = get_torch_device()
     offload_device = unet_offload_device()
     del tensors["classes.weight"]
     weights = {name.removeprefix("unet."): tensor.float() for name, tensor in tensors.items()}
-    # The file's tensors become parameters of a module that outlives this call, so they should be normal
-    # tensors even when a host calls under inference mode.
+    # The host calls this under inference mode, but the parameters must be normal tensors to be differentiated.
     with torch.inference_mode(False):
         try:
             config = DemoConfig(settings)
@@ -99,7 +98,7 @@ def load_demo_generator() -> tuple[ModelPatcher, VAE]:
             model.diffusion_model.load_state_dict(weights)
         except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DemoFileError(f"{WEIGHTS}: weights and header do not fit each other ({error})") from error
-    # Plain, never dynamic: guidance differentiates through it, and so few weights need no streaming.
+    # A plain patcher: guidance differentiates this model, and so few weights need no streaming.
     patcher = ModelPatcher(model, load_device=load_device, offload_device=offload_device)
     with torch.inference_mode(False):
         autoencoder = FoldingVAE()
@@ -107,16 +106,16 @@ def load_demo_generator() -> tuple[ModelPatcher, VAE]:
 
 
 def demo_classes() -> list[str]:
-    """The classes that the demo generator knows; the first, "any", is the unconditional one."""
+    """The names of the classes; the first, "any", is the unconditional one."""
     return list(CLASSES)
 
 
 def demo_conditioning(name: str) -> Conditioning:
-    """Return the conditioning of a class: one context token (1, 1, 128), float32.
+    """Return the conditioning for a class: one context token (1, 1, 128), float32.
 
     Raises:
         ValueError: no such class.
-        DemoFileError: the weights are missing, damaged or not this generator's.
+        DemoFileError: the weights are missing, damaged or of another model.
     """
     if name not in CLASSES:
         raise ValueError(f"the demo generator has no class {name!r}; it has {', '.join(CLASSES)}")
@@ -126,11 +125,11 @@ def demo_conditioning(name: str) -> Conditioning:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the UNet's configuration and all tensors, as stored; raise DemoFileError if anything is wrong."""
+    """Read the UNet's configuration and all tensors, as stored. Raises DemoFileError if anything is wrong."""
     if not file.is_file():
-        raise DemoFileError(f"{file} does not exist; it belongs to this pack, so install the pack again")
+        raise DemoFileError(f"{file} does not exist; it is part of this pack, so install the pack again")
     if file.stat().st_size > MAX_BYTES:
-        raise DemoFileError(f"{file} is larger than the {MAX_BYTES // 10**6} MB that the generator takes")
+        raise DemoFileError(f"{file} is larger than {MAX_BYTES // 10**6} MB; install the pack again")
     try:
         with torch.inference_mode(False), safe_open(file, framework="pt") as content:
             header = content.metadata() or {}
@@ -147,7 +146,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (KeyError, TypeError, ValueError) as error:
         raise DemoFileError(f"{file} has an incomplete header ({error!r})") from error
     if tuple(classes) != CLASSES or shape != (CHANNELS, CHANNELS, FOLD):
-        raise DemoFileError(f"{file} is a generator of other classes or of another folding")
+        raise DemoFileError(f"{file} is a generator with other classes or another fold")
     if "classes.weight" not in tensors or tuple(tensors["classes.weight"].shape) != table:
         raise DemoFileError(f"{file} has no class table of shape {table}")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):

@@ -1,4 +1,4 @@
-"""D-JEPA in the host: loaded and unloaded by it, sampled with its previews, progress and interruption."""
+"""D-JEPA in the host: memory management, previews, progress and interruption are the host's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .autoencoder import WrappedAutoencoder, small_vae
 NO_CLASS = "any"
 MAX_SEED = 2**64 - 1
 PREVIEW_SIZE = 256  # pixels
-HIDDEN = 0.5  # the grey of tokens that are not there yet
+HIDDEN = 0.5  # grey level of tokens that are not drawn yet
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class HostDJEPA:
     """A D-JEPA in a patcher of the host.
 
     Attributes:
-        name: for people.
-        patcher: of the jepa_core.djepa.DJEPA.
-        tokenizer: decodes previews, wherever its VAE lies at the time; None where the file brings none.
-        class_names: one a class.
+        name: shown to users.
+        patcher: holds the jepa_core.djepa.DJEPA.
+        tokenizer: decodes previews, on whatever device its VAE is at the time; None if the file has none.
+        class_names: one for each class.
         latent_scale: the model's tokens are latents times this.
     """
 
@@ -59,13 +59,13 @@ class HostDJEPA:
 
 
 def load_host_djepa(file: Path, name: str) -> tuple[HostDJEPA, VAE | None]:
-    """Load a D-JEPA as a model that the host manages, and its autoencoder as a VAE (None where it brings none).
+    """Load a D-JEPA as a model that the host manages, and its autoencoder as a VAE (None if the file has none).
 
     Raises:
         jepa_core.djepa.DJEPAFileError: a missing, damaged or unsupported file.
     """
     loaded = load_djepa(file)
-    # Plain, never dynamic: a D-JEPA's layers are not the host's, whose streaming they would need.
+    # A plain patcher: the host can stream only layers of its own classes.
     patcher = ModelPatcher(loaded.model, load_device=get_torch_device(), offload_device=unet_offload_device())
     djepa = HostDJEPA(name, patcher, loaded.tokenizer, loaded.class_names, loaded.latent_scale)
     if loaded.tokenizer is None:
@@ -76,7 +76,7 @@ def load_host_djepa(file: Path, name: str) -> tuple[HostDJEPA, VAE | None]:
 
 
 def class_index(djepa: HostDJEPA, name: str) -> int:
-    """The label of a class by its name; "any" is none of them.
+    """The label of a class, by name; "any" is the unconditional one.
 
     Raises:
         ValueError: no such class.
@@ -112,7 +112,7 @@ def sample_djepa(
     Image i of a batch is the image that seed + i gives alone.
 
     Args:
-        latent: a LATENT whose mask says which tokens to draw; the others are kept. None draws all.
+        latent: a LATENT whose mask marks the tokens to draw; the others are kept. None draws all.
 
     Raises:
         ValueError: an unknown class, more steps than tokens to draw, a latent of another size or with several masks.
@@ -153,7 +153,7 @@ def sample_djepa(
 
 
 def _kept(latent: dict[str, Any], djepa: HostDJEPA, batch_size: int) -> tuple[Tensor, Tensor]:
-    """The tokens of a LATENT (batch_size, N, w), and which of them stay (N,): those that its mask does not touch."""
+    """The tokens of a LATENT (batch_size, N, w), and which of them are kept (N,): those outside its mask."""
     config, samples = djepa.config, latent["samples"]
     expected = (config.channels, config.side, config.side)
     if samples.ndim != 4 or tuple(samples.shape[1:]) != expected:
@@ -176,7 +176,7 @@ def _kept(latent: dict[str, Any], djepa: HostDJEPA, batch_size: int) -> tuple[Te
         )
         if not (masks == masks[0]).all():
             raise ValueError(
-                "latent_image has a mask for each image; D-JEPA draws a batch with one mask for all"
+                "latent_image has a mask for each image; D-JEPA needs one mask for the whole batch"
             )
         known = ~masks[0]
     tokens = to_tokens(samples.float() * djepa.latent_scale, config.patch)
@@ -184,7 +184,7 @@ def _kept(latent: dict[str, Any], djepa: HostDJEPA, batch_size: int) -> tuple[Te
 
 
 def _reporter(djepa: HostDJEPA, steps: int) -> Callable[[int, Tensor, Tensor], None]:
-    """What is done after each set of tokens: progress, a preview of the first image, the user's interruption."""
+    """A callback for each set of tokens: progress, a preview of the first image, the user's interruption."""
     bar = ProgressBar(steps)
 
     def report(done: int, tokens: Tensor, known: Tensor) -> None:
@@ -198,7 +198,7 @@ def _reporter(djepa: HostDJEPA, steps: int) -> Callable[[int, Tensor, Tensor], N
 
 
 def preview(djepa: HostDJEPA, tokens: Tensor, known: Tensor) -> Image.Image:
-    """A picture of one image's tokens (1, N, w), grey where none is known (1, N) yet. The model has a tokenizer."""
+    """A picture of one image's tokens (1, N, w), grey where they are not known (1, N) yet. Needs a tokenizer."""
     assert djepa.tokenizer is not None
     patch = djepa.config.patch
     where = next(djepa.tokenizer.parameters()).device

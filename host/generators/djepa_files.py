@@ -1,4 +1,4 @@
-"""The names in the D-JEPA loader's menu, and the files behind them."""
+"""The names in the D-JEPA loader's menu, and their files."""
 
 from pathlib import Path
 
@@ -7,13 +7,11 @@ from ..comfy.required import folder_paths
 
 # The D-JEPA that comes with the pack: its name in the menu, and its file.
 DJEPA_DEMO = "emoji (comes with this pack)"
-
-
 DJEPA_DEMO_FILE = Path(__file__).absolute().parents[2] / "assets" / "djepa64.safetensors"
 
 
 def djepa_names() -> list[str]:
-    """Names for the menu: the D-JEPA of this pack, then every .safetensors file in models/djepa."""
+    """Names for the menu: the D-JEPA of this pack, then all .safetensors files in models/djepa."""
     return [DJEPA_DEMO, *folder_paths.get_filename_list(DJEPA_FOLDER)]
 
 

@@ -1,4 +1,4 @@
-"""Differentiating the host's own modules, which run under inference mode with weights made there."""
+"""Differentiating the host's modules, which run under inference mode with weights created there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,22 +11,23 @@ from torch import nn
 from ...jepa_core import differentiable
 from ..comfy.autograd import training_operations
 from ..comfy.required import attention_pytorch
+from ..options import DENOISER_CONSTANT
 from .compiled import compiles
 
 
 @contextmanager
 def host_differentiable(*modules: nn.Module) -> Iterator[None]:
-    """`jepa_core.differentiable` for the host's modules: asks its operations for versions with a backward."""
+    """`jepa_core.differentiable` for the host's modules, with operations that have a backward pass."""
     with differentiable(*modules), training_operations(), _without_kept_keys(*modules):
         yield
 
 
 @contextmanager
 def _without_kept_keys(*modules: nn.Module) -> Iterator[None]:
-    """Within the block, networks that keep keys and values from call to call start anew; what they had comes back.
+    """Within the block, key-value caches of networks start empty; afterwards they are as they were.
 
-    What calls under inference mode left there cannot be saved for a backward pass, and what a differentiated call
-    leaves would hold its graph.
+    Inference tensors cached by earlier calls cannot be saved for a backward pass, and tensors cached by a differentiated
+    call would keep its graph alive.
     """
     parts = {part for module in modules for part in module.modules()}
     keeping: list[Any] = [part for part in parts if hasattr(part, "clear_kv_cache")]
@@ -42,8 +43,8 @@ def _without_kept_keys(*modules: nn.Module) -> Iterator[None]:
             attributes.update(kept)
 
 
-class _Kept(WeakKeyDictionary):
-    """Keeps the tensors that torch's guard has copied, as long as the copies."""
+class _KeepsOriginals(WeakKeyDictionary):
+    """The guard's table of saved tensors. Tensors deleted from it stay alive as long as the table."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,28 +59,27 @@ class _Kept(WeakKeyDictionary):
 def writing_in_place() -> Iterator[None]:
     """Let a network write into tensors that autograd has saved, within one forward and backward pass.
 
-    torch's guard knows a saved tensor by its address, and lets go of it once it has a copy from before the change. The next
-    tensor that comes to lie there is then taken for the one before: gradients are wrong, mostly without a word. So what
-    was copied stays where it is.
+    torch's guard identifies a saved tensor by its address, and drops it once it has a copy from before the change. A new
+    tensor allocated at that address is then mistaken for the old one, and gradients are wrong, mostly without an error.
+    So the originals are kept alive here.
 
     Raises:
-        RuntimeError: a torch whose guard keeps its books otherwise.
+        RuntimeError: this version of torch implements the guard in another way.
     """
     with torch.autograd.graph.allow_mutation_on_saved_tensors() as guard:
         if not isinstance(getattr(guard, "original", None), WeakKeyDictionary):
             raise RuntimeError(
                 f"JEPA guidance cannot differentiate this denoiser with torch {torch.__version__}; set gradient_path to "
-                "'denoiser constant'"
+                f"{DENOISER_CONSTANT!r}"
             )
-        guard.original = _Kept()
+        guard.original = _KeepsOriginals()
         yield
 
 
 def normal_tensors(value: Any) -> Any:
-    """Copy nested dicts and lists with every inference tensor cloned, so that autograd may keep them.
+    """Copy nested dicts and lists with every inference tensor cloned, so that autograd may save them.
 
-    Call outside inference mode. Objects that carry a tensor as `cond` (the host's conditionings) are copied
-    with it.
+    Call it outside inference mode. The host's conditioning objects, with a tensor as `cond`, are copied too.
     """
     if isinstance(value, torch.Tensor):
         return value.clone() if value.is_inference() else value
@@ -93,10 +93,10 @@ def normal_tensors(value: Any) -> Any:
 
 
 def differentiable_options(options: dict) -> dict:
-    """Return the host's model options for a call that is differentiated.
+    """Return the host's model options for a differentiated call.
 
-    Attention is torch's, which has a backward everywhere; compiled networks run as they were written; what one model
-    family keeps of a step for the next is off.
+    Attention is torch's, which always has a backward pass; compiled networks run as they were written; the cache of Qwen
+    Image 2.1 between steps is off.
     """
 
     def override(_: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which blocks of a denoiser ran in a call, and whether its answer carries a gradient."""
+"""Counts the blocks of a denoiser that ran in a call, and finds outputs without a gradient."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from .check import DENOISER, WrongGradientError
 
 
 class BlockCount:
-    """How many blocks of a denoiser run in a call of it, and whether its answers carry a gradient.
+    """How many blocks of a denoiser run in a call, and whether its output carries a gradient.
 
-    A step that comes from a cache skips blocks, or all of them; a kernel without a backward, at the end of a network, leaves
-    an answer that depends on nothing.
+    A cached step skips some blocks or all of them. A kernel without a backward pass at the end of a network gives an output
+    that requires no gradient.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,10 @@ class BlockCount:
         def count(*_: Any) -> None:
             self._now += 1
 
-        def end(_: Any, __: Any, answer: Any) -> None:
+        def end(_: Any, __: Any, output: Any) -> None:
             self._most_now = max(self._most_now, self._now)
             self._most = max(self._most, self._now)
-            leaves = (leaf for leaf in tree_leaves(answer) if isinstance(leaf, torch.Tensor))
+            leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
             self._carries_gradient |= any(leaf.requires_grad for leaf in leaves)
 
         hooks = [network.register_forward_pre_hook(begin), network.register_forward_hook(end)]
@@ -52,27 +52,25 @@ class BlockCount:
                 hook.remove()
 
     def watched(self, denoise: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The same function, which refuses a differentiated answer that keeps the gradient from the network.
+        """The same function, but a differentiated call raises if the gradient does not go through the whole network.
 
         Raises:
-            WrongGradientError: blocks were skipped, or nothing carries a gradient; never where nothing is counted.
+            WrongGradientError: blocks were skipped, or the output carries no gradient. Only while blocks are counted.
         """
 
         def run(x: Tensor) -> Tensor:
             self._most_now, self._carries_gradient = 0, False
-            answer = denoise(x)
+            output = denoise(x)
             if self._counts and x.requires_grad and (fault := self._fault()):
                 raise WrongGradientError(DENOISER, fault)
-            return answer
+            return output
 
         return run
 
     def _fault(self) -> str | None:
-        """What kept the gradient of this call from the network, for people, or None."""
+        """Why the gradient of this call does not go through the whole network, as a line for users, or None."""
         if not self._carries_gradient:
-            return (
-                "no gradient reaches the denoiser's network (a cached step, or a kernel without a backward)"
-            )
+            return "no gradient reaches the denoiser's network (a cached step, or a kernel without a backward pass)"
         if self._most_now < self._most:
-            return f"{self._most_now} of the denoiser's {self._most} blocks ran (a cached step)"
+            return f"only {self._most_now} of the denoiser's {self._most} blocks ran (a cached step)"
         return None

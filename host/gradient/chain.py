@@ -12,7 +12,7 @@ from torch import Tensor
 from ...jepa_core import Encoder, RarityGradient, jepa_score
 from ...jepa_core.score import PROJECTION
 from ..comfy.required import UNetModel
-from ..options import SQUASH
+from ..options import DENOISER_CONSTANT, SQUASH
 from .autograd import host_differentiable, writing_in_place
 from .check import DECODER, DENOISER, GradientCheck, WrongGradientError
 from .checkpointing import checkpointed
@@ -21,13 +21,13 @@ from .linearise import linearised
 
 Denoise = Callable[[Tensor], Tensor]
 
-# What torch says of tensors kept from other calls, and of operations without a backward pass.
+# torch's messages about tensors cached from other calls, and about operations without a backward pass.
 _NOT_DIFFERENTIABLE = (
     *("nference tensor", "does not require grad", "no autograd formula"),
     "backward through the graph a second time",
 )
 _NO_DERIVATIVE = (
-    "something patched onto the denoiser, or run beside it, has no derivative (a cache such as EasyCache, a "
+    "a patch of the denoiser, or a model that runs with it, has no derivative (a cache such as EasyCache, a "
     "second model, a LoRA in bypass mode)"
 )
 
@@ -36,11 +36,11 @@ class ScoreGradient(NamedTuple):
     """The guided score and its gradient.
 
     Attributes:
-        score: (B,) float64; the weighted mean where there are several guides.
-        gradient: with respect to the sampler's x (or to the argument of the function at hand), in its shape.
-        clean: the clean estimate at which it was taken, in the model's scale; None where it is not known.
-        each: (guides, B), the score under every guide; None for a gradient that is not a chain's.
-        judged: (judges, B), the projected score under every judge.
+        score: (B,) float64; the weighted mean over the guides.
+        gradient: with respect to the sampler's x (or to the argument of the function that returns it), in its shape.
+        clean: the clean estimate at x, in the model's scale; None if unknown.
+        each: (guides, B), the score under each guide; None if the gradient is not that of a score.
+        judged: (judges, B), the projected score under each judge.
     """
 
     score: Tensor
@@ -51,19 +51,19 @@ class ScoreGradient(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """An encoder whose score is descended, and its weight; weights add up to 1."""
+    """An encoder whose score guidance lowers, and its weight. Weights add up to 1."""
 
     encoder: Encoder
     weight: float = 1.0
 
 
 class GradientChain(Protocol):
-    """Where a guided run gets its gradient from. A subclass need only be callable; it may change in its own run.
+    """The source of the gradient in a guided run. A subclass only has to be callable; a run may change its own chain.
 
     Attributes:
         through_denoiser: whether the denoiser is differentiated; otherwise its output is held constant.
-        checkpointing: whether the denoiser is to keep less for its backward pass.
-        labels: of the guides and of the judges, in the order of their scores; none for what is not a score's gradient.
+        checkpointing: whether the denoiser is checkpointed.
+        labels: of the guides and of the judges, in the order of their scores; empty if the gradient is not that of a score.
     """
 
     through_denoiser: bool = False
@@ -71,11 +71,11 @@ class GradientChain(Protocol):
     labels: tuple[Sequence[str], Sequence[str]] = ((), ())
 
     def begin_run(self, on_pass: Callable[[], None], check: GradientCheck) -> "GradientChain":
-        """Return the chain for one run, which no other run shares.
+        """Return a chain for one run, which shares no state with other runs.
 
         Args:
             on_pass: called after every encoder pass; may raise to stop.
-            check: compares the products of denoiser and decoder with differences, where that is due.
+            check: compares the gradients of denoiser and decoder with finite differences when that is due.
         """
         return self
 
@@ -83,15 +83,15 @@ class GradientChain(Protocol):
         """Return score and gradient at the noisy latent.
 
         Args:
-            denoise: x -> clean estimate, in the scale of the model's latents; differentiable where through_denoiser.
+            denoise: x -> clean estimate, in the scale of the model's latents; differentiable if through_denoiser.
             x: (B, C, h, w) or (B, C, t, h, w), in the sampler's scale.
             sigma: scalar tensor.
-            base_model: the host's model, for its latent scale and its sampling class.
+            base_model: the host's model, for its latent scale and sampling class.
         """
         ...
 
     def cheaper(self) -> str | None:
-        """Need less memory from here on; returns what was given up, for people, or None when nothing is left."""
+        """Use less memory from here on. Returns what was given up, as a line for users, or None if nothing is left."""
         return None
 
 
@@ -100,18 +100,18 @@ class LatentGradient(GradientChain):
     """Gradient of the guided JEPA score of the decoded clean estimate.
 
     Attributes:
-        decoder: what decodes; its weights stay in place (residency.resident_vae).
-        guides: what defines rarity. With several, each gradient with respect to the decoded image is scaled to a root
-            mean square of 1 and counts by its weight, however far apart the scores of the encoders are.
-        rarity: the gradient with respect to the preprocessed image.
-        judges: encoders that score the decoded image too, and have no part in the gradient.
+        decoder: its weights stay in place (residency.resident_vae).
+        guides: the encoders that define rarity. With several, each gradient with respect to the decoded image is scaled
+            to a root mean square of 1 before it is weighted, since scores of different encoders differ in scale.
+        rarity: computes the gradient with respect to the preprocessed image.
+        judges: encoders that also score the decoded image, without any effect on the gradient.
         through_denoiser: differentiate the denoiser too (the paper); otherwise its output is held constant
             and the clean estimate moves with x alone (MPGD, ICLR 2024).
-        checkpointing: keep less of the decoder for its backward pass and compute it again. The denoiser is up to
-            the caller.
+        checkpointing: checkpoint the decoder: less memory, and its forward pass runs twice. The caller checkpoints the
+            denoiser.
         fit, antialias: how the encoder sees the image, see Encoder.preprocess.
-        small: decodes at the encoder's resolution when memory runs out; None where `decoder` does so already.
-        check: see GradientChain.begin_run; None compares nothing.
+        small: the decoder for when memory runs out, at the encoder's resolution; None if `decoder` is that already.
+        check: see GradientChain.begin_run; None skips the comparison.
     """
 
     decoder: LatentDecoder
@@ -125,15 +125,15 @@ class LatentGradient(GradientChain):
     small: LatentDecoder | None = None
     labels: tuple[Sequence[str], Sequence[str]] = ((), ())
     check: GradientCheck | None = None
-    # Some denoisers add to their residual stream in place. The guard against that slows down everything inside it
-    # by a fifth, and UNets alone do not need it; autograd notices when one does.
+    # Some denoisers add to their residual stream in place. The guard for that costs a fifth of the time, and UNets do not
+    # need it unless a patch writes in place; autograd raises then.
     _guarded: bool = False
 
     def begin_run(self, on_pass: Callable[[], None], check: GradientCheck) -> "LatentGradient":
         return replace(self, rarity=self.rarity.fresh(on_pass), check=check)
 
     def cheaper(self) -> str | None:
-        # what costs time alone comes first, what changes the image last
+        # first what only costs time, last what changes the image
         if self.rarity.chunk != 1:
             self.rarity.chunk = 1
             return "one direction per encoder pass from here on (slower, the same image)"
@@ -142,10 +142,10 @@ class LatentGradient(GradientChain):
             return "checkpointing from here on (slower, the same image)"
         if self.small is not None:
             self.decoder, self.small = self.small, None
-            return "decoder at encoder resolution from here on (another image than with the full decoder)"
+            return "decoder at encoder resolution from here on (a different image than with the full decoder)"
         if self.through_denoiser:
             self.through_denoiser = False
-            return "denoiser constant from here on (another image than through the denoiser)"
+            return f"{DENOISER_CONSTANT} from here on (a different image than through the denoiser)"
         return None
 
     def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
@@ -156,7 +156,7 @@ class LatentGradient(GradientChain):
             found = self._of_estimate(denoise(x), base_model)
             return found._replace(gradient=found.gradient * dx0_dx(base_model.model_sampling, sigma))
         except BaseException:
-            self.rarity.restore(tracked)  # as if this call had not been
+            self.rarity.restore(tracked)  # as if this call had not happened
             raise
 
     def _through(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
@@ -166,7 +166,7 @@ class LatentGradient(GradientChain):
             return self._differentiated(denoise, x, sigma, base_model, guarded)
         except RuntimeError as error:
             if not guarded and "inplace operation" in str(error):
-                # a ControlNet, or a patch
+                # by a ControlNet or a patch
                 self._guarded = True
             elif any(words in str(error) for words in _NOT_DIFFERENTIABLE):
                 raise WrongGradientError(DENOISER, _NO_DERIVATIVE) from error
@@ -191,7 +191,7 @@ class LatentGradient(GradientChain):
         """Score and gradient for clean estimates in the scale of the model's latents."""
         with torch.inference_mode(False), torch.no_grad():
             latents = base_model.process_latent_out(clean.clone())
-            # process_latent_out is affine per channel; its slope carries the gradient back to the model's scale
+            # process_latent_out is affine per channel: gradients are multiplied by its factor
             unit = base_model.process_latent_out(torch.ones_like(latents))
             origin = base_model.process_latent_out(torch.zeros_like(latents))
             found = self.of_latent(latents)
@@ -199,7 +199,7 @@ class LatentGradient(GradientChain):
         return found._replace(gradient=gradient, clean=clean.detach())
 
     def of_latent(self, latents: Tensor) -> ScoreGradient:
-        """Score and gradient for clean latents in the VAE's scale, (B, C, h, w) or (B, C, t, h, w), one at a time."""
+        """Score and gradient for clean latents in the VAE's scale, (B, C, h, w) or (B, C, t, h, w), one by one."""
         module = self.decoder.vae.first_stage_model
         with host_differentiable(module), checkpointed(module) if self.checkpointing else nullcontext():
             found = [self._of_one_latent(latent, index) for index, latent in enumerate(latents.split(1))]
@@ -223,7 +223,7 @@ class LatentGradient(GradientChain):
         return found._replace(gradient=gradient)
 
     def _of_image(self, image: Tensor, index: int) -> ScoreGradient:
-        """Score and gradient for one decoded image (1, H, W, 3) or video (T, H, W, 3), number `index` of the batch."""
+        """Score and gradient for the decoded image (1, H, W, 3) or video (T, H, W, 3) at `index` in the batch."""
         parts, scores = [], []
         for number, (encoder, weight) in enumerate(self.guides):
             encoder = _of_frames(encoder, len(image))
@@ -232,7 +232,7 @@ class LatentGradient(GradientChain):
                 rarity = self.rarity(encoder, x, ids=[(number, index)])
                 part = pull(rarity.grad)
             if len(self.guides) > 1:
-                # an image that an encoder does not see at all has a gradient of zero
+                # clamped: an encoder that does not see the image gives a gradient of zero
                 part = weight * part / part.square().mean().sqrt().clamp(min=torch.finfo(part.dtype).tiny)
             parts.append(part.to(image))
             scores.append(rarity.score)
@@ -242,12 +242,12 @@ class LatentGradient(GradientChain):
         return ScoreGradient(weights @ each, gradient, each=each, judged=self._judged(image))
 
     def _seen(self, encoder: Encoder, frames: Tensor) -> Tensor:
-        """What an encoder sees of frames (T, H, W, 3); more than one are a clip."""
+        """Frames (T, H, W, 3), preprocessed for an encoder: an image if there is one, else a clip."""
         images = frames[None] if len(frames) > 1 else frames
         return encoder.preprocess(images, fit=self.fit, antialias=self.antialias)
 
     def _judged(self, image: Tensor) -> Tensor:
-        """Scores (judges, 1) of a decoded image; NaN where it is not finite."""
+        """Scores (judges, 1) of a decoded image; NaN if the image is not finite."""
         scores = torch.full((len(self.judges), 1), torch.nan, dtype=torch.float64, device="cpu")
         for number, judge in enumerate(self.judges if image.isfinite().all() else ()):
             judge = _of_frames(judge, len(image))
@@ -258,13 +258,13 @@ class LatentGradient(GradientChain):
 
 
 def _of_frames(encoder: Encoder, frames: int) -> Encoder:
-    """The encoder for an image (1), or for a clip of so many frames."""
+    """The encoder for an image (1 frame) or for clips of `frames` frames."""
     return encoder.of_clips(frames) if frames > 1 else encoder
 
 
 def dx0_dx(model_sampling: Any, sigma: Tensor) -> float:
     """d(clean estimate) / dx with the network's output held constant: 1 for eps and flow, less for v."""
     zero, one = torch.zeros(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1).double()
-    slope = float(model_sampling.calculate_denoised(sigma.reshape(1).double().cpu(), zero, one))
-    # Networks that predict the clean image itself have no path but the network.
-    return slope or 1.0
+    derivative = float(model_sampling.calculate_denoised(sigma.reshape(1).double().cpu(), zero, one))
+    # 0 for networks that predict the clean image itself: x reaches it only through the network
+    return derivative or 1.0

@@ -1,8 +1,8 @@
-"""A check that a vector-Jacobian product is the derivative of what was computed, by two more evaluations of it.
+"""A check of a vector-Jacobian product against a central difference, at the cost of two more evaluations.
 
-What runs inside a host cannot all be known beforehand: kernels without a backward, steps taken from a cache, buffers that
-are used again. Each of them gives a wrong gradient and no error. So before a network is trusted, its product is
-compared with a central difference, once for each network with its patches, size and dtype in a process.
+Not everything that runs in a host is known beforehand: kernels without a backward pass, cached steps, buffers that are
+reused. Each of these gives a wrong gradient without an error. So the gradient of a network is checked before it is
+used, once per process for each network, with its patches, input size and dtype.
 """
 
 import logging
@@ -22,21 +22,21 @@ Function = Callable[[Tensor], Tensor]
 DENOISER = "denoiser"
 DECODER = "decoder"
 
-# Half the distance between the two evaluations, as a share of the input's root mean square: wide enough for a rounded
-# difference to say something, near enough for the function to be a line between them.
+# Half the distance between the two evaluations, as a share of the input's root mean square: large enough for the change
+# to exceed rounding, small enough for the function to be nearly linear.
 STEPS = {torch.float64: 1e-4, torch.float32: 3e-3, torch.float16: 0.03}
-COARSE_STEP = 0.1  # bfloat16, and whatever has fewer bits
-# How far the ratio may lie from 1 where nothing is rounded and nothing bends.
+COARSE_STEP = 0.1  # for bfloat16, and dtypes of fewer bits
+# How far the ratio may be from 1 without any rounding or curvature.
 TOLERANCE = 0.005
 
 
 class Comparison(NamedTuple):
-    """A vector-Jacobian product beside the central difference.
+    """A vector-Jacobian product compared with a central difference.
 
     Attributes:
-        ratio: the change that the product predicts, divided by the change that was seen; 1 where it is right.
-        noise: how much of the change is rounding or curvature, by the second difference.
-        numbers: how many there are in the change, over which rounding averages.
+        ratio: the change that the product predicts, divided by the measured change; 1 if the product is right.
+        noise: the share of the change that is rounding or curvature, from the second difference.
+        numbers: the number of entries in the change, over which rounding averages out.
     """
 
     ratio: float
@@ -45,22 +45,22 @@ class Comparison(NamedTuple):
 
     @property
     def falls_short(self) -> bool:
-        """Whether the product lacks more than rounding can hide.
+        """Whether the predicted change is too small for rounding to explain.
 
-        Rounding adds to the square of the change, which is the ratio's denominator: a third of the squared noise where it is
-        independent, the whole of it in networks that choose between branches. Its scatter averages out.
+        Rounding adds to the squared change, the denominator of the ratio: a third of the squared noise if errors are
+        independent, all of it in networks that choose between branches. The scatter averages out over the entries.
         """
         scatter = 4 * self.noise / math.sqrt(3 * self.numbers)
         return not self.ratio >= 1 - TOLERANCE - self.noise**2 - scatter
 
     @property
     def goes_beyond(self) -> bool:
-        """Whether the product says more than a bend of the function can explain: away from a point it often flattens out."""
+        """Whether the predicted change is too large for curvature to explain: functions often flatten out nearby."""
         return not self.ratio <= 1 + TOLERANCE + 4 * self.noise**2
 
 
 class WrongGradientError(Exception):
-    """A network's gradient is not the derivative of what it computes. The message says what was found.
+    """A network's gradient is not the derivative of its output. The message says what was found.
 
     Attributes:
         part: DENOISER or DECODER.
@@ -82,16 +82,16 @@ def compare(
 ) -> Comparison:
     """Compare `pull`, the vector-Jacobian product of `function` at x, with a central difference.
 
-    The change D = J d along a direction d is itself the cotangent: <J^T D, d> is |D|^2 where pull is right. A part B of
-    the Jacobian that pull lacks lowers that by <D, B d>, also where B acts on other inputs and outputs than the rest;
-    along the gradient, or with the cotangent of the run, such a part would not show.
+    The change D = J d along a direction d is also used as the cotangent: if pull is right, <J^T D, d> is |D|^2. A part B
+    of the Jacobian that pull lacks lowers this by <D, B d>, even if B connects other inputs and outputs than the rest.
+    With the gradient as the direction, or the run's own cotangent, such a part could go unnoticed.
 
     Args:
-        x: where. value: function(x).
+        x: the point. value: function(x).
         along: a direction that matters, in the shape of x. Noise of the same size is added to it.
-        step: how far to go either way, as a share of the root mean square of x.
-        skip: how much of x is known to be in the function's value, and is left out of the comparison. Beside the noise that
-            a denoiser subtracts from x, a wrong network might not show.
+        step: how far to go in both directions, as a share of the root mean square of x.
+        skip: the known factor of x in the function's value, which is left out of the comparison. A denoiser subtracts the
+            noise from x, which could otherwise hide an error of the network.
     """
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     direction = along.to(x) / _rms(along).to(x) + noise
@@ -103,10 +103,10 @@ def compare(
         change -= skip * direction.double()
     size = float(change.norm())
     if not size:
-        # a network that answers from memory: right only if the product, too, finds no change
+        # a cached output: correct only if the product is zero as well
         unmoved = not bool(pull(torch.ones_like(value)).any())
         return Comparison(1.0 if unmoved else math.inf, 0.0, change.numel())
-    unit = change.abs().max()  # half precision holds no small cotangents
+    unit = change.abs().max()  # small cotangents underflow in half precision
     cotangent = (change / unit).to(value)
     pulled = pull(cotangent).double()
     if skip is not None:
@@ -120,18 +120,18 @@ def _rms(x: Tensor) -> Tensor:
     return x.double().square().mean().sqrt().clamp(min=1e-30)
 
 
-# What was found of each network, as long as it lives: {what was patched, its size, ...: None or what was wrong}.
+# The result for each network, as long as it lives: {(patches, size, ...): None, or what is wrong}.
 _verdicts: WeakKeyDictionary[nn.Module, dict[Hashable, str | None]] = WeakKeyDictionary()
 
 
 class GradientCheck:
-    """Checks the parts of one run that nobody has checked before.
+    """Checks the networks of one run that were not checked before.
 
     Args:
-        networks: part -> (the network, what else its gradient depends on, the dtype that it computes in).
+        networks: part -> (the network, a key of what else its gradient depends on, the dtype that it computes in).
 
     Attributes:
-        mask: which share of its answers the denoiser gives at this step, where it does not give all.
+        mask: the inpainting mask at this step, the denoiser's share of the clean estimate; None if that is all of it.
     """
 
     def __init__(self, networks: dict[str, tuple[nn.Module, Hashable, torch.dtype]]) -> None:
@@ -139,10 +139,10 @@ class GradientCheck:
         self.mask: Tensor | None = None
 
     def due(self, part: str, x: Tensor) -> bool:
-        """Whether this part is still to be compared at inputs like x.
+        """Whether this part has not been compared yet at inputs like x.
 
         Raises:
-            WrongGradientError: it was found wrong in an earlier run.
+            WrongGradientError: an earlier run found it wrong.
         """
         verdicts, key, _ = self._known(part, x)
         if verdicts.get(key):
@@ -159,24 +159,24 @@ class GradientCheck:
         along: Tensor,
         skip: float | None = None,
     ) -> None:
-        """Compare a part (see compare) and remember what was found; `pull` is that of latent_gradient.linearised.
+        """Compare a part (see compare) and remember the result; `pull` comes from linearise.linearised.
 
         Raises:
-            WrongGradientError: they differ.
+            WrongGradientError: the gradient is wrong.
         """
         if not (value.isfinite().all() and along.isfinite().all()):
-            return  # another run may show it; this one counts what is not finite
+            return  # nothing to compare; the run reports gradients that are not finite
         verdicts, key, dtype = self._known(part, x)
         try:
             found = self._compared(function, x, value, pull, along, STEPS.get(dtype, COARSE_STEP), skip)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            # the gradient itself had room; it stays unchecked in this run
-            logging.info("JEPA guidance: no memory to check the gradient of the %s", part)
+            # the gradient itself fitted; it stays unchecked in this run
+            logging.info("JEPA guidance: not enough memory to check the gradient of the %s", part)
             return
         wrong = found.falls_short or found.goes_beyond
-        why = f"the gradient of the {part} says {found.ratio:.2f} of the change that was measured"
+        why = f"the gradient of the {part} predicts {found.ratio:.2f} of the change that was measured"
         verdicts[key] = why if wrong else None
         if wrong:
             raise WrongGradientError(part, why)
@@ -196,7 +196,7 @@ class GradientCheck:
             found = compare(
                 function, x, value, lambda cotangent: pull(cotangent, keep=True), along, step, share
             )
-            if found.goes_beyond:  # a function that bends so much is rare
+            if found.goes_beyond:  # rarely, curvature is too strong for the larger step
                 found = compare(function, x, value, pull, along, step / 5, share)
         return found
 
@@ -207,7 +207,7 @@ class GradientCheck:
 
 
 def kinds(value: Any, depth: int = 8) -> Hashable:
-    """The names of the functions and classes in nested options: the same for the same graph that is queued again."""
+    """The names of functions and classes in nested options: equal when the same graph is queued again."""
     if isinstance(value, dict) and depth:
         return tuple(sorted((str(key), repr(kinds(part, depth - 1))) for key, part in value.items()))
     if isinstance(value, (list, tuple)) and depth:

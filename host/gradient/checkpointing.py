@@ -1,4 +1,4 @@
-"""Activation checkpointing of the host's blocks: less memory for a second forward pass, the same gradient."""
+"""Activation checkpointing of the host's blocks: less memory and a second forward pass, the same gradient."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,18 +10,18 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..comfy.required import AttnBlock, BasicTransformerBlock, ResBlock, ResnetBlock, Upsample
 
-# The blocks of the host's UNets and of its VAEs; their lists hold containers that are never called themselves.
+# The blocks of the host's UNets and VAEs, whose module lists hold containers that are never called.
 BLOCKS = (ResBlock, BasicTransformerBlock, ResnetBlock, AttnBlock, Upsample)
-# In video decoders these leave in a list of the caller's what the next frames need, which a copy of it would not show.
+# In video decoders these write what the next frames need into a list of the caller, so they cannot work on a copy of it.
 CARRYING = (ResnetBlock, Upsample)
 
 
 @contextmanager
 def checkpointed(*modules: nn.Module) -> Iterator[None]:
-    """Within the block, the blocks of these modules keep their inputs alone for the backward pass, which runs them again.
+    """Within the context, the blocks of these modules save only their inputs, and the backward pass runs them again.
 
-    Their forward methods are replaced for the block and put back on any exit. The backward pass must run
-    inside it. Random layers must be off, as they are in evaluation: the second run draws anew.
+    Their forward methods are replaced, and restored on any exit. The backward pass must run inside the context. Random
+    layers must be off, as they are in evaluation: the second run would draw other numbers.
     """
     every = {id(block): block for module in modules for block in blocks(module)}.values()
     found = [block for block in every if can_run_again(block)]
@@ -32,14 +32,14 @@ def checkpointed(*modules: nn.Module) -> Iterator[None]:
         yield
     finally:
         for block, forward in zip(found, before, strict=True):
-            # without an entry of its own, the block finds its class's method again
+            # without an instance attribute, the class's method applies again
             block.__dict__.pop("forward", None)
             if forward is not None:
                 block.forward = forward
 
 
 def blocks(root: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a network: known blocks, else the entries of its outermost module lists."""
+    """The repeated parts of a network: known block classes, else the entries of its outermost module lists."""
     if any(isinstance(part, BLOCKS) for part in root.modules()):
         return _outermost(root, lambda part: isinstance(part, BLOCKS))
     lists = _outermost(root, lambda part: isinstance(part, nn.ModuleList))
@@ -47,7 +47,7 @@ def blocks(root: nn.Module) -> list[nn.Module]:
 
 
 def can_run_again(block: nn.Module) -> bool:
-    """Whether a second call of a block computes what the first did; layers of some video decoders keep what they saw."""
+    """Whether a second call of a block gives the same output; layers of some video decoders keep state between frames."""
     return not any(hasattr(part, "temporal_cache_state") for part in block.modules())
 
 
@@ -68,7 +68,7 @@ def _recomputing(forward: Callable, fills_lists: bool) -> Callable:
         shape: list = []
 
         def again(*tensors: Tensor) -> tuple[Tensor, ...]:
-            # Fresh containers: the host writes the number of the current block into dicts that all share.
+            # Fresh containers: the host writes the index of the current block into dicts that all blocks share.
             filled = list(leaves)
             for place, tensor in zip(places, tensors, strict=True):
                 filled[place] = tensor
@@ -77,7 +77,7 @@ def _recomputing(forward: Callable, fills_lists: bool) -> Callable:
             return results
 
         tensors = [leaves[place] for place in places]
-        for place in places:  # the closure must not keep what autograd keeps
+        for place in places:  # the closure must not keep tensors alive; autograd saves them
             leaves[place] = None
         results = _Recomputed.apply(again, *tensors)
         return _filled(results, shape)
@@ -98,10 +98,10 @@ def _filled(tensors: tuple[Tensor, ...], shape: list) -> Any:
 
 
 class _Recomputed(torch.autograd.Function):
-    """A function of tensors that saves its inputs and runs again in the backward pass.
+    """A function of tensors that saves only its inputs and runs again in the backward pass.
 
-    Not torch.utils.checkpoint: what that keeps from its second run is not guarded against writing in place,
-    and the residual streams of some denoisers are written in place, so that gradients were silently wrong.
+    Not torch.utils.checkpoint: tensors that it saves in the second run are not guarded against in-place writes, so with
+    denoisers that write into their residual stream, gradients were silently wrong.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Networks that torch.compile made: known, and run as they were written."""
+"""Recognising compiled networks, and running them as they were written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,20 +8,20 @@ from torch import nn
 
 
 def compiles(wrapper: Any) -> bool:
-    """Whether a wrapper is one that puts compiled networks in the place of others, as the host's TorchCompileModel does."""
+    """Whether a wrapper replaces networks by compiled ones, as the host's TorchCompileModel does."""
     tables = [content for _, content in closure_of(wrapper) if isinstance(content, dict)]
     return any(is_compiled(part) for table in tables for part in table.values())
 
 
 def runs_compiled(network: nn.Module, options: dict) -> bool:
-    """Whether a network, or a part of it, runs compiled in ordinary calls with these model options of the host."""
+    """Whether a network, or a part of it, runs compiled in ordinary calls with these model options."""
     wrappers = options.get("transformer_options", {}).get("wrappers", {})
     every = [one for keys in wrappers.values() for group in keys.values() for one in group]
     return any(map(compiles, every)) or any(map(is_compiled, network.modules()))
 
 
 def closure_of(function: Any) -> list[tuple[Any, Any]]:
-    """The variables of a function that come from around it: (cell, value); those without a value are left out."""
+    """The closure variables of a function, as (cell, value); empty cells are left out."""
     found = []
     for cell in getattr(function, "__closure__", None) or ():
         with suppress(ValueError):
@@ -30,15 +30,15 @@ def closure_of(function: Any) -> list[tuple[Any, Any]]:
 
 
 def is_compiled(value: Any) -> bool:
-    """Whether a module is what torch.compile made of another one."""
+    """Whether a module is the result of torch.compile."""
     return isinstance(value, nn.Module) and "_orig_mod" in value._modules
 
 
 @contextmanager
 def uncompiled(*modules: nn.Module) -> Iterator[None]:
-    """Within the block, the compiled parts of these modules are the ones that they were compiled from.
+    """Within the block, compiled parts of these modules are replaced by the originals.
 
-    Compiling a backward pass takes minutes, and checkpointing breaks compiled graphs apart.
+    Compiling a backward pass takes minutes, and checkpointing breaks compiled graphs.
     """
     replaced = []
     try:

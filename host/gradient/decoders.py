@@ -1,4 +1,4 @@
-"""How a clean latent becomes the image that the encoder sees: the VAE, the VAE on a smaller latent, a tiny decoder."""
+"""Decoders from a clean latent to the image that the encoder sees: the VAE, the VAE on a smaller latent, a tiny one."""
 
 import math
 from collections.abc import Callable
@@ -22,10 +22,10 @@ class LatentDecoder(NamedTuple):
     """A way from a clean latent to the image.
 
     Attributes:
-        vae: what decodes; its weights stay in place (residency.resident_vae).
-        prepare: clean latent (1, C, h, w) or (1, C, t, h, w) in the model's VAE's scale -> the latent that `vae`
+        vae: its weights stay in place (residency.resident_vae).
+        prepare: clean latent (1, C, h, w) or (1, C, t, h, w) in the scale of the model's VAE -> the latent that `vae`
             decodes.
-        description: what it is, for people.
+        description: shown to users.
     """
 
     vae: Any
@@ -34,12 +34,12 @@ class LatentDecoder(NamedTuple):
 
 
 def decoded(vae: Any, latent: Tensor) -> Tensor:
-    """Decode a latent, in the VAE's own scale, to frames (T, H, W, 3) in [0, 1], differentiably; a still is one.
+    """Decode a latent, in the VAE's own scale, to frames (T, H, W, 3) in [0, 1], differentiably; T is 1 for an image.
 
-    Decoders of layers give transparent pixels, which are laid over white.
+    Some decoders give transparent pixels, which are composited over white.
 
     Args:
-        latent: (1, C, h, w), or (1, C, t, h, w) of a video model.
+        latent: (1, C, h, w), or (1, C, t, h, w) for a video model.
     """
     pixels = decode(vae, latent)
     if pixels.ndim == 5:
@@ -48,12 +48,12 @@ def decoded(vae: Any, latent: Tensor) -> Tensor:
 
 
 def shrink(latent: Tensor, side: int, fit: str) -> Tensor:
-    """Resize latent (B, C, h, w) to at most side x side, differentiably; one that is no larger is returned as it is.
+    """Resize a latent to at most side x side, differentiably; a latent that is no larger is returned unchanged.
 
     Args:
-        latent: (1, C, t, h, w) too.
-        side: latent pixels that the encoder can tell apart in a row.
-        fit: "crop" cuts the centre square first; "squash" shrinks each side on its own. See Encoder.preprocess.
+        latent: (B, C, h, w) or (1, C, t, h, w).
+        side: the encoder's image size in latent pixels.
+        fit: "crop" cuts the centre square first; "squash" shrinks each side independently. See Encoder.preprocess.
     """
     height, width = latent.shape[-2:]
     if max(height, width) <= side:
@@ -72,27 +72,27 @@ def shrink(latent: Tensor, side: int, fit: str) -> Tensor:
 
 
 def choose_decoder(choice: str, vae: Any, latent_format: Any, image_size: int, fit: str) -> LatentDecoder:
-    """The decoder that `choice` names, for latents of `latent_format` that `vae` decodes.
+    """The decoder named by `choice`, for latents in `latent_format` that `vae` decodes.
 
     Args:
         choice: one of DECODERS, or TINY_OR_SMALL.
-        image_size: pixels a side that the encoder sees. fit: how it sees them.
+        image_size: side of the encoder's image in pixels. fit: see shrink.
 
     Raises:
-        ValueError: an unknown choice, or a tiny autoencoder that is missing or damaged; says what to do.
+        ValueError: an unknown choice, or a tiny autoencoder that is missing or damaged; the message names the fix.
     """
     if choice not in (*DECODERS, TINY_OR_SMALL):
         raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {choice!r}")
     if choice == FULL:
         return LatentDecoder(resident_vae(vae))
-    # Rounded up: the encoder's own resize then shrinks a little, and nothing is ever enlarged.
+    # Rounded up: the encoder's own resize then shrinks a little and never enlarges.
     side = math.ceil(image_size / vae.spacial_compression_decode())
     if choice != ENCODER_RESOLUTION:
         name = tiny_decoder_name(latent_format)
         if name is not None:
             tiny = resident_vae(load_tiny_decoder(name, latent_format.latent_channels))
-            # process_in is affine per channel; called here, since a format's own tensors may be inference
-            # tensors, which autograd refuses.
+            # process_in is affine per channel. It is evaluated here, since its tensors may be inference tensors, which
+            # autograd refuses.
             with torch.inference_mode(False), torch.no_grad():
                 one = torch.ones(1, latent_format.latent_channels, 1, 1)
                 origin = latent_format.process_in(0 * one)
@@ -114,40 +114,40 @@ def choose_decoder(choice: str, vae: Any, latent_format: Any, image_size: int, f
 
 
 def tiny_decoder_prefix(latent_format: Any) -> str | None:
-    """How the name of a file that decodes such latents begins, or None where there is none.
+    """The start of the name of a tiny decoder's file for such latents, or None if there is none.
 
-    Those of video models are networks of another kind, which this pack does not load.
+    Tiny decoders of video models are other networks, which this pack does not load.
     """
     return latent_format.taesd_decoder_name if latent_format.latent_dimensions == 2 else None
 
 
 def tiny_decoder_name(latent_format: Any) -> str | None:
-    """The file in models/vae_approx that decodes such latents, or None."""
+    """The name of a tiny decoder for such latents in models/vae_approx, or None."""
     wanted = tiny_decoder_prefix(latent_format)
     if wanted is None:
         return None
     names = folder_paths.get_filename_list(TINY_FOLDER)
-    # the host's own rule, but the folder admits pickles too
+    # the host's own rule, without pickles, which the folder may contain
     found = (name for name in names if name.startswith(wanted) and name.endswith(".safetensors"))
     return next(found, None)
 
 
 def load_tiny_decoder(name: str, latent_channels: int) -> Any:
-    """Load a tiny decoder of the host's kind as a VAE that the host manages; it takes latents in the model's scale.
+    """Load a tiny decoder as a VAE that the host manages; it decodes latents in the model's scale.
 
     Args:
-        name: of a .safetensors file in models/vae_approx.
+        name: a .safetensors file in models/vae_approx.
 
     Raises:
         ValueError: the file is damaged, or decodes other latents.
     """
     file = folder_paths.get_full_path_or_raise(TINY_FOLDER, name)
     try:
-        # The host's VAE class would take a file that lacks weights; this class refuses it.
+        # The host's VAE class accepts a file with missing weights; this class refuses it.
         tensors = TAESD(None, file, latent_channels=latent_channels).state_dict()
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"{file} is damaged or no tiny decoder for latents of {latent_channels} channels ({error}); "
+            f"{file} is damaged or not a tiny decoder for latents of {latent_channels} channels ({error}); "
             f"download it again, or set decoder to {ENCODER_RESOLUTION!r}"
         ) from error
     return VAE(sd=tensors, metadata={"tae_latent_channels": latent_channels})

@@ -1,4 +1,4 @@
-"""Model calls of the host whose denoiser can be differentiated."""
+"""Model calls of the host with a denoiser that can be differentiated."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,15 +13,15 @@ from .compiled import uncompiled
 
 
 @contextmanager
-def differentiable_denoiser(guider: Any, apart: str, *, checkpointing: bool) -> Iterator[None]:
-    """Within the block, model calls of a run can be differentiated with respect to x; so it runs forward and backward.
+def differentiable_denoiser(guider: Any, key: str, *, checkpointing: bool) -> Iterator[None]:
+    """Within the block, model calls of a run can be differentiated with respect to x. The backward pass must run in it too.
 
     Args:
-        guider: the host's, of the run at hand.
-        apart: the key of models that are loaded together with the denoiser but take no part in its calls.
-        checkpointing: keep less for the backward pass, and compute it again.
+        guider: the host's guider of this run.
+        key: the key of models that are loaded together with the denoiser but take no part in its calls.
+        checkpointing: less memory; the forward pass runs twice.
     """
-    modules = denoising_modules(guider, apart)
+    modules = denoising_modules(guider, key)
     with ExitStack() as stack:
         for context in (
             uncompiled(*modules),
@@ -30,7 +30,7 @@ def differentiable_denoiser(guider: Any, apart: str, *, checkpointing: bool) -> 
             replaced_conditioning(guider, normal_tensors),
         ):
             stack.enter_context(context)
-        # autograd would keep a copy of every weight that is cast where it is used
+        # otherwise autograd keeps a copy of every weight that is cast when it is used
         if checkpointing or casts_weights_by_hand(guider.inner_model):
             stack.enter_context(checkpointed(*modules))
         yield

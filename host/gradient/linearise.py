@@ -1,4 +1,4 @@
-"""One primitive for every stage of the chain: a value, and the vector-Jacobian product there."""
+"""The primitive for every stage of the chain: a value, and the vector-Jacobian product at the same point."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +12,7 @@ class Pull(Protocol):
     """The vector-Jacobian product of a function at one point."""
 
     def __call__(self, cotangent: Tensor, keep: bool = False) -> Tensor:
-        """Return J^T cotangent; with `keep`, another call may follow."""
+        """Return J^T cotangent. With `keep`, the graph is kept for another call."""
         ...
 
 
@@ -25,7 +25,7 @@ def linearised(
     The graph is freed at the end of the block.
 
     Args:
-        guard: entered for the block; what the function needs while its graph is alive.
+        guard: a context that is entered for the block, which the function needs while its graph is alive.
     """
     with torch.inference_mode(False), torch.enable_grad(), guard or nullcontext():
         leaf = x.detach().clone().requires_grad_()

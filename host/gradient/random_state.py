@@ -1,4 +1,4 @@
-"""Random states of the process, kept over calls that are not the sampler's."""
+"""The global random states, kept across calls that are not the sampler's own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Put the global random states of the processor and of `device` back after the block."""
+    """Restore the global random states of the CPU and of `device` after the block."""
     accelerator: Any = None if device.type == "cpu" else torch.get_device_module(device)
     before = accelerator and accelerator.get_rng_state()
     try:

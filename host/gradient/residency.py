@@ -1,9 +1,9 @@
-"""Weights as a backward pass needs them: whole, in place, in memory of their own, in the dtype that the host computes in.
+"""Resident weights, as a backward pass needs them: complete, in one place, in the dtype that the host computes in.
 
-On NVIDIA cards ComfyUI streams weights by default (dynamic VRAM): they stay in the file, pages of them are copied into
-shared buffers as layers run, and are dropped again. A backward pass that comes later reads other weights. So whatever is
-differentiated gets a second, plain patcher. Its module is a copy that shares the tensors of the file and no native
-handle, so that nothing is read again and nothing is freed twice.
+On NVIDIA cards ComfyUI streams weights by default (dynamic VRAM): they stay in the file, and pages of them are copied into
+shared buffers while a layer runs. The backward pass would find other weights there. So whatever is differentiated gets a
+second, plain patcher. Its module is a copy that shares the file's tensors but no native handle, so that nothing is read
+again and nothing is freed twice.
 """
 
 import copy
@@ -32,13 +32,13 @@ from .compiled import closure_of, compiles, is_compiled
 
 
 class _Plain(NamedTuple):
-    """A plain patcher for the weights of a dynamic one, and what replaces each part of its module (by id)."""
+    """A plain patcher for the weights of a dynamic one, and id -> copy for the parts of its module."""
 
     patcher: Any
     twins: dict[int, Any]
 
     def rebound(self, patch: Any) -> Any:
-        """A patch or wrapper as the copy needs it: on its own modules, as they were written and not compiled."""
+        """A patch or wrapper for the copy: bound to the copied modules, uncompiled. None drops a wrapper."""
         if is_compiled(patch):
             patch = patch.get_submodule("_orig_mod")
         if compiles(patch):
@@ -48,8 +48,8 @@ class _Plain(NamedTuple):
         return self.twins.get(id(patch), patch)
 
 
-# Of each module that a dynamic patcher holds. Patches come and go with clones of either patcher; the weights are copied
-# once, and stay loaded from one queue to the next.
+# For each module of a dynamic patcher. Patches belong to clones of the patchers; weights are copied once, and stay loaded
+# from one queue to the next.
 _plain: WeakKeyDictionary[nn.Module, _Plain] = WeakKeyDictionary()
 
 
@@ -62,7 +62,7 @@ def _plain_of(patcher: Any) -> _Plain:
 
 
 def resident(patcher: Any) -> Any:
-    """Return a patcher for the same weights and patches whose weights stay in place; a plain one is returned as it is."""
+    """Return a patcher with the same patches whose weights stay in place. A plain patcher is returned unchanged."""
     if not is_dynamic(patcher):
         return patcher
     plain = _plain_of(patcher)
@@ -70,7 +70,7 @@ def resident(patcher: Any) -> Any:
 
 
 def bound_to_streamed(patcher: Any) -> str | None:
-    """What on a MODEL a copy of its weights would not take along, for people, or None."""
+    """A patch that a copy of a MODEL's weights would lose, as a line for users, or None."""
     if not is_dynamic(patcher):
         return None
     if injects(patcher):
@@ -82,9 +82,9 @@ def bound_to_streamed(patcher: Any) -> str | None:
 
 
 def _holds(function: Any, objects: set[int]) -> bool:
-    """Whether a function, as its variables or arguments, holds one of these objects (ids)."""
+    """Whether one of these objects (ids) is a closure variable or bound argument of a function."""
     if isinstance(function, MethodType):
-        function = function.__func__  # what it is bound to can be replaced
+        function = function.__func__  # its __self__ can be replaced
     if isinstance(function, partial):
         return any(
             id(part) in objects for part in (function.func, *function.args, *function.keywords.values())
@@ -93,7 +93,7 @@ def _holds(function: Any, objects: set[int]) -> bool:
 
 
 def resident_vae(vae: Any) -> Any:
-    """Return a VAE for the same weights whose weights stay in place."""
+    """Return a VAE with the same weights, which stay in place."""
     if not is_dynamic(vae.patcher):
         return vae
     twin = copy.copy(vae)
@@ -103,21 +103,21 @@ def resident_vae(vae: Any) -> Any:
 
 
 class ResidentParts:
-    """Copies what a sampler is given, with every dynamic patcher in it replaced by a resident one.
+    """Copies the arguments of a sampler, with every dynamic patcher in them replaced by a resident one.
 
-    Dicts, lists and tuples are searched, and the attributes of objects: ControlNets and those chained to them, GLIGEN, model
-    patches, their bound methods, patches that hold patches. What holds none is kept, not copied. One object has one copy.
+    Dicts, lists, tuples and the attributes of objects are searched: chained ControlNets, GLIGEN, model patches, their bound
+    methods, patches that hold patches. An object without a dynamic patcher is not copied. Each object has one copy.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[Any, Any]] = {}  # id -> (an object, what replaces it)
-        self._twins: dict[int, Any] = {}  # of the parts of replaced patchers' modules
+        self._seen: dict[int, tuple[Any, Any]] = {}  # id -> (an object, its replacement)
+        self._twins: dict[int, Any] = {}  # id -> copy, for parts of replaced patchers' modules
 
     def __call__(self, value: Any) -> Any:
         if id(value) in self._twins:
             return self._twins[id(value)]
         if id(value) not in self._seen:
-            self._seen[id(value)] = (value, value)  # a chain may come back to where it began
+            self._seen[id(value)] = (value, value)  # chains may be cyclic
             self._seen[id(value)] = (value, self._copy(value))
         return self._seen[id(value)][1]
 
@@ -148,7 +148,7 @@ class ResidentParts:
 
     def _object(self, holder: Any) -> Any:
         attributes = vars(holder)
-        # patchers first: other attributes may be parts of their modules
+        # patchers first: other attributes may refer to parts of their modules
         order = sorted(attributes, key=lambda name: not isinstance(attributes[name], ModelPatcher))
         new = {name: self(attributes[name]) for name in order if _may_hold(name, attributes[name])}
         changed = {name: part for name, part in new.items() if part is not attributes[name]}
@@ -169,33 +169,33 @@ def _differs(new: Iterable[Any], old: Iterable[Any]) -> bool:
     return any(one is not other for one, other in zip(new, old, strict=True))
 
 
-def keep_whole(needed: Iterable[Any], beside: Iterable[Any]) -> list[Any]:
-    """Have the host load `needed` whole if it has not, making room for it; returns what is still streamed.
+def keep_whole(needed: Iterable[Any], others: Iterable[Any]) -> list[Any]:
+    """Have the host load all weights of `needed`, making room for them; returns the patchers that are still streamed.
 
-    A second run finds the room taken by what the first one left on the device, and the host then loads in part what it
-    could load whole.
+    In a second run the device is still full of what the first one loaded, and the host then loads a model only in part
+    although there could be room for all of it.
 
     Args:
-        needed: patchers of what is differentiated. beside: of what the run calls without a gradient.
+        needed: patchers of what is differentiated. others: patchers of what the run calls without a gradient.
     """
     needed = list(needed)
-    # several patchers of one module are one model to load
-    together = list({id(patcher.model): patcher for patcher in (*beside, *needed)}.values())
+    # patchers of the same module count once
+    together = list({id(patcher.model): patcher for patcher in (*others, *needed)}.values())
     in_part = [patcher for patcher in needed if not is_dynamic(patcher) and is_streamed(patcher)]
     if in_part:
         for patcher in in_part:
-            patcher.detach()  # the host adds nothing to what it does not know to be partial
+            patcher.detach()  # otherwise the host takes it as loaded and adds nothing
         try:
             load_whole(together)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            load_models_gpu(together)  # as much as there is room for
+            load_models_gpu(together)  # as much as fits
     return [patcher for patcher in needed if is_streamed(patcher)]
 
 
 def fits_whole(*patchers: Any) -> bool:
-    """Whether the device of these patchers could hold all their weights at once, if it held nothing else."""
+    """Whether all weights of these patchers fit on their device at once, if it holds nothing else."""
     return has_room(patchers[0].load_device, sum(map(_size_when_resident, patchers)))
 
 
@@ -211,7 +211,7 @@ def _size_when_resident(patcher: Any) -> int:
 
 
 def _is_cast(weight: HostWeight) -> bool:
-    """Whether a weight has a dtype to be cast to; quantised tensors and subclasses of other packs stay as they are."""
+    """Whether a weight is cast to its module's dtype; quantised tensors and other subclasses stay as they are."""
     plain = type(weight.tensor) in (Tensor, nn.Parameter)
     return plain and weight.dtype is not None and weight.tensor.is_floating_point()
 
@@ -220,12 +220,12 @@ def _copied(patcher: Any) -> tuple[nn.Module, dict[int, Any]]:
     """A copy of a dynamic patcher's module, with its weights in the dtype that each part computes in.
 
     Returns:
-        The copy, and id -> what replaces each part of the original.
+        The copy, and id -> copy for each part of the original.
     """
     unload(patcher)
     twins: dict[int, Any] = {}
     for weight in weights_of(patcher.model):
-        if weight.tensor.is_meta:  # a file lacked it; the host fills it in
+        if weight.tensor.is_meta:  # not in the file; the host fills it in
             continue
         own = same_storage(weight.tensor.to(patcher.offload_device))
         if _is_cast(weight):
@@ -239,12 +239,12 @@ def _copied(patcher: Any) -> tuple[nn.Module, dict[int, Any]]:
 
 
 def _twin(value: Any, twins: dict[int, Any]) -> Any:
-    """Copy modules, the containers that they hold, and their bound methods; all else is shared.
+    """Copy modules, the containers in them, and their bound methods; everything else is shared.
 
-    Not copy.deepcopy: the host's configurations cannot be copied so, and neither can what other packs hang on modules.
+    Not copy.deepcopy, which fails for the host's configurations and for some attributes that other packs add to modules.
 
     Args:
-        twins: id -> what replaces an object; begins with the weights.
+        twins: id -> copy; contains the weights at first, and is extended.
     """
     if id(value) in twins:
         return twins[id(value)]
@@ -265,13 +265,13 @@ def _twin(value: Any, twins: dict[int, Any]) -> Any:
 
 
 def refuse_streamed(patcher: Any, what: str) -> None:
-    """Raise if the host keeps only part of these weights on the device: a backward pass would be wrong.
+    """Raise if some of these weights are not on the device: a backward pass would be wrong.
 
     Raises:
-        ValueError: names the model and what to do.
+        ValueError: names the model and the fix.
     """
     if is_streamed(patcher):
         raise ValueError(
             f"JEPA guidance cannot differentiate {what} while its weights are streamed from system memory "
-            "(the gradients would be silently wrong). Free memory: a smaller model, or fewer models in the graph."
+            "(the gradients would be silently wrong). Free memory: use a smaller model, or fewer models in the graph."
         )

@@ -1,4 +1,4 @@
-"""What guidance refuses: models that do not fit each other, and ones that cannot be differentiated as they are loaded."""
+"""What guidance refuses: models that do not fit together, and inputs that it cannot guide."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,12 +10,14 @@ from ..comfy.models import device_count
 from ..comfy.sampling import unguidable_sampling
 from ..encoders.host_encoder import AnyEncoder, HostEncoder
 
+CONNECT_ANOTHER = "Connect a text-to-image or text-to-video model and its VAE."
+
 
 def check_rank(rank: int, guides: Iterable[HostEncoder]) -> None:
-    """Refuse a rank that an embedding does not have.
+    """Refuse a rank larger than an embedding.
 
     Raises:
-        ValueError: names the encoder, its length and the rank.
+        ValueError: names the encoder, the length of its embedding, and the rank.
     """
     for guide in guides:
         if rank > guide.encoder.embed_dim:
@@ -28,25 +30,25 @@ def check_vae_fits(vae: Any, model: Any) -> None:
     """Refuse a VAE that cannot decode the model's latents, before anything is loaded.
 
     Raises:
-        ValueError: names both sides.
+        ValueError: names what does not match.
     """
     vae.throw_exception_if_invalid()
     latent_format = model.get_model_object("latent_format")
-    # red, green, blue and perhaps alpha; sound has two, and some decoders leave work to another node
+    # RGB or RGBA. Audio has 2 channels, and some decoders leave pixels to another node
     channels = {vae.output_channels, getattr(vae, "conv_out_channels", vae.output_channels)}
     if not channels <= {3, 4}:
         raise ValueError(
-            f"JEPA guidance works on pictures; this VAE decodes to {max(channels - {3, 4})} channels, not to a picture. "
-            "Connect a text-to-image model and its VAE."
+            f"JEPA guidance works on images and videos; this VAE decodes to {max(channels - {3, 4})} channels, "
+            f"not to a picture. {CONNECT_ANOTHER}"
         )
     dimensions = latent_format.latent_dimensions
     if dimensions not in (2, 3):
         raise ValueError(
-            f"JEPA guidance works on pictures; this model's latents have {dimensions} dimension(s). "
-            "Connect a text-to-image model and its VAE."
+            f"JEPA guidance works on images and videos; this model's latents have {dimensions} dimension(s). "
+            f"{CONNECT_ANOTHER}"
         )
     if vae.latent_dim != dimensions:
-        # equal numbers of channels say nothing: Flux, SD3 and Wan all have 16
+        # the number of channels alone proves nothing: Flux, SD3 and Wan all have 16
         raise ValueError(
             f"The VAE decodes latents of {vae.latent_dim} dimensions, the model makes {dimensions}. "
             "Connect the VAE that belongs to the model."
@@ -62,27 +64,27 @@ def check_vae_fits(vae: Any, model: Any) -> None:
     ):
         if _mixes_a_batch(network):
             raise ValueError(
-                f"JEPA guidance guides each picture of a batch on its own; this {what} takes the batch for the frames "
-                "of one video and mixes them. Connect a text-to-image model and its VAE."
+                f"JEPA guidance guides each image of a batch separately; this {what} treats the batch as the frames of one "
+                f"video and mixes them. {CONNECT_ANOTHER}"
             )
 
 
 def _mixes_a_batch(network: Any) -> bool:
-    """Whether a network has layers over the batch, which is a video to it. SVD and SV3D have."""
+    """Whether a network has layers that mix a batch as the frames of a video, as SVD and SV3D have."""
     return any(hasattr(part, name) for part in network.modules() for name in ("time_stack", "time_mix_conv"))
 
 
 def check_sampling(model: Any) -> None:
-    """Refuse a model whose noise has no scale that guidance knows.
+    """Refuse a model whose noise has no scale that guidance can use.
 
     Raises:
-        ValueError: names it.
+        ValueError: names its sampling class.
     """
     name = unguidable_sampling(model.get_model_object("model_sampling"))
     if name is not None:
         raise ValueError(
-            f"JEPA guidance does not support models that sample by {name}: it steers a latent with noise of a known "
-            "scale, and this one has none. Connect a text-to-image model."
+            f"JEPA guidance does not support models that sample by {name}: it needs latents with noise of a known scale. "
+            f"{CONNECT_ANOTHER}"
         )
 
 
@@ -90,7 +92,7 @@ def check_one_device(model: Any) -> None:
     """Refuse a model that the host spreads over several devices.
 
     Raises:
-        ValueError: always says how many.
+        ValueError: says how many.
     """
     devices = device_count(model)
     if devices > 1:
@@ -104,7 +106,7 @@ def check_finite(latent: torch.Tensor) -> None:
     """Refuse a latent with NaN or infinite values.
 
     Raises:
-        ValueError: says which images of the batch.
+        ValueError: names the images of the batch.
     """
     bad = [i for i, image in enumerate(latent) if not image.isfinite().all()]
     if bad:
@@ -112,16 +114,16 @@ def check_finite(latent: torch.Tensor) -> None:
 
 
 def check_frames(latent: Tensor, *encoders: AnyEncoder) -> None:
-    """Refuse a latent that is no batch of what all encoders see: images (B, C, h, w) or (B, C, 1, h, w), or videos.
+    """Refuse latents other than images (B, C, h, w) or (B, C, 1, h, w), and videos unless all encoders see videos.
 
     Raises:
-        ValueError: says the shape, and which encoder sees still images only.
+        ValueError: names the shape, and the encoder that sees still images only.
     """
-    # the host's own class for pictures and sound together, and what it makes of one for a sampler: (B, 1, all numbers)
+    # several parts are the host's nested tensor, which it packs as (B, 1, all numbers) for a sampler
     if latent.is_nested or (latent.ndim == 3 and latent.shape[1] == 1):
         raise ValueError(
-            "JEPA guidance works on pictures and videos alone; this latent holds several parts, such as a video and its "
-            "sound. Connect a model that makes pictures or videos without sound."
+            "JEPA guidance works on images and videos alone; this latent has several parts, such as a video and its "
+            "sound. Connect a model that makes images, or videos without sound."
         )
     if latent.ndim not in (4, 5):
         raise ValueError(
@@ -133,5 +135,5 @@ def check_frames(latent: Tensor, *encoders: AnyEncoder) -> None:
         if encoder.encoder.architecture.embed_clip is None:
             raise ValueError(
                 f"This latent has shape {tuple(latent.shape)}, a video of {latent.shape[2]} latent frames, and "
-                f"{encoder.name} sees still images. Set its length to 1, or take a V-JEPA 2 encoder, which sees motion."
+                f"{encoder.name} sees still images. Set its length to 1, or use a V-JEPA 2 encoder, which sees motion."
             )

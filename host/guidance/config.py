@@ -1,4 +1,4 @@
-"""What a guided run is asked to do."""
+"""The settings of guidance."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from .schedule import Schedule
 
 @dataclass(frozen=True)
 class GuidanceConfig:
-    """Everything about guidance but the models. The nodes build it, apply_guidance reads it.
+    """All settings of guidance, without the models. The nodes build it, apply_guidance reads it.
 
     Attributes:
-        schedule: when, and how strongly.
-        rarity: how the gradient with respect to the encoder's image is found; every run takes a fresh one.
+        schedule: which steps are guided, and how strongly.
+        rarity: computes the gradient with respect to the encoder's image; every run uses a fresh copy.
         through_denoiser: differentiate the denoiser too (the paper); otherwise its output is held constant.
         decoder: how the clean latent becomes an image, see decoders.choose_decoder.
-        one_call: carry the denoiser's answer along with the shift, its output held constant, instead of evaluating it
-            again at the shifted latent (the paper).
-        checkpointing: keep less of the decoder, and of the denoiser where it is differentiated, for the backward
-            pass and compute it again: less memory, more time, the same gradient.
+        one_call: after the shift, reuse the denoiser's output, held constant, instead of evaluating the denoiser again
+            at the shifted latent (the paper).
+        checkpointing: checkpoint the decoder, and the denoiser if it is differentiated: less memory, more time, the same
+            gradient.
         fit, antialias: how the encoder sees the image, see Encoder.preprocess.
     """
 

@@ -1,4 +1,4 @@
-"""When memory runs out in the middle of a run: the next way to go on with less of it."""
+"""The out-of-memory fallback: the next way to continue a run with less memory."""
 
 import logging
 from typing import Any
@@ -8,10 +8,10 @@ from ..gradient.chain import GradientChain
 
 
 def fall_back(guider: Any, chain: GradientChain) -> str | None:
-    """Go on with less memory: first without models that this run does not need, then by a cheaper chain.
+    """Continue with less memory: first unload models that this run does not need, then make the chain cheaper.
 
     Returns:
-        What was done, for people; None when nothing is left.
+        What was done, as a line for users; None if nothing is left to try.
     """
     if idle := unload_idle(guider):
         return f"out of memory: unloaded {idle} model(s) that this run does not need (the same image)"

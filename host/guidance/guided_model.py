@@ -1,4 +1,4 @@
-"""What stands in for the model inside a guided sampler."""
+"""The model that a guided sampler calls."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class SamplerPlan(NamedTuple):
-    """How a sampler will run.
+    """How a sampler calls the model.
 
     Attributes:
-        first: {index of the model call: step}, for the call that begins each step.
-        sigmas: sigma at each of these calls, then the last of the schedule.
-        carry: None for a sampler that gives its own state to the model, so that a change of it in place is a change
-            of the state. For one that keeps a copy: which part of the state at a step's first call comes from
-            the state at the one before (1 at the first), then which part of the result from the last.
+        first: {index of the model call: step}, for the first call of each step.
+        sigmas: sigma at each of these calls, then the last sigma of the schedule.
+        carry: None for a sampler that passes its own state to the model, where changing it in place is enough. For a
+            sampler that keeps a copy: for each step, the factor of the previous step's state in the state at its first
+            call (1 for the first step), then the factor of the last state in the result.
     """
 
     first: dict[int, int]
@@ -27,10 +27,10 @@ class SamplerPlan(NamedTuple):
 
 
 class GuidedModel:
-    """Stands in for the model inside a sampler function; shifts the sampler's state where a guided step begins.
+    """Takes the place of the model inside a sampler function, and shifts the sampler's state at each guided step.
 
-    Most samplers pass their own state, and changing it in place is enough. For those that keep a copy it
-    remembers how far the state should lie from the copy (`offset`), and answers for the state.
+    Most samplers pass their own state, and changing it in place is enough. If a sampler keeps a copy, this remembers
+    the difference between the copy and the shifted state (`offset`), and evaluates the model at the shifted state.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class GuidedModel:
         guide: Callable[[Any, Tensor, Tensor, dict, int], Tensor],
     ):
         self._model = model
-        self._rehearsal = plan
+        self._plan = plan
         self._guided = guided
         self._guide = guide
         self._offset: Tensor | None = None
@@ -51,9 +51,9 @@ class GuidedModel:
         return getattr(self._model, name)
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        step = self._rehearsal.first.get(self.calls)
+        step = self._plan.first.get(self.calls)
         self.calls += 1
-        carry = self._rehearsal.carry
+        carry = self._plan.carry
         if carry is None:
             return self._answer(x, sigma, kwargs, step)
         if step is not None and self._offset is not None:
@@ -70,7 +70,7 @@ class GuidedModel:
         return self._model(x, sigma, **kwargs)
 
     def result(self, x: Tensor) -> Tensor:
-        """What the sampler's result should be, from what it is."""
-        if self._offset is None or self._rehearsal.carry is None:
+        """The sampler's result with the shifts applied."""
+        if self._offset is None or self._plan.carry is None:
             return x
-        return x - self._rehearsal.carry[-1] * self._offset
+        return x - self._plan.carry[-1] * self._offset

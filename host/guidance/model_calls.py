@@ -1,4 +1,4 @@
-"""Model calls within a guided step: what patches of other nodes remember of them, and what hooks are told."""
+"""Model calls within a guided step, and the post-CFG hooks that see them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ POST_CFG = "sampler_post_cfg_function"
 
 
 class StepCalls:
-    """Calls the model as often as a guided step needs; patches remember the sampler's own call and no other.
+    """Calls the model as often as a guided step needs. Patches of other nodes remember only the sampler's own call.
 
     Args:
-        model: what the sampler calls. network: the denoiser's.
+        model: what the sampler calls. network: the denoiser's network.
         kwargs: the arguments of the sampler's call.
-        first_is_samplers: whether the first call here stands for the sampler's own.
+        first_is_samplers: whether the first call replaces the sampler's own.
     """
 
     def __init__(self, model: Any, network: nn.Module, kwargs: dict, first_is_samplers: bool) -> None:
@@ -37,7 +37,7 @@ class StepCalls:
         return answer
 
     def undo(self) -> None:
-        """Have patches remember what they did before the step."""
+        """Restore what patches remembered before the step."""
         self._before.put_back()
         self._made = 0
 
@@ -46,39 +46,39 @@ class StepCalls:
 
 
 class HookListener:
-    """A post-CFG hook that keeps what it is told at the first model call after `forget`.
+    """A post-CFG hook that keeps its arguments from the first model call after `forget`.
 
     Attributes:
-        told: the host's arguments for such hooks.
+        received: the host's arguments for such hooks.
     """
 
     def __init__(self) -> None:
-        self.told: dict = {}
+        self.received: dict = {}
 
     def __call__(self, args: dict) -> Tensor:
-        if not self.told:
-            self.told = args
+        if not self.received:
+            self.received = args
         denoised: Tensor = args["denoised"]
         return denoised
 
     def forget(self) -> None:
-        """Let go of it: it holds the options, which hold this hook."""
-        self.told = {}
+        """Drop the arguments: they hold the options, which hold this hook."""
+        self.received = {}
 
     def added_to(self, kwargs: dict) -> dict:
-        """The arguments of a model call with this hook after the others."""
+        """The arguments of a model call, with this hook after the others."""
         options = {**kwargs["model_options"], POST_CFG: [*post_cfg_hooks(kwargs), self]}
         return {**kwargs, "model_options": options}
 
 
 def post_cfg_hooks(kwargs: dict) -> list[Callable[[dict], Tensor]]:
-    """The hooks that see a model call's clean estimates, in the order they run."""
+    """The hooks that see the clean estimates of a model call, in the order they run."""
     hooks: list[Callable[[dict], Tensor]] = kwargs.get("model_options", {}).get(POST_CFG, [])
     return hooks
 
 
 def inpainting_mask(model: Any, sigmas: Tensor, kwargs: dict) -> Tensor | None:
-    """What share of the clean estimate this call leaves to the denoiser, or None when it is all of it."""
+    """The denoiser's share of the clean estimate in this call, or None if that is all of it."""
     mask = kwargs.get("denoise_mask")
     change_mask = kwargs.get("model_options", {}).get("denoise_mask_function")
     if mask is None or change_mask is None:

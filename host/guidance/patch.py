@@ -1,4 +1,4 @@
-"""JEPA guidance as a MODEL patch: any stock sampler, guided (arXiv 2605.24631, algorithm 1)."""
+"""JEPA guidance as a MODEL patch, for any stock sampler (arXiv 2605.24631, algorithm 1)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from ..encoders.host_encoder import AnyEncoder, HostEncoder, patchers
 from ..gradient.chain import GradientChain, Guide, LatentGradient
 from ..gradient.decoders import LatentDecoder, choose_decoder
 from ..gradient.residency import ResidentParts, bound_to_streamed, fits_whole, resident
-from ..options import DENOISER_CONSTANT, ENCODER_RESOLUTION, FULL, THROUGH_DENOISER
+from ..options import COLD, DENOISER_CONSTANT, ENCODER_RESOLUTION, FULL, THROUGH_DENOISER, TRACKED
 from .checks import check_one_device, check_rank, check_sampling, check_vae_fits
 from .config import GuidanceConfig
 from .preparation import held_constant
@@ -33,17 +33,17 @@ def apply_guidance(
     on_pass: Callable[[], None] = interrupt_check,
     report: Callable[[Trace], None] = lambda trace: None,
 ) -> Any:
-    """Return a clone of MODEL that any sampler of the host runs with guidance.
+    """Return a clone of MODEL that is guided in any sampler of the host.
 
     Args:
-        model: MODEL. vae: the VAE that decodes it. encoder: the guide, or a weighted set of guides.
-        judge: scores every guided step for the trace, and changes nothing else.
-        chain: takes the place of the whole gradient, for comparisons; encoder and VAE are then not used.
+        model: MODEL. vae: the VAE for its latents. encoder: the guide, or a weighted set of guides.
+        judge: scores every guided step for the trace, without any other effect.
+        chain: replaces the whole gradient, for comparisons; encoder and VAE are then not used.
         on_pass: called after every encoder pass; may raise to stop.
-        report: called with the trace after every step, and within guided steps from time to time.
+        report: called with the trace after every step, and from time to time within guided steps.
 
     Raises:
-        ValueError: models that do not fit each other, or that cannot be differentiated as loaded.
+        ValueError: models that do not fit together, that guidance does not support, or that are on several devices.
     """
     check_sampling(model)
     check_vae_fits(vae, model)
@@ -89,7 +89,7 @@ def apply_guidance(
 def _decoders(
     config: GuidanceConfig, vae: Any, model: Any, guides: Sequence[HostEncoder]
 ) -> tuple[LatentDecoder, LatentDecoder | None]:
-    """What decodes, and what to decode with when memory runs out."""
+    """The decoder, and the one to use when memory runs out."""
     latent_format = model.get_model_object("latent_format")
     image_size = max(guide.image_size for guide in guides)
     decoder = choose_decoder(config.decoder, vae, latent_format, image_size, config.fit)
@@ -99,10 +99,10 @@ def _decoders(
 
 
 def _not_differentiable(model: Any, others: Sequence[Any]) -> str | None:
-    """Why the denoiser cannot be differentiated, found before anything is copied; or None.
+    """Why the denoiser cannot be differentiated, or None. Copies nothing.
 
     Args:
-        others: patchers of what has to be on the device together with it.
+        others: patchers of the models that must be on the device together with it.
     """
     if not fits_whole(model, *others):
         return "the denoiser does not fit this device whole"
@@ -116,14 +116,14 @@ def _description(
     guides: Sequence[HostEncoder],
     loaded: Sequence[Any],
 ) -> str:
-    """How the gradient is computed, a line for people."""
+    """How the gradient is computed, as a line for users."""
     half = config.rarity.half and has_fast_bfloat16(loaded[0].load_device)
     return ", ".join(
         [
             THROUGH_DENOISER if through_denoiser else DENOISER_CONSTANT,
             decoder.description,
             "one call" if config.one_call else "two calls",
-            ("tracked" if config.rarity.tracked else "cold") + (" in half precision" if half else ""),
+            (TRACKED if config.rarity.tracked else COLD) + (" in half precision" if half else ""),
             *(["checkpointing"] if config.checkpointing else []),
             *([f"{len(guides)} guides"] if len(guides) > 1 else []),
         ]
@@ -131,12 +131,12 @@ def _description(
 
 
 def _run(executor: Any, *args: Any, **more: Any) -> Any:
-    """A run as it is; it takes the place of what an earlier guidance of the same MODEL left there."""
+    """A plain run. As a wrapper it replaces the one of an earlier guidance of the same MODEL."""
     return executor(*args, **more)
 
 
 def _run_with_resident_parts(executor: Any, *args: Any, **more: Any) -> Any:
-    """A run whose ControlNets and the like, from the conditioning or from later nodes, keep their weights in place."""
+    """A run in which ControlNets and the like, from the conditioning or later nodes, keep their weights in place."""
     guider, copies = executor.class_obj, ResidentParts()
     guider.conds, guider.model_options = copies(guider.conds), copies(guider.model_options)
     with replaced_model_options(guider.model_patcher, copies(guider.model_patcher.model_options)):
@@ -147,11 +147,11 @@ def _sample(
     guidance: Guidance, executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any
 ) -> Tensor:
     """A sampler call, guided."""
-    check_one_device(guider.model_patcher)  # once more: a node behind this one may have changed it
+    check_one_device(guider.model_patcher)  # again: a later node may have changed it
     run = GuidedRun(guidance, wrapped_sampler(executor), guider)
     try:
         run.prepare(guidance.vae)
         return go_on_with(executor, run.sampler())(guider, sigmas, extra_args, *args)
     finally:
-        # its parts refer to it: a circle would keep the model on the device after its last user has gone
+        # a reference cycle would keep the model on the device after its last user is gone
         vars(run).clear()

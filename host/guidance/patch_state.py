@@ -1,7 +1,7 @@
-"""What patches of other nodes remember from one model call to the next, put back after a call that is not the sampler's.
+"""State that patches of other nodes keep between model calls, restored after calls that are not the sampler's own.
 
-Momentum, caches and counters of other packs are made for one call a step. Guidance calls the model once more at each
-guided step, and twice more where it checks a gradient.
+Momentum, caches and counters of other packs expect one call for each step. Guidance makes one additional call in each
+guided step, and two more when it checks a gradient.
 """
 
 from collections import deque
@@ -17,22 +17,22 @@ from ..comfy.required import ModelPatcher
 from ..gradient.compiled import closure_of
 
 _OWN_PACKAGE = __name__.rpartition(".host.")[0]
-# Of these, what is in them is not a patch's state: models and what holds them, code, numbers.
+# Objects whose contents are not a patch's state: models and their patchers, code, numbers.
 _NOT_STATE = (ModelPatcher, ModuleType, type, Tensor, str, bytes, int, float)
-# How far behind the containers of the model options: a function, an object in its variables, an object in that one. What
-# lies further is another's state, such as the server's.
+# How deep to look below the containers of the model options: a function, an object in its variables, an object in that
+# one. Anything deeper is not a patch's state but, for example, the server's.
 _DEPTH = 3
 
 
 class PatchState:
-    """What patches remember now.
+    """A snapshot of the state of patches.
 
-    It lies where they keep it: in the host's nested model options, in the variables of functions in them, in the
-    attributes and containers of objects in them, and in plain attributes of the network. Tensors are remembered by
-    name: one that a patch fills in place stays as it was filled.
+    It covers the host's nested model options, the closure variables of functions in them, attributes and containers of
+    objects in them, and plain attributes of the network. Tensors are kept by reference: in-place changes of a tensor
+    are not undone.
 
     Args:
-        options: the host's model options of a call. network: the denoiser's.
+        options: the host's model options of a call. network: the denoiser's network.
     """
 
     def __init__(self, options: dict, network: nn.Module) -> None:
@@ -42,7 +42,7 @@ class PatchState:
         self._remember(options, _DEPTH)
 
     def put_back(self) -> None:
-        """Make it what it was when this was made; any number of times."""
+        """Restore the state of the snapshot. Can be called any number of times."""
         for step in self._undo:
             step()
 
@@ -50,7 +50,7 @@ class PatchState:
         if not depth or id(value) in self._seen or value is None or isinstance(value, _NOT_STATE):
             return
         if type(value).__module__.startswith(_OWN_PACKAGE):
-            return  # what guidance itself remembers is its own
+            return  # guidance keeps its own state
         self._seen.add(id(value))
         if depth == _DEPTH and isinstance(value, (dict, list, tuple)):
             depth += 1
@@ -58,7 +58,7 @@ class PatchState:
             self._remember(part, depth - 1)
 
     def _parts(self, value: Any) -> list[Any]:
-        """Note how to put one object back; returns what may hold more."""
+        """Record how to restore one object; returns the objects in it."""
         if isinstance(value, (dict, list, set, deque)):
             self._undo.append(_container(value))
             return list(value.values()) if isinstance(value, dict) else list(value)
@@ -77,13 +77,13 @@ class PatchState:
 
     def _variables(self, function: FunctionType) -> list[Any]:
         if str(function.__module__).startswith(_OWN_PACKAGE):
-            return []  # what guidance itself remembers is its own
+            return []  # guidance keeps its own state
         variables = closure_of(function)
         self._undo += [partial(setattr, cell, "cell_contents", content) for cell, content in variables]
         return [content for _, content in variables]
 
     def _attributes(self, owner: Any) -> list[Any]:
-        """Of a module: those that are torch's neither in name nor in kind."""
+        """Record the attributes of an object; of a module, only those that are not torch's."""
         held = getattr(owner, "__dict__", None)
         if not isinstance(held, dict):
             return []

@@ -1,4 +1,4 @@
-"""Before a run: what it differentiates is whole on the device, or held constant, and is checked once."""
+"""Before a run: load what it differentiates, or hold the denoiser constant, and set up the gradient check."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +15,12 @@ from .trace import Trace
 
 
 def held_constant(why: str) -> str:
-    """What to tell a user whose denoiser is not differentiated as asked."""
-    return f"{why}: {DENOISER_CONSTANT} (another image than through the denoiser)"
+    """The notice that the denoiser is not differentiated although the user asked for it."""
+    return f"{why}: {DENOISER_CONSTANT} (a different image than through the denoiser)"
 
 
 def hold_constant(chain: GradientChain, trace: Trace, why: str) -> None:
-    """Go on with the denoiser's output held constant, and say why."""
+    """Continue with the denoiser's output held constant, and add a notice to the trace."""
     chain.through_denoiser = False
     trace.notice(held_constant(why))
 
@@ -28,16 +28,16 @@ def hold_constant(chain: GradientChain, trace: Trace, why: str) -> None:
 def make_differentiable(
     guider: Any, vae: Any, encoders: Sequence[Any], chain: GradientChain, trace: Trace
 ) -> None:
-    """Load whole what this run differentiates; where the denoiser cannot be, hold it constant.
+    """Load all weights of what this run differentiates; if the denoiser's do not fit, hold it constant.
 
     Args:
-        guider: the host's, of the run. encoders: their patchers.
+        guider: the host's guider of this run. encoders: patchers of the encoders.
 
     Raises:
-        ValueError: the decoder or an encoder does not fit the device whole.
+        ValueError: the decoder or an encoder does not fit on the device.
     """
     needed = [vae.patcher, *encoders]
-    beside = [guider.model_patcher, *guider.loaded_models]
+    others = [guider.model_patcher, *guider.loaded_models]
     patches = models_in_patches(guider.model_patcher)
     if chain.through_denoiser:
         if has_weight_hooks(guider):
@@ -46,22 +46,22 @@ def make_differentiable(
         elif any(map(is_dynamic, patches)):
             hold_constant(chain, trace, "a patch of another node brings a model that the host streams")
     if chain.through_denoiser:
-        # other streamed models are not known to take part; if they do, the check of the gradient finds it
+        # other streamed models may take no part in the call; if they do, the gradient check finds out
         parts = [part for part in (*guider.loaded_models, *patches) if not is_dynamic(part)]
-        streamed = keep_whole([*needed, guider.model_patcher, *parts], beside)
+        streamed = keep_whole([*needed, guider.model_patcher, *parts], others)
         if streamed:
             alone = all(patcher.model is guider.model_patcher.model for patcher in streamed)
-            what = "the denoiser does" if alone else "the denoiser and what runs beside it do"
+            what = "the denoiser does" if alone else "the denoiser and the models that run with it do"
             hold_constant(chain, trace, f"{what} not fit this device whole")
-            load_models_gpu(beside)
-    keep_whole(needed, beside)
+            load_models_gpu(others)
+    keep_whole(needed, others)
     refuse_streamed(vae.patcher, "the VAE")
     for patcher in encoders:
         refuse_streamed(patcher, "the JEPA encoder")
 
 
 def gradient_check(guider: Any, vae: Any) -> GradientCheck:
-    """The check of the networks of a run, with what else their gradients depend on."""
+    """The gradient check for the networks of a run, with a key of what else their gradients depend on."""
     base_model = guider.inner_model
     weights, others = patches_of(guider.model_patcher)
     key = (weights, *map(kinds, (others, guider.conds, guider.model_options)))

@@ -9,38 +9,38 @@ PARTS = 100  # the bar's parts of one sampler step
 
 
 class StepProgress:
-    """Moves the bar of the node at hand while a guided step computes its gradient.
+    """Moves the node's progress bar while a guided step computes its gradient.
 
-    The stock sampler moves it from step to step, and a guided step can take as long as ten others. Within one, it moves
-    by the encoder passes done, of as many as the guided step before took; in the first one nothing says how many there
-    will be, so only the count is told.
+    The stock sampler only moves it after each step, and a guided step can take as long as ten others. Within one, the bar
+    moves with the encoder passes, relative to the number in the guided step before. In the first one that number is
+    unknown, and only the count is reported.
 
     Args:
         total: steps of the sampler.
-        tell: called with (step, passes done) at most every TELL_EVERY seconds.
+        report: called with (step, passes done) at most every REPORT_EVERY seconds.
     """
 
-    TELL_EVERY = 0.5
+    REPORT_EVERY = 0.5
 
-    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
+    def __init__(self, total: int, report: Callable[[int, int], None]) -> None:
         self._bar = ProgressBar(total * PARTS)
-        self._tell = tell
+        self._report = report
         self._step = 0
         self._passes = 0
         self._expected = 0
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
 
     def begin(self, step: int) -> None:
-        """A guided step, from 0, begins."""
+        """Begin a guided step, counted from 0."""
         self._step, self._expected, self._passes = step, self._passes, 0
 
     def passed(self) -> None:
-        """An encoder pass is done."""
+        """Count an encoder pass."""
         self._passes += 1
         if self._expected:
             within = min(PARTS * self._passes // self._expected, PARTS - 1)
             self._bar.update_absolute(self._step * PARTS + within)
         now = time.monotonic()
-        if now - self._told >= self.TELL_EVERY:
-            self._told = now
-            self._tell(self._step, self._passes)
+        if now - self._reported >= self.REPORT_EVERY:
+            self._reported = now
+            self._report(self._step, self._passes)

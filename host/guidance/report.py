@@ -1,4 +1,4 @@
-"""What a guided node tells the page while it runs, and writes into the images that the graph saves."""
+"""The trace on the page while a node runs, and in the metadata of saved images."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ METADATA_KEY = "jepa_guidance"
 
 
 class TraceReporter:
-    """Shows a growing trace on a node: its message as text, and for the chart the steps that are new.
+    """Shows a growing trace on a node: its message as text, and the new steps for the chart.
 
     Args:
-        node_id: of the node; None shows nothing.
+        node_id: the node; None shows nothing.
 
     Attributes:
-        trace: what was reported last.
+        trace: the last trace reported.
     """
 
     def __init__(self, node_id: str | None) -> None:
@@ -38,12 +38,12 @@ class TraceReporter:
 def note_in_images(
     extra_pnginfo: dict | None, node_id: str | None, settings: dict[str, Any], trace: Trace
 ) -> None:
-    """Have the host's save nodes write what guidance did into the images that this run of the graph saves.
+    """Have the host's save nodes write the settings and the trace into the images of this queue item.
 
     Args:
-        extra_pnginfo: the host's, one for the whole run, which its save nodes write key by key; None where a prompt
-            came without one.
-        settings: those of the node's inputs that JSON can hold are kept.
+        extra_pnginfo: the host's metadata for the queue item, which its save nodes write key by key; None if the prompt
+            has none.
+        settings: the node's inputs; only strings, numbers and booleans are kept.
     """
     if extra_pnginfo is not None:
         plain = {

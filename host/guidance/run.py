@@ -1,4 +1,4 @@
-"""One guided sampler call: the stock sampler on a model that shifts the latent where a guided step begins."""
+"""One guided sampler call: the stock sampler, with a model that shifts the latent at each guided step."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -28,26 +28,26 @@ from .model_calls import HookListener, StepCalls, inpainting_mask, post_cfg_hook
 from .preparation import gradient_check, hold_constant, make_differentiable
 from .probe import probe_sampler
 from .progress import StepProgress
-from .samplers import sampler_name
+from .samplers import OTHERS, sampler_name
 from .schedule import latent_scale, posterior_variance, signal_rate
 from .shift import is_finite, shift_of
 from .trace import GuidedStep, Trace, UnguidedStep
 
-KEY = "jepa_guidance"  # of this pack's wrappers, and of the models that it adds to a MODEL
+KEY = "jepa_guidance"  # of this pack's wrappers, and of the models that it attaches to a MODEL
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a MODEL is patched with; every run of it reads this, and changes nothing in it.
+    """What a MODEL is patched with. Runs read it and never change it.
 
     Attributes:
-        chain: gives the gradient; every run takes its own by begin_run.
-        vae: decodes; its weights stay in place.
+        chain: the source of the gradient; every run gets its own from begin_run.
+        vae: the decoder's; its weights stay in place.
         encoders: guides and judges.
-        how: how the gradient is computed, a line for people.
-        notices: what is done differently than asked, before any run.
+        how: how the gradient is computed, as a line for users.
+        notices: deviations from the settings that are known before any run.
         on_pass: called after every encoder pass; may raise to stop.
-        report: called with the trace after every step, and within guided steps from time to time.
+        report: called with the trace after every step, and from time to time within guided steps.
     """
 
     config: GuidanceConfig
@@ -61,19 +61,19 @@ class Guidance:
 
 
 class GuidedRun:
-    """State of one sampler call.
+    """The state of one sampler call.
 
     Attributes:
-        chain: of this run; what is given up when memory runs out is given up there.
+        chain: belongs to this run; the out-of-memory fallback changes it.
         trace: what the run did so far.
-        plan: which model calls begin the sampler's steps.
-        guided: the steps that are guided.
+        plan: how the sampler calls the model.
+        guided: the guided steps.
     """
 
     def __init__(self, guidance: Guidance, sampler: Any, guider: Any) -> None:
         if not isinstance(sampler, KSAMPLER):
             raise ValueError(
-                f"JEPA guidance does not know samplers of type {type(sampler).__name__}; use a stock one"
+                f"JEPA guidance does not support samplers of type {type(sampler).__name__}; use a stock one"
             )
         self.stock = sampler
         self.guider = guider
@@ -89,7 +89,7 @@ class GuidedRun:
         self.blocks = BlockCount()
 
     def prepare(self, vae: Any) -> None:
-        """Have whole what the run differentiates. Raises ValueError where that does not fit the device."""
+        """Load what the run differentiates. Raises ValueError if the decoder or an encoder does not fit on the device."""
         make_differentiable(self.guider, vae, patchers(*self.encoders), self.chain, self.trace)
 
     def sampler(self) -> KSAMPLER:
@@ -106,7 +106,7 @@ class GuidedRun:
         disable: Any = None,
         **options: Any,
     ) -> Tensor:
-        """Run the stock sampler function on a model that shifts x where a guided step begins."""
+        """Run the stock sampler function on a model that shifts x at each guided step."""
         check_frames(x, *self.encoders)
         check_finite(x)
         function = self.stock.sampler_function
@@ -116,15 +116,15 @@ class GuidedRun:
         def after_step(state: dict) -> None:
             if self.plan.first.get(guided_model.calls - 1) != state["i"]:
                 raise RuntimeError(
-                    f"JEPA guidance: the sampler {sampler_name(function)!r} runs its steps in another order than in its "
-                    "dry run, so they cannot be guided. Choose another sampler."
+                    f"JEPA guidance: the sampler {sampler_name(function)!r} runs in another order than in its dry run, so "
+                    f"its steps cannot be guided. {OTHERS}"
                 )
             self.after_step(state["i"])
             if callback is not None:
                 callback(state)
 
         with self.counting_blocks():
-            # A clone, since guidance writes into it. Samplers may write into sigmas, which the host then looks at.
+            # x is cloned, since guidance writes into it. sigmas is not: the host reads what samplers write into it.
             result = function(
                 guided_model,
                 x.clone(),
@@ -137,7 +137,7 @@ class GuidedRun:
         return guided_model.result(result)
 
     def _plan(self, plan: SamplerPlan, model_hooks: int) -> None:
-        """Take the sampler's plan; the model has so many post-CFG hooks before the sampler adds its own."""
+        """Set the plan. The model has `model_hooks` post-CFG hooks before the sampler adds its own."""
         self.plan = plan
         self.model_hooks = model_hooks
         self.guided = self.config.schedule.guided_steps(plan.steps)
@@ -149,20 +149,21 @@ class GuidedRun:
     # --- a guided step --------------------------------------------------------------------------------------------
 
     def guided_call(self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict, step: int) -> Tensor:
-        """Shift x in place where a step begins; return the denoiser's clean estimate at the shifted x."""
+        """Shift x in place at the start of a guided step; return the clean estimate at the shifted x."""
         self.progress.begin(step)
         one_call = self.config.one_call
-        hooks = post_cfg_hooks(kwargs)[self.model_hooks :] if one_call else []  # the sampler's own
+        # post-CFG hooks added by the sampler
+        hooks = post_cfg_hooks(kwargs)[self.model_hooks :] if one_call else []
         listener = HookListener()
         calls = StepCalls(model, self.base_model.diffusion_model, kwargs, first_is_samplers=one_call)
         self.check.mask = mask = inpainting_mask(model, sigmas, kwargs)
-        heard = listener.added_to(kwargs) if hooks else kwargs
-        found = self.gradient_at(calls, x, sigmas, heard, listener)
+        hooked = listener.added_to(kwargs) if hooks else kwargs
+        found = self.gradient_at(calls, x, sigmas, hooked, listener)
         if mask is not None and not self.chain.through_denoiser:
-            # masked on the way into the network and once more on the way out
+            # the mask is applied on the way into the network and again on the way out
             found = found._replace(gradient=found.gradient * mask * mask)
         if one_call and found.clean is None:
-            found = found._replace(clean=calls(x, sigmas, heard))
+            found = found._replace(clean=calls(x, sigmas, hooked))
         change = self.shift(x, sigmas.flatten()[0], found, step)
         if found.clean is None or not one_call:
             answer: Tensor = model(x, sigmas, **kwargs)
@@ -183,22 +184,24 @@ class GuidedRun:
 
         Args:
             change: what was subtracted from x. mask: the denoiser's share of the estimate.
-            hooks: the sampler's own, which are told the moved estimates; cfg++ samplers take the unconditional one there.
-            listener: what hooks were told of the estimate at the first x.
+            hooks: post-CFG hooks added by the sampler, called again with the moved estimates; cfg++ samplers take the
+                unconditional one from there.
+            listener: has the arguments of such hooks at the x before the shift.
         """
         weight = 1.0 if mask is None else mask
         moved = weight * change * dx0_dx(self.base_model.model_sampling, sigma)
         for hook in hooks:
-            told = listener.told
+            received = listener.received
             estimates = ("denoised", "cond_denoised", "uncond_denoised")
-            hook({**told, "input": x, **{name: told[name].detach() - moved.to(x) for name in estimates}})
+            shifted = {name: received[name].detach() - moved.to(x) for name in estimates}
+            hook({**received, "input": x, **shifted})
         listener.forget()
         return clean - (weight * moved).to(clean)
 
     def gradient_at(
         self, calls: StepCalls, x: Tensor, sigmas: Tensor, kwargs: dict, listener: HookListener
     ) -> ScoreGradient:
-        """The gradient at x, in a cheaper way when memory runs out, and without the denoiser's when that is wrong."""
+        """The gradient at x; cheaper if memory runs out, with the denoiser held constant if its gradient is wrong."""
         while True:
             try:
                 with random_state_kept(x.device):  # some decoders draw noise
@@ -206,7 +209,7 @@ class GuidedRun:
             except WrongGradientError as error:
                 if error.part != DENOISER or not self.chain.through_denoiser:
                     raise ValueError(
-                        f"JEPA guidance cannot use this decoder: {error}. Set decoder to another choice, or connect "
+                        f"JEPA guidance cannot use this decoder: {error}. Set decoder to another option, or connect "
                         "another VAE."
                     ) from error
                 hold_constant(self.chain, self.trace, str(error))
@@ -215,7 +218,7 @@ class GuidedRun:
                 if done is None:
                     raise
                 self.trace.notice(done)
-            # only now does nothing hold what the failed attempt kept
+            # only after the except block is the failed attempt's memory free
             calls.undo()
             listener.forget()
             soft_empty_cache()
@@ -231,7 +234,7 @@ class GuidedRun:
             return self.chain(denoise, x, sigmas.flatten()[0], self.base_model)
 
     def shift(self, x: Tensor, sigma: Tensor, found: ScoreGradient, step: int) -> Tensor:
-        """Move x in place and record it; returns what was subtracted."""
+        """Shift x in place and record it; returns what was subtracted."""
         schedule, sampling = self.config.schedule, self.base_model.model_sampling
         eta = schedule.step_strength(len(self.guided))
         if schedule.variance:
@@ -242,8 +245,8 @@ class GuidedRun:
         finite = is_finite(found.gradient)
         if not finite.all():
             logging.warning(
-                "JEPA guidance: step %d, image(s) %s not shifted, their gradient is not finite",
-                step,
+                "JEPA guidance: step %d: image(s) %s not shifted, their gradient is not finite",
+                step + 1,
                 (~finite).nonzero().flatten().tolist(),
             )
         self.trace.add(
@@ -259,27 +262,27 @@ class GuidedRun:
         )
         return change
 
-    # --- what is told --------------------------------------------------------------------------------------------
+    # --- reports -------------------------------------------------------------------------------------------------
 
     def after_pass(self) -> None:
-        """An encoder pass is done."""
+        """Count an encoder pass; raises if the user interrupted the run."""
         self.progress.passed()
         self.on_pass()
 
     def after_step(self, step: int) -> None:
-        """The sampler has begun a step; guided ones were recorded when they were shifted."""
+        """Record an unguided step (guided ones are recorded when shifted), and report."""
         if len(self.trace.steps) <= step:
             self.trace.add(UnguidedStep(step, self.plan.sigmas[step]))
         self.trace.passes = None
         self.report(self.trace)
 
     def report_passes(self, step: int, count: int) -> None:
-        """Report how far a guided step is."""
+        """Report the progress of a guided step."""
         self.trace.passes = (step, count)
         self.report(self.trace)
 
     def counting_blocks(self) -> AbstractContextManager:
-        """Count what the denoiser runs, where it is differentiated; hooks would have a compiled one compiled anew."""
+        """Count the blocks of a differentiated denoiser. Not of a compiled one: hooks would make torch compile it again."""
         network = self.base_model.diffusion_model
         if not self.chain.through_denoiser or runs_compiled(network, self.guider.model_options):
             return nullcontext()
@@ -287,5 +290,5 @@ class GuidedRun:
 
 
 def _by_label(labels: Sequence[str], scores: Tensor | None) -> dict[str, list[float]]:
-    # no labels where the gradient is not a score's, whatever that tells of itself
+    # a gradient that is not that of a score has no labels
     return {} if scores is None or not labels else dict(zip(labels, scores.tolist(), strict=True))

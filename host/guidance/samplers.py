@@ -1,9 +1,8 @@
-"""What guidance has to know of a sampler: which model call begins which step, and where it keeps its state."""
+"""The names of samplers, and those that cannot be guided."""
 
 from collections.abc import Callable
 
-# By the name of their function: the sampler's own name, and why no step of it can be guided. Their own reasons say
-# more than what a dry run finds.
+# Name of the function -> the sampler's name, and why it cannot be guided. These reasons say more than a failed dry run.
 REFUSED = {
     "dpm_adaptive_function": (
         "dpm_adaptive",
@@ -15,7 +14,7 @@ OTHERS = "Choose another, for instance euler, dpmpp_2m or uni_pc."
 
 
 def sampler_name(function: Callable) -> str:
-    """The name of a sampler function as a user knows it."""
+    """The name of a sampler function, as users know it."""
     return getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
 
 
@@ -27,7 +26,5 @@ def sampler_refusal(function: Callable) -> str | None:
 
 
 def refusal(name: str, why: str) -> str:
+    """The message for a sampler that cannot be guided."""
     return f"JEPA guidance does not support the sampler {name!r}: {why}. {OTHERS}"
-
-
-# --- dry runs -----------------------------------------------------------------------------------------------------

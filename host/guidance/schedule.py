@@ -1,4 +1,4 @@
-"""Which steps are guided, and how far a step may move the latent."""
+"""Which steps are guided, and how strongly."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,21 +6,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The strength that the paper published was for runs with this many guided steps.
+from ..options import MAX, NONE, PER_STEP, SPREAD
+
+# The strength published in the paper is for runs with this many guided steps.
 PUBLISHED_GUIDED_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When and how strongly to guide.
+    """Which steps to guide, and how strongly.
 
     Attributes:
-        strength: the paper's eta at three guided steps; negative steers to the typical.
-        start_percent, end_percent: fractions of the steps that this sampler call runs; deferral tau is
-            1 - start_percent. Equal values are the empty range.
+        strength: the paper's eta at three guided steps; negative values make images more typical.
+        start_percent, end_percent: fractions of the steps that this sampler call runs; the paper's deferral tau is
+            1 - start_percent. Equal values guide nothing.
         interval: N, guide every N-th step.
-        strength_rule: "spread" keeps the total of three guided steps when there are more; "per_step" is the
-            paper's letter, eta at every guided step.
+        strength_rule: "spread" keeps the total of three guided steps when there are more; "per_step" applies eta at
+            every guided step, as the paper says.
         variance: multiply by the posterior variance of the step (the paper's "variance" schedule).
         normalisation: "max" (the paper: largest entry 1), "rms" (root mean square 1) or "none".
     """
@@ -29,9 +31,9 @@ class Schedule:
     start_percent: float = 0.2
     end_percent: float = 0.8
     interval: int = 1
-    strength_rule: str = "spread"
+    strength_rule: str = SPREAD
     variance: bool = False
-    normalisation: str = "max"
+    normalisation: str = MAX
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_percent <= 1 or not 0 <= self.end_percent <= 1:
@@ -46,7 +48,7 @@ class Schedule:
         if self.interval < 1:
             raise ValueError(f"interval must be at least 1, got {self.interval}")
         if not -1e4 <= self.strength <= 1e4:
-            raise ValueError(f"strength must be a number of ordinary size, got {self.strength}")
+            raise ValueError(f"strength must be -10000 to 10000, got {self.strength}")
 
     def guided_steps(self, total: int) -> list[int]:
         """Steps i of `total` with start <= i / total < end and i mod interval = 0."""
@@ -56,13 +58,13 @@ class Schedule:
 
     def step_strength(self, guided: int) -> float:
         """The eta of each of `guided` guided steps."""
-        if self.strength_rule == "per_step":
+        if self.strength_rule == PER_STEP:
             return self.strength
         return self.strength * min(1.0, PUBLISHED_GUIDED_STEPS / guided)
 
 
 def latent_scale(model_sampling: Any, sigma: Tensor) -> float:
-    """Sampler units per unit of the variance-preserving latent z_t: sqrt(sigma^2 + sigma_data^2), flow 1."""
+    """Sampler units per unit of the variance-preserving latent z_t: sqrt(sigma^2 + sigma_data^2); 1 for flow models."""
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     return 1 / float(model_sampling.calculate_input(sigma.reshape(1).double().cpu(), one))
 
@@ -78,7 +80,7 @@ def signal_rate(model_sampling: Any, sigma: Tensor) -> float:
 
 
 def posterior_variance(rate: float, next_rate: float) -> float:
-    """Var_t = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev); `next_rate` is abar_prev, less noisy."""
+    """Var_t = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev); `next_rate` is abar_prev, at the less noisy step."""
     if rate >= 1:
         return 0.0
     return (1 - next_rate) / (1 - rate) * (1 - rate / next_rate)
@@ -86,9 +88,9 @@ def posterior_variance(rate: float, next_rate: float) -> float:
 
 def normalise(gradient: Tensor, how: str) -> Tensor:
     """Scale each sample of gradient (B, ...): by its largest entry, its root mean square, or not at all."""
-    if how == "none":
+    if how == NONE:
         return gradient
     flat = gradient.flatten(1)
-    size = flat.abs().amax(1) if how == "max" else flat.square().mean(1).sqrt()
+    size = flat.abs().amax(1) if how == MAX else flat.square().mean(1).sqrt()
     size = torch.where(size > 0, size, 1.0)  # a zero gradient stays zero
     return gradient / size.reshape(-1, *[1] * (gradient.ndim - 1))

@@ -10,7 +10,7 @@ def shift_of(gradient: Tensor, eta: float, scale: float, normalisation: str) -> 
     """What to subtract from x: z_t <- z_t - eta * g / max|g| (arXiv 2605.24631, algorithm 1), in x's own scale.
 
     Args:
-        gradient: (B, ...) with respect to x; an image whose gradient is not finite is not moved.
+        gradient: (B, ...) with respect to x; images whose gradient is not finite are not shifted.
         scale: units of x per unit of z_t, see schedule.latent_scale.
         normalisation: see Schedule.
     """
@@ -21,5 +21,5 @@ def shift_of(gradient: Tensor, eta: float, scale: float, normalisation: str) -> 
 
 
 def is_finite(gradient: Tensor) -> Tensor:
-    """Of which images of a batch the gradient is finite: (B, ...) -> (B,)."""
+    """Whether the gradient of each image is finite: (B, ...) -> (B,)."""
     return gradient.flatten(1).isfinite().all(1)

@@ -1,4 +1,4 @@
-"""What guidance did in a run, step by step, and a few lines about it for people."""
+"""What guidance did in a run, step by step, and a short summary for users."""
 
 import logging
 import math
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class UnguidedStep:
-    """A step that the stock sampler took alone.
+    """A step of the stock sampler without guidance.
 
     Attributes:
         step: from 0. sigma: its noise level.
@@ -22,15 +22,15 @@ class UnguidedStep:
 
 @dataclass(frozen=True)
 class GuidedStep:
-    """A step whose latent was shifted first. Lists hold a number per image.
+    """A step whose latent was shifted first. Lists have one entry for each image.
 
     Attributes:
         step: from 0. sigma: its noise level.
-        score: the guided score that was descended, the weighted mean where there are several guides.
-        scores: label of a guide -> its own score.
-        judged: label of a judge -> its projected score, which compares with other projected scores alone.
-        gradient_norm: of the gradient with respect to x; not finite where no image could be shifted.
-        shift: the largest change of x in sampler units, 0 where the gradient was not finite.
+        score: the guided score, the weighted mean over the guides.
+        scores: label of a guide -> its score.
+        judged: label of a judge -> its projected score, comparable only with other projected scores.
+        gradient_norm: of the gradient with respect to x; not finite for an image that was not shifted.
+        shift: the largest change of x in sampler units; 0 if the gradient was not finite.
     """
 
     step: int
@@ -51,13 +51,13 @@ class Trace:
     """What guidance did in one sampler call; it grows while the sampler runs.
 
     Attributes:
-        guides, judges: labels of the encoders; none where the gradient is not a score's.
-        how: how the gradient is computed, a line for people.
+        guides, judges: labels of the encoders; empty if the gradient is not that of a score.
+        how: how the gradient is computed, as a line for users.
         total: how many steps the sampler takes.
-        steps: those taken so far.
-        notices: what was done differently than asked, a line each.
+        steps: the steps taken so far.
+        notices: deviations from the settings, one line each.
         passes: within a guided step, (the step, guidance passes done); None elsewhere.
-        instead: a text in place of the summary, for a run that is not guided.
+        instead: a text that replaces the summary, for a run that is not guided.
     """
 
     guides: Sequence[str] = ()
@@ -79,12 +79,12 @@ class Trace:
         self.passes = None
 
     def notice(self, text: str) -> None:
-        """Say in the log and in the message that something was done differently than asked."""
+        """Note a deviation from the settings in the log and in the message."""
         logging.warning("JEPA guidance: %s", text)
         self.notices.append(text)
 
     def as_json(self, first: int = 0) -> dict:
-        """What JSON can hold of the trace, from the step `first` on; numbers that are not finite become None."""
+        """The trace from step `first` on, as JSON; numbers that are not finite become None."""
         return {
             "guides": list(self.guides),
             "judges": list(self.judges),
@@ -95,7 +95,7 @@ class Trace:
         }
 
     def message(self) -> str:
-        """A few lines for people."""
+        """A short summary for users."""
         if self.instead:
             return self.instead
         if self.passes is None:
@@ -117,7 +117,7 @@ class Trace:
         mean, each = ("mean score", self.guides) if len(self.guides) > 1 else ("score", ())
         last = guided[-1]
         skipped = sum(not math.isfinite(norm) for step in guided for norm in step.gradient_norm)
-        # a node shows some lines only: what was done differently than asked comes before what went as asked
+        # a node shows only some lines: notices first
         return "\n".join(
             [
                 f"JEPA guidance: {len(guided)} of {total} steps guided, "
@@ -137,7 +137,7 @@ class Trace:
 
 def _as_json(step: Step) -> dict:
     record = asdict(step)
-    # the page reads them in this order
+    # the page relies on this order
     head = {"step": record.pop("step"), "sigma": record.pop("sigma"), "guided": step.guided}
     return _finite(head | record)
 
@@ -152,6 +152,6 @@ def _finite(value: Any) -> Any:
 
 
 def _course(scores: list[list[float]]) -> str:
-    """How the mean over a batch went from the first guided step to the last."""
+    """The mean over a batch at the first and the last guided step."""
     means = [sum(batch) / len(batch) for batch in scores]
     return f"{means[0]:.2f} to {means[-1]:.2f}" if len(means) > 1 else f"{means[0]:.2f}"

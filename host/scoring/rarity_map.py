@@ -1,4 +1,4 @@
-"""Where in a picture its rarity lies: patch scores as a mask and as a picture laid over the image."""
+"""Where an image is rare: patch scores at every pixel, and as a mask."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ...jepa_core.score import PROJECTION
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, use_encoder
+from ..options import CROP, SQUASH
 from .scores import check_images
 
 
@@ -20,21 +21,21 @@ def score_fields(
     images: Tensor,
     encoder: AnyEncoder,
     *,
-    fit: str = "squash",
+    fit: str = SQUASH,
     antialias: bool = True,
     on_image: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """The patch score at every pixel, of several encoders the mean by their weights; see jepa_core.patch_scores.
+    """The patch score at every pixel, the weighted mean over a set of encoders; see jepa_core.patch_scores.
 
     Args:
         images: (B, H, W, 3 or 4) in [0, 1].
-        fit: "crop" leaves out what lies beside the centre square, where the field is NaN.
+        fit: with "crop", the field is NaN outside the centre square.
 
     Returns:
         (B, H, W) float32 on the CPU. Lower is rarer.
 
     Raises:
-        ValueError: images of another shape, or with NaN pixels.
+        ValueError: images of another shape, or with pixels that are not finite.
     """
     check_images(images)
     height, width = images.shape[1:3]
@@ -52,8 +53,8 @@ def score_fields(
 
 
 def _over_image(scores: Tensor, height: int, width: int, fit: str) -> Tensor:
-    """Scores (1, side, side) laid over an image the way the encoder saw it: (height, width)."""
-    seen = (min(height, width),) * 2 if fit == "crop" else (height, width)
+    """Scores (1, side, side) mapped back to the image as the encoder saw it: (height, width)."""
+    seen = (min(height, width),) * 2 if fit == CROP else (height, width)
     smooth = F.interpolate(scores[None], seen, mode="bilinear", align_corners=False)[0, 0]
     field = torch.full((height, width), torch.nan, device="cpu")
     top, left = (height - seen[0]) // 2, (width - seen[1]) // 2
@@ -62,7 +63,7 @@ def _over_image(scores: Tensor, height: int, width: int, fit: str) -> Tensor:
 
 
 def rarity_mask(field: Tensor) -> Tensor:
-    """1 where an image is rarest, 0 where it is most typical or was not seen: (H, W) -> (H, W)."""
+    """1 where an image is rarest, 0 where it is most typical or was not seen; (H, W) -> (H, W)."""
     low, high = ends(field)
     if high == low:
         return torch.zeros_like(field)
@@ -70,5 +71,6 @@ def rarity_mask(field: Tensor) -> Tensor:
 
 
 def ends(field: Tensor) -> tuple[float, float]:
+    """The lowest and the highest patch score of a field."""
     seen = field[~field.isnan()]
     return seen.min().item(), seen.max().item()

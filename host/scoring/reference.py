@@ -1,4 +1,4 @@
-"""Images that others are compared with."""
+"""Scores of reference images, and the percentile of a score among them."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reference:
-    """Scores of images that others are compared with.
+    """Scores of reference images.
 
     Attributes:
         scores: sorted, at least one.
-        how: what scores have to have in common to be compared, by name: encoder, mode, ...
+        how: the settings that comparable scores share, by name: encoder, mode, ...
     """
 
     scores: Sequence[float]
@@ -19,16 +19,16 @@ class Reference:
 
 
 def check_comparable(reference: Reference, how: Mapping[str, str]) -> None:
-    """Raise ValueError where scores taken `how` say nothing beside those of the reference."""
+    """Raise ValueError if scores with the settings `how` are not comparable to those of the reference."""
     for name, value in how.items():
         if reference.how[name] != value:
             raise ValueError(
-                f"reference was scored with {name} {reference.how[name]}, this node has {value}; scores of "
-                "different settings are not comparable, so set both nodes alike"
+                f"reference was scored with {name} {reference.how[name]}, this node has {value}; scores with "
+                "different settings are not comparable, so use the same settings in both nodes"
             )
 
 
 def percentile(score: float, reference: Reference) -> float:
-    """How much of the reference is rarer, in percent; of equal scores one half counts."""
+    """The percentage of the reference that is rarer; equal scores count half."""
     below, upto = bisect_left(reference.scores, score), bisect_right(reference.scores, score)
     return 100 * (below + upto) / 2 / len(reference.scores)

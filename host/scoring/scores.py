@@ -1,4 +1,4 @@
-"""Scoring a batch of the host's images."""
+"""Scoring and ranking batches of the host's images."""
 
 from collections.abc import Callable, Sequence
 from operator import mul
@@ -10,11 +10,12 @@ from ...jepa_core import jepa_score
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, use_encoder
+from ..options import SQUASH
 from .reference import Reference, percentile
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ValueError for what is no batch of images (B, H, W, 3 or 4), and for NaN pixels."""
+    """Raise ValueError unless this is a batch of images (B, H, W, 3 or 4) whose pixels are finite."""
     if images.ndim != 4 or images.shape[-1] not in (3, 4):
         raise ValueError(f"images must be (batch, height, width, 3 or 4), got {tuple(images.shape)}")
     for index, image in enumerate(images):
@@ -28,19 +29,19 @@ def score_images(
     *,
     top_k: int | None = None,
     projection: int | None = None,
-    fit: str = "squash",
+    fit: str = SQUASH,
     antialias: bool = True,
     on_image: Callable[[], None] = lambda: None,
 ) -> list[list[float]]:
     """Score images (B, H, W, 3 or 4) in [0, 1] under every encoder of a set; see jepa_core.jepa_score.
 
-    Transparent pixels are seen over white.
+    Transparent pixels are composited over white.
 
     Returns:
-        A list for each member of the set, in its order: the score of each image.
+        For each member of the set, in its order, the scores of all images.
 
     Raises:
-        ValueError: images of another shape, top_k or projection larger than an embedding, or an image with NaN pixels.
+        ValueError: images of another shape or with pixels that are not finite; top_k or projection larger than an embedding.
     """
     check_images(images)
     judges = [member.encoder for member in encoder.members]
@@ -52,7 +53,7 @@ def score_images(
                     f"{what} {count} is larger than the embedding of {judge.name}, {length}; lower it"
                 )
     scores: list[list[float]] = []
-    # one encoder after the other, so that they need not fit the device together
+    # one encoder after the other: they need not fit on the device together
     for judge in map(use_encoder, judges):
         scores.append([])
         for image in images.split(1):
@@ -65,13 +66,13 @@ def score_images(
 
 
 def combined_scores(each: Sequence[Sequence[float]], encoder: AnyEncoder) -> list[float]:
-    """The score of each image, given those under every member of a set: their mean by the members' weights."""
+    """The score of each image: the weighted mean of its scores under the members of a set."""
     weights = [member.weight for member in encoder.members]
     return [sum(map(mul, weights, of_image)) for of_image in zip(*each, strict=True)]
 
 
 def score_batches(batches: Sequence[Tensor], encoder: AnyEncoder, **settings: Any) -> list[float]:
-    """The score of every image of several batches, each of a size of its own; settings are those of score_images."""
+    """The scores of all images of several batches, whose sizes may differ; settings are those of score_images."""
     return [
         score
         for batch in batches
@@ -82,7 +83,7 @@ def score_batches(batches: Sequence[Tensor], encoder: AnyEncoder, **settings: An
 def ranking(
     scores: Sequence[float], each: Sequence[Sequence[float]], reference: Reference | None
 ) -> list[str]:
-    """A line an image, the rarest first: its place, its score, those under each of several encoders, how rare it is."""
+    """A line for each image, the rarest first: rank, score, the scores under several encoders, the percentile."""
     lines = []
     for rank, index in enumerate(sorted(range(len(scores)), key=scores.__getitem__), 1):
         line = f"{rank}. image {index}: {scores[index]:.2f}"
@@ -107,8 +108,8 @@ def rank_images(
 
     Args:
         batches: each (B, H, W, 3 or 4) in [0, 1]; sizes may differ between batches.
-        count: how many at most.
-        typical: the most typical first, and not the rarest.
+        count: return at most this many.
+        typical: return the most typical images instead, the most typical first.
         settings: those of score_images.
     """
     scores = score_batches(batches, encoder, **settings)

@@ -1,4 +1,4 @@
-"""The pack's own server in a real browser, driven by Playwright."""
+"""The web page of a test server, in a real browser driven by Playwright."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCREENSHOTS = ROOT / ".work" / "screenshots"  # git-ignored
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
-    """A headless browser: the machine's own, or the one that CHROMIUM names."""
+    """A headless browser: the installed one, or the one named by CHROMIUM."""
     from playwright.sync_api import sync_playwright
 
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -32,7 +32,7 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def comfy(browser, server) -> Iterator[Callable[..., Comfy]]:
-    """Opens the page of the server: a fresh user's, in English."""
+    """Opens the page of the server as a new user, in English."""
     contexts = []
 
     def open_page(path: str = "/") -> Comfy:

@@ -1,4 +1,4 @@
-"""The ComfyUI page: what tests click, read and wait for."""
+"""The ComfyUI page, as tests use it: clicking, reading, waiting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADD = """([kind, x, y]) => {
   app.graph.add(node);
   return node.id;
 }"""
-# From the graph's places to the page's: under the canvas lies one transformation.
+# From graph coordinates to page coordinates: one transformation of the canvas.
 TITLE = """(id) => {
   const node = app.graph.getNodeById(id), ds = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
   const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] - 15];
@@ -31,12 +31,12 @@ TITLE = """(id) => {
 
 
 class Comfy:
-    """A page of ComfyUI, opened.
+    """An open page of ComfyUI.
 
     Attributes:
-        page: Playwright's.
+        page: Playwright's page.
         clicks: mouse clicks so far.
-        errors: what the page's scripts complained of.
+        errors: errors raised by scripts of the page.
     """
 
     def __init__(self, page: Any, url: str, screenshots: Path) -> None:
@@ -49,7 +49,7 @@ class Comfy:
         page.wait_for_function("window.app?.extensionManager && window.app?.graph", timeout=LOAD_MS)
 
     def click(self, what: Any) -> None:
-        """Click a locator, or a place (x, y)."""
+        """Click a locator, or a point (x, y)."""
         if isinstance(what, tuple):
             self.page.mouse.click(*what)
         else:
@@ -57,26 +57,26 @@ class Comfy:
         self.clicks += 1
 
     def wait(self, script: str, argument: Any = None, seconds: float = 60) -> None:
-        """Wait until a script, given an argument, answers with something."""
+        """Wait until a script, called with an argument, returns something truthy."""
         self.page.wait_for_function(script, arg=argument, timeout=1000 * seconds)
 
     def ask(self, script: str, argument: Any = None) -> Any:
         return self.page.evaluate(script, argument)
 
     def node(self, kind: str, index: int = 0) -> str | int:
-        """The id of a node of a type."""
+        """The id of a node of this type."""
         return self.ask(
             "([kind, index]) => app.graph.nodes.filter((node) => node.comfyClass === kind)[index].id",
             [kind, index],
         )
 
     def show(self, node: str | int, scale: float = 0.8) -> None:
-        """Bring a node to the upper left."""
+        """Scroll a node to the upper left."""
         self.ask(SHOW, [node, scale])
         self.page.wait_for_timeout(700)
 
     def set(self, kind: str, widget: str, value: Any) -> None:
-        """Put a value into a widget of every node of a type."""
+        """Set a widget of every node of a type."""
         self.ask(
             """([kind, name, value]) => {
             for (const node of app.graph.nodes.filter((one) => one.comfyClass === kind)) {
@@ -89,26 +89,26 @@ class Comfy:
         )
 
     def close_templates(self) -> None:
-        """Close the templates, which the page of a server's first user opens by itself."""
+        """Close the template browser, which opens by itself for the first user of a server."""
         with contextlib.suppress(TimeoutError):
             self.page.get_by_text("jepa-guidance", exact=True).wait_for(timeout=6000)
         self.page.keyboard.press("Escape")
 
     def only(self, kind: str) -> str | int:
-        """Make a graph of one node; returns its id."""
+        """Replace the graph by a single node; returns its id."""
         node: str | int = self.ask(ADD, [kind, 100, 100])
         self.show(node, scale=1)
         return node
 
     def help(self, node: str | int) -> Any:
-        """Open the help of a node as a user does, by its title and the button above it; returns the panel's locator."""
+        """Open the help of a node as a user does, by its title and the button above it; returns the locator of the panel."""
         x, y = self.ask(TITLE, node)
         self.click((x, y))
         self.click(self.page.get_by_test_id("info-button"))
         return self.page.locator(".node-help-content")
 
     def picture(self, name: str) -> bytes:
-        """Take a screenshot, to be looked at."""
+        """Take a screenshot, for people to look at."""
         self._screenshots.mkdir(parents=True, exist_ok=True)
         shot: bytes = self.page.screenshot(path=self._screenshots / f"{name}.png")
         return shot

@@ -1,4 +1,4 @@
-"""The help of every node, in the page's own panel."""
+"""The help of every node, in the help panel of the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 NODES = json.loads((ROOT / "tests" / "server" / "schema.json").read_text(encoding="utf-8"))
 PICTURES = "(panel) => [...panel.querySelectorAll('img')].map((one) => [one.naturalWidth, one.alt])"
 LOADED = "() => [...document.querySelectorAll('.node-help-content img')].every((one) => one.complete)"
-# In a table that is too wide for the panel, text would be cut off.
+# A table that is too wide for the panel is cut off.
 WIDTHS = (
     "(panel) => [panel, ...panel.querySelectorAll('table')].map((one) => [one.scrollWidth, one.clientWidth])"
 )
@@ -26,7 +26,7 @@ def test_every_node_shows_its_page_with_a_picture(comfy):
     for name in NODES:
         text = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
         panel = start.help(start.only(name))
-        # headings stand in the page alone: what the panel shows without one comes from the node's tooltips
+        # headings appear only in our page: without one, the panel shows the tooltips instead
         headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
         expect(panel.get_by_role("heading")).to_have_text(headings)
         expect(panel).to_contain_text(re.search(r"[\w ,']{20,}", text)[0])

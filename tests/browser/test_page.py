@@ -1,4 +1,4 @@
-"""What an artist sees and does: from a fresh page to a guided image, with the mouse."""
+"""What a user sees and does on the page: from a fresh page to a guided image, with the mouse."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
 @pytest.fixture
 def encoder_name(server: Server) -> str:
-    """What the encoder loader's menu calls the encoder that is at hand."""
+    """The name of the local encoder in the encoder loader's menu."""
     menu = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
     (local,) = [name for name in menu if name.endswith(".safetensors")]
     return str(local)
 
 
 def open_template(page: Comfy, name: str, patience: float = 6) -> None:
-    """Through the list of templates, which a new user's page opens by itself, within `patience` seconds at most."""
+    """Open a template from the browser of templates, which opens by itself for a new user, within `patience` seconds."""
     ours = page.page.get_by_text("jepa-guidance", exact=True)
     try:
         ours.wait_for(timeout=1000 * patience)
@@ -47,7 +47,7 @@ def open_template(page: Comfy, name: str, patience: float = 6) -> None:
 
 
 def open_demo(comfy: Callable[..., Comfy]) -> Comfy:
-    """A page with the template jepa_demo_ab, opened by its address."""
+    """A page with the template jepa_demo_ab, opened by its URL."""
     page = comfy(DEMO)
     page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
     page.page.keyboard.press("Escape")
@@ -55,7 +55,7 @@ def open_demo(comfy: Callable[..., Comfy]) -> Comfy:
 
 
 def make_small(page: Comfy, encoder: str) -> None:
-    """The encoder that is at hand, seeing 56 pixels; one image, and no scores."""
+    """Set the local encoder, at 56 pixels, a single image, and no scoring."""
     page.set("JEPAEncoderLoader", "encoder", encoder)
     page.set("JEPAEncoderLoader", "image_size", 56)
     page.set("EmptyLatentImage", "batch_size", 1)
@@ -69,7 +69,7 @@ def run(page: Comfy) -> None:
 
 
 def saved_image(page: Comfy, server: Server, index: int) -> bytes:
-    """The first image of a SaveImage node, when it is there."""
+    """The first image of a SaveImage node, once it exists."""
     node = page.node("SaveImage", index)
     page.wait("(id) => app.nodeOutputs[id]?.images?.length", node, 120)
     return server.image(page.ask("(id) => app.nodeOutputs[id].images[0]", node))
@@ -78,29 +78,29 @@ def saved_image(page: Comfy, server: Server, index: int) -> bytes:
 def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_fall(
     comfy, server, encoder_name
 ):
-    artist = comfy()
-    open_template(artist, "jepa_demo_ab", patience=60)
-    assert artist.ask("app.graph.nodes.every((node) => !node.has_errors)")
-    make_small(artist, encoder_name)  # no clicks of the artist's
-    sampler = artist.node("JEPAGuidedKSampler")
-    artist.show(sampler)
-    run(artist)
-    artist.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.some((step) => step.guided)", sampler)
-    growing = artist.ask(TRACE, sampler)
-    artist.picture("growing")
-    artist.wait("(id) => app.graph.getNodeById(id).jepaTrace.steps.length === 10", sampler, 120)
-    image = np.asarray(Image.open(io.BytesIO(saved_image(artist, server, 1))))
-    artist.picture("guided")
-    whole = artist.ask(TRACE, sampler)
+    page = comfy()
+    open_template(page, "jepa_demo_ab", patience=60)
+    assert page.ask("app.graph.nodes.every((node) => !node.has_errors)")
+    make_small(page, encoder_name)  # these are no clicks of a user
+    sampler = page.node("JEPAGuidedKSampler")
+    page.show(sampler)
+    run(page)
+    page.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.some((step) => step.guided)", sampler)
+    growing = page.ask(TRACE, sampler)
+    page.picture("growing")
+    page.wait("(id) => app.graph.getNodeById(id).jepaTrace.steps.length === 10", sampler, 120)
+    image = np.asarray(Image.open(io.BytesIO(saved_image(page, server, 1))))
+    page.picture("guided")
+    whole = page.ask(TRACE, sampler)
     assert 2 < len(growing["steps"]) <= len(whole["steps"]) == whole["total"] == 10
     scores = [step["score"][0] for step in whole["steps"] if step["guided"]]
     assert len(scores) == 6
     assert scores[-1] < scores[0]
     assert image.std() > 10
-    assert "score" in artist.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
-    assert artist.clicks <= 6
-    assert not artist.errors
-    artist.wait(IDLE, seconds=120)
+    assert "score" in page.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
+    assert page.clicks <= 6
+    assert not page.errors
+    page.wait(IDLE, seconds=120)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_node_says_what_settings_will_do_before_they_are_queued(comfy, widge
 
 
 @pytest.mark.long
-def test_the_node_says_nothing_of_settings_that_a_link_brings(comfy):
+def test_the_node_says_nothing_about_settings_that_are_linked(comfy):
     page = open_demo(comfy)
     sampler = page.node("JEPAGuidedKSampler")
     label = "(id) => app.graph.getNodeById(id).jepaCanvas?.ariaLabel"
@@ -142,7 +142,7 @@ def test_the_node_says_nothing_of_settings_that_a_link_brings(comfy):
     page.ask(connect, sampler)
     page.picture("linked_steps")
     assert "Guides" not in page.ask(label, sampler)
-    # pages that lack the method know the link itself
+    # pages without that method have the link on the input
     page.ask("(id) => { app.graph.getNodeById(id).isInputConnected = undefined; }", sampler)
     page.set("JEPAGuidedKSampler", "interval", 2)
     assert "Guides" not in page.ask(label, sampler)
@@ -157,19 +157,19 @@ def test_the_node_says_nothing_of_settings_that_a_link_brings(comfy):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_template_opens_whole_from_the_template_browser(comfy, server, name):
-    server.upload(HOST / "input" / "example.png")  # every host brings it
+def test_every_template_opens_complete_from_the_template_browser(comfy, server, name):
+    server.upload(HOST / "input" / "example.png")  # comes with every host
     page = comfy()
     open_template(page, name)
     page.page.wait_for_timeout(1500)
     wanted = json.loads((ROOT / "workflows" / f"{name}.json").read_text())["nodes"]
     found = page.ask("app.graph.nodes.map((node) => [String(node.id), node.type])")
     assert sorted(found) == sorted([str(node["id"]), node["type"]] for node in wanted)
-    # no red border, but where a checkpoint is missing that only the user has
+    # no red border, except where a checkpoint is missing, which only users have
     red = page.ask("app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type)")
     assert set(red) <= {"CheckpointLoaderSimple"}
     assert page.ask("app.graph.nodes.every((node) => node.type in LiteGraph.registered_node_types)")
-    # the page's own words for what is not installed
+    # the page's message about nodes that are not installed
     assert page.page.get_by_text("Missing Node", exact=False).count() == 0
     page.ask(
         """() => {
@@ -245,7 +245,7 @@ def test_a_saved_image_dragged_onto_the_page_gives_the_same_image_again(comfy, s
         base64.b64encode(first).decode(),
     )
     other.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
-    # another name for the file, so that nothing of the old run is taken for the new one; the pixels depend on nothing of it
+    # another file name, so that no output of the old run is mistaken for the new one; the pixels do not depend on it
     other.set("SaveImage", "filename_prefix", "jepa/again")
     server.forget()
     run(other)
@@ -265,9 +265,8 @@ def test_a_guided_run_is_cancelled_at_once(comfy, server, encoder_name):
     page.show(sampler)
     run(page)
     page.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.length >= 2", sampler, 120)
-    page.page.wait_for_timeout(
-        1500
-    )  # now within the first guided step, which takes longer than what follows may take
+    # now within the first guided step, which takes longer than the time limit below
+    page.page.wait_for_timeout(1500)
     before = time.monotonic()
     page.click(page.page.get_by_role("button", name="Cancel current run"))
     page.wait(IDLE, seconds=60)
@@ -276,7 +275,7 @@ def test_a_guided_run_is_cancelled_at_once(comfy, server, encoder_name):
 
 
 @pytest.mark.long
-def test_the_chart_is_there_in_the_pages_other_way_to_draw_nodes(comfy, server, encoder_name):
+def test_the_chart_is_shown_by_the_pages_other_node_renderer(comfy, server, encoder_name):
     page = open_demo(comfy)
     page.ask("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
     try:

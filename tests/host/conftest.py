@@ -51,7 +51,7 @@ def tiny_model(kind: str = "EPS", dtype: torch.dtype = torch.float32) -> comfy.m
         config.set_inference_dtype(dtype, None)
         model = comfy.model_base.BaseModel(config, getattr(comfy.model_base.ModelType, kind), device="cpu")
         randomise(model.diffusion_model, seed=1)
-        # where the host puts it at the first run: it makes its schedule there, and another device rounds otherwise
+        # moved to the device first, as in a run: the schedule is computed there, and rounding depends on the device
         model.model_sampling.to(DEVICE)
         return comfy.model_patcher.ModelPatcher(model, DEVICE, CPU)
 
@@ -71,7 +71,7 @@ def tiny_vae(dtype: torch.dtype = torch.float32, channels: int = 4) -> comfy.sd.
 
 
 def tiny_encoder(dtype: torch.dtype = torch.float32) -> Any:
-    """A HostEncoder of a random DINOv2 that sees 28 x 28 pixels, embedding length 16."""
+    """A HostEncoder of a random DINOv2 with 28 x 28 pixel input and embeddings of length 16."""
     from jepa_guidance.host.encoders.host_encoder import HostEncoder
 
     torch.manual_seed(3)
@@ -92,13 +92,13 @@ def tiny_conditioning(seed: int) -> list:
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes without a page to write to; the host gives them `hidden` before it executes them."""
+    """Nodes run without a page; the host sets their `hidden` before it executes them."""
     monkeypatch.setattr(io.ComfyNode, "hidden", HiddenHolder.from_dict(None))
 
 
 @pytest.fixture
 def tiny() -> SimpleNamespace:
-    """The builders above, and one of each in float32."""
+    """The builders above, and one model of each kind in float32."""
     return SimpleNamespace(
         make_model=tiny_model,
         make_vae=tiny_vae,

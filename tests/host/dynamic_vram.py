@@ -1,7 +1,7 @@
-"""ComfyUI's dynamic VRAM on a processor: its own classes and loaders over a native library made of plain memory.
+"""ComfyUI's dynamic VRAM on the CPU: its own classes and loaders, over a substitute for the native library.
 
-Replaced are the library (comfy_aimdo's compiled part) and the functions with which the host asks the card what it is
-and has. Everything else is the host's: files are mapped, weights assigned as they are stored, patchers dynamic.
+Only the library (the compiled part of comfy_aimdo) and the functions that query the card are replaced. The rest is the
+host's: files are memory-mapped, weights are assigned as stored, patchers are dynamic.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ import comfy_aimdo.model_mmap
 import comfy_aimdo.model_vbar
 import comfy_aimdo.vram_buffer
 
-# Not the device of tensors in memory, to which torch gives no number; so the host takes it for another one.
+# With an index, unlike the device of CPU tensors, so the host takes it for another device.
 CARD = torch.device("cpu", 0)
 GIB = 1 << 30
 
 
 class NativeLibrary:
-    """What comfy_aimdo calls: buffers, pages and mapped files, each known by a handle that is freed once.
+    """The functions that comfy_aimdo calls: buffers, pages and mapped files, each with a handle that is freed once.
 
     Attributes:
-        freed: how often each handle was freed. live: handle -> what it stands for.
+        freed: how often each handle was freed. live: handle -> object.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class NativeLibrary:
         self._free(handle)
 
 
-# One for the process, since what it stands for is freed when its last user goes, which may be long after a test.
+# One per process, since objects are freed with their last user, which may be long after a test.
 LIBRARY = NativeLibrary()
 
 
@@ -111,8 +111,8 @@ class Card:
     """A graphics card as the host sees it.
 
     Attributes:
-        total: bytes of its memory. taken: bytes that something outside the host's books holds.
-        dtype: what the host computes in where a file does not say otherwise.
+        total: bytes of memory. taken: bytes used by other processes.
+        dtype: what the host computes in unless the file says so.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -144,7 +144,7 @@ def dynamic_vram(dtype: torch.dtype = torch.float32) -> Iterator[Card]:
         return lambda *_, **__: card.dtype == dtype
 
     for part in ("control", "host_buffer", "model_mmap", "model_vbar", "vram_buffer"):
-        getattr(comfy_aimdo, part).lib = LIBRARY  # stays, for the same reason
+        getattr(comfy_aimdo, part).lib = LIBRARY  # kept, for the same reason
     patch.setattr(comfy.memory_management, "aimdo_enabled", True)
     patch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcherDynamic)
     patch.setattr(management, "get_torch_device", lambda: CARD)

@@ -1,7 +1,7 @@
-"""A tiny random model of every family that the host's users guide, of the host's own classes.
+"""A tiny random model of every family, built from the host's own classes.
 
-Each comes with the VAE, the conditioning and the empty latent that belong to it. Only the widths and depths are
-small: configuration, network, sampling and latent format are the ones that the host picks for a checkpoint.
+Each comes with its VAE, conditioning and empty latent. Only widths and depths are small: configuration, network,
+sampling and latent format are those that the host picks for a checkpoint.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Family:
         model: MODEL. vae: the VAE that decodes its latents.
         positive, negative: CONDITIONING. latent: LATENT, empty, a batch of one.
         supported: whether guidance accepts this combination.
-        reason: where not, words of its message.
+        reason: if not, a part of the message.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Family:
 
 
 def randomise(module: nn.Module, seed: int, size: float = 0.3) -> None:
-    """Give every weight and position table a random value; the host's layers come uninitialised, some as zeros."""
+    """Fill all weights and position tables with random values; the host's layers are uninitialised, some zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -68,7 +68,7 @@ def randomise(module: nn.Module, seed: int, size: float = 0.3) -> None:
                 buffer.copy_(torch.randn(buffer.shape, generator=generator))
 
 
-# What nodes make, they make under inference mode.
+# Nodes create tensors under inference mode.
 @torch.inference_mode()
 def numbers(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -87,18 +87,18 @@ def model_of(
     """The MODEL that the host builds for a checkpoint of this configuration.
 
     Args:
-        config: one of the host's supported models. unet: what it would detect.
-        checkpoint: tensors whose presence tells it more.
-        shrink: makes parts small that no configuration does.
+        config: one of the host's supported models. unet: the configuration that it would detect.
+        checkpoint: tensors from which it detects more.
+        shrink: reduces parts whose size is not configurable.
     """
     with torch.inference_mode():
         settings = config(dict(unet))
-        settings.unet_config.update(unet)  # some sizes are the configuration's own
+        settings.unet_config.update(unet)  # the configuration adds some sizes
         settings.set_inference_dtype(dtype, None)
         model = settings.get_model(checkpoint or {}, "", device="cpu")
         shrink(model.diffusion_model)
         randomise(model.diffusion_model, seed=1)
-        # where the host puts it at the first run: it makes its schedule there, and another device rounds otherwise
+        # moved to the device first, as in a run: the schedule is computed there, and rounding depends on the device
         model.model_sampling.to(DEVICE)
         return comfy.model_patcher.ModelPatcher(model, DEVICE, CPU)
 
@@ -131,10 +131,10 @@ def video_vae(dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:
 def vae_around(
     network: nn.Module, channels: int, ratio: int, dtype: torch.dtype, frames: int | None = None
 ) -> comfy.sd.VAE:
-    """The host's VAE around a small network of a class whose sizes it takes for granted.
+    """The host's VAE around a small network, for classes with sizes fixed in the host's code.
 
     Args:
-        ratio: pixels a side for each latent pixel. frames: of a video for each latent one, None where there is no time.
+        ratio: pixels a side for each latent pixel. frames: video frames for each latent frame; None for images.
     """
     with torch.inference_mode():
         vae = pixel_vae(dtype)
@@ -220,7 +220,7 @@ def cosmos_vae(dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:
 
 
 def cascade_vae(dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:
-    """Stage A, which the host takes for an image as it comes: 4 pixels a side for each latent pixel."""
+    """Stage A, whose output the host takes as the image: 4 pixels a side for each latent pixel."""
     from comfy.ldm.cascade.stage_a import StageA
 
     with torch.inference_mode():
@@ -230,7 +230,7 @@ def cascade_vae(dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:
 
 
 def pixel_vae(dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:
-    """What the host takes for a VAE where the network itself makes pixels."""
+    """The host's placeholder VAE for networks that work on pixels."""
     with torch.inference_mode():
         return comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=dtype, device=DEVICE)
 
@@ -262,7 +262,7 @@ def mage_vae(dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:
 
 @torch.inference_mode()
 def pair(features: int, pooled: int | None = None, mask: bool = False, **more: Any) -> dict:
-    """Positive and negative conditioning, with a pooled output and an attention mask where a family has them."""
+    """Positive and negative conditioning, with a pooled output and an attention mask if the family has them."""
 
     def one(seed: int) -> list:
         extra = dict(more)
@@ -328,7 +328,7 @@ def sd15_v(dtype: torch.dtype = torch.float32) -> Family:
 
 
 def sd2(dtype: torch.dtype = torch.float32) -> Family:
-    # the host knows the v objective by the spread of this tensor
+    # the host detects the v objective by the standard deviation of this tensor
     tell = {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([0.0, 1.0])}
     model = model_of(supported.SD20, unet(64), tell, dtype)
     return Family("SD2 v", model, image_vae(4, dtype), **pair(8), latent=empty(4))
@@ -357,7 +357,7 @@ def playground(dtype: torch.dtype = torch.float32) -> Family:
 
 
 def cascade(dtype: torch.dtype = torch.float32) -> Family:
-    """Stage C. Its own decoder is the small previewer; any of 16 channels will do."""
+    """Stage C. Its own decoder is the small previewer; any decoder with 16 channels will do."""
     sizes = {"c_cond": 16, "c_hidden": [16, 16], "nhead": [2, 2], "blocks": [[1, 1], [1, 1]], "c_r": 8}
     sizes |= {"c_clip_text": 8, "c_clip_text_pooled": 8, "stable_cascade_stage": "c"}
     model = model_of(supported.Stable_Cascade_C, sizes, dtype=dtype)
@@ -365,7 +365,7 @@ def cascade(dtype: torch.dtype = torch.float32) -> Family:
 
 
 def cascade_b(dtype: torch.dtype = torch.float32) -> Family:
-    """Stage B, which refines what stage C made."""
+    """Stage B, which refines the result of stage C."""
     sizes = {"c_cond": 16, "c_hidden": [16, 16], "nhead": [-1, 2], "blocks": [[1, 1], [1, 1]], "c_r": 8}
     sizes |= {
         "block_repeat": [[1, 1], [1, 1]],
@@ -392,7 +392,7 @@ def pixart(dtype: torch.dtype = torch.float32) -> Family:
         "pe_interpolation": 1.0,
         "micro_condition": True,
     }
-    # its position table cannot be made for latents of less than 33 pixels a side
+    # its position table needs latents of at least 33 pixels a side
     sizes |= {"patch_size": 8}
     model = model_of(supported.PixArtSigma, sizes, dtype=dtype)
     return Family(
@@ -493,7 +493,7 @@ def omnigen2(dtype: torch.dtype = torch.float32) -> Family:
 
 
 def hidream(dtype: torch.dtype = torch.float32) -> Family:
-    """Its blocks choose experts by the image, so the gradient is that of the experts chosen."""
+    """Its blocks choose experts by the image, so the gradient is that of the chosen experts."""
     sizes = {"image_model": "hidream", "attention_head_dim": 16, "axes_dims_rope": [4, 6, 6]}
     sizes |= {"caption_channels": [8, 8], "num_attention_heads": 2, "llama_layers": [0, 1], "num_layers": 1}
     sizes |= {
@@ -542,7 +542,7 @@ HUNYUAN_VIDEO |= {"use_cond_type_embedding": False, "vision_in_dim": None, "mean
 
 
 def lens(dtype: torch.dtype = torch.float32) -> Family:
-    """Its text features come from several layers, one beside the other."""
+    """Its text features come from several layers, concatenated."""
     sizes = {"image_model": "lens", "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
     sizes |= {"enc_hidden_dim": 8, "axes_dims_rope": (4, 6, 6), "selected_layer_index": (5, 11)}
     model = model_of(supported.Lens, sizes, dtype=dtype)
@@ -606,7 +606,7 @@ def pixel_dit(dtype: torch.dtype = torch.float32) -> Family:
 
 
 def pid(dtype: torch.dtype = torch.float32) -> Family:
-    """It makes the pixels of a latent that comes with the prompt."""
+    """It decodes a latent that comes with the prompt to pixels."""
     sizes = PIXEL_DIT | {"image_model": "pid", "lq_latent_channels": 4, "lq_hidden_dim": 8}
     sizes |= {"lq_num_res_blocks": 1, "sr_scale": 2, "latent_spatial_down_factor": 4}
     model = model_of(supported.PiD, sizes, dtype=dtype)
@@ -615,7 +615,7 @@ def pid(dtype: torch.dtype = torch.float32) -> Family:
 
 
 def hidream_o1(dtype: torch.dtype = torch.float32) -> Family:
-    """A language model that makes patches of 32 pixels a side; it keeps the prompt's keys and values."""
+    """A language model that makes patches of 32 pixels a side, and caches the keys and values of the prompt."""
     language = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     language |= {"num_key_value_heads": 1, "head_dim": 8, "rope_dims": [2, 1, 1]}
     sight = {
@@ -629,7 +629,7 @@ def hidream_o1(dtype: torch.dtype = torch.float32) -> Family:
     sizes |= {"text_config_overrides": language, "vision_config_overrides": sight}
     model = model_of(supported.HiDreamO1, sizes, dtype=dtype)
     with torch.inference_mode():
-        # smooth like a picture, and seldom cut off at black and white
+        # smooth like a picture, and rarely clipped at black and white
         pixels = model.model.diffusion_model.final_layer2.linear.weight.view(3, 32, 32, -1)
         pixels.copy_(0.5 * pixels[:, ::8, ::8].repeat_interleave(8, 1).repeat_interleave(8, 2))
 
@@ -642,7 +642,7 @@ def hidream_o1(dtype: torch.dtype = torch.float32) -> Family:
     return Family("HiDream O1", model, pixel_vae(dtype), **both, latent=empty(3, 32, 64))
 
 
-# --- latents with a place for time --------------------------------------------------------------------------------
+# --- latents with a time axis -------------------------------------------------------------------------------------
 
 
 def qwen_image(dtype: torch.dtype = torch.float32) -> Family:
@@ -694,7 +694,7 @@ def cosmos_predict2(dtype: torch.dtype = torch.float32) -> Family:
 
 
 def anima(dtype: torch.dtype = torch.float32) -> Family:
-    """Cosmos Predict 2 with an adapter that joins two texts."""
+    """Cosmos Predict 2 with an adapter that combines two texts."""
 
     def small_adapter(network: Any) -> None:
         old = network.llm_adapter
@@ -727,7 +727,7 @@ def hunyuan_still(dtype: torch.dtype = torch.float32) -> Family:
 
 
 def hunyuan15_still(dtype: torch.dtype = torch.float32) -> Family:
-    """Latent, picture to begin with and mask, as 65 channels; the network knows three kinds of text."""
+    """Latent, start image and mask, as 65 channels; the network takes three kinds of text."""
     sizes = HUNYUAN_VIDEO | {"patch_size": [1, 1, 1], "in_channels": 65, "out_channels": 32, "byt5": True}
     sizes |= {
         "axes_dim": [4, 6, 6],
@@ -816,7 +816,7 @@ def krea2(dtype: torch.dtype = torch.float32) -> Family:
 
 
 def lotus(dtype: torch.dtype = torch.float32) -> Family:
-    """It turns an image into its depth in one step, without noise."""
+    """It turns an image into its depth map in one step, without noise."""
     model = model_of(
         supported.LotusD,
         unet(64, {"num_head_channels": 16}, num_classes="sequential", adm_in_channels=4),
@@ -848,7 +848,7 @@ def hunyuan_3d(dtype: torch.dtype = torch.float32) -> Family:
 
 
 def ace_step(dtype: torch.dtype = torch.float32) -> Family:
-    """Music, whose latents have the shape of a picture's."""
+    """Music, with latents that have the shape of an image's."""
     sizes = {"audio_model": "ace", "num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
     sizes |= {"mlp_ratio": 2.0, "text_embedding_dim": 8, "lyric_encoder_vocab_size": 8, "max_position": 64}
     sizes |= {"ssl_encoder_depths": [1], "ssl_names": ["mert"], "ssl_latent_dims": [8]}
@@ -872,7 +872,7 @@ BUILDERS = (
     *(qwen_image, wan_still, wan22_still, wan_video, cosmos_predict2, anima, joy_image, krea2),
     *(hunyuan_still, hunyuan15_still, mochi_still, cosmos_still, ltx_still),
 )
-# What no encoder can guide, one of each kind: a message of its own says so.
+# Models that no encoder can guide, one for each message.
 REFUSED_BUILDERS = (lotus, cog_video, hunyuan_3d, ace_step)
 FAMILIES: dict[str, Callable[..., Family]] = {
     builder.__name__: builder for builder in (*BUILDERS, *REFUSED_BUILDERS)

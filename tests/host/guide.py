@@ -1,4 +1,4 @@
-"""A MODEL guided with a test's settings, or by a gradient of the test's own."""
+"""Guides a MODEL with the settings of a test, or with a gradient that the test defines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = {entry.name for entry in fields(GuidanceConfig)}
 
 
 class OwnGradient(GradientChain):
-    """A function of a test in the place of the chain."""
+    """A function in place of the chain."""
 
     def __init__(self, function: Callable[..., ScoreGradient], through_denoiser: bool, checkpointing: bool):
         self.function = function
@@ -41,7 +41,7 @@ def guide_model(
     gradient: Callable[..., ScoreGradient] | None = None,
     **settings: Any,
 ) -> Any:
-    """The MODEL, guided.
+    """Return the guided MODEL.
 
     Args:
         gradient: in place of the chain: (denoise, x, sigma, base model) -> ScoreGradient.

@@ -1,4 +1,4 @@
-"""Marks tests of what came to the host after the oldest version that the pack works with."""
+"""Marks tests of features that the oldest supported host does not have."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The host's samplers with a shift of their state written into their source: what guidance should do, plainly.
+"""The host's samplers with a shift written into their source: the plain reference for what guidance does.
 
-The host's own source is read, one statement is added at the top of each sampler's loop, and the result is run
-in a module of its own. Nothing of the pack is used.
+The host's source is read, one statement is added at the top of each sampler's loop, and the result is run in a separate
+module. Nothing of the pack is used.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import pytest
 import torch
 from torch import Tensor
 
-# (state, sigma, step) -> the state after the shift
+# (state, sigma, step) -> shifted state
 Shift = Callable[[Tensor, Tensor, int], Tensor]
 
-# The variable that holds a sampler's state where it is not x.
+# The variable with a sampler's state, if it is not x.
 STATES = {
     "sample_ipndm": "x_next",
     "sample_ipndm_v": "x_next",
@@ -33,7 +33,7 @@ STATES = {
 
 
 class _Insert(ast.NodeTransformer):
-    """Shift the state at the top of every sampler's loop; in sa_solver also the state that its corrector makes anew."""
+    """Shift the state at the top of every sampler's loop; in sa_solver also the state from its corrector."""
 
     def __init__(self) -> None:
         self.function = ""
@@ -61,7 +61,7 @@ class _Insert(ast.NodeTransformer):
     def visit_If(self, node: ast.If) -> ast.AST:
         self.generic_visit(node)
         if self.function == "sample_sa_solver" and ast.unparse(node.test) == "corrector_order_used == 0":
-            # the corrected state replaces the shifted one; before it is evaluated again, it is shifted as much
+            # the corrected state replaces the shifted one; it gets the same shift before it is evaluated again
             again = next(
                 i for i, part in enumerate(node.orelse) if ast.unparse(part).startswith("if use_pece")
             )
@@ -70,7 +70,7 @@ class _Insert(ast.NodeTransformer):
 
 
 class _Shifter:
-    """A shift that can be repeated by as much on another tensor."""
+    """A shift that can be repeated, by the same amount, on another tensor."""
 
     def __init__(self, shift: Shift) -> None:
         self.shift = shift
@@ -99,7 +99,7 @@ def shifted_module(shift: Shift) -> ModuleType:
 
 
 class _ShiftedUniPC(comfy.extra_samplers.uni_pc.UniPC):
-    """UniPC whose state is shifted at every evaluation, predicted and corrected state alike.
+    """UniPC with its state shifted at every evaluation, both predicted and corrected.
 
     Its state is x / sqrt(1 + sigma^2), and so is the shift here.
     """
@@ -124,7 +124,7 @@ class _ShiftedUniPC(comfy.extra_samplers.uni_pc.UniPC):
         self, x: Tensor, models: list, times: list, t: Tensor, order: int, **settings: Any
     ):
         step = self._step(t)
-        if step == 1:  # the start was evaluated, but is no result of an update
+        if step == 1:  # the start is evaluated, but does not come from an update
             x = self._changed(x, 0)
         new, answer = super().multistep_uni_pc_update(x, models, times, t, order, **settings)
         return (new if answer is None else self._changed(new, step)), answer

@@ -1,4 +1,4 @@
-"""A second server, which no other test file has used, with nodes that only tests need."""
+"""A second server for test files that need a fresh one, with nodes that only tests use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NODES = Path(__file__).with_name("testing_nodes.py")
 
 @pytest.fixture(scope="session")
 def fresh_server(encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running ComfyUI like `server`, in a process of its own, with the nodes of testing_nodes.py."""
+    """A running ComfyUI like `server`, in a separate process, with the nodes of testing_nodes.py."""
     testing = tmp_path_factory.mktemp("testing_nodes")
     shutil.copyfile(NODES, testing / "__init__.py")
     links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{encoder_dir.name}": encoder_dir}
@@ -28,7 +28,7 @@ def fresh_server(encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def encoder_name(fresh_server: Server) -> str:
-    """What the encoder loader's menu calls the real encoder."""
+    """The name of the real encoder in the encoder loader's menu."""
     options = fresh_server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
     (local,) = [name for name in options if name.endswith(".safetensors")]
     return str(local)

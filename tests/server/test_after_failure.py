@@ -1,4 +1,4 @@
-"""A run that fails in the middle leaves nothing behind: the next one gives the image that a new server gives."""
+"""After a run that fails halfway, the next one gives the same image as a new server."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from jepa_core import JacobianOperator, load_encoder
 from tests.server.test_graph import graph, guided, node, patch, stock
 from tools.server import ExecutionFailed, Server
 
-# Ends of the range that have the same steps of four in it; each defeats the server's cache of results.
+# Values of end_percent that guide the same steps of four; a new value defeats the server's cache.
 ENDS: Iterator[float] = (1 - number / 1000 for number in itertools.count())
 INTERRUPTED_STEPS = 37
 RANK, OVERSAMPLING = 9, 2
 
 
 def small(prompt: dict) -> dict:
-    """The prompt for one image and an encoder of four patches, to keep the tests short."""
+    """The prompt with one image and an encoder of four patches, to keep the tests short."""
     prompt["empty"]["inputs"]["batch_size"] = 1
     prompt["encoder"]["inputs"]["image_size"] = 28
     return prompt
@@ -37,7 +37,7 @@ def pixels(server: Server, outputs: dict) -> np.ndarray:
 
 
 def guided_image(server: Server, prompt: dict) -> tuple[np.ndarray, list[int]]:
-    """Run the prompt on the server with the counting node; returns its image, and how many tensors live after it."""
+    """Run the prompt with the counting node; returns the image, and the number of tensors alive after it."""
     prompt["count"] = node("LiveTensors", after=["decode", 0])
     outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
     return pixels(server, outputs), outputs["count"]["tensors"]
@@ -49,7 +49,7 @@ def simple(encoder: str) -> dict:
 
 @pytest.fixture(scope="module")
 def first(fresh_server: Server, encoder_name: str) -> tuple[np.ndarray, list[int]]:
-    """The guided image before anything failed, and the tensors that lived after it."""
+    """The guided image before any failure, and the number of tensors alive after it."""
     return guided_image(fresh_server, simple(encoder_name))
 
 
@@ -72,7 +72,7 @@ def a_latent_that_is_no_number(encoder: str) -> tuple[dict, str]:
 
 def a_denoiser_that_fails_in_a_guided_step(encoder: str) -> tuple[dict, str]:
     prompt = graph(encoder, guided(gradient_path="through denoiser"))
-    # called once in the first step, which is free, and twice in a guided one: this is the second of them
+    # one call in the first step, which is unguided, and two in a guided one: this is the second of those
     prompt["failing"] = node("FailingModel", model=["demo", 0], call=4)
     prompt["sample"]["inputs"]["model"] = ["failing", 0]
     return prompt, "failed on purpose"
@@ -103,18 +103,18 @@ def test_the_next_run_gives_the_image_of_another_server(
 
 
 def seconds_of_a_pass(encoder_dir: Path) -> float:
-    """Seconds of one backward pass through the encoder, for as many directions as the interrupted run takes at once."""
+    """The time of one backward pass through the encoder, with as many directions as in the interrupted run."""
     encoder = load_encoder(encoder_dir, image_size=224)
     image = encoder.preprocess(torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1)))
     jacobian = JacobianOperator(encoder, image[0])
-    jacobian.vjp(torch.ones(1, encoder.embed_dim))  # the forward pass, which all backward passes share
+    jacobian.vjp(torch.ones(1, encoder.embed_dim))  # the forward pass, shared by all backward passes
     start = time.monotonic()
     jacobian.vjp(torch.eye(RANK + OVERSAMPLING, encoder.embed_dim))
     return time.monotonic() - start
 
 
 def wait_until_sampling(server: Server, steps: int) -> None:
-    """Wait until the server's progress bar shows a run of so many steps; its models are loaded by then."""
+    """Wait until the server reports progress of a run with `steps` steps; its models are loaded by then."""
     deadline = time.monotonic() + 120
     while not re.search(rf"\b0/{steps} \[", server.log()):
         assert time.monotonic() < deadline, server.log()[-2000:]
@@ -134,7 +134,7 @@ def test_an_interrupt_in_a_guided_step_ends_the_run_within_few_encoder_passes(
     prompt["sample"]["inputs"]["steps"] = INTERRUPTED_STEPS
     running = fresh_server.queue(prompt)
     wait_until_sampling(fresh_server, INTERRUPTED_STEPS)
-    time.sleep(0.5)  # a step takes seconds, so that this lies in the middle of the first
+    time.sleep(0.5)  # a step takes seconds, so this is in the middle of the first
     start = time.monotonic()
     fresh_server.interrupt()
     with pytest.raises(ExecutionFailed) as failed:
@@ -142,7 +142,7 @@ def test_an_interrupt_in_a_guided_step_ends_the_run_within_few_encoder_passes(
     seconds = time.monotonic() - start
     assert failed.value.event == "execution_interrupted"
     assert failed.value.node_type == "JEPAGuidedKSampler"
-    # some passes take twice as many directions; a second is for the server's own work
+    # some passes take twice as many directions; one second is for the server itself
     assert seconds < 1 + 4 * seconds_of_a_pass(encoder_dir)
 
     image, tensors = guided_image(fresh_server, simple(encoder_name))

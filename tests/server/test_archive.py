@@ -1,8 +1,8 @@
-"""The archive that the Comfy Registry would publish: what is in it, and that a host runs it as it is.
+"""The archive that the Comfy Registry would publish: its contents, and that a host runs it as it is.
 
-`comfy node pack` and `comfy node publish` take the files that git tracks, less those that .comfyignore names in git's
-patterns. That is done again here, without comfy-cli and the packages that it brings; the list was the same as the one
-of comfy-cli 1.23.0. Files that git neither tracks nor ignores are taken as well, as they will be once committed.
+`comfy node pack` and `comfy node publish` take the files that git tracks, except those matched by .comfyignore. This is
+repeated here without comfy-cli and its dependencies; the list agreed with that of comfy-cli 1.23.0. Untracked files that
+git does not ignore are included, as they will be once committed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOP = {
     *("assets", "docs", "host", "jepa_core", "locales", "nodes", "web", "workflows"),
 }
 
-# What the registry's scan flags, and what would deserve it.
+# What the registry's scan flags, or should flag.
 STARTS_PROGRAMS = {"subprocess", "multiprocessing", "pty", "pip", "ensurepip", "ctypes"}
 RUNS_TEXT = {"pickle", "marshal", "shelve", "dill", "runpy", "code", "zipimport", "base64", "importlib"}
 SPEAKS_TO_NETWORK = {
@@ -45,7 +45,7 @@ METHODS = {
     *("import_module", "system", "popen", "startfile", "fork", "execv", "execve", "spawnv", "posix_spawn"),
     *("urlopen", "urlretrieve", "snapshot_download", "load_state_dict_from_url"),
 }
-# The only file that reaches the network: two files of a repository named in it, when an encoder is asked for.
+# The only file that uses the network, to download two files of a repository named in it when a user picks an encoder.
 DOWNLOADS = "jepa_core/hub.py"
 
 
@@ -82,7 +82,7 @@ def archive(files: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server_of_archive(
     archive: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A ComfyUI whose only custom node is the unpacked archive, in a folder of the project's name."""
+    """A ComfyUI with only the unpacked archive as a custom node, in a folder with the project's name."""
     base = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(archive) as content:
         content.extractall(base / "custom_nodes" / NAME)
@@ -156,7 +156,7 @@ def test_published_code_can_be_read_as_cp1252(sources):
 
 
 def modules(tree: ast.Module) -> set[str]:
-    """The first names of the modules that a file imports from outside the pack."""
+    """The top-level names of modules that a file imports from outside the pack."""
     found = set()
     for part in ast.walk(tree):
         if isinstance(part, ast.Import):
@@ -167,7 +167,7 @@ def modules(tree: ast.Module) -> set[str]:
 
 
 def doubtful(tree: ast.Module) -> Iterator[str]:
-    """What a file names that runs text or programs, fetches, unpickles or takes one kind of device for granted."""
+    """Names in a file that run code or programs, download, unpickle, or assume one kind of device."""
     for part in ast.walk(tree):
         match part:
             case ast.Name(id=name) if name in FUNCTIONS | METHODS:
@@ -175,14 +175,14 @@ def doubtful(tree: ast.Module) -> Iterator[str]:
             case ast.Attribute(attr=name) if name in METHODS:
                 yield name
             case ast.Call(func=ast.Attribute(attr="from_pretrained"), args=[ast.Constant(value=None), *_]):
-                pass  # builds the network for weights that it is given; a name or a folder would be looked up
+                pass  # only builds the network; with a name or a folder it would look for files
             case ast.Call(func=ast.Attribute(attr="from_pretrained" | "cuda" as name)):
                 yield name
             case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="load")):
                 yield "torch.load"
 
 
-def test_published_code_starts_no_program_and_runs_no_text(sources):
+def test_published_code_starts_no_program_and_evaluates_no_text(sources):
     for path, tree in sources.items():
         assert not modules(tree) & (STARTS_PROGRAMS | RUNS_TEXT), path
         assert not list(doubtful(tree)), path
@@ -199,7 +199,7 @@ def test_published_code_starts_no_program_and_runs_no_text(sources):
         "Model.from_pretrained('name')",
     ],
 )
-def test_what_is_doubtful_is_found(line):
+def test_doubtful_names_are_found(line):
     assert list(doubtful(ast.parse(line)))
 
 

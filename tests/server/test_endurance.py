@@ -1,4 +1,4 @@
-"""A server that guides for hours keeps no more memory than one that has just begun."""
+"""A server that guides for hours uses no more memory than a new one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools.server import Server
 FIGURES = Path(__file__).with_name("endurance.json")
 KINDS = ("guided", "guided through the denoiser", "guided by the patch", "guided and scored")
 WARM_UP = 200  # guided steps
-# One latent or one picture of the demo generator that every step left behind would be 48.
+# One latent or image of the demo generator left behind by each step would be 48.
 ALLOWED_KIB = 16.0
 
 
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
 
 
 def prompt_of(kind: str, encoder: str, seed: int, steps: int) -> dict:
-    """One image, every step of it guided, at the least that the encoder takes: four patches."""
+    """One image, guided at every step, with the smallest encoder input: four patches."""
     everywhere = {"start_percent": 0.0, "end_percent": 1.0}
     if kind == "unguided":
         sampler = stock()
@@ -46,7 +46,7 @@ def prompt_of(kind: str, encoder: str, seed: int, steps: int) -> dict:
     else:
         sampler = guided(**everywhere)
     prompt = graph(encoder, sampler)
-    # another seed each time, or the server would take the last result from its cache
+    # another seed each time, since the server caches results
     prompt["sample"]["inputs"] |= {"seed": seed, "steps": steps}
     prompt["empty"]["inputs"]["batch_size"] = 1
     prompt["encoder"]["inputs"]["image_size"] = 28
@@ -60,7 +60,7 @@ def prompt_of(kind: str, encoder: str, seed: int, steps: int) -> dict:
 def sample_memory(
     server: Server, encoder: str, kinds: Iterable[str], steps_each: int, first_seed: int
 ) -> list[Sample]:
-    """Run one prompt for each of `kinds`, and look at the server's process after it."""
+    """Run one prompt for each of `kinds`, and sample the server's process after it."""
     process = psutil.Process(server.process.pid)
     samples = []
     for number, kind in enumerate(kinds):
@@ -74,9 +74,9 @@ def sample_memory(
 
 
 def growth(samples: list[Sample]) -> float:
-    """KiB of resident memory a step: the median slope between samples of the first and of the second half.
+    """Growth of resident memory in KiB per step: the median slope between samples of the first and the second half.
 
-    (Theil and Sen's estimate, which a single jump of the allocator does not move.)
+    (The Theil-Sen estimator, which is robust to single jumps of the allocator.)
     """
     half = len(samples) // 2
     slopes = [(b.resident - a.resident) / (b.steps - a.steps) for a in samples[:half] for b in samples[half:]]
@@ -84,7 +84,7 @@ def growth(samples: list[Sample]) -> float:
 
 
 def live_by_kind(samples: list[Sample]) -> dict[str, set[tuple[int, int]]]:
-    """How many tensors lived after the runs of each kind, and their bytes: one pair each where nothing is kept."""
+    """The numbers and sizes of tensors alive after the runs of each kind; a single pair if nothing leaks."""
     return {
         kind: {(s.tensors, s.bytes) for s in samples if s.kind == kind} for kind in {s.kind for s in samples}
     }

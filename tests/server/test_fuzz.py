@@ -1,4 +1,4 @@
-"""Workflows from strangers: mutated prompts sent to a live server, which answers all of them and runs on."""
+"""Untrusted workflows: a live server answers mutated prompts and keeps running."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.server.test_workflows import api_prompt, small, workflow
 from tools.server import ExecutionFailed, Server
 
 RECORD = Path(__file__).with_name("fuzz.json")
-# A prompt that runs longer is stopped: the fuzzer may ask for ten thousand steps.
+# Longer prompts are stopped: the fuzzer may ask for ten thousand steps.
 SECONDS = 4.0
 SMALL = {"rank": 2, "oversampling": 0, "power_iterations": 0}
 
@@ -48,7 +48,7 @@ CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "Pre
 
 
 def seeds_of(encoder: str) -> list[dict[str, dict]]:
-    """Good prompts, small ones, that use every node of the pack."""
+    """Small valid prompts that use every node of the pack."""
     score = node(
         "JEPAScoreImage",
         images=["decode", 0],
@@ -93,7 +93,7 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
 
 
 def template(name: str, info: dict, encoder: str) -> dict[str, dict]:
-    """A template as a small prompt, with stock nodes beside it whose values any input may be linked to."""
+    """A template as a small prompt, with additional stock nodes to link inputs to."""
     prompt = small(api_prompt(workflow(name), info), encoder)
     for key, one in list(prompt.items()):
         changes = {
@@ -111,13 +111,13 @@ def template(name: str, info: dict, encoder: str) -> dict[str, dict]:
     prompt["huge"] = node("PrimitiveInt", value=9 * 10**18)
     prompt["nan"] = node("PrimitiveFloat", value="nan")
     prompt["text"] = node("PrimitiveString", value="x")
-    # lets any type through to any input
+    # passes any type to any input
     prompt["switch"] = node("ComfySwitchNode", switch=False, on_false=["text", 0], on_true=["huge", 0])
     return prompt
 
 
 def mutated(prompt: dict, rng: random.Random) -> dict:
-    """One to three changes of a prompt; the sizes of the image stay small, which are the host's own matter."""
+    """One to three changes of a prompt. Image sizes stay small; limiting them is the host's job."""
     prompt = deepcopy(prompt)
     for _ in range(rng.randint(1, 3)):
         ours = [name for name, one in prompt.items() if one.get("class_type") in OURS] or list(prompt)
@@ -145,9 +145,9 @@ def mutated(prompt: dict, rng: random.Random) -> dict:
 
 
 def spared(prompt: dict, info: dict) -> dict:
-    """Drop links under a name that is no input of their node: the host's worker can die of them, whatever the nodes.
+    """Drop links whose name is not an input of their node: they can crash the host's worker, whatever the nodes.
 
-    It follows such links without having validated what they lead to (an IndexError in its execution list).
+    It follows such links without validation (an IndexError in its execution list).
     """
     for one in prompt.values():
         inputs, kind = one.get("inputs"), one.get("class_type")
@@ -175,12 +175,12 @@ def post(server: Server, prompt: dict) -> tuple[int, dict]:
 
 
 def outcome(server: Server, prompt: dict) -> tuple[str, str]:
-    """How the server took a prompt, and what it said of it. One that runs for long is interrupted."""
+    """What became of a prompt, and the message. Long runs are interrupted."""
     status, answer = post(server, prompt)
     if status >= 500:
         return "the host's own error", str(answer)[:300]
     if status != 200 or answer.get("node_errors"):
-        if "prompt_id" in answer:  # its other outputs run
+        if "prompt_id" in answer:  # the other outputs run
             finish(server, answer["prompt_id"])
         return "refused by validation", json.dumps(answer)
     return finish(server, answer["prompt_id"])
@@ -201,23 +201,23 @@ def finish(server: Server, prompt_id: str) -> tuple[str, str]:
 
 
 def tracebacks(log: str) -> Iterator[tuple[list[str], str]]:
-    """The final tracebacks of a log: the files of their frames, and the line of the exception."""
+    """The final tracebacks in a log: the files of their frames, and the exception line."""
     for block in re.split(r"^Traceback \(most recent call last\):\n", log, flags=re.M)[1:]:
         lines = block.splitlines()
         end = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), len(lines) - 1)
         rest = "\n".join(lines[end + 1 : end + 4])
         if "direct cause of the following exception" in rest or "another exception occurred" in rest:
-            continue  # what follows it is what was raised
+            continue  # the traceback after it is the one that was raised
         yield re.findall(r'^  File "([^"]+)"', "\n".join(lines[:end]), flags=re.M), lines[end]
 
 
-# The pack's folders, as the log names their files. Not all of ROOT: the host may lie in it, or beside it.
+# The pack's folders, as they appear in the log. Not all of ROOT, since the host may be inside it.
 PACK = tuple(str(ROOT / folder / "x")[:-1] for folder in ("nodes", "host", "jepa_core"))
 MESSAGES = ("ValueError", "EncoderFileError", "EncoderDownloadError", "DemoFileError", "DJEPAFileError")
 
 
 def careless(log: str) -> list[str]:
-    """Tracebacks through this pack that do not end in a message that the pack itself wrote."""
+    """Tracebacks through this pack that do not end in one of the pack's own messages."""
     found = []
     for files, exception in tracebacks(log):
         ours = [file.startswith(PACK) or "custom_nodes/jepa-guidance" in file for file in files]
@@ -231,7 +231,7 @@ def careless(log: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def fuzzed(encoder_dir: Path) -> Iterator[Server]:
-    """A server of its own: its log is read."""
+    """A separate server, since its log is read."""
     links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{encoder_dir.name}": encoder_dir}
     with Server(HOST, links, cpu=not torch.cuda.is_available()) as server:
         yield server
@@ -243,7 +243,7 @@ def picture(server: Server, prompt: dict) -> np.ndarray:
 
 
 def fuzz(server: Server, count: int, seed: int, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Send `count` mutated prompts, of these templates if any are named; returns how often what came of them."""
+    """Send `count` mutated prompts, of these templates if any are given; returns how often each outcome occurred."""
     info = server.object_info()
     options = info["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
     (encoder,) = [name for name in options if name.endswith(".safetensors")]
@@ -259,12 +259,12 @@ def fuzz(server: Server, count: int, seed: int, names: Sequence[str] = ()) -> di
         except TimeoutError as error:
             raise AssertionError(f"prompt {number} never ended: {json.dumps(prompt)}") from error
         outcomes[what] += 1
-        # whatever is refused or fails says something
+        # every refusal and failure has a message
         assert what in ("ran", "interrupted") or said, (number, prompt)
         assert server.process.poll() is None, (number, prompt)
     found = careless(server.log())
     assert not found, "\n\n".join(found)
-    # another name of the output, so that the server does not answer from its cache
+    # another output name, so that the server does not use its cache
     for prompt, expected in zip(prompts, before, strict=False):
         server._request(
             "/free", json.dumps({"unload_models": True, "free_memory": True}).encode(), "application/json"
@@ -276,7 +276,7 @@ def fuzz(server: Server, count: int, seed: int, names: Sequence[str] = ()) -> di
     return {"prompts": count, **dict(sorted(outcomes.items()))}
 
 
-def test_a_server_lives_through_mutated_prompts(fuzzed):
+def test_a_server_survives_mutated_prompts(fuzzed):
     outcomes = fuzz(fuzzed, 60, seed=1)
     assert outcomes["refused by validation"] > 10
     assert outcomes["ran"] > 5
@@ -284,7 +284,7 @@ def test_a_server_lives_through_mutated_prompts(fuzzed):
 
 @pytest.mark.long
 @pytest.mark.timeout(5400)
-def test_a_server_lives_through_two_thousand_mutated_prompts(fuzzed):
+def test_a_server_survives_two_thousand_mutated_prompts(fuzzed):
     begun = time.monotonic()
     outcomes = fuzz(fuzzed, 2000, seed=2)
     RECORD.write_text(json.dumps(outcomes | {"seconds": round(time.monotonic() - begun)}, indent=1) + "\n")
@@ -292,7 +292,7 @@ def test_a_server_lives_through_two_thousand_mutated_prompts(fuzzed):
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_a_server_lives_through_mutated_templates_with_links_to_anything(fuzzed, tmp_path):
+def test_a_server_survives_mutated_templates_with_links_to_anything(fuzzed, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "example.png")
     fuzzed.upload(tmp_path / "example.png")
     outcomes = fuzz(fuzzed, 300, seed=3, names=["jepa_demo_ab", "jepa_score_images"])
@@ -320,6 +320,6 @@ CARELESS = """Traceback (most recent call last):
         ('  File "/site-packages/torch/x.py", line 3, in mul\n    y\n', "ValueError: bad split", 1),
     ],
 )
-def test_the_log_is_read_for_tracebacks_that_are_no_messages(more, exception, expected):
+def test_tracebacks_without_a_message_are_found_in_the_log(more, exception, expected):
     log = "start\n" + CARELESS.format(more=more, exception=exception) + "end\n"
     assert len(careless(log)) == expected

@@ -1,4 +1,4 @@
-"""The real server runs the real graph over HTTP: demo generator, real encoder, guided and scored."""
+"""Real graphs on a real server over HTTP: the demo generator and a real encoder, guided and scored."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def node(kind: str, **inputs: Any) -> dict:
 
 
 def graph(encoder: str, sampler: dict[str, dict], latent: list | None = None) -> dict[str, dict]:
-    """A prompt: the demo generator, `sampler` (nodes named by id; its LATENT is `latent`), an image saved."""
+    """A prompt: the demo generator, the nodes `sampler` (by id; LATENT comes from `latent`), and a saved image."""
     return {
         "demo": node("JEPADemoLoader"),
         "face": node("JEPADemoClass", class_name="face"),
         "any": node("JEPADemoClass", class_name="any"),
         "empty": node("EmptyLatentImage", width=64, height=64, batch_size=2),
-        # small, to keep the test short; everything else is as an artist runs it
+        # small, to keep the test short; everything else is as users run it
         "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
         **sampler,
         "decode": node("VAEDecode", samples=latent or ["sample", 0], vae=["demo", 1]),
@@ -107,7 +107,7 @@ def run(server: Server):
 
 
 def schema_of(info: dict[str, Any]) -> dict[str, Any]:
-    """What saved workflows depend on: ids, order, types, defaults and ranges; not menus, not tooltips."""
+    """The schema that saved workflows depend on: ids, order, types, defaults and ranges; not menus or tooltips."""
     inputs = []
     for section in ("required", "optional"):
         for name in info["input_order"].get(section, []):
@@ -143,7 +143,7 @@ def test_the_same_seed_gives_another_image_when_guided_and_the_same_one_again(ru
     assert first.shape == plain.shape == (2, 64, 64, 3)
     difference = np.abs(first.astype(int) - plain.astype(int))
     assert difference.max(axis=(1, 2, 3)).min() > 10
-    # another end of the range, with the same steps in it, forces the server to run again instead of serving its cache
+    # another end of the range that guides the same steps makes the server run again instead of using its cache
     again = run(graph(encoder, guided(end_percent=0.999)))
     assert np.array_equal(first, again)
 
@@ -248,7 +248,7 @@ def test_the_server_runs_on_after_a_refusal(run, encoder):
 
 
 def test_two_guides_a_judge_and_scores_under_each(server, run, encoder):
-    """The same file at two sizes: two encoders, and one copy of the weights."""
+    """The same file at two sizes: two encoders that share the weights."""
     pair = {
         "other": node("JEPAEncoderLoader", encoder=encoder, image_size=42),
         "both": node(
@@ -277,7 +277,7 @@ def test_two_guides_a_judge_and_scores_under_each(server, run, encoder):
         assert f"{0.25 * first + 0.75 * second:.2f} ({first:.2f}, {second:.2f})" in rows[index]
 
 
-def test_weights_for_non_commercial_use_are_not_fetched_unasked(server, encoder):
+def test_weights_for_non_commercial_use_are_not_downloaded_without_consent(server, encoder):
     prompt = graph(encoder, guided())
     prompt["encoder"]["inputs"]["encoder"] = "ijepa_vith14_1k"
     with pytest.raises(ExecutionFailed) as failed:
@@ -286,7 +286,7 @@ def test_weights_for_non_commercial_use_are_not_fetched_unasked(server, encoder)
     assert "non_commercial" in str(failed.value)
 
 
-def test_the_menu_tells_sizes_and_licences_before_anything_is_fetched(server):
+def test_the_menu_shows_sizes_and_licences_before_any_download(server):
     section = server.object_info()["JEPAEncoderLoader"]["input"]
     tooltip = section["required"]["encoder"][1]["tooltip"]
     for name, source in ENCODERS.items():
@@ -301,7 +301,7 @@ DJEPA = {"class_name": "heart", "seed": 5, "batch_size": 2, "steps": 4, "cfg": 2
 
 
 def djepa(**changes: Any) -> dict[str, dict]:
-    """A prompt: the D-JEPA of this pack, decoded and saved."""
+    """A prompt: an image of this pack's D-JEPA, decoded and saved."""
     return {
         "loader": node("DJEPALoader", model=DJEPA_DEMO),
         "draw": node("DJEPASampler", djepa=["loader", 0], **DJEPA | {"denoising_steps": 4} | changes),
@@ -314,7 +314,7 @@ def test_a_djepa_draws_the_same_images_again_and_others_for_another_seed(run):
     first = run(djepa())
     assert first.shape == (2, 64, 64, 3)
     (second,) = run(djepa(seed=6, batch_size=1))
-    # image 1 of seed 5 is the image of seed 6, up to what batches do to rounding
+    # image 1 of seed 5 is the image of seed 6, up to rounding that depends on the batch size
     assert np.abs(first[1].astype(int) - second.astype(int)).max() <= 2
     assert np.abs(first[0].astype(int) - second.astype(int)).max() > 10
     warm = run(djepa(temperature=1.2))
@@ -351,7 +351,7 @@ def test_a_trace_is_drawn_as_a_picture(server, encoder):
     assert blue.sum() > 200  # a curve over several guided steps
 
 
-def test_the_rarest_of_a_batch_are_kept_with_their_scores_and_places(server, encoder):
+def test_the_rarest_of_a_batch_are_kept_with_their_scores_and_indices(server, encoder):
     keep = {"images": ["decode", 0], "encoder": ["encoder", 0], "count": 2, "mode": "projected"}
     prompt = djepa(batch_size=4) | {
         "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
@@ -374,7 +374,7 @@ def test_the_rarest_of_a_batch_are_kept_with_their_scores_and_places(server, enc
     assert len(outputs["rank"]["images"]) == 1
 
 
-def test_a_map_of_the_rarity_is_drawn_and_its_mask_goes_on(server, encoder):
+def test_a_rarity_map_is_drawn_and_its_mask_can_be_used(server, encoder):
     prompt = djepa(batch_size=2) | {
         "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
         "map": node(
@@ -412,7 +412,7 @@ def test_a_score_is_placed_among_reference_images(server, encoder):
         "percentiles": node("PreviewAny", source=["score", 3]),
     }
     outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
-    # the images themselves are the reference
+    # the reference is the images themselves
     assert sorted(float(text) for text in outputs["percentiles"]["text"]) == pytest.approx(
         [100 / 6, 50, 500 / 6]
     )
@@ -439,7 +439,7 @@ def test_a_run_that_is_not_guided_says_so_in_the_saved_image(server, encoder):
 
 
 def metadata_of(server: Server, prompt: dict) -> dict[str, str]:
-    """The text of the first image that a prompt saves, queued the way the page queues it."""
+    """The metadata of the first image that a prompt saves, queued as the page does."""
     queued = server.queue(prompt, {"extra_pnginfo": {"workflow": {"nodes": []}}})
     (first, *_) = server.wait(queued, timeout=300)["outputs"]["save"]["images"]
     return Image.open(io.BytesIO(server.image(first))).text

@@ -1,4 +1,4 @@
-"""Values through links from stock nodes: the host checks neither their size nor, behind a switch, their type."""
+"""Linked values from stock nodes: the host does not check their range nor, behind a switch node, their type."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def prompts(server: Server) -> dict[str, dict]:
-    """A prompt for each of our nodes, by the id of that node in it."""
+    """A prompt for each of our nodes, by the id of the node."""
     options = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
     (encoder,) = [name for name in options if name.endswith(".safetensors")]
     simple = graph(encoder, guided())
@@ -90,7 +90,7 @@ def test_a_linked_value_is_refused_by_a_message_that_names_the_input(server, pro
     kind, value = SOURCES[source]
     prompt = prompts[place] | {
         "source": node(kind, value=value),
-        # lets any type through
+        # passes any type
         "switch": node("ComfySwitchNode", switch=False, on_false=["source", 0], on_true=["source", 0]),
     }
     changed = prompt[place]

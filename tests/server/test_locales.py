@@ -1,4 +1,4 @@
-"""The texts of the nodes in four languages: complete, and those that the server hands to the page."""
+"""The texts of the nodes in four languages: complete, and the server sends them to the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def texts(language: str, file: str) -> dict[str, Any]:
 
 
 def flat(part: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
-    """Every text by its path of keys."""
+    """All texts, by their path of keys."""
     if isinstance(part, str):
         return {path: part}
     return {key: text for name, inner in part.items() for key, text in flat(inner, (*path, name)).items()}
@@ -50,10 +50,8 @@ def test_every_text_has_a_translation(language: str, file: str) -> None:
 
 
 @pytest.mark.parametrize("language", OTHERS)
-def test_what_menus_hold_is_named_in_their_tooltips_as_it_is_in_the_menu(
-    server: Server, language: str
-) -> None:
-    """Menus are not translated, so an explanation of their entries has to name them in English."""
+def test_tooltips_name_menu_options_as_the_menu_does(server: Server, language: str) -> None:
+    """Menus are not translated, so tooltips must name their options in English."""
     info = server.object_info()
     for name, node in texts(language, "nodeDefs.json").items():
         for key, entry in node["inputs"].items():
@@ -67,7 +65,7 @@ def test_what_menus_hold_is_named_in_their_tooltips_as_it_is_in_the_menu(
                     assert option in entry["tooltip"], f"{name}.{key}: {option}"
 
 
-def test_the_server_hands_them_to_the_page(server: Server) -> None:
+def test_the_server_sends_them_to_the_page(server: Server) -> None:
     handed = json.loads(server.get("/i18n"))
     for language in LANGUAGES:
         assert (

@@ -1,4 +1,4 @@
-"""The templates in workflows/ are what the web page would save, and the server takes them as they are."""
+"""The templates in workflows/ are as the web page would save them, and the server accepts them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tools.server import PromptRefused, Server
 
 FOLDER = Path(__file__).absolute().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
-# Nodes that live in the web page alone: they are drawn and never queued.
+# Nodes that exist only on the web page and are never queued.
 PAGE_ONLY = ("MarkdownNote", "Note")
-# Inputs that name a file which the user has and a test host has not.
+# Inputs that name a file that users have and the test host does not.
 MODEL_FILES = ("ckpt_name",)
 WITHOUT_CHECKPOINT = (
     "jepa_demo_ab",
@@ -59,7 +59,7 @@ def is_widget(kind: str | list, options: dict) -> bool:
 
 
 def companion(name: str, kind: str | list, options: dict) -> tuple[str, ...]:
-    """What the page's extra widget after this input may hold; () when there is no such widget."""
+    """The values of the extra widget that the page adds after this input; () if there is none."""
     if options.get("image_upload"):
         return ("image",)
     seed = kind == "INT" and name in ("seed", "noise_seed")
@@ -67,7 +67,7 @@ def companion(name: str, kind: str | list, options: dict) -> tuple[str, ...]:
 
 
 def widgets(node: Node, info: Workflow) -> dict[str, Any]:
-    """The node's widget values by input name; fails when they are too few, too many or misplaced."""
+    """The node's widget values by input name; fails if there are too few, too many, or any is misplaced."""
     values = list(node.get("widgets_values", []))
     named: dict[str, Any] = {}
     for name, kind, options in declared(info):
@@ -83,7 +83,7 @@ def widgets(node: Node, info: Workflow) -> dict[str, Any]:
 
 
 def check_value(name: str, value: Any, kind: str | list, options: dict) -> None:
-    """Fail unless the widget could hold the value."""
+    """Fail unless the value is valid for the widget."""
     if isinstance(kind, list) or kind == "COMBO":
         menu = kind if isinstance(kind, list) else options["options"]
         assert value in menu or name in MODEL_FILES, f"{name}: {value} is not in {menu}"
@@ -119,7 +119,7 @@ def infos(server: Server) -> Workflow:
 
 @pytest.fixture(scope="module", autouse=True)
 def example_image(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Put example.png, which every host has, into the test server's empty input folder."""
+    """Upload example.png, which comes with every host, to the test server's empty input folder."""
     path = tmp_path_factory.mktemp("input") / "example.png"
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -135,7 +135,7 @@ def local(infos: Workflow) -> str:
 
 
 def small(prompt: dict[str, Node], encoder: str) -> dict[str, Node]:
-    """The prompt with the local encoder, at a size that keeps the test short."""
+    """The prompt with the local encoder, small enough to keep the test short."""
     for node in of_type(prompt, "JEPAEncoderLoader").values():
         node["inputs"] |= {"encoder": encoder, "image_size": 56}
     return prompt
@@ -160,7 +160,7 @@ def test_every_node_exists_with_these_inputs_and_outputs(infos, name):
         info = infos[node["type"]]
         kinds = {key: "COMBO" if isinstance(kind, list) else kind for key, kind, _ in declared(info)}
         slots = [key for key, kind, options in declared(info) if not is_widget(kind, options)]
-        # sockets come first, in the declared order; the sockets of widgets that are linked follow
+        # sockets come first, in declared order, then the sockets of linked widgets
         shown = [slot["name"] for slot in node["inputs"]]
         assert shown[: len(slots)] == slots, node["type"]
         assert all(slot["widget"]["name"] == slot["name"] for slot in node["inputs"][len(slots) :])
@@ -170,7 +170,7 @@ def test_every_node_exists_with_these_inputs_and_outputs(infos, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_links_join_what_they_say(name):
+def test_links_connect_the_sockets_that_they_name(name):
     graph = workflow(name)
     nodes = {node["id"]: node for node in graph["nodes"]}
     assert len(nodes) == len(graph["nodes"])
@@ -190,7 +190,7 @@ def test_links_join_what_they_say(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_widget_holds_a_value_that_it_takes(infos, name):
+def test_every_widget_has_a_valid_value(infos, name):
     for node in real_nodes(workflow(name)):
         info = infos[node["type"]]
         named = widgets(node, info)
@@ -200,7 +200,7 @@ def test_every_widget_holds_a_value_that_it_takes(infos, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_node_covers_another_and_a_note_explains(name):
+def test_no_nodes_overlap_and_a_note_explains_the_graph(name):
     graph = workflow(name)
     boxes = []
     for node in graph["nodes"]:
@@ -215,7 +215,7 @@ def test_no_node_covers_another_and_a_note_explains(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_CHECKPOINT])
-def test_the_server_misses_nothing_but_the_checkpoint(server, infos, name):
+def test_only_the_checkpoint_is_missing_on_the_server(server, infos, name):
     prompt = api_prompt(workflow(name), infos)
 
     def faults(candidate: dict[str, Node]) -> set[tuple[str, str]]:
@@ -226,7 +226,7 @@ def test_the_server_misses_nothing_but_the_checkpoint(server, infos, name):
 
     missing = {("CheckpointLoaderSimple", "value_not_in_list")}
     assert faults(prompt) == missing
-    # the same question about a graph with one more fault, so that the answer above means something
+    # with one more fault, to show that faults are found
     broken = copy.deepcopy(prompt)
     (latent,) = of_type(broken, "EmptyLatentImage").values()
     latent["inputs"]["width"] = 1
@@ -240,7 +240,7 @@ def test_one_dial_sets_the_seed_of_both_samplers(infos, name):
     (stock,) = of_type(prompt, "KSampler").values()
     (guided,) = of_type(prompt, "JEPAGuidedKSampler").values()
     assert stock["inputs"]["seed"] == guided["inputs"]["seed"] == [dial, 0]
-    # and whatever else a stock sampler has is equal, so that guidance is the only difference
+    # all other settings are equal too, so guidance is the only difference
     assert stock["inputs"].items() <= guided["inputs"].items()
 
 
@@ -267,7 +267,7 @@ def test_the_demo_runs_and_gives_pictures_and_scores(server, infos, local):
     assert not np.array_equal(unguided, guided)
     for key in of_type(prompt, "PreviewAny"):
         (text,) = entry["outputs"][key]["text"]
-        assert len(text.splitlines()) == 4  # two images between what it is and how it was taken
+        assert len(text.splitlines()) == 4  # two images between the headline and the settings
 
 
 def test_scoring_runs_and_shows_the_score(server, infos, local):
@@ -292,20 +292,20 @@ def test_a_djepa_draws_and_redraws_half(server, infos):
         pictures[node["inputs"]["filename_prefix"]] = np.stack(pixels).astype(int)
     drawn, redrawn = pictures["jepa/djepa"], pictures["jepa/djepa_redrawn"]
     assert drawn.shape == redrawn.shape == (4, 256, 256, 3)
-    # the decoder sees a few tokens around each; what is far above the border stays
+    # the decoder sees a few tokens around each; pixels far above the border are unchanged
     assert np.abs(redrawn[:, :48] - drawn[0, :48]).max() <= 8
     assert all(np.abs(one[128:] - drawn[0, 128:]).max() > 20 for one in redrawn)
 
 
 def test_two_guides_run_from_one_seed_and_are_scored_under_each(server, infos, local):
     prompt = small(api_prompt(workflow("jepa_two_guides"), infos), local)
-    # as the test host has one encoder, the second guide is the same one at another size
+    # the test host has one encoder; the second guide is the same one at another size
     loaders = of_type(prompt, "JEPAEncoderLoader")
     next(iter(loaders.values()))["inputs"]["image_size"] = 42
     samplers = of_type(prompt, "JEPAGuidedKSampler")
     (dial,) = of_type(prompt, "PrimitiveInt")
     assert [node["inputs"]["seed"] for node in samplers.values()] == 3 * [[dial, 0]]
-    # guides, seed and judges aside, the rows are equal
+    # the rows are equal except for guides, seed and judges
     own = ("encoder", "judge")
     settings = [
         {key: value for key, value in node["inputs"].items() if key not in own} for node in samplers.values()
@@ -332,4 +332,4 @@ def test_two_guides_run_from_one_seed_and_are_scored_under_each(server, infos, l
     assert not any(np.array_equal(pictures[a], pictures[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
     for key in of_type(prompt, "PreviewAny"):
         (text,) = entry["outputs"][key]["text"]
-        assert text.splitlines()[1].count(",") == 1  # under each of two
+        assert text.splitlines()[1].count(",") == 1  # under each of the two

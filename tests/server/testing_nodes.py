@@ -1,4 +1,4 @@
-"""Nodes that tests bring along to their own server: one that counts what is alive there, and two that do harm."""
+"""Nodes for the test server: one counts live tensors, two cause failures."""
 
 import gc
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 class LiveTensors:
-    """Counts the tensors that live in the server's process, and the bytes that they hold together."""
+    """Counts the live tensors in the server's process, and their bytes."""
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "testing", "count", (), True
 
@@ -17,7 +17,7 @@ class LiveTensors:
 
     def count(self, after: torch.Tensor) -> dict:
         gc.collect()
-        # not isinstance: it would ask lazy proxies for a class, which makes what they stand for
+        # not isinstance: it would trigger lazy proxies
         found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
         storages = [tensor.untyped_storage() for tensor in found if tensor.layout is torch.strided]
         sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}

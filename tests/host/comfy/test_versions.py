@@ -1,4 +1,4 @@
-"""A host that lacks something is refused when the pack is imported, by a message that says what and what to do."""
+"""A host that lacks something is refused at import, with a message that names it and the fix."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Damage = Callable[[pytest.MonkeyPatch], None]
 
 
 def import_required() -> ModuleType:
-    """Import host/comfy/required.py once more, beside the one that the pack uses."""
+    """Import host/comfy/required.py again, as a separate module."""
     spec = importlib.util.spec_from_file_location("required_of_a_damaged_host", REQUIRED)
     assert spec is not None
     assert spec.loader is not None
@@ -54,7 +54,7 @@ def with_method(owner: Any, name: str, method: Callable) -> Damage:
 
 
 def sample_in_another_way(self: Any, model_wrap: Any) -> Any:
-    """Stands for a method whose body has changed: it no longer speaks of what it did."""
+    """A method whose body has changed and no longer mentions the attributes."""
     return model_wrap
 
 
@@ -75,7 +75,7 @@ DAMAGES = {
 }
 
 
-def test_a_whole_host_is_accepted() -> None:
+def test_a_complete_host_is_accepted() -> None:
     assert import_required().HOST_VERSION == HOST_VERSION
 
 
@@ -93,7 +93,7 @@ def test_a_host_that_lacks_something_is_refused_by_name(
     assert "update ComfyUI" in message
 
 
-def test_a_host_without_a_version_is_refused_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_of_unknown_version_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "comfyui_version", None)
     monkeypatch.delattr(comfy.samplers, "KSAMPLER")
     with pytest.raises(ImportError, match="of an unknown version"):
@@ -118,7 +118,7 @@ def test_the_host_leaves_the_pack_out_and_shows_the_message() -> None:
     assert "JEPA Guidance needs comfy.samplers.KSAMPLER" in ended.stderr
 
 
-def test_what_is_said_of_the_oldest_host_is_what_is_tested() -> None:
+def test_the_documented_oldest_host_is_the_one_tested() -> None:
     assert pinned.OLDER_HOST.version == OLDEST_HOST
     assert f'requires-comfyui = ">={OLDEST_HOST}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The chart of a trace: what is drawn where, and that text survives at half size."""
+"""The chart of a trace: positions, colours, and text that is legible at half size."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def a_trace(scores: dict[int, list[float]], total: int, guides: tuple = ("g",), 
 
 
 def places_of(chart: np.ndarray, colour: str) -> np.ndarray:
-    """(n, 2) row, column of the pixels of a colour."""
+    """The pixels of a colour, (n, 2) rows and columns."""
     wanted = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
     return np.argwhere((chart == wanted).all(-1))
 
 
-def test_points_lie_where_their_scores_are():
+def test_points_are_drawn_at_their_scores():
     chart = np.asarray(draw_trace(a_trace({3: [-10.0], 5: [-20.0]}, 6)))
     left, right = trace_chart.LEFT, trace_chart.WIDTH - trace_chart.RIGHT
     top, bottom = trace_chart.TOP, trace_chart.PANEL_HEIGHT - trace_chart.BOTTOM
     blue = places_of(chart, trace_chart.COLOURS[0])
     width = (right - left) / 6
-    # ticks go from -20 to -10, so the first point is at the top and the last one at the bottom
+    # ticks go from -20 to -10, so the first point is at the top and the last at the bottom
     first, last = blue[blue[:, 1].argmin()], blue[blue[:, 1].argmax()]
     assert first[1] == pytest.approx(left + 2.5 * width, abs=12)
     assert last[1] == pytest.approx(left + 4.5 * width, abs=12)
@@ -47,18 +47,18 @@ def test_points_lie_where_their_scores_are():
 def test_unguided_steps_are_grey_and_guided_ones_are_not():
     chart = np.asarray(draw_trace(a_trace({3: [-10.0], 5: [-20.0]}, 6)))
     left, right = trace_chart.LEFT, trace_chart.WIDTH - trace_chart.RIGHT
-    row = chart[trace_chart.TOP + 31]  # between two lines of the grid
+    row = chart[trace_chart.TOP + 31]  # between two grid lines
     grey = [
         tuple(row[round(left + (step - 0.9) * (right - left) / 6)]) == (0xE4,) * 3 for step in range(1, 7)
     ]
     assert grey == [True, True, False, True, False, True]
 
 
-def test_several_guides_images_and_judges_are_told_apart():
+def test_several_guides_images_and_judges_are_distinguishable():
     trace = a_trace({1: [-1.0, -2.0], 2: [-3.0, -5.0]}, 2, guides=("one", "two"), judges=("three",))
     picture = draw_trace(trace)
     chart = np.asarray(picture)
-    # mean, first guide, second guide; the judge's panel has a mean of its own, below
+    # mean, first guide, second guide; the judge's panel, below, has another mean
     for colour in trace_chart.COLOURS[:3]:
         assert len(places_of(chart, colour)) > 100
     assert places_of(chart, trace_chart.COLOURS[0])[:, 0].max() > trace_chart.PANEL_HEIGHT + 200
@@ -68,7 +68,7 @@ def test_several_guides_images_and_judges_are_told_apart():
 def test_text_is_legible_at_512_pixels():
     chart = draw_trace(a_trace({1: [-100.0], 2: [-120.0]}, 2))
     small = np.asarray(chart.resize((512, chart.height // 2)).convert("L"))
-    # the numbers of the upright axis: tall enough, and dark on white
+    # the numbers of the vertical axis: tall enough, and dark on white
     labels = small[trace_chart.TOP // 2 + 20 :, 40 : trace_chart.LEFT // 2 - 4]
     dark = np.flatnonzero((labels < 110).any(1))
     runs = np.split(dark, np.flatnonzero(np.diff(dark) > 1) + 1)
@@ -77,7 +77,7 @@ def test_text_is_legible_at_512_pixels():
 
 def test_colours_differ_in_lightness_or_hue_for_the_colour_blind():
     def seen(colour: str) -> np.ndarray:
-        """As without green cones (a common approximation, Vienot 1999)."""
+        """The colour as seen without green cones (the approximation of Vienot 1999)."""
         rgb = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
         return (rgb**2.2) @ np.array([[0.2928, 0.2928, -0.0223], [0.7072, 0.7072, 0.0223], [0, 0, 1]])
 
@@ -105,7 +105,7 @@ def test_odd_scores_are_drawn_or_left_out(scores):
 @pytest.mark.parametrize(
     ("low", "high"), [(-20, -10), (-616.3, -378.1), (0, 0), (1e-7, 3e-7), (-5, -5), (-0.3, 12345)]
 )
-def test_ticks_are_round_and_hold_all(low, high):
+def test_ticks_are_round_numbers_that_cover_the_data(low, high):
     ticks = nice_ticks(low, high, 5)
     assert ticks[0] <= low
     assert ticks[-1] >= high
@@ -116,6 +116,6 @@ def test_ticks_are_round_and_hold_all(low, high):
     assert min(abs(mantissa - nice) for nice in (1, 2, 5, 10)) < 1e-3
 
 
-def test_few_steps_get_a_number():
+def test_at_most_twelve_steps_are_numbered():
     assert shown_steps(1, 5) == [1, 2, 3, 4, 5]
     assert len(shown_steps(1, 1000)) <= 12

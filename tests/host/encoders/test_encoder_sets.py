@@ -1,4 +1,4 @@
-"""Guides of every architecture, several at once, a judge apart from them, and weights that are there once."""
+"""Guides of every architecture, sets of guides, judges, and shared weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RARITY = {"k": 3, "oversample": 4, "power_iterations": 4}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    """The weights of a small encoder of every kind."""
+    """The files of a small encoder of every kind."""
     found = {}
     for kind in ARCHITECTURES:
         folder = tmp_path_factory.mktemp(kind)
@@ -111,7 +111,7 @@ def test_an_encoder_combined_with_itself_is_itself(tiny, stock, clip):
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.9, 0.1)])
 def test_the_gradient_of_a_set_is_the_finite_difference(tiny, files, weights):
-    """Of the sum of the guides' scores, each over the size of its own gradient with respect to the decoded image."""
+    """Of the sum of the guides' scores, each divided by the size of its gradient with respect to the decoded image."""
     vae = tiny.make_vae(torch.float64)
     kinds = zip(("clip_vision_model", "ijepa"), (16, 24), weights, strict=True)
     guides = [
@@ -135,10 +135,10 @@ def test_the_gradient_of_a_set_is_the_finite_difference(tiny, files, weights):
         x = encoder.preprocess(pixels)
         (part,) = torch.autograd.grad(x, pixels, rarity(encoder, x.detach()).grad)
         sizes.append(part.square().mean().sqrt().item())
-    slope = LatentGradient(LatentDecoder(vae), guides, rarity).of_latent(latent)
+    result = LatentGradient(LatentDecoder(vae), guides, rarity).of_latent(latent)
     at = scores_at(latent)
-    assert slope.each[:, 0].tolist() == pytest.approx(at)
-    assert slope.score.item() == pytest.approx(sum(w * s for w, s in zip(weights, at, strict=True)))
+    assert result.each[:, 0].tolist() == pytest.approx(at)
+    assert result.score.item() == pytest.approx(sum(w * s for w, s in zip(weights, at, strict=True)))
     for seed in (2, 3):
         direction = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed)).double()
         step = 1e-5
@@ -147,12 +147,12 @@ def test_the_gradient_of_a_set_is_the_finite_difference(tiny, files, weights):
             weight / size * (after - before) / (2 * step)
             for weight, size, after, before in zip(weights, sizes, ahead, behind, strict=True)
         )
-        found = (slope.gradient * direction).sum().item()
+        found = (result.gradient * direction).sum().item()
         assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_trace_tells_the_guides_apart(tiny, stock, clip, jepa):
-    """At the first guided step each guide's score is what it is alone, and the ranges they track stay their own."""
+def test_the_trace_has_the_scores_of_each_guide(tiny, stock, clip, jepa):
+    """At the first guided step each score is that of a run with this guide alone; tracked bases are not mixed up."""
     reports: list[Any] = []
     guided(tiny, stock, combined([(clip, 1.0), (jepa, 3.0)]), reports)
     trace = reports[-1]
@@ -173,8 +173,8 @@ def test_the_trace_tells_the_guides_apart(tiny, stock, clip, jepa):
 
 
 @pytest.mark.parametrize("through", [False, True])
-def test_a_set_goes_between_its_guides(tiny, stock, clip, jepa, through):
-    """Both scores fall, though with one guide alone the other's is nobody's concern."""
+def test_a_set_lowers_the_scores_of_all_its_guides(tiny, stock, clip, jepa, through):
+    """With one guide alone, nothing lowers the other's score."""
     reports: list[Any] = []
     found = guided(tiny, stock, combined([(clip, 1.0), (jepa, 1.0)]), reports, through_denoiser=through)
     alone = [guided(tiny, stock, encoder, through_denoiser=through) for encoder in (clip, jepa)]
@@ -184,16 +184,16 @@ def test_a_set_goes_between_its_guides(tiny, stock, clip, jepa, through):
         assert sum(last.scores[label]) < sum(first.scores[label])
 
 
-def test_a_rank_that_one_of_the_guides_has_not(tiny, clip, jepa):
-    """CLIP's projection is 24 long here, as wide as the others."""
+def test_a_rank_larger_than_the_embedding_of_one_guide_is_refused(tiny, clip, jepa):
+    """CLIP's projection has length 24 here."""
     with pytest.raises(ValueError, match="rank 25 is larger than the embedding of clip_vision_model, 24"):
         guide_model(
             tiny.model, tiny.vae, combined([(clip, 1.0), (jepa, 1.0)]), Schedule(), RarityGradient(k=25)
         )
 
 
-def test_guides_that_see_nothing_of_an_image_have_no_say(tiny, clip, jepa):
-    """A gradient of zero has no direction; it is left out instead of becoming NaN."""
+def test_a_guide_with_a_gradient_of_zero_is_left_out(tiny, clip, jepa):
+    """A gradient of zero has no direction and must not become NaN."""
     vae = tiny.vae
     blind = Guide(clip.encoder, 0.5)
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -219,12 +219,12 @@ def test_guides_that_see_nothing_of_an_image_have_no_say(tiny, clip, jepa):
 # --- judges -------------------------------------------------------------------------------------------------------
 
 
-def test_a_judge_changes_no_bit_and_its_scores_are_those_of_the_decoded_estimate(tiny, stock, clip, jepa):
+def test_a_judge_changes_nothing_and_scores_the_decoded_estimate(tiny, stock, clip, jepa):
     expected = guided(tiny, stock, clip)
     images: list[Tensor] = []
 
     class Kept(RarityGradient):
-        """Keeps what the guide saw."""
+        """Keeps the images that the guide saw."""
 
         def __call__(self, encoder: Any, x: Tensor, ids: Any = None) -> Any:
             images.append(x)
@@ -238,7 +238,7 @@ def test_a_judge_changes_no_bit_and_its_scores_are_those_of_the_decoded_estimate
             clip,
             Schedule(end_percent=1.0),
             Kept(**RARITY),
-            # the guide itself among the judges, since what it saw is known here
+            # the guide is a judge too, since the images that it saw are known
             judge=combined([(clip, 1.0), (jepa, 1.0)]),
             report=reports.append,
         )
@@ -255,7 +255,7 @@ def test_a_judge_changes_no_bit_and_its_scores_are_those_of_the_decoded_estimate
 
 
 def test_a_judge_of_an_image_that_is_not_finite(tiny, stock, monkeypatch, clip, jepa):
-    """It has no opinion, and the run goes on as without a judge."""
+    """The judge's score is NaN, and the run continues as without a judge."""
     decode = "jepa_guidance.host.gradient.chain.decoded"
     monkeypatch.setattr(decode, lambda vae, latent: decoded(vae, latent) * torch.nan)
     reports: list[Any] = []
@@ -275,7 +275,7 @@ def test_the_host_loads_guides_and_judges_with_the_model(tiny, clip, jepa):
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_scored_under_each_of_a_set(clip, jepa):
+def test_a_batch_is_scored_under_each_encoder_of_a_set(clip, jepa):
     images = torch.rand(3, 20, 20, 3, generator=torch.Generator().manual_seed(0))
     both = combined([(clip, 1.0), (jepa, 3.0)])
     done: list[int] = []
@@ -299,7 +299,7 @@ def test_a_batch_is_scored_under_each_of_a_set(clip, jepa):
 
 
 @pytest.mark.parametrize(("mode", "what"), [("top-k", "top_k 25"), ("projected", "projection 48")])
-def test_a_score_that_one_of_a_set_has_not_is_refused_before_any_work(clip, jepa, mode, what):
+def test_a_score_that_one_encoder_of_a_set_does_not_have_is_refused_at_once(clip, jepa, mode, what):
     images = torch.rand(1, 20, 20, 3)
     with pytest.raises(ValueError, match=f"{what} is larger than the embedding of clip_vision_model, 24"):
         JEPAScoreImage.execute(images, combined([(clip, 1.0), (jepa, 1.0)]), mode, 25, "squash", True)
@@ -308,7 +308,7 @@ def test_a_score_that_one_of_a_set_has_not_is_refused_before_any_work(clip, jepa
 # --- the node -----------------------------------------------------------------------------------------------------
 
 
-def test_the_node_combines_what_is_linked(clip, jepa, files):
+def test_the_node_combines_the_linked_encoders(clip, jepa, files):
     dino = host_encoder(files, "dinov3_vit")
     (pair,) = JEPACombineEncoders.execute(encoder_1=clip, weight_1=1.0, encoder_2=jepa, weight_2=3.0).args
     assert pair == combined([(clip, 1.0), (jepa, 3.0)])
@@ -334,7 +334,7 @@ def test_the_node_refuses_what_it_cannot_combine(clip, jepa, name, value, messag
         JEPACombineEncoders.execute(**given | {name: value})
 
 
-# --- weights are there once ---------------------------------------------------------------------------------------
+# --- shared weights -----------------------------------------------------------------------------------------------
 
 
 def test_loaders_of_one_file_share_its_weights_at_any_size(files, tmp_path):
@@ -347,12 +347,12 @@ def test_loaders_of_one_file_share_its_weights_at_any_size(files, tmp_path):
     assert {weight.data_ptr() for weight in large.encoder.parameters()} == pointers
     with pytest.raises(ValueError, match="image_size must be a multiple of the patch size 8, got 20"):
         load_host_encoder(file, "c", 20)
-    # another file under the same name is another encoder
+    # a changed file with the same name is another encoder
     os.utime(file, ns=(1, 1))
     assert load_host_encoder(file, "a", 16).patcher is not small.patcher
 
 
-def test_weights_that_nothing_uses_are_let_go(files, tmp_path):
+def test_unused_weights_are_freed(files, tmp_path):
     shutil.copytree(files["siglip_vision_model"].parent, tmp_path / "siglip")
     encoder = load_host_encoder(tmp_path / "siglip" / "model.safetensors", "a", 16)
     gone = weakref.ref(encoder.patcher.model)

@@ -1,4 +1,4 @@
-"""The demo generator against the stock sampler, and against a DDIM loop written without it."""
+"""The demo generator in the stock sampler, compared with an independent DDIM loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def demo() -> tuple:
 
 
 def run_stock(demo: tuple, name: str = "face", latent: dict | None = None, sampler: str = "euler") -> Tensor:
-    """The host's KSampler node, on an Empty Latent Image of 64 x 64 unless `latent` is given."""
+    """Run the host's KSampler node, on an Empty Latent Image of 64 x 64 unless `latent` is given."""
     if latent is None:
         (latent,) = host_nodes.EmptyLatentImage().generate(64, 64)
     positive, negative = demo_model.demo_conditioning(name), demo_model.demo_conditioning("any")
@@ -43,7 +43,7 @@ def run_stock(demo: tuple, name: str = "face", latent: dict | None = None, sampl
 
 
 def alpha_bar() -> Tensor:
-    """The schedule as research/training/emoji/train.py defines it: betas linear in their square roots; (1000,) float64."""
+    """The schedule of research/training/emoji/train.py: betas linear in their square roots; (1000,) float64."""
     betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0)
 
@@ -51,7 +51,7 @@ def alpha_bar() -> Tensor:
 def ddim(
     model: torch.nn.Module, noise: Tensor, positive: Tensor, negative: Tensor, times: list[int]
 ) -> Tensor:
-    """Variance-preserving DDIM with classifier-free guidance on the bare network, to the clean image."""
+    """Variance-preserving DDIM with classifier-free guidance on the bare network, down to the clean image."""
     bars = alpha_bar().float()
     z = noise
     for index, t in enumerate(times):
@@ -72,7 +72,7 @@ def simple_times(steps: int) -> list[int]:
     return [999 - int(i * 1000 / steps) for i in range(steps)]
 
 
-@newer_host  # an older host takes every latent for an eighth of the image
+@newer_host  # older hosts assume that latents are an eighth of the image
 def test_stock_sampler_equals_ddim(demo: tuple) -> None:
     noise = torch.randn(1, 48, 16, 16, generator=torch.Generator().manual_seed(SEED))
     positive, negative = (demo_model.demo_conditioning(name)[0][0] for name in ("face", "any"))
@@ -119,7 +119,7 @@ def test_vae_round_trip_is_exact(demo: tuple) -> None:
     latent = vae.encode(pixels)
     assert latent.shape == (2, 48, 16, 12)
     assert latent.dtype == torch.float32
-    # Within a rounding of the map to [-1, 1] and back; the folding only moves numbers.
+    # Up to rounding in the map to [-1, 1] and back; the folding only moves numbers.
     torch.testing.assert_close(vae.decode(latent), pixels, rtol=0, atol=1e-7)
     assert torch.equal(latent, F.pixel_unshuffle(pixels.movedim(-1, 1) * 2 - 1, 4))
     assert torch.equal((vae.decode(latent) * 255).round().long(), levels)
@@ -194,7 +194,7 @@ def header() -> dict[str, str]:
 
 
 def damaged(folder: Path, kind: str) -> Path:
-    """A file of the given kind of damage."""
+    """A file with this kind of damage."""
     file = folder / "emoji64.safetensors"
     tensors, head = load_file(demo_model.WEIGHTS), header()
     if kind == "truncated":

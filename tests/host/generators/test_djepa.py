@@ -1,4 +1,4 @@
-"""D-JEPA in the host: its nodes' work on a small random model, against jepa_core alone."""
+"""D-JEPA in the host, on a small random model, compared with jepa_core alone."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def sample(djepa: HostDJEPA, **changes: Any) -> torch.Tensor:
     return samples
 
 
-def test_the_host_changes_nothing(djepa):
+def test_the_host_changes_no_number(djepa):
     model = djepa.patcher.model
     tokens = sample_tokens(
         model, torch.tensor([1, 1]), [11, 12], steps=4, denoising_steps=3, cfg=2.0, temperature=0.9
@@ -86,7 +86,7 @@ def test_the_vae_is_the_tokenizer(loaded):
     torch.testing.assert_close(decoded, expected.movedim(1, -1).clamp(0, 1), atol=1e-5, rtol=1e-5)
 
 
-def test_a_mask_redraws_its_part_alone(djepa):
+def test_only_the_masked_part_is_redrawn(djepa):
     latent = {"samples": torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))}
     latent["noise_mask"] = torch.zeros(1, 1, 32, 32)
     latent["noise_mask"][..., :8, 8:24] = 1  # two tokens of the first row
@@ -98,7 +98,7 @@ def test_a_mask_redraws_its_part_alone(djepa):
     assert (found[..., ~kept] - expected[..., ~kept]).abs().max() > 0.05
     latent["noise_mask"].zero_()
     assert torch.equal(sample(djepa, latent=latent, steps=9), expected)
-    # without a mask everything is drawn, as in the stock sampler
+    # without a mask all tokens are drawn, as in the stock sampler
     del latent["noise_mask"]
     assert torch.equal(sample(djepa, latent=latent), sample(djepa))
 
@@ -133,7 +133,7 @@ def test_more_steps_than_tokens_are_refused_before_anything_is_loaded(djepa, mon
         sample(djepa, steps=17)
 
 
-def test_classes_go_by_name(djepa):
+def test_classes_are_chosen_by_name(djepa):
     assert [class_index(djepa, name) for name in ("cat", " Dog ", "OWL", "any")] == [0, 1, 2, 3]
     with pytest.raises(
         ValueError, match="class_name 'emu' is not a class of small; it has cat, dog, owl, and any"
@@ -151,20 +151,20 @@ def test_tokens_that_are_not_finite_are_refused(djepa, monkeypatch):
 
 
 def hooked(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """Everything that the host's progress hook is told, with previews on."""
-    told: list[tuple] = []
+    """All arguments of the host's progress hook, with previews on."""
+    calls: list[tuple] = []
     method = comfy.cli_args.LatentPreviewMethod.Auto
     monkeypatch.setattr(comfy.cli_args.args, "preview_method", method)
-    hook = lambda done, total, picture, node_id=None: told.append((done, total, picture))  # noqa: E731
+    hook = lambda done, total, picture, node_id=None: calls.append((done, total, picture))  # noqa: E731
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
-    return told
+    return calls
 
 
 def test_progress_counts_sets_of_tokens_and_shows_them_appear(djepa, monkeypatch):
-    told = hooked(monkeypatch)
+    calls = hooked(monkeypatch)
     sample(djepa)
-    assert [(done, total) for done, total, _ in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    for (_, _, (kind, picture, edge)), left in zip(told, masked_counts(16, 4), strict=True):
+    assert [(done, total) for done, total, _ in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    for (_, _, (kind, picture, edge)), left in zip(calls, masked_counts(16, 4), strict=True):
         assert (kind, edge) == ("JPEG", 256)
         grid = np.asarray(picture).reshape(4, 64, 4, 64, 3)
         grey = (grid == 128).all((1, 3, 4))
@@ -180,29 +180,29 @@ def test_a_preview_is_the_decoded_image(djepa):
 
 
 def test_nothing_is_decoded_without_previews(djepa, monkeypatch):
-    told = hooked(monkeypatch)
+    calls = hooked(monkeypatch)
     monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.NoPreviews)
     monkeypatch.setattr(adapter, "preview", None)
     sample(djepa)
-    assert all(picture is None for _, _, picture in told)
+    assert all(picture is None for _, _, picture in calls)
 
 
-def test_an_interruption_ends_sampling_after_the_set_at_hand(djepa, monkeypatch):
-    told = hooked(monkeypatch)
+def test_an_interruption_ends_sampling_after_the_current_set(djepa, monkeypatch):
+    calls = hooked(monkeypatch)
     real = adapter.interrupt_check
 
     def check() -> None:
-        if told:
+        if calls:
             comfy.model_management.interrupt_current_processing()
         real()
 
     monkeypatch.setattr(adapter, "interrupt_check", check)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         sample(djepa)
-    assert len(told) == 1
+    assert len(calls) == 1
 
 
-def test_a_file_without_a_tokenizer_brings_no_vae(tmp_path):
+def test_a_file_without_a_tokenizer_gives_no_vae(tmp_path):
     save_djepa(tmp_path / "bare.safetensors", random_djepa(), ["cat", "dog", "owl"])
     djepa, vae = load_host_djepa(tmp_path / "bare.safetensors", "bare")
     assert vae is None

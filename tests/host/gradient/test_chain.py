@@ -1,4 +1,4 @@
-"""The chain image -> latent -> noisy latent against finite differences, on tiny models in float64."""
+"""The chain image -> latent -> noisy latent compared with finite differences, on tiny models in float64."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_gradient_of_a_shrunk_latent_is_the_finite_difference(tiny, fit):
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
 @pytest.mark.parametrize("through", [False, True])
 def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, cfg, through):
-    """Taken inside a real sampler call of the host, at a guided step, under inference mode."""
+    """Compared inside a real sampler call of the host, at a guided step, under inference mode."""
     dtype = torch.float64
     model, vae, encoder = tiny.make_model(kind, dtype), tiny.make_vae(dtype), tiny.make_encoder(dtype)
     guides = [Guide(encoder.encoder)]
@@ -80,12 +80,12 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
     checked = []
 
     def check(denoise, x, sigma, base_model):
-        slope = chain(denoise, x, sigma, base_model)
+        at_x = chain(denoise, x, sigma, base_model)
         with torch.inference_mode(False), torch.no_grad():
             x, clean = x.detach().clone(), denoise(x).detach().clone().double()
 
         def score(point):
-            # by the definition of each path: the network runs again, or its output stays
+            # as each path is defined: the network runs again, or its output is held constant
             if through:
                 estimate = denoise(point.to(x.dtype)).detach().clone().double()
             else:
@@ -93,16 +93,16 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
                 estimate = clean + per_x * (point - x)
             return score_of_latent(vae, encoder.encoder, estimate[:1] / 0.18215)
 
-        # The host's models return float32 whatever their weights, so steps through them are coarse.
+        # The host's models return float32 whatever the dtype of their weights, so the steps are large.
         step, tolerance = (1e-3, 5e-3) if through else (1e-5, 1e-4)
         for seed in (5, 6):
             direction = random_like(x, seed).double()
             direction[1:] = 0
             expected = directional(score, x.double(), direction, step)
-            found = (slope.gradient.double() * direction).sum().item()
+            found = (at_x.gradient.double() * direction).sum().item()
             checked.append((found, expected))
-            assert found == pytest.approx(expected, abs=tolerance * slope.gradient.norm().item())
-        return slope
+            assert found == pytest.approx(expected, abs=tolerance * at_x.gradient.norm().item())
+        return at_x
 
     patched = guide_model(
         model,
@@ -137,8 +137,8 @@ def test_gradient_ignores_pixels_outside_the_inpainting_mask(tiny, stock):
     assert torch.equal(guided[..., 5:, :], plain[..., 5:, :])
 
 
-def test_the_guard_does_not_take_a_new_tensor_for_one_that_lay_there_before():
-    """torch's own does, as its memory is used again, and says nothing: the reason for ours."""
+def test_the_guard_does_not_mistake_a_new_tensor_for_a_freed_one():
+    """torch's own guard does, silently, when a new tensor is allocated at the same address: the reason for ours."""
     x = torch.ones(1000, requires_grad=True)
     with writing_in_place():
         products = []

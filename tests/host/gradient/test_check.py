@@ -1,4 +1,4 @@
-"""The check of a gradient finds what is wrong, passes what is right, and is made once."""
+"""The gradient check finds wrong gradients, accepts right ones, and runs once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def matrix(seed: int, size: int = 40) -> Tensor:
 
 
 def comparison(function: Callable[[Tensor], Tensor], pulled: Callable[[Tensor], Tensor]) -> Comparison:
-    """Of a function's values with the gradient of another."""
+    """Compare the values of one function with the gradient of another."""
     x = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with linearised(pulled, x) as (_, pull):
         return compare(function, x, function(x), pull, pull(torch.ones_like(x), keep=True), 1e-4)
@@ -51,14 +51,13 @@ def test_a_right_gradient_agrees_to_the_curvature():
     assert not found.goes_beyond
 
 
-def test_a_part_that_acts_elsewhere_than_the_rest_is_missed_by_the_square_of_its_share():
-    """The part is blind to the inputs of the rest, and writes to other outputs."""
+def test_a_missing_part_with_other_inputs_and_outputs_is_found():
+    """The missing part shares no input and no output with the rest."""
     rest, part = torch.zeros(40, 40).double(), torch.zeros(40, 40).double()
     rest[:20, :20], part[20:, 20:] = matrix(3, 20), matrix(4, 20)
     found = comparison(lambda x: (rest + part) @ x, lambda x: rest @ x)
-    assert (
-        0.2 < found.ratio < 0.9
-    )  # the gradient's own direction lies in the first half, and would show nothing
+    # a comparison along the gradient alone would show nothing
+    assert 0.2 < found.ratio < 0.9
     assert found.falls_short or found.goes_beyond
 
 
@@ -70,7 +69,7 @@ def test_a_gradient_of_another_size_or_sign_is_found(share):
     assert found.falls_short or found.goes_beyond
 
 
-def test_a_function_that_answers_from_memory_is_found_where_its_gradient_is_not_zero():
+def test_a_cached_output_is_found_unless_the_gradient_is_zero():
     weights = matrix(6)
     answer = weights @ torch.ones(40).double()
     assert comparison(lambda x: answer, lambda x: weights @ x).goes_beyond
@@ -78,7 +77,7 @@ def test_a_function_that_answers_from_memory_is_found_where_its_gradient_is_not_
 
 
 @pytest.mark.parametrize(("dtype", "step"), [(torch.float16, 0.03), (torch.bfloat16, 0.1)])
-def test_half_precision_agrees_within_the_noise_that_was_measured(dtype, step):
+def test_half_precision_agrees_within_the_measured_noise(dtype, step):
     weights = (matrix(7, 64) / 8).to(dtype)
     x = torch.randn(64, generator=torch.Generator().manual_seed(8)).to(dtype)
 
@@ -99,7 +98,7 @@ def test_half_precision_agrees_within_the_noise_that_was_measured(dtype, step):
 def within_the_network(
     family: Family, owner: Any, name: str, replacement: Callable[..., Any]
 ) -> Iterator[None]:
-    """Replace an attribute while the denoiser's network runs, and nowhere else."""
+    """Replace an attribute only while the denoiser's network runs."""
     network = family.model.model.diffusion_model
     forward = network.forward
 
@@ -115,7 +114,7 @@ def within_the_network(
 
 @contextmanager
 def attention_without_a_backward(family: Family) -> Iterator[None]:
-    """Attention gives right values and no gradient, as kernels written for inference do."""
+    """Attention returns correct values without a gradient, as kernels for inference do."""
     plain = torch.nn.functional.scaled_dot_product_attention
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -127,7 +126,7 @@ def attention_without_a_backward(family: Family) -> Iterator[None]:
 
 @contextmanager
 def network_without_a_backward(family: Family) -> Iterator[None]:
-    """The whole network is one kernel that was never told its derivative."""
+    """The whole network is one kernel without a backward pass."""
     network = family.model.model.diffusion_model
     forward = network.forward
     network.forward = lambda x, *args, **kwargs: forward(x.detach(), *args, **kwargs).detach()
@@ -137,7 +136,7 @@ def network_without_a_backward(family: Family) -> Iterator[None]:
 
 @contextmanager
 def a_cached_step(family: Family) -> Iterator[None]:
-    """After its third call the network answers with the change that it made then, as step caches do."""
+    """After its third call the network repeats the change that it made there, as step caches do."""
     network = family.model.model.diffusion_model
     forward = network.forward
     changes: list[Tensor] = []
@@ -150,7 +149,7 @@ def a_cached_step(family: Family) -> Iterator[None]:
             last = changes[-1]
             return last + x[:, : last.shape[1]] if x.shape[2:] == last.shape[2:] else last.clone()
         answer = forward(x, *args, **kwargs)
-        # some networks are given more channels than they answer with, or another size
+        # some networks have more input channels than output channels, or another size
         before = x[:, : answer.shape[1]] if x.shape[2:] == answer.shape[2:] else 0
         changes[:] = [(answer - before).detach().clone()]
         return answer
@@ -162,13 +161,13 @@ def a_cached_step(family: Family) -> Iterator[None]:
 
 @contextmanager
 def a_buffer_that_is_used_again(family: Family) -> Iterator[None]:
-    """Matrices lie in one buffer a shape, as streamed weights do: a backward pass reads the last layer's."""
+    """Matrices of the same shape share a buffer, as streamed weights do: a backward pass reads those of the last layer."""
     plain = torch.nn.functional.linear
     buffers: dict[torch.Size, Tensor] = {}
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         memory = buffers.setdefault(weight.shape, weight.detach().clone())
-        # a tensor of its own over the same memory: autograd does not see that later layers write there
+        # a separate tensor over the same memory: autograd does not notice that later layers write there
         view = torch.empty(0, dtype=weight.dtype)
         view.set_(memory.untyped_storage(), 0, memory.shape, memory.stride())
         view.copy_(weight.detach())
@@ -196,7 +195,7 @@ def family_in(name: str, dtype: torch.dtype, side: int | None = None) -> Family:
 
 
 def run_through(family: Family, **changes: Any) -> list[str]:
-    """The notices of a guided run through the denoiser; its gradient is one that nobody has checked."""
+    """The notices of a guided run through the denoiser, after all earlier check results are dropped."""
     gradient_check._verdicts.clear()
     reports: list[Any] = []
     model = guided(
@@ -224,10 +223,10 @@ def test_a_fault_is_caught_and_the_run_goes_on_with_the_denoiser_constant(name, 
     with fault(family):
         notices = run_through(family)
     assert len(notices) == 1, notices
-    assert "denoiser constant (another image than through the denoiser)" in notices[0]
+    assert "denoiser constant (a different image than through the denoiser)" in notices[0]
 
 
-# --- when it is made, and what it leaves ------------------------------------------------------------------------------
+# --- when it runs, and what it leaves behind --------------------------------------------------------------------------
 
 
 class TenthOfTheGradient(torch.autograd.Function):
@@ -268,7 +267,7 @@ def notices_of(family: Family, model: Any = None, **changes: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("patch", [with_a_wrong_wrapper, with_a_wrong_forward])
-def test_another_patch_is_checked_anew(patch):
+def test_another_patch_is_checked_again(patch):
     family = family_in("sd15", torch.float32, side=16)
     gradient_check._verdicts.clear()
     assert notices_of(family) == []
@@ -278,7 +277,7 @@ def test_another_patch_is_checked_anew(patch):
 
 
 @pytest.mark.parametrize("fault", [attention_without_a_backward, a_buffer_that_is_used_again])
-def test_a_small_mask_neither_hides_a_fault_nor_speaks_for_the_whole_image(fault):
+def test_a_small_mask_hides_no_fault_and_does_not_count_for_the_whole_image(fault):
     family = family_in("sd15", torch.float32, side=16)
     mask = torch.zeros(1, 16, 16)
     mask[:, :8] = 1
@@ -293,7 +292,7 @@ def test_a_small_mask_neither_hides_a_fault_nor_speaks_for_the_whole_image(fault
         assert len(notices_of(family)) == 1
 
 
-def test_no_memory_for_the_check_alone_costs_nothing(monkeypatch):
+def test_a_check_that_runs_out_of_memory_is_skipped(monkeypatch):
     family = family_in("sd15", torch.float32)
     expected = sample(family, guided(family, encoder_of(), through_denoiser=True), steps=4)
     gradient_check._verdicts.clear()
@@ -310,7 +309,7 @@ def test_no_memory_for_the_check_alone_costs_nothing(monkeypatch):
 
 
 class Counting:
-    """State as other packs keep it: behind an object, in a set, in a generator, in a partial."""
+    """State as other packs keep it: in a nested object, in containers, in a random generator, behind a partial."""
 
     def __init__(self) -> None:
         self.inner = SimpleNamespace(count=0)
@@ -330,7 +329,7 @@ class Counting:
 
 @pytest.mark.parametrize("calls", ["one", "two"])
 @pytest.mark.parametrize("fault", [None, network_without_a_backward])
-def test_patches_with_a_memory_make_the_same_image_checked_or_not(calls, fault):
+def test_patches_with_state_make_the_same_image_whether_or_not_a_check_runs(calls, fault):
     family = family_in("sd15", torch.float32)
     images, notices = [], []
     gradient_check._verdicts.clear()
@@ -347,7 +346,7 @@ def test_patches_with_a_memory_make_the_same_image_checked_or_not(calls, fault):
     assert bool(notices[0]) == bool(fault)
 
 
-def test_modules_of_code_and_functions_without_one_are_left_alone():
+def test_python_modules_and_functions_without_one_are_left_alone():
     code = types.ModuleType("somewhere")
     code.flag = 1
 
@@ -369,7 +368,7 @@ CHECKS = 1000
 
 @pytest.mark.long
 def test_no_false_alarm_in_a_thousand_checks_and_what_is_caught(monkeypatch):
-    """Every family, float32 and both halves, several latents and noise levels; then every fault in every family."""
+    """Every family, in float32 and both half precisions, several latents and noise levels; then every fault in each."""
     found: list[tuple[str, Comparison]] = []
     part_of = GradientCheck.__call__
 
@@ -389,7 +388,7 @@ def test_no_false_alarm_in_a_thousand_checks_and_what_is_caught(monkeypatch):
             try:
                 family = family_in(name, dtype)
             except (RuntimeError, NotImplementedError):
-                continue  # a processor has no such kernel
+                continue  # the CPU has no such kernel
             start = (0.0, 0.3, 0.6, 0.85)[seed % 4]
             schedule = Schedule(start_percent=start, end_percent=min(1.0, start + 0.15))
             found.clear()

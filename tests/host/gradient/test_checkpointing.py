@@ -1,4 +1,4 @@
-"""Checkpointed blocks give the gradients of plain ones, keep less, and leave nothing behind."""
+"""Checkpointed blocks give the same gradients as plain ones, keep less memory, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def random(shape, seed):
 
 
 def tiny_flux():
-    """Two double and two single blocks over a 4 x 8 x 8 latent; they write into their inputs."""
+    """Two double and two single blocks for a 4 x 8 x 8 latent; they write into their inputs."""
     return comfy.ldm.flux.model.Flux(
         image_model="flux",
         in_channels=4,
@@ -66,7 +66,7 @@ def tiny_sd3():
 
 @pytest.fixture(params=["unet", pytest.param("flux", marks=newer_host), "sd3", "vae decoder"])
 def network(request, tiny):
-    """A network of the host's own classes, and a function of x alone that runs it."""
+    """A network of the host's classes, and a function of x alone that runs it."""
     with torch.inference_mode():
         context, pooled, times = random((2, 3, 8), 1), random((2, 8), 2), torch.tensor([0.3, 0.7]).double()
     if request.param == "vae decoder":
@@ -105,7 +105,7 @@ def test_output_and_gradient_are_those_of_plain_blocks(network):
 
 
 def kept_bytes(run, x, weights):
-    """Bytes that the graph of run(x) keeps for its backward pass, besides the weights."""
+    """Bytes that the graph of run(x) saves for its backward pass, besides the weights."""
     storages = {}
     own = {weight.untyped_storage().data_ptr() for weight in weights}
 
@@ -131,7 +131,7 @@ def test_less_is_kept(network):
     assert less < 0.5 * plain
 
 
-def test_every_block_is_found_once_and_given_back_after_an_error(network):
+def test_every_block_is_found_once_and_restored_after_an_error(network):
     net, _ = network
     found = blocks(net)
     assert len(found) >= 2
@@ -150,7 +150,7 @@ def test_every_block_is_found_once_and_given_back_after_an_error(network):
     assert not any("forward" in block.__dict__ for block in found)
 
 
-def test_a_forward_method_that_someone_else_replaced_is_given_back(tiny):
+def test_a_forward_method_replaced_by_others_is_restored(tiny):
     block = blocks(tiny.vae.first_stage_model.decoder)[0]
     calls = []
     stock = block.forward
@@ -166,8 +166,8 @@ def test_a_forward_method_that_someone_else_replaced_is_given_back(tiny):
     assert len(calls) == 2
 
 
-def test_a_second_run_sees_the_arguments_of_its_first():
-    """The host writes the current block's number into one dict that all blocks share."""
+def test_the_second_run_has_the_arguments_of_the_first():
+    """The host writes the index of the current block into one dict that all blocks share."""
 
     class Scaled(torch.nn.Module):
         def forward(self, x, options):

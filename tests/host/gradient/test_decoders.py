@@ -1,4 +1,4 @@
-"""The ways from a clean latent to the image, against slow references and the host's own tiny decoders."""
+"""Decoders from a clean latent to the image, compared with slow references and the host's own tiny decoders."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def save_tiny(folder, name, channels=4, randomise=None):
 
 
 def triangle_weights(old, new):
-    """Rows of the antialiased bilinear resize: a triangle as wide as two new pixels around each new centre."""
+    """The matrix of the antialiased bilinear resize: a triangle two new pixels wide around each new centre."""
     scale = old / new
     rows = torch.zeros(new, old, dtype=torch.float64)
     for i in range(new):
@@ -68,7 +68,7 @@ def triangle_weights(old, new):
         ((30, 10), "squash", (0, 30, 0, 10), (14, 10)),  # the short side is not enlarged
         ((30, 18), "crop", (6, 24, 0, 18), (14, 14)),
         ((16, 25), "crop", (0, 16, 4, 20), (14, 14)),
-        ((30, 10), "crop", (10, 20, 0, 10), (10, 10)),  # the square is small enough
+        ((30, 10), "crop", (10, 20, 0, 10), (10, 10)),  # the centre square is small enough
     ],
 )
 def test_shrinking_is_the_resize_by_definition_and_so_is_its_gradient(size, fit, window, expected):
@@ -92,14 +92,14 @@ def test_shrinking_is_the_resize_by_definition_and_so_is_its_gradient(size, fit,
 @pytest.mark.parametrize("size", [(14, 14), (14, 9), (5, 5)])
 def test_latents_that_are_small_enough_decode_like_the_full_decoder_bit_for_bit(tiny, size, fit):
     latents = random((2, 4, *size), dtype=torch.float32)
-    slopes = []
+    found = []
     for name in (FULL, ENCODER_RESOLUTION):
         decoder = choice(tiny, name, fit=fit)
         rarity = RarityGradient(k=3)
         chain = LatentGradient(decoder, [Guide(tiny.encoder.encoder)], rarity, fit=fit, antialias=True)
-        slopes.append(chain.of_latent(latents))
-    assert torch.equal(slopes[0].score, slopes[1].score)
-    assert torch.equal(slopes[0].gradient, slopes[1].gradient)
+        found.append(chain.of_latent(latents))
+    assert torch.equal(found[0].score, found[1].score)
+    assert torch.equal(found[0].gradient, found[1].gradient)
 
 
 @pytest.mark.parametrize(("fit", "size"), [("squash", (20, 20)), ("squash", (16, 24)), ("crop", (16, 24))])
@@ -110,14 +110,14 @@ def test_the_decoded_picture_has_the_side_that_the_encoder_sees(tiny, fit, size)
     assert image.shape == (1, 28, 28, 3)
 
 
-def test_the_ratio_is_the_vaes_and_rounds_up(tiny):
+def test_the_side_depends_on_the_vae_and_is_rounded_up(tiny):
     tiny.vae.upscale_ratio = 8
     decoder = choice(tiny, ENCODER_RESOLUTION)  # 28 / 8 = 3.5
     assert decoder.prepare(random((1, 4, 8, 8))).shape == (1, 4, 4, 4)
 
 
 class Enlarge(torch.nn.Module):
-    """Decodes three channels to pixels of twice the side; the same picture at any resolution."""
+    """Decodes three channels to an image of twice the side; the same picture at any resolution."""
 
     def decode(self, latent):
         return latent[:, :3].repeat_interleave(2, -1).repeat_interleave(2, -2)
@@ -133,7 +133,7 @@ def test_a_smooth_latent_shows_the_encoder_the_same_part_of_the_picture(tiny, fi
         decoder = choice(tiny, name, fit=fit)
         image = decoded(decoder.vae, decoder.prepare(latent))
         seen[name] = tiny.encoder.encoder.preprocess(image, fit=fit)
-    # half a pixel of latent, at most
+    # at most half a latent pixel
     assert (seen[FULL] - seen[ENCODER_RESOLUTION]).abs().max() < 0.2 * seen[FULL].std()
 
 
@@ -144,7 +144,7 @@ FORMATS = ("SD15", "SDXL", "SDXL_Playground_2_5", "SD3", "Flux", pytest.param("F
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_tiny_autoencoder_is_the_hosts_preview_decoder(tiny, approx, monkeypatch, name):
-    with torch.inference_mode():  # as the host makes them
+    with torch.inference_mode():  # as nodes create them
         latent_format = getattr(comfy.latent_formats, name)()
     channels = latent_format.latent_channels
     save_tiny(approx, latent_format.taesd_decoder_name, channels, tiny.randomise)
@@ -179,7 +179,7 @@ def test_gradient_through_the_tiny_autoencoder_is_the_finite_difference(tiny, ap
 
 
 class LayerDecoder(torch.nn.Module):
-    """Colours and alpha of each pixel from the four channels of its latent, as decoders of layers give them."""
+    """RGB and alpha of each pixel from the four channels of its latent, as decoders with transparency give them."""
 
     def decode(self, latent):
         return latent.tanh()
@@ -203,7 +203,7 @@ def test_a_transparent_picture_is_seen_over_white_and_so_is_its_gradient(tiny):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_guided_run_loads_the_decoder_that_it_uses_and_no_other(tiny, approx, stock, name):
+def test_a_guided_run_loads_only_the_decoder_that_it_uses(tiny, approx, stock, name):
     save_tiny(approx, "taesd_decoder", randomise=tiny.randomise)
     with torch.inference_mode():
         patched = guide_model(
@@ -255,7 +255,7 @@ def test_a_tiny_autoencoder_that_does_not_fit_is_refused_by_name(tiny, approx, f
         file.write_bytes(file.read_bytes()[:1000])
     elif fault == "incomplete":
         save_file({"1.weight": torch.zeros(64, 4, 3, 3)}, file)
-    with pytest.raises(ValueError, match=r"taesd_decoder\.safetensors is damaged or no tiny decoder"):
+    with pytest.raises(ValueError, match=r"taesd_decoder\.safetensors is damaged or not a tiny decoder"):
         choice(tiny, TINY)
 
 

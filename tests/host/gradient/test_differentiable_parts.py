@@ -1,4 +1,4 @@
-"""Whatever a backward pass meets in the denoiser: chosen attention kernels, compiled networks, patches with models."""
+"""A backward pass through other attention kernels, compiled networks, and patches with models."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 @pytest.fixture
 def gradients(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The gradient of every guided step of the runs of a test."""
+    """The gradients of all guided steps in the runs of a test."""
     found: list[Tensor] = []
     call = LatentGradient.__call__
 
     def noting(self: Any, *args: Any) -> Any:
-        slope = call(self, *args)
-        found.append(slope.gradient.detach())
-        return slope
+        result = call(self, *args)
+        found.append(result.gradient.detach())
+        return result
 
     monkeypatch.setattr(LatentGradient, "__call__", noting)
     return found
@@ -68,7 +68,7 @@ def attention_like_sage(q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any,
 
 @pytest.fixture
 def chosen_at_start(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The host as it is when it was started with another attention: every module that took it by name has that one."""
+    """The host as if started with another attention: all modules that imported it by name have that one."""
 
     def choose(kernel: Any) -> int:
         count = 0
@@ -83,7 +83,7 @@ def chosen_at_start(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("name", ["pixart", "hunyuan_dit", "ernie", "sd15", "flux", "z_image"])
-def test_the_gradient_is_right_whichever_attention_was_chosen(name, gradients, chosen_at_start):
+def test_the_gradient_is_right_with_any_attention(name, gradients, chosen_at_start):
     family = family_of(name)
     assert through(family) == []
     expected = gradients.copy()
@@ -94,8 +94,8 @@ def test_the_gradient_is_right_whichever_attention_was_chosen(name, gradients, c
         assert cosine(found, right) > 0.999
 
 
-def test_calls_without_options_reach_the_chosen_attention_outside_and_torchs_inside(chosen_at_start):
-    """What an override in the model options does not do."""
+def test_calls_without_options_use_torchs_attention_only_within_the_block(chosen_at_start):
+    """An override in the model options would not reach them."""
     import comfy.ldm.pixart.blocks as blocks
 
     chosen_at_start(attention_like_sage)
@@ -109,10 +109,10 @@ def test_calls_without_options_reach_the_chosen_attention_outside_and_torchs_ins
     assert blocks.optimized_attention is attention_like_sage
 
 
-# --- what newer hosts switch on by themselves -----------------------------------------------------------------------
+# --- defaults of newer hosts ----------------------------------------------------------------------------------------
 
 
-def test_a_host_that_compiles_models_by_itself_does_not_within_a_differentiated_block(monkeypatch):
+def test_the_hosts_own_compiler_is_off_within_a_differentiated_block(monkeypatch):
     from comfy.cli_args import args
 
     monkeypatch.setattr(args, "disable_comfy_compiler", False, raising=False)
@@ -132,7 +132,7 @@ def test_a_host_that_compiles_models_by_itself_does_not_within_a_differentiated_
         assert not hasattr(args, "disable_comfy_compiler")
 
 
-def test_what_a_network_would_keep_of_a_step_is_off_in_differentiated_calls_alone():
+def test_a_networks_cache_between_steps_is_off_in_differentiated_calls_only():
     options = {"transformer_options": {"qwen_image21_cache": {"device": "gpu"}, "wrappers": {}}}
     assert differentiable_options(options)["transformer_options"]["qwen_image21_cache"] == {"device": "off"}
     assert options["transformer_options"]["qwen_image21_cache"] == {"device": "gpu"}
@@ -197,12 +197,12 @@ def test_a_compiled_network_is_differentiated_as_it_was_written(gradients, compi
     assert hooked == []
     for found, right in zip(gradients, expected, strict=True):
         assert cosine(found, right) > 0.999
-    # where the compiled network is a patch of the loaded model, it is back in its place
+    # if the compiled network is a patch of the loaded model, it is restored
     assert is_compiled(patched.model.diffusion_model) == (compiled is compiled_by_an_object_patch)
 
 
 @newer_host
-def test_wrappers_that_compile_are_told_from_others():
+def test_wrappers_that_compile_are_recognised():
     family = family_of("sd15")
     kinds = compiled_by_the_hosts_node(family.model).wrappers
     (wrapper,) = kinds[comfy.patcher_extension.WrappersMP.APPLY_MODEL]["torch.compile"]
@@ -216,7 +216,7 @@ def test_wrappers_that_compile_are_told_from_others():
 
 
 class Patch:
-    """A patch with a model of its own, as the host's model patches are."""
+    """A patch with a model, like the host's model patches."""
 
     def __init__(self, model_patch: Any) -> None:
         self.model_patch = model_patch
@@ -229,7 +229,7 @@ class Patch:
 
 
 class Control:
-    """A ControlNet of another pack: a patcher, its module, and a chain."""
+    """A ControlNet of another pack, with a patcher, its module, and a chain."""
 
     def __init__(self, patcher: Any, previous: Any = None) -> None:
         self.wrapped = patcher
@@ -238,7 +238,7 @@ class Control:
 
 
 @newer_host
-def test_every_patcher_that_a_run_is_given_becomes_a_resident_one_and_nothing_else_is_copied():
+def test_every_patcher_in_the_arguments_of_a_run_becomes_resident_and_nothing_else_is_copied():
     with dynamic_vram() as card:
         made = [
             comfy.model_patcher.ModelPatcherDynamic(
@@ -257,7 +257,7 @@ def test_every_patcher_that_a_run_is_given_becomes_a_resident_one_and_nothing_el
         copies = ResidentParts()
         new_conds, new_options = copies(conds), copies(options)
         control = new_conds["positive"][0]["control"]
-        assert control is new_conds["negative"][0]["control"]  # the host joins conditions that share one
+        assert control is new_conds["negative"][0]["control"]  # the host batches conditions that share one
         assert control.control_model is control.wrapped.model
         assert not is_dynamic(control.wrapped)
         assert not is_dynamic(control.previous_controlnet.wrapped)
@@ -266,7 +266,7 @@ def test_every_patcher_that_a_run_is_given_becomes_a_resident_one_and_nothing_el
         assert not is_dynamic(one.model_patch)
         assert bound.__self__ is one
         assert new_conds["positive"][0]["other"] is kept
-        # what the graph keeps for its next run is as it was
+        # objects that the graph keeps for its next run are unchanged
         assert chained.wrapped is made[0]
         assert chained.control_model is made[0].model
         assert patch.model_patch is made[2]
@@ -276,14 +276,14 @@ def test_every_patcher_that_a_run_is_given_becomes_a_resident_one_and_nothing_el
 
 
 @newer_host
-def test_parts_that_fill_up_are_loaded_whole_again_and_what_cannot_be_is_told():
+def test_partly_loaded_models_are_loaded_whole_and_those_that_cannot_be_are_returned():
     import comfy.model_management as management
     import comfy.ops
 
     network = nn.Sequential(*(comfy.ops.disable_weight_init.Linear(256, 256) for _ in range(8)))
     with dynamic_vram() as card, torch.inference_mode():
         patcher = comfy.model_patcher.ModelPatcher(network, torch.device("cpu", 0), torch.device("cpu"))
-        card.taken = card.free()  # nothing is left for more than one layer
+        card.taken = card.free()  # there is room for one layer only
         management.load_models_gpu([patcher])
         assert patcher.model.model_lowvram
         assert keep_whole([patcher], []) == []
@@ -303,8 +303,8 @@ def test_parts_that_fill_up_are_loaded_whole_again_and_what_cannot_be_is_told():
             assert keep_whole([patcher], []) == [patcher]
 
 
-def test_a_model_that_lies_in_two_places_is_not_whole():
-    """The host leaves behind, without a note, layers of other libraries that found no room."""
+def test_a_model_on_two_devices_counts_as_streamed():
+    """The host may leave layers of other libraries behind without recording it."""
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     patcher = comfy.model_patcher.ModelPatcher(network, torch.device("meta"), torch.device("cpu"))
     network[0].to("meta")
@@ -314,6 +314,6 @@ def test_a_model_that_lies_in_two_places_is_not_whole():
 
 
 @newer_host
-def test_a_resident_patcher_of_a_plain_one_is_itself():
+def test_a_plain_patcher_is_already_resident():
     patcher = family_of("sd15").model
     assert resident(patcher) is patcher

@@ -1,4 +1,4 @@
-"""What is differentiated on a card whose weights the host streams by default: every loader, file dtype, path and queue."""
+"""Differentiated models on a card where the host streams weights by default: every loader, dtype, path and queue."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.host.families import randomise
 from tests.host.guide import guide_model
 
 SEED, STEPS = 5, 2
-# Of the guided node, beside its defaults: the second of two steps is guided, at the rank of a small encoder.
+# The guided node's settings: defaults, except that the second of two steps is guided, at a rank for a small encoder.
 SETTINGS = {
     entry.id: entry.default
     for entry in JEPAGuidedKSampler.define_schema().inputs
@@ -51,7 +51,7 @@ SETTINGS = {
 }
 SETTINGS |= {"steps": STEPS, "cfg": 3.0, "scheduler": "simple", "start_percent": 0.5, "end_percent": 1.0}
 SETTINGS |= {"rank": 3, "oversampling": 2, "power_iterations": 0}
-# One level of SD1.5's UNet, and one block of SD3's transformer: what the host needs to know them by.
+# One level of SD1.5's UNet, and one block of SD3's transformer: as much as the host needs to recognise them.
 SD15: dict[str, Any] = {
     "image_size": 8,
     "in_channels": 4,
@@ -114,7 +114,7 @@ def denoiser_weights(family: str) -> dict[str, torch.Tensor]:
 
 @functools.cache
 def vae_weights(family: str) -> dict[str, torch.Tensor]:
-    """A decoder with a quarter of the usual channels; the encoder, which nobody calls, is left out of files."""
+    """A decoder with a quarter of the usual channels; the VAE's encoder is not used and left out of files."""
     channels = CHANNELS[family]
     sizes = {"double_z": True, "z_channels": channels, "resolution": 256, "in_channels": 3, "out_ch": 3}
     sizes |= {"ch": 32, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
@@ -126,7 +126,7 @@ def vae_weights(family: str) -> dict[str, torch.Tensor]:
 
 @functools.cache
 def control_weights() -> dict[str, torch.Tensor]:
-    """A ControlNet of SD1.5, whose blocks are those of the denoiser."""
+    """A ControlNet for SD1.5, with the same blocks as the denoiser."""
     sizes = {
         name: value
         for name, value in SD15.items()
@@ -141,7 +141,7 @@ def control_weights() -> dict[str, torch.Tensor]:
 
 @functools.cache
 def lora_weights() -> dict[str, torch.Tensor]:
-    """A LoRA of SD3 on every matrix of its block."""
+    """A LoRA for every matrix of SD3's block."""
     generator = torch.Generator().manual_seed(4)
     found = {}
     for name, weight in denoiser_weights("SD3").items():
@@ -154,7 +154,7 @@ def lora_weights() -> dict[str, torch.Tensor]:
 
 
 def stored(weights: dict[str, torch.Tensor], dtype: torch.dtype, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Weights as a file of that dtype has them: in float8 files, what is no matrix product is in float16."""
+    """Weights as stored in a file of that dtype; float8 files keep all but matrices in float16."""
     half = torch.float16 if dtype == FLOAT8 else dtype
     return {
         prefix + name: weight.to(dtype if weight.ndim == 2 else half).contiguous()
@@ -163,8 +163,8 @@ def stored(weights: dict[str, torch.Tensor], dtype: torch.dtype, prefix: str = "
 
 
 def quantised(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Weights as a scaled float8 file has them, and the same numbers in float32."""
-    # two elements say that products are computed in full precision
+    """Weights as stored in a scaled float8 file, and the same numbers in float32."""
+    # two elements mean that products are computed in full precision
     scaled: dict[str, torch.Tensor] = {"scaled_fp8": torch.zeros(2, dtype=FLOAT8)}
     plain: dict[str, torch.Tensor] = {}
     for name, weight in stored(weights, torch.float16).items():
@@ -226,7 +226,7 @@ def result(output: Any) -> Any:
 
 
 class Graph:
-    """Loader nodes and a sampler, as an artist connects them; what loaders made is kept from queue to queue."""
+    """Loader nodes and a sampler, as a user connects them; loaded models are kept from queue to queue."""
 
     def __init__(self, loader: str, dtype: torch.dtype) -> None:
         family = "SD1.5" if loader == "ControlNetLoader" else "SD3"
@@ -293,14 +293,14 @@ tiny_encoder_once = functools.cache(tiny_encoder)
 
 @pytest.fixture
 def gradients(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The gradient of every guided step of the runs of a test."""
+    """The gradients of all guided steps in the runs of a test."""
     found: list[torch.Tensor] = []
     call = LatentGradient.__call__
 
     def noting(self: Any, *args: Any) -> Any:
-        slope = call(self, *args)
-        found.append(slope.gradient.detach().double().cpu())
-        return slope
+        at_x = call(self, *args)
+        found.append(at_x.gradient.detach().double().cpu())
+        return at_x
 
     monkeypatch.setattr(LatentGradient, "__call__", noting)
     return found
@@ -310,9 +310,9 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0))
 
 
-# Where a layer of a streamed model finds its input on a processor, the host takes the weight as the file has it: without
-# a LoRA, and not rounded to float8. So the network that is held constant is another one in these tests.
-UNPATCHED_ON_A_PROCESSOR = {"LoraLoader", "UNETLoader, cast to float8"}
+# If the input of a streamed layer is on the CPU, the host uses the weight as stored in the file: without a LoRA, and not
+# rounded to float8. So in these tests the network that is held constant is another one.
+UNPATCHED_ON_THE_CPU = {"LoraLoader", "UNETLoader, cast to float8"}
 LOADERS = ("CheckpointLoaderSimple", "UNETLoader", "LoraLoader", "TAESD")
 CASES = [(loader, dtype) for loader in LOADERS for dtype in DTYPES]
 CASES += [("UNETLoader, cast to float8", torch.float16), ("ControlNetLoader", torch.float16)]
@@ -338,10 +338,10 @@ def test_every_loader_dtype_path_and_queue(files, gradients, loader, dtype):
                 traces: list[Any] = []
                 images.append(graph.guided(through, traces))
                 assert traces[-1].notices == []
-                if through or loader not in UNPATCHED_ON_A_PROCESSOR:
+                if through or loader not in UNPATCHED_ON_THE_CPU:
                     assert cosine(gradients[0], expected[through][0]) >= 0.999
                 gradients.clear()
-                # what the first run leaves on the card fills it, as a streamed denoiser does
+                # models left over from the first run fill the card, as a streamed denoiser does
                 card.taken = card.free() - GIB // 2
             card.taken = 0
             assert torch.equal(*images)
@@ -352,7 +352,7 @@ def test_every_loader_dtype_path_and_queue(files, gradients, loader, dtype):
 @pytest.mark.parametrize("computed", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_files_of_one_dtype_on_a_card_that_computes_in_another(files, gradients, dtype, computed):
-    """What failed at the first guided step: weights of the file's dtype, and inputs of the card's."""
+    """This used to fail: weights in the file's dtype, inputs in the card's."""
     plain = Graph("CheckpointLoaderSimple", dtype)
     plain.guided(True)
     expected = gradients.pop()
@@ -398,7 +398,7 @@ def test_a_resident_model_shares_the_file_and_no_handle_and_is_made_once(files):
         model = resident(graph.model)
         assert not is_dynamic(model)
         assert resident(graph.model.clone()).model is model.model
-        # a large one: the host moves small weights to the device for good
+        # a large one: the host moves small weights to the device permanently
         name = "diffusion_model.joint_blocks.0.x_block.mlp.fc1"
         weight, twin = (patcher.model.get_submodule(name).weight for patcher in (graph.model, model))
         assert weight is not twin
@@ -474,7 +474,7 @@ def fail_on(module: torch.nn.Module) -> Any:
 
 
 class LikeGGUF(torch.Tensor):
-    """A weight in a format of another pack: its storage holds something else than its shape says."""
+    """A weight in a format of another pack, whose storage does not match its shape."""
 
     def __new__(cls, data: torch.Tensor, *, kind: str, shape: torch.Size) -> Any:
         return torch.Tensor._make_subclass(cls, data)
@@ -501,7 +501,7 @@ class LikeGGUF(torch.Tensor):
 
 
 class GGUFLinear(torch.nn.Linear):
-    """Puts the numbers together at every call, as such packs do."""
+    """Dequantises the weight at every call, as such packs do."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight.numbers() if isinstance(self.weight, LikeGGUF) else self.weight
@@ -538,11 +538,11 @@ def test_weights_of_a_subclass_keep_class_and_attributes_and_give_the_gradient_o
     assert cosine(*gradients) >= 0.999
 
 
-# --- graphs that made trouble ---------------------------------------------------------------------------------------
+# --- graphs that failed in the past ---------------------------------------------------------------------------------
 
 
 def patched_model(graph: Graph, model: Any = None, reports: list[Any] | None = None) -> Any:
-    """The MODEL of the guidance node, through the denoiser."""
+    """A MODEL guided through the denoiser."""
     with torch.inference_mode():
         return guide_model(
             model or graph.model,
@@ -555,8 +555,8 @@ def patched_model(graph: Graph, model: Any = None, reports: list[Any] | None = N
         )
 
 
-def test_nothing_stays_on_the_card_when_the_guided_model_has_gone(files):
-    gc.collect()  # what other tests left
+def test_nothing_stays_on_the_card_when_the_guided_model_is_gone(files):
+    gc.collect()  # left over from other tests
     management.cleanup_models_gc()
     with dynamic_vram():
         graph = Graph("LoraLoader", torch.float32)
@@ -572,7 +572,7 @@ def test_nothing_stays_on_the_card_when_the_guided_model_has_gone(files):
 
 
 @pytest.mark.parametrize("loaded_before", [False, True])
-def test_a_lora_in_bypass_mode_is_neither_lost_nor_left_behind(files, loaded_before):
+def test_a_lora_in_bypass_mode_is_neither_lost_nor_left_on_the_model(files, loaded_before):
     with dynamic_vram(), torch.inference_mode():
         graph = Graph("CheckpointLoaderSimple", torch.float32)
         plain = graph.sample(graph.model)
@@ -607,7 +607,7 @@ def with_another_forward(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("patch", [compiled, with_another_forward])
-def test_what_was_bound_to_the_streamed_network_runs_the_copy(files, patch):
+def test_patches_bound_to_the_streamed_network_are_bound_to_the_copy(files, patch):
     with dynamic_vram():
         graph = Graph("LoraLoader", torch.float32)
         right = graph.guided(True)
@@ -632,7 +632,7 @@ def test_a_function_that_holds_the_streamed_network_is_not_differentiated(files)
 
 
 class MovedPatch:
-    """As the host's model patches are: it has a model, and the host moves it before a run."""
+    """Like the host's model patches, it has a model, and the host moves it before a run."""
 
     def __init__(self, model_patch: Any) -> None:
         self.model_patch = model_patch
@@ -672,7 +672,7 @@ def test_the_host_loads_and_moves_the_copy_of_a_patch(files, before):
         assert is_dynamic(patch.model_patch)
 
 
-def test_patches_that_hold_patches_or_parts_of_their_models_get_those_of_the_copies(files):
+def test_copied_patches_hold_the_copies_of_their_patches_and_parts_of_models(files):
     with dynamic_vram():
         module = torch.nn.Sequential(torch.nn.Linear(2, 2))
         patch = MovedPatch(comfy.model_patcher.ModelPatcherDynamic(module, CARD, torch.device("cpu")))
@@ -687,7 +687,7 @@ def test_patches_that_hold_patches_or_parts_of_their_models_get_those_of_the_cop
         assert outer.inner is patch
 
 
-def test_a_lora_behind_guidance_does_not_load_the_decoder_twice(files):
+def test_a_lora_after_guidance_does_not_load_the_decoder_twice(files):
     with dynamic_vram() as card:
         graph = Graph("LoraLoader", torch.float32)
         model = graph.with_lora(file_name("SD3", torch.float32), 0.5)

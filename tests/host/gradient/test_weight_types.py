@@ -1,4 +1,4 @@
-"""Denoisers and VAEs whose weights are stored in fewer bits: the gradient is that of the same numbers in float32."""
+"""Denoisers and VAEs with weights stored in fewer bits: the gradient is that of the same numbers in float32."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STORED = (torch.float16, torch.bfloat16, torch.float8_e4m3fn)
 
 
 def model_of(stored: torch.dtype, kept: torch.dtype) -> Any:
-    """A tiny MODEL whose weights are rounded to `stored` and kept as `kept`; it computes in float32."""
+    """A tiny MODEL with weights rounded to `stored` and kept as `kept`; it computes in float32."""
     with torch.inference_mode():
         config = TinyConfig(dict(UNET))
         config.set_inference_dtype(kept, None if kept == torch.float32 else torch.float32)
@@ -36,7 +36,7 @@ def model_of(stored: torch.dtype, kept: torch.dtype) -> Any:
 
 @pytest.mark.parametrize("stored", STORED, ids=str)
 def test_the_gradient_through_a_denoiser_in_fewer_bits(tiny, stock, stored):
-    images, slopes = [], []
+    images, norms = [], []
     for kept in (stored, torch.float32):
         model = model_of(stored, kept)
         reports: list[Any] = []
@@ -47,17 +47,17 @@ def test_the_gradient_through_a_denoiser_in_fewer_bits(tiny, stock, stored):
             Schedule(end_percent=1.0),
             RarityGradient(k=3, oversample=2, power_iterations=0),
             through_denoiser=True,
-            # weights in fewer bits are differentiated so anyway, and the second run of a block rounds in another order
+            # weights in fewer bits are checkpointed anyway, and a block's second run rounds in another order
             checkpointing=True,
             report=reports.append,
         )
         images.append(stock(patched, tiny, steps=3))
-        slopes.append([step.gradient_norm for step in reports[-1].guided_steps])
+        norms.append([step.gradient_norm for step in reports[-1].guided_steps])
         assert not torch.equal(images[-1], stock(model, tiny, steps=3))
         assert all(
             weight.dtype == kept for weight in model.model.diffusion_model.parameters() if weight.ndim > 1
         )
-    for found, expected in zip(*slopes, strict=True):
+    for found, expected in zip(*norms, strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
     assert (images[0] - images[1]).norm() < 1e-3 * images[1].norm()
 

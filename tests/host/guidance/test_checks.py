@@ -1,4 +1,4 @@
-"""What fits together and what is refused; the encoder as one of the host's models."""
+"""Which models fit together and what is refused; the encoder as one of the host's models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_model_whose_noise_has_no_known_scale_is_refused_by_name(tiny, kind):
 
 def test_a_model_that_adds_no_noise_is_refused_whatever_its_name(tiny):
     class Repaint(comfy.model_sampling.CONST):
-        """Begins with the picture and not with noise."""
+        """Starts from the picture instead of noise."""
 
         def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
             return latent_image
@@ -48,7 +48,7 @@ def test_models_whose_noise_has_a_known_scale_are_not_refused(tiny, kind):
 
 
 def test_the_host_loads_everything_that_a_run_needs_at_once(tiny, stock):
-    """Denoiser, VAE and encoder are told to the host together, so that it makes room for all of them."""
+    """Denoiser, VAE and encoder are loaded in one call, so that the host makes room for all of them."""
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
@@ -66,7 +66,7 @@ def test_the_host_loads_everything_that_a_run_needs_at_once(tiny, stock):
     assert all(all(entry) for entry in seen)
 
 
-def test_latents_that_the_encoder_does_not_see_are_refused_with_their_shape(tiny):
+def test_latents_that_the_encoder_cannot_see_are_refused_with_their_shape(tiny):
     from comfy.nested_tensor import NestedTensor
     from jepa_guidance.host.guidance.checks import check_frames
 
@@ -91,12 +91,12 @@ def test_a_model_on_several_devices_is_refused(tiny):
 
 
 @newer_host
-def test_a_model_that_is_spread_after_it_was_patched_is_refused_when_it_runs(monkeypatch, tiny, stock):
-    # the host would copy every model to its second device, and the test has none
+def test_a_model_spread_over_devices_after_patching_is_refused_when_it_runs(monkeypatch, tiny, stock):
+    # the host would copy every model to a second device, which the test does not have
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "match_multigpu_clones", lambda self: None)
     patched = guide_model(tiny.model, tiny.vae, tiny.encoder, Schedule(), RarityGradient(k=3))
     other = tiny.make_model()
-    other.is_multigpu_base_clone = False  # the test has one device; the host would look for the second
+    other.is_multigpu_base_clone = False  # the test has one device, and the host would look for the second
     patched.set_additional_models("multigpu", [other])
     with pytest.raises(ValueError, match="spread over 2"):
         stock(patched, tiny)
@@ -114,7 +114,7 @@ def test_the_encoder_is_one_of_the_models_that_the_host_loads(tiny):
     assert any(patcher.model is tiny.encoder.patcher.model for patcher in loaded)
 
 
-def test_the_folder_admits_safetensors_alone_and_keeps_the_users_own_paths(tmp_path, monkeypatch):
+def test_the_folder_accepts_only_safetensors_and_keeps_the_users_paths(tmp_path, monkeypatch):
     import folder_paths
     from jepa_guidance.host.comfy.folders import register_folders
     from jepa_guidance.host.encoders.folders import encoder_file, encoder_names
@@ -138,7 +138,7 @@ def test_the_folder_admits_safetensors_alone_and_keeps_the_users_own_paths(tmp_p
             encoder_file(name)
 
 
-def test_a_file_that_is_no_encoder_is_refused_with_its_name(tmp_path):
+def test_a_file_that_is_not_an_encoder_is_refused_by_name(tmp_path):
     from jepa_guidance.host.encoders.host_encoder import load_host_encoder
 
     file = tmp_path / "unet.safetensors"

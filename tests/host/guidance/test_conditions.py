@@ -1,4 +1,4 @@
-"""What users put between the model and the sampler: masks, LoRA, ControlNet, regions, ranges, batches."""
+"""Guidance with masks, LoRA, ControlNet, regional prompts, prompt ranges and batches."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.host.guide import guide_model
 Condition = Callable[[Family], tuple[Any, dict]]
 
 
-# --- conditions: what replaces the MODEL, and settings of the sampler ----------------------------------------------
+# --- conditions: a changed MODEL, and settings of the sampler ------------------------------------------------------
 
 
 def cfg_1(family: Family) -> tuple[Any, dict]:
@@ -53,7 +53,7 @@ def cfg_20(family: Family) -> tuple[Any, dict]:
 
 
 def picture(family: Family, batch: int = 1) -> Tensor:
-    """A latent that is not empty, in the VAE's scale."""
+    """A latent of a picture, in the VAE's scale."""
     shape = family.latent["samples"].shape[1:]
     with torch.inference_mode():
         return numbers(20, batch, *shape) / getattr(family.model.model.latent_format, "scale_factor", 1.0)
@@ -64,7 +64,7 @@ def image_to_image(family: Family) -> tuple[Any, dict]:
 
 
 def mask_of(family: Family) -> Tensor:
-    """A mask of the upper half, one pixel for each of the latent."""
+    """A mask of the upper half, at the latent's resolution."""
     mask = torch.zeros(1, 1, *family.latent["samples"].shape[-2:])
     mask[..., : mask.shape[-2] // 2, :] = 1
     return mask
@@ -75,7 +75,7 @@ def inpainting(family: Family) -> tuple[Any, dict]:
 
 
 def differential(family: Family) -> tuple[Any, dict]:
-    """A mask with half values and a function that thresholds it at each step."""
+    """A mask with fractional values, and a function that thresholds it at each step."""
     mask = mask_of(family)
     mask[..., 1, :] = 0.5
     latent = {"samples": picture(family), "noise_mask": mask}
@@ -83,16 +83,16 @@ def differential(family: Family) -> tuple[Any, dict]:
 
 
 def batch_of_three(family: Family) -> tuple[Any, dict]:
-    """Each image has its own mask and its own noise."""
+    """Each image has another mask and other noise."""
     masks = torch.cat([mask_of(family), torch.ones_like(mask_of(family)), 1 - mask_of(family)])
     if family.latent["samples"].ndim == 5:
-        masks = masks.unsqueeze(2)  # else the host takes a batch of masks for the frames of one
+        masks = masks.unsqueeze(2)  # otherwise the host takes a batch of masks for the frames of one video
     latent = {"samples": picture(family, 3), "noise_mask": masks, "batch_index": [4, 0, 2]}
     return family.model, {"latent_image": latent}
 
 
 def lora_of(model: Any, seed: int = 30) -> dict[str, Tensor]:
-    """A LoRA of rank 2 for every matrix of the denoiser, in the host's generic names."""
+    """A LoRA of rank 2 for every matrix of the denoiser, with the host's generic key names."""
     weights = {}
     with torch.inference_mode():
         for name, weight in model.model.diffusion_model.named_parameters():
@@ -111,7 +111,7 @@ def lora(family: Family) -> tuple[Any, dict]:
 
 
 def control_network(dtype: torch.dtype) -> comfy.controlnet.ControlNet:
-    """A ControlNet for SD1.5 that takes hints of 8 times the latent's side."""
+    """A ControlNet for SD1.5, with hints of 8 times the latent's side."""
     sizes = unet(use_linear_in_transformer=False, num_heads=8)
     sizes = {
         name: size for name, size in sizes.items() if name not in ("out_channels", "transformer_depth_output")
@@ -164,7 +164,7 @@ def areas(family: Family) -> tuple[Any, dict]:
 
 
 def masked_prompts(family: Family) -> tuple[Any, dict]:
-    """Two prompts, each with its own mask, one of them cut to the mask's bounds."""
+    """Two prompts with different masks, one of them cropped to the bounds of its mask."""
     set_mask = host_nodes.ConditioningSetMask().append
     with torch.inference_mode():
         mask = half_mask()[0]
@@ -194,7 +194,7 @@ def longer_prompt(family: Family) -> tuple[Any, dict]:
 
 
 def hooked_lora(family: Family) -> tuple[Any, dict]:
-    """A LoRA that comes with the positive prompt alone: the host changes the weights within each call."""
+    """A LoRA attached to the positive prompt only: the host changes the weights within each call."""
     with torch.inference_mode():
         key_map = comfy.lora.model_lora_keys_unet(family.model.model, {})
         loaded = comfy.lora.load_lora(lora_of(family.model), key_map)
@@ -204,7 +204,7 @@ def hooked_lora(family: Family) -> tuple[Any, dict]:
 
 
 def reference_latents(family: Family) -> tuple[Any, dict]:
-    """A picture to edit, beside the prompt."""
+    """A picture to edit, in addition to the prompt."""
     settings = {}
     for name in ("positive", "negative"):
         pairs = getattr(family, name)
@@ -222,7 +222,7 @@ CASES = [
     *(("qwen_image", condition) for condition in (*GENERAL, ranges, reference_latents)),
     *(("sd3", condition) for condition in (inpainting, batch_of_three, lora)),
 ]
-# Those whose gradient is checked each time.
+# Cases whose gradient is checked in every test run.
 QUICK_CHECKS = {("sd15", lora), ("sd15", controlnet), ("sd15", areas), ("sd15", t2i_adapter)}
 QUICK_CHECKS |= {("sd15", differential), ("sd15", batch_of_three), ("sd15_inpaint", inpainting)}
 QUICK_CHECKS |= {("flux", reference_latents), ("qwen_image", inpainting)}
@@ -233,7 +233,7 @@ def case_id(case: tuple[str, Condition]) -> str:
 
 
 def cases(quick: Callable[[tuple[str, Condition]], bool]) -> Any:
-    """All cases, those that are not quick marked long."""
+    """All cases; those that are not quick are marked long."""
     marked = [case if quick(case) else pytest.param(case, marks=pytest.mark.long) for case in CASES]
     return pytest.mark.parametrize("case", marked, ids=[case_id(case) for case in CASES])
 
@@ -242,7 +242,7 @@ def cases(quick: Callable[[tuple[str, Condition]], bool]) -> Any:
 
 
 @cases(lambda case: case[0].startswith("sd15") or case in QUICK_CHECKS)
-def test_a_zero_gradient_changes_no_bit(case):
+def test_a_zero_gradient_is_bit_identical_to_the_stock_sampler(case):
     name, condition = case
     family = family_of(name)
     model, settings = condition(family)
@@ -254,7 +254,7 @@ def test_a_zero_gradient_changes_no_bit(case):
 
 
 def test_every_condition_changes_the_stock_image():
-    """Else a check of it would check nothing."""
+    """Otherwise checking it would be pointless."""
     for name, condition in CASES:
         family = family_of(name)
         model, settings = condition(family)
@@ -264,12 +264,12 @@ def test_every_condition_changes_the_stock_image():
 
 
 @cases(lambda case: case[0].startswith("sd15") or case in QUICK_CHECKS)
-def test_a_guided_run_is_finite_and_keeps_what_is_masked(case):
+def test_a_guided_run_is_finite_and_keeps_the_unmasked_part(case):
     check_run(case, through=True)
 
 
 @cases(lambda case: case[1] in (inpainting, differential, batch_of_three) and case[0] == "sd15")
-def test_so_it_does_with_the_denoiser_held_constant(case):
+def test_the_same_with_the_denoiser_held_constant(case):
     check_run(case, through=False)
 
 
@@ -331,14 +331,16 @@ def test_autograd_notices_a_control_written_in_place_and_the_unet_runs_again_onc
     monkeypatch.setattr(network, "forward", counted)
     counts = []
     for settings in ({}, controlnet(family)[1]):
-        calls.clear()
-        sample(family, guided(family, encoder_of(), through_denoiser=True), steps=3, **settings)
+        # the first run of a network also checks its gradient
+        for _ in range(2):
+            calls.clear()
+            sample(family, guided(family, encoder_of(), through_denoiser=True), steps=3, **settings)
         counts.append(len(calls))
     # three steps, two of them guided
     assert counts == [5, 6]
 
 
-# --- a LoRA that comes with a prompt ---------------------------------------------------------------------------------
+# --- a LoRA attached to a prompt -------------------------------------------------------------------------------------
 
 
 def test_a_hooked_lora_is_guided_with_the_denoiser_held_constant():
@@ -373,7 +375,7 @@ def refuse(model: Any, vae: Any, match: str) -> None:
 
 
 def test_a_vae_of_other_dimensions_is_refused():
-    """Its 16 channels would fit."""
+    """Although both have 16 channels."""
     still, flat = family_of("wan_still"), family_of("flux")
     refuse(still.model, flat.vae, "latents of 2 dimensions, the model makes 3")
     refuse(flat.model, still.vae, "latents of 3 dimensions, the model makes 2")
@@ -383,15 +385,15 @@ def test_a_vae_of_other_channels_is_refused():
     refuse(family_of("sd15").model, family_of("sd3").vae, "16 channels, the model makes 4")
 
 
-def test_a_model_of_sound_is_refused():
+def test_an_audio_model_is_refused():
     family = family_of("sd15")
     sound = family.model.clone()
     sound.add_object_patch("latent_format", comfy.latent_formats.StableAudio1())
     refuse(sound, family.vae, "this model's latents have 1 dimension")
 
 
-def test_a_vae_of_sound_is_refused():
-    """ACE's latents look like those of a picture."""
+def test_an_audio_vae_is_refused():
+    """ACE's latents have the shape of image latents."""
     family = family_of("sd15")
     vae = image_vae(4)
     vae.output_channels = 2

@@ -1,4 +1,4 @@
-"""The host's other ways to sample: custom samplers, guiders, parts of a schedule, and other packs' patches."""
+"""Other ways to sample: custom samplers, guiders, parts of a schedule, and patches of other packs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def guided(tiny: Any, reports: list[Any] | None = None, model: Any = None, **set
 
 
 def result(output: Any) -> Any:
-    """The first output of a node of either kind."""
+    """The first output of a node, of the old or the new node class."""
     return output.result[0] if hasattr(output, "result") else output[0]
 
 
@@ -60,7 +60,7 @@ def sigmas_of(model: Any, steps: int = STEPS) -> torch.Tensor:
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
 
 
-# --- the same image whichever way it is sampled -----------------------------------------------------------------
+# --- the same image in every way of sampling --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("through", [False, True])
@@ -140,7 +140,7 @@ def test_a_guider_with_a_second_model_is_guided_with_the_denoiser_constant(tiny)
 # --- parts of a schedule ----------------------------------------------------------------------------------------
 
 
-def test_percent_is_of_the_steps_that_this_call_runs(tiny):
+def test_percentages_refer_to_the_steps_of_this_call(tiny):
     reports: list[Any] = []
     model = guided(tiny, reports, schedule=Schedule(start_percent=0.5, end_percent=1.0))
     guider = result(custom.CFGGuider.execute(model, tiny.positive, tiny.negative, 3.0))
@@ -201,7 +201,7 @@ def test_short_runs(tiny, stock, sampler, steps):
     assert not torch.equal(found, plain)
 
 
-# --- samplers with settings of their own ------------------------------------------------------------------------
+# --- samplers with settings -------------------------------------------------------------------------------------
 
 SAMPLERS: dict[str, Callable[[Any], Any]] = {
     "SamplerDPMPP_2M_SDE": lambda _: custom.SamplerDPMPP_2M_SDE.execute("heun", 0.5, 1.1, "cpu"),
@@ -262,18 +262,18 @@ PATCHES: dict[str, Callable[[Any], Any]] = {
     ),
 }
 
-# These answer some calls from what they keep, through which no gradient goes.
+# These return cached outputs in some calls, which have no gradient.
 CACHES = {"EasyCache", "LazyCache"}
 
 
 @pytest.mark.parametrize("through", [False, True])
 @pytest.mark.parametrize("calls", ["one", "two"])
 @pytest.mark.parametrize("name", PATCHES)
-def test_patches_of_other_nodes_go_with_guidance(tiny, stock, name, calls, through):
+def test_patches_of_other_nodes_work_with_guidance(tiny, stock, name, calls, through):
     mask = torch.zeros(1, 8, 8)
     mask[:, :, :4] = 1
     settings = {"steps": STEPS, "latent_image": {**EMPTY, "noise_mask": mask}}
-    for before in (True, False):  # on either side of the guidance
+    for before in (True, False):  # before and after the guidance node
         reports: list[Any] = []
         plain = result(PATCHES[name](tiny.model))
         options = {"through_denoiser": through, "one_call": calls == "one"}

@@ -1,4 +1,4 @@
-"""Every model family, guided inside the host's own sampler: parity, gradients, the size of the shift, refusals."""
+"""Every model family, guided in the host's sampler: parity, gradients, the size of the shift, refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.host.families import FAMILIES, REFUSED, Family
 from tests.host.guide import guide_model
 
 SUPPORTED = [name for name in FAMILIES if name not in ("wan_video", *REFUSED)]
-# The host's fused rotary embeddings know no float64.
+# The host's fused rotary embeddings do not support float64.
 FLOAT32_ONLY = {"flux", "flux2", "chroma", "lumina2", "z_image", "qwen_image", "wan_still", "cosmos_predict2"}
 FLOAT32_ONLY |= {
     "wan_video",
@@ -50,10 +50,10 @@ FLOAT32_ONLY |= {
 }
 FLOAT32_ONLY |= {"z_image_pixels", "pid", "hidream_o1", "hunyuan_still", "hunyuan15_still", "mochi_still"}
 FLOAT32_ONLY |= {"cosmos_still", "wan22_still", "ltx_still"}
-# Gradient checks of these take long, or repeat another's network with another sampling class.
+# Families with slow gradient checks, or with the network of another family and another sampling class.
 LONG = {"sdxl_v_zero_snr", "pixart", "flux2", "cascade", "omnigen2", "hidream", "kandinsky5"}
 LONG |= {"wan22_still", "hunyuan_still", "hunyuan15_still", "mochi_still", "pid", "cascade_b"}
-# With the denoiser held constant a family differs by sampling class and decoder alone.
+# With the denoiser held constant, families differ only by sampling class and decoder.
 HELD_CONSTANT = ("sd15", "sd2", "playground", "flux", "wan_still", "cosmos_predict2")
 QUICK = {"k": 3, "oversample": 2, "power_iterations": 0}
 EXACT = {"k": 3, "oversample": 4, "power_iterations": 6, "tolerance": 0.0}
@@ -69,13 +69,13 @@ def family_of(name: str, dtype: torch.dtype = torch.float32) -> Family:
         pytest.skip(f"this host is older than the family {name}")
 
 
-# one for all tests, which do not change it
+# shared by all tests, which do not change it
 encoder_of = functools.cache(tiny_encoder)
 
 
 @functools.cache
 def exact_family(name: str) -> Family:
-    """The family in float64 as far as the host's code can compute in it."""
+    """The family in float64, as far as the host's code supports that."""
     exact = family_of(name, torch.float64)
     return replace(exact, model=family_of(name).model) if name in FLOAT32_ONLY else exact
 
@@ -85,7 +85,7 @@ def with_long(names: list[str]) -> list:
 
 
 def sample(family: Family, model: Any = None, **changes: Any) -> Tensor:
-    """The host's KSampler node, under inference mode as its executor runs it."""
+    """Run the host's KSampler node under inference mode, as the executor does."""
     settings = {"seed": 5, "steps": 4, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
     settings |= {"positive": family.positive, "negative": family.negative, "latent_image": family.latent}
     with torch.inference_mode():
@@ -96,7 +96,7 @@ def sample(family: Family, model: Any = None, **changes: Any) -> Tensor:
 def guided(
     family: Family, encoder: Any, schedule: Schedule | None = None, model: Any = None, **settings: Any
 ) -> Any:
-    """The family's MODEL, guided; settings are apply_guidance's."""
+    """The family's MODEL, guided; settings are those of apply_guidance."""
     rarity = settings.pop("rarity", None) or RarityGradient(**QUICK)
     schedule = schedule or Schedule(end_percent=1.0)
     return guide_model(model or family.model, family.vae, encoder, schedule, rarity, **settings)
@@ -133,7 +133,7 @@ def test_the_node_guides_nothing_at_strength_zero_and_in_an_empty_range(name):
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_a_zero_gradient_changes_no_bit(name):
+def test_a_zero_gradient_is_bit_identical_to_the_stock_sampler(name):
     family = family_of(name)
     plain = sample(family, steps=3)
     for through, calls in ((False, "two"), (True, "two"), (False, "one")):
@@ -163,7 +163,7 @@ def test_a_guided_run_is_finite_repeatable_and_not_the_stock_samplers(name, thro
     assert torch.equal(image, sample(family, model, steps=3))
     steps = reports[-1].guided_steps
     assert [step.step for step in steps] == [1, 2]
-    assert all(torch.tensor(step[key]).isfinite().all() for step in steps for key in ("score", "shift"))
+    assert all(torch.tensor([*step.score, *step.shift]).isfinite().all() for step in steps)
     assert all(shift > 0 for step in steps for shift in step.shift)
 
 
@@ -192,7 +192,7 @@ def dense_score(encoder: Any, x: Tensor) -> float:
 
 
 def image_by_the_host(vae: Any, latent: Tensor) -> Tensor:
-    """What the user sees of a latent: the host's own decoding, one image (1, H, W, 3)."""
+    """The image of a latent as the host decodes it, (1, H, W, 3)."""
     with torch.inference_mode():
         image = vae.decode(latent)
         return (image[:, 0] if image.ndim == 5 else image).clone()
@@ -204,7 +204,7 @@ def check_inside(
     """Compare the gradient at each guided step of a real run with finite differences; return the gradients.
 
     Args:
-        settings: of the sampler, except checkpointing.
+        settings: of the sampler; checkpointing and start_percent are guidance's.
     """
     checkpointing = settings.pop("checkpointing", False)
     first_step = settings.pop("start_percent", 0.4)
@@ -215,18 +215,18 @@ def check_inside(
         through_denoiser=through,
         checkpointing=checkpointing,
     )
-    # The host's models return float32 whatever their weights, so steps through them are coarse.
+    # The host's models return float32 whatever the dtype of their weights, so the steps are large.
     step, tolerance = (3e-4, 1e-2) if through else (1e-5, 5e-4)
     gradients = []
 
     def check(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
-        slope = chain(denoise, x, sigma, base_model)
+        at_x = chain(denoise, x, sigma, base_model)
         with torch.inference_mode(False), torch.no_grad():
             x, clean = x.detach().clone(), denoise(x).detach().clone().double()
             per_x = dx0_dx(base_model.model_sampling, sigma)
 
             def score(point: Tensor) -> float:
-                # by the definition of each path: the network runs again, or its output stays
+                # as each path is defined: the network runs again, or its output is held constant
                 moved = clean + per_x * (point - x)
                 estimate = denoise(point.to(x.dtype)).detach().clone().double() if through else moved
                 image = decoded(family.vae, base_model.process_latent_out(estimate[:1])).double()
@@ -235,23 +235,23 @@ def check_inside(
                     seen, image = seen.of_clips(len(image)), image[None]
                 return dense_score(seen, seen.preprocess(image))
 
-            gradient = slope.gradient.double()
+            gradient = at_x.gradient.double()
             random = torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).to(gradient)
             random[1:] = 0
-            # along the gradient itself, the largest change there is, and somewhere else
+            # along the gradient itself, where the change is largest, and along a random direction
             steepest = torch.zeros_like(gradient)
             steepest[0] = gradient[0]
             for direction in (steepest, random):
                 direction = direction / direction.square().mean().sqrt() * x[:1].std()
                 ends = [score(x.double() + sign * step * direction) for sign in (1, -1)]
                 expected = (ends[0] - ends[1]) / (2 * step)
-                # along a random direction the change is of the size of the norms' product over sqrt(entries)
+                # along a random direction the change is about the product of the norms over sqrt(entries)
                 usual = (gradient[:1].norm() * direction.norm()).item() / direction[:1].numel() ** 0.5
                 found = (gradient * direction).sum().item()
                 assert found == pytest.approx(expected, abs=tolerance * max(abs(expected), usual))
             assert gradient[:1].norm() > 0
-        gradients.append(slope.gradient)
-        return slope
+        gradients.append(at_x.gradient)
+        return at_x
 
     schedule = Schedule(start_percent=first_step, end_percent=0.6)
     patched = guided(
@@ -269,9 +269,9 @@ def check_inside(
 
 
 def gradient_cases() -> list:
-    """(family, through the denoiser, CFG): the whole table, most of it long."""
+    """(family, through the denoiser, CFG) for all families; most are marked long."""
     quick = {(name, True, 4.0) for name in set(SUPPORTED) - LONG}
-    # the held-constant path differs by sampling class and decoder alone; CFG 1 by leaving out half of the call
+    # the held-constant path differs only by sampling class and decoder; CFG 1 leaves out half of the call
     quick |= {
         (name, False, 4.0) for name in ("sd15", "sd2", "playground", "flux", "wan_still", "cosmos_predict2")
     }
@@ -304,9 +304,9 @@ def test_checkpointing_changes_no_gradient(name):
         def keep(
             denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any, chain: Any = chain
         ) -> ScoreGradient:
-            slope = chain(denoise, x, sigma, base_model)
-            gradients.append(slope.gradient)
-            return ScoreGradient(slope.score, torch.zeros_like(slope.gradient))
+            at_x = chain(denoise, x, sigma, base_model)
+            gradients.append(at_x.gradient)
+            return ScoreGradient(at_x.score, torch.zeros_like(at_x.gradient))
 
         settings = {"through_denoiser": True, "checkpointing": checkpointing, "gradient": keep}
         sample(family, guided(family, encoder_of(), Schedule(start_percent=0.4, end_percent=0.6), **settings))
@@ -315,8 +315,8 @@ def test_checkpointing_changes_no_gradient(name):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_a_network_keeps_from_call_to_call_changes_no_gradient(checkpointing, monkeypatch):
-    """Compared with the same network when it keeps nothing, from the first step on."""
+def test_state_that_a_network_keeps_between_calls_changes_no_gradient(checkpointing, monkeypatch):
+    """Compared with the same network without that state, from the first step on."""
     family = family_of("hidream_o1")
     network = family.model.model.diffusion_model
     forward = network._forward
@@ -338,7 +338,7 @@ def test_what_a_network_keeps_from_call_to_call_changes_no_gradient(checkpointin
 
 
 def gradients_of_a_run(family: Family, checkpointing: bool) -> list[Tensor]:
-    """Gradients through the denoiser at each of three steps, none of which is shifted."""
+    """Gradients through the denoiser at each of three steps, without any shift."""
     settings = {"through_denoiser": True, "checkpointing": checkpointing}
     chain = LatentGradient(
         LatentDecoder(family.vae), [Guide(encoder_of().encoder)], RarityGradient(**QUICK), **settings
@@ -346,9 +346,9 @@ def gradients_of_a_run(family: Family, checkpointing: bool) -> list[Tensor]:
     gradients = []
 
     def keep(denoise: Callable, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
-        slope = chain(denoise, x, sigma, base_model)
-        gradients.append(slope.gradient)
-        return ScoreGradient(slope.score, torch.zeros_like(slope.gradient))
+        at_x = chain(denoise, x, sigma, base_model)
+        gradients.append(at_x.gradient)
+        return ScoreGradient(at_x.score, torch.zeros_like(at_x.gradient))
 
     schedule = Schedule(start_percent=0.0, end_percent=1.0)
     sample(family, guided(family, encoder_of(), schedule, gradient=keep, **settings), steps=3)
@@ -372,7 +372,7 @@ def test_checkpointing_runs_the_decoder_twice_and_the_encoder_no_more_often(thro
     count("decoder", family.vae.first_stage_model.decoder.mid.block_1)
     count("encoder", encoder.encoder.model.encoder.layer[0])
     found = []
-    # the first run also checks its gradients
+    # the first run also checks the gradients
     for checkpointing in (False, False, True):
         calls |= {"decoder": 0, "encoder": 0}
         settings = {"through_denoiser": through, "checkpointing": checkpointing}
@@ -383,10 +383,10 @@ def test_checkpointing_runs_the_decoder_twice_and_the_encoder_no_more_often(thro
     assert found[1]["decoder"] == 2 * found[0]["decoder"]
 
 
-# --- latents with a place for time --------------------------------------------------------------------------------
+# --- latents with a time axis -------------------------------------------------------------------------------------
 
 
-def test_decoding_a_still_of_a_video_model_is_the_hosts():
+def test_an_image_of_a_video_model_is_decoded_as_the_host_does():
     family = family_of("wan_still")
     latent = torch.randn(1, 16, 1, 4, 6, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode(False), torch.no_grad():
@@ -396,7 +396,7 @@ def test_decoding_a_still_of_a_video_model_is_the_hosts():
 
 
 @pytest.mark.parametrize("fit", ["squash", "crop"])
-def test_a_still_is_shrunk_like_a_latent_without_time(fit):
+def test_an_image_latent_with_a_time_axis_is_shrunk_like_one_without(fit):
     family = family_of("wan_still")
     decoder = choose_decoder(ENCODER_RESOLUTION, family.vae, None, 28, fit)
     latent = torch.randn(1, 16, 9, 7, generator=torch.Generator().manual_seed(1))
@@ -405,7 +405,7 @@ def test_a_still_is_shrunk_like_a_latent_without_time(fit):
     assert torch.equal(small[:, :, 0], decoder.prepare(latent))
 
 
-def test_a_still_is_guided_at_the_encoders_resolution():
+def test_an_image_of_a_video_model_is_guided_at_the_encoders_resolution():
     family = family_of("qwen_image")
     image = sample(family, guided(family, encoder_of(), decoder=ENCODER_RESOLUTION), steps=2)
     assert image.isfinite().all()
@@ -413,7 +413,7 @@ def test_a_still_is_guided_at_the_encoders_resolution():
 
 
 def test_there_is_no_tiny_decoder_for_a_video_model(monkeypatch):
-    """The host has small decoders for some, networks of another kind under names like this one."""
+    """For some, the host has small decoders with similar names, which are other networks."""
     family = family_of("wan_still")
     latent_format = family.model.get_model_object("latent_format")
     monkeypatch.setattr(latent_format, "taesd_decoder_name", "lighttaew2_1")
@@ -423,7 +423,7 @@ def test_there_is_no_tiny_decoder_for_a_video_model(monkeypatch):
     assert chosen.description.endswith("(no tiny one exists)")
 
 
-def test_transparent_pixels_are_laid_over_white():
+def test_transparent_pixels_are_composited_over_white():
     vae = SimpleNamespace(
         vae_dtype=torch.float32, device=torch.device("cpu"), process_output=lambda image: image
     )

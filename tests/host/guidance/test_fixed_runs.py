@@ -1,7 +1,7 @@
-"""Three fixed guided runs give the images and traces that are on record: a change of the code changes no picture.
+"""Three fixed guided runs give the recorded images and traces, so that refactoring changes no picture.
 
-fixed_runs.json holds the numbers, and their hashes for each kind of machine on which they were recorded; elsewhere
-kernels round in their own way, and the numbers are compared within rounding. To record this machine's:
+fixed_runs.json has the numbers, and their hashes for each kind of machine on which they were recorded. On other machines
+kernels round differently, and the numbers are compared up to rounding. To record those of this machine:
 
     JEPA_RECORD_FIXED_RUNS=1 python dev.py test tests/host/guidance/test_fixed_runs.py
 """
@@ -22,7 +22,7 @@ from comfyui_version import __version__ as host_version
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 
 RECORD = Path(__file__).with_name("fixed_runs.json")
-ROUNDING = 5e-3  # of the largest number; what three kinds of kernels differed by, eight times over
+ROUNDING = 5e-3  # relative to the largest number; eight times the difference between three kinds of kernels
 RUNS: dict[str, dict[str, Any]] = {
     "denoiser constant": {"gradient_path": "denoiser constant"},
     "through the denoiser": {"gradient_path": "through denoiser"},
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the record is
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums of several threads are rounded in the order of their number."""
+    """How sums are rounded depends on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
 
 
 def machine() -> str:
-    """What rounding depends on."""
+    """A description of all that rounding depends on."""
     names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((line.partition(":")[2].strip() for line in names if "model name" in line), "")
     kernels = torch.backends.cpu.get_cpu_capability()
@@ -50,7 +50,7 @@ def machine() -> str:
 
 
 def run(tiny, changes: dict[str, Any]) -> dict[str, Any]:
-    """One run of the node: the picture and the steps of the trace, as lists of numbers."""
+    """One run of the node: the image and the steps of the trace, as lists of numbers."""
     latent = {"samples": torch.zeros(2, 4, 8, 8)}
     if changes.get("sampler_name") == "uni_pc":
         latent = {
@@ -80,7 +80,7 @@ def run(tiny, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def numbers(value: Any) -> list[float]:
-    """All numbers in nested lists and dicts, in their order."""
+    """All numbers in nested lists and dicts, in order."""
     if isinstance(value, dict):
         return [number for part in value.values() for number in numbers(part)]
     if isinstance(value, list):
@@ -89,7 +89,7 @@ def numbers(value: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_fixed_run_is_the_one_on_record(name, tiny):
+def test_a_fixed_run_is_the_recorded_one(name, tiny):
     found = run(tiny, RUNS[name])
     assert sum(step["guided"] for step in found["steps"]) >= 3
     digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Guided sampling against a plain loop, against the stock sampler, and under faults."""
+"""Guided sampling compared with a plain loop and with the stock sampler, and under faults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RARITY = {"k": 3, "oversample": 2, "power_iterations": 1}
 
 
 def guide(tiny, schedule=None, *, model=None, vae=None, encoder=None, **settings):
-    """The tiny MODEL, guided; settings are apply_guidance's."""
+    """The tiny MODEL, guided; settings are those of apply_guidance."""
     rarity = settings.pop("rarity", None) or RarityGradient(**RARITY)
     schedule = schedule or Schedule(end_percent=1.0)
     return guide_model(
@@ -32,7 +32,7 @@ def guide(tiny, schedule=None, *, model=None, vae=None, encoder=None, **settings
 
 
 def waves(x):
-    """A smooth stand-in for the gradient, a function of x alone."""
+    """A smooth substitute for the gradient, a function of x alone."""
     return torch.sin(3 * x) + 0.1 * x
 
 
@@ -45,7 +45,7 @@ def wave_gradient(denoise, x, sigma, base_model):
 
 @torch.no_grad()
 def paper_loop(tiny, model, noise, sigmas, cfg, schedule):
-    """DDIM in the paper's variance-preserving scale, steps 1 to 4 of its algorithm, in float64."""
+    """DDIM in the paper's variance-preserving scale with steps 1 to 4 of its algorithm, in float64."""
     network = model.model
 
     def clean_estimate(z, sigma):
@@ -61,7 +61,7 @@ def paper_loop(tiny, model, noise, sigmas, cfg, schedule):
     total = len(sigmas) - 1
     guided = [i for i in range(total) if i / total >= 0.2]
     eta = schedule.strength * min(1, 3 / len(guided))
-    # the host starts from noise alone at the highest sigma
+    # the host starts from pure noise at the highest sigma
     z = noise.double()
     for i in range(total):
         sigma, following = sigmas[i].double(), sigmas[i + 1].double()
@@ -89,14 +89,14 @@ def test_guided_euler_is_the_papers_update(tiny, stock, sampler, variance):
     noise = torch.randn(2, 4, 8, 8, generator=torch.manual_seed(5))
     expected = paper_loop(tiny, tiny.model, noise, sigmas, 3.0, schedule) / 0.18215
     plain = stock(tiny.model, tiny, steps=6, sampler_name=sampler, scheduler="normal")
-    # without guidance the two loops differ by rounding alone; with it they must agree as well as that
+    # without guidance the loops differ only by rounding; with guidance they must agree just as well
     assert (guided - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert (guided - plain).abs().max() > 0.005 * plain.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "EDM", "FLOW"])
 def test_the_shift_is_the_same_in_the_latents_own_scale(tiny, stock, kind):
-    """Largest change of z_t = x * calculate_input is eta, whatever the sampling class."""
+    """The largest change of z_t = x * calculate_input is eta for every sampling class."""
     model = tiny.make_model(kind)
     trace = []
     patched = guide(tiny, Schedule(strength=0.3), model=model, gradient=wave_gradient, report=trace.append)
@@ -147,7 +147,7 @@ def test_negative_strength_raises_the_score_that_positive_strength_lowers(tiny, 
         reports = []
         stock(guide(tiny, Schedule(strength=strength), report=reports.append), tiny, steps=8)
         traces[strength] = reports[-1].guided_steps
-    # the first guided step sees the same latent
+    # both see the same latent at the first guided step
     assert traces[-1.0][0].score == traces[1.0][0].score
     assert sum(traces[1.0][-1].score) < sum(traces[-1.0][-1].score)
 
@@ -179,7 +179,7 @@ def test_other_wrappers_still_run_and_a_second_patch_replaces_the_first(tiny, st
 
 
 def constant_network(tiny, kind):
-    """A MODEL whose network answers the same whatever x is; it depends on the conditioning alone."""
+    """A MODEL whose network output depends only on the conditioning, not on x."""
     model = tiny.make_model(kind)
     answer = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
 
@@ -222,7 +222,7 @@ def test_one_call_equals_two_where_the_network_is_constant(tiny, stock, kind, sa
 
 
 @pytest.mark.parametrize("differential", [False, True])
-def test_one_call_keeps_what_is_not_inpainted(tiny, stock, differential):
+def test_one_call_keeps_the_part_that_is_not_inpainted(tiny, stock, differential):
     model = constant_network(tiny, "EPS")
     if differential:
         model.model_options["denoise_mask_function"] = lambda sigma, mask, extra_options: (mask > 0.3).to(
@@ -251,7 +251,7 @@ def test_network_calls_of_five_steps_four_of_them_guided(tiny, stock, calls, thr
     patched = guide(tiny, through_denoiser=through, one_call=calls == "one")
     counted = count_network_calls(tiny.model)
     stock(patched, tiny)
-    # the first run checks the gradient by two more
+    # two more in the first run, for the gradient check
     assert len(counted) == expected + 2 * through
     counted.clear()
     stock(guide(tiny, through_denoiser=through, one_call=calls == "one"), tiny)
@@ -304,9 +304,9 @@ def test_checkpointing_changes_no_image_and_the_denoiser_runs_again_once(tiny, s
         patched = guide(tiny, model=model, through_denoiser=True, checkpointing=checkpointing)
         images.append(stock(patched, tiny, steps=3))
     plain = stock(model, tiny, steps=3)
-    # rounding, which the differences in the gradient enlarge
+    # rounding, amplified through the gradient
     assert (images[0] - images[1]).abs().max() < 0.01 * (images[0] - plain).abs().max()
-    # blocks run again in the backward pass, the network does not; two calls check the gradient
+    # blocks run again in the backward pass, the network does not; two calls are for the gradient check
     assert len(counted) == 2 * (3 + 2) + 2 + 3
 
 
@@ -316,8 +316,8 @@ def test_checkpointing_changes_no_image_and_the_denoiser_runs_again_once(tiny, s
 @pytest.mark.parametrize("through", [False, True])
 @pytest.mark.parametrize("calls", ["one", "two"])
 @pytest.mark.parametrize("sampler", ["euler", "euler_cfg_pp", "uni_pc"])
-def test_the_guided_model_goes_with_its_last_user(tiny, stock, sampler, calls, through):
-    """A circle would keep it until the next garbage collection, and its weights on the device where nobody frees them."""
+def test_the_guided_model_is_freed_with_its_last_user(tiny, stock, sampler, calls, through):
+    """A reference cycle would keep it until the next garbage collection, and its weights on the device."""
     gc.collect()
     gc.disable()
     try:
@@ -335,7 +335,7 @@ class Stop(Exception):
 
 
 class Counted(RarityGradient):
-    """Counts the runs that took a fresh one."""
+    """Counts the runs that took a fresh copy."""
 
     runs = 0
 
@@ -344,7 +344,7 @@ class Counted(RarityGradient):
         return super().fresh(on_pass)
 
 
-def test_every_run_starts_without_what_the_last_one_tracked_even_after_an_error(tiny, stock):
+def test_every_run_starts_without_the_bases_tracked_by_the_last_one_even_after_an_error(tiny, stock):
     passes_left = [10**6]
 
     def stop():
@@ -360,7 +360,7 @@ def test_every_run_starts_without_what_the_last_one_tracked_even_after_an_error(
         stock(patched, tiny)
     assert torch.equal(first, stock(patched, tiny))
     assert rarity.runs == 3
-    assert not rarity.snapshot()  # what runs track is theirs
+    assert not rarity.snapshot()  # bases are tracked in the copies only
 
 
 def test_the_message_says_how_the_gradient_was_computed(tiny, stock):
@@ -424,8 +424,8 @@ def test_a_gradient_that_is_not_finite_skips_that_image_and_says_so(tiny, stock)
     assert "4 shift(s) skipped" in reports[-1].message()
 
 
-def test_a_variance_of_zero_is_no_gradient_that_was_skipped(tiny, stock):
-    """At the last step the posterior variance is zero: nothing moves, and nothing is wrong."""
+def test_a_variance_of_zero_does_not_count_as_a_skipped_shift(tiny, stock):
+    """At the last step the posterior variance is zero: there is no shift, and nothing is wrong."""
     reports = []
     schedule = Schedule(variance=True, end_percent=1.0)
     stock(guide(tiny, schedule, gradient=wave_gradient, report=reports.append), tiny)
@@ -465,7 +465,7 @@ def test_a_latent_with_nan_is_refused_before_sampling(tiny, stock):
 def test_streamed_weights_are_refused(tiny):
     patcher = tiny.vae.patcher
     refuse_streamed(patcher, "the VAE")
-    # the host's own partial load: one byte of weights stays on the device, the rest is streamed
+    # the host's partial load: one byte of weights is on the device, the rest is streamed
     patcher.load(torch.device("cpu"), lowvram_model_memory=1)
     with pytest.raises(ValueError, match="the VAE while its weights are streamed"):
         refuse_streamed(patcher, "the VAE")

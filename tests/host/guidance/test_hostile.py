@@ -1,4 +1,4 @@
-"""Names, links and values from strangers: refused with a message, or harmless."""
+"""Untrusted names, links and values: refused with a message, or harmless."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUICK = settings(
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A model folder with one file, and beside it a folder that nobody may read."""
+    """A model folder with one file, next to a folder that must not be read."""
     folder = tmp_path / "models" / "jepa"
     folder.mkdir(parents=True)
     (tmp_path / "secret").mkdir()
@@ -75,7 +75,7 @@ def test_a_linked_configuration_is_not_read(models):
         encoder_file(os.path.join("one", "model.safetensors"))
 
 
-def test_a_configuration_that_links_to_itself_is_none(models):
+def test_a_configuration_that_links_to_itself_counts_as_missing(models):
     (models / "config.json").symlink_to(models / "config.json")
     assert encoder_file("weights.safetensors") == models / "weights.safetensors"
 
@@ -104,7 +104,7 @@ def test_the_model_folder_itself_may_be_a_link_and_so_may_a_link_within_it(model
     assert encoder_file("weights.safetensors").is_file()
 
 
-def test_a_link_to_a_folder_of_the_users_own_configuration_is_read(models, monkeypatch):
+def test_a_link_to_a_folder_in_the_users_configuration_is_read(models, monkeypatch):
     secret = models.parents[1] / "secret"
     (models / "linked.safetensors").symlink_to(secret / "weights.safetensors")
     monkeypatch.setitem(
@@ -163,7 +163,7 @@ def test_settings_are_valid_or_get_a_message(inputs):
     assert (sampled is True) == (answer is True)
     known = {name: value for name, value in inputs.items() if value is not None}
     if answer is True and len(known) == 3 and known["strength"] != 0:
-        # what validation lets through is a schedule
+        # whatever passes validation is a valid schedule
         config_of(defaults() | known)
 
 
@@ -195,7 +195,7 @@ WHOLE = {"rank": (1, 16), "oversampling": (0, 16), "power_iterations": (0, 3), "
     )
 )
 def test_every_choice_of_the_menu_runs_or_says_why_not(tiny, stock, chosen):
-    """Anything that the page lets a user choose: an image, or a message about an input."""
+    """Every option that the page offers gives an image, or a message about an input."""
     inputs = {**defaults(), **chosen, "vae": tiny.vae, "encoder": tiny.encoder}
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     refusal = ""
@@ -209,7 +209,7 @@ def test_every_choice_of_the_menu_runs_or_says_why_not(tiny, stock, chosen):
     assert stock(model, tiny, steps=3, latent_image=latent).isfinite().all()
 
 
-def test_the_menu_has_no_choice_that_the_test_above_leaves_out():
+def test_the_test_above_covers_every_option_of_the_menus():
     assert set(defaults()) == set(CHOICES) | set(WHOLE) | {
         "strength",
         "start_percent",
@@ -220,7 +220,7 @@ def test_the_menu_has_no_choice_that_the_test_above_leaves_out():
     assert set(CHOICES["preset"]) == {"custom", *PRESETS}
 
 
-# --- values through links, which the host does not check ----------------------------------------------------------
+# --- linked values, which the host does not check -----------------------------------------------------------------
 
 NODES = [
     JEPAEncoderLoader,
@@ -285,7 +285,7 @@ SAMPLED = {
     "cfg": math.nan,
     "denoise": 2.0,
     "steps": -1,
-    "sampler_name": None,  # the host would take its first sampler
+    "sampler_name": None,  # the host would use its first sampler
     "scheduler": "x",
     "latent_image": {"samples": None},
 }
@@ -330,7 +330,7 @@ def test_guidance_that_is_off_refuses_nothing_and_is_the_stock_sampler(tiny, sto
     assert trace.steps == []
 
 
-def test_strength_zero_is_not_refused_for_a_range_that_makes_no_sense():
+def test_strength_zero_is_not_refused_because_of_an_invalid_range():
     typed = {"strength": 0.0, "start_percent": 0.8, "end_percent": 0.3}
     assert JEPAGuidance.validate_inputs(**typed) is True
     assert JEPAGuidedKSampler.validate_inputs(sampler_name="dpm_adaptive", **typed) is True
@@ -347,7 +347,7 @@ def test_a_linked_value_that_scoring_would_not_take_is_refused_by_name(tiny, nam
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (28, 28, 3), (1, 28, 28, 5), (1, 0, 4, 3)])
-def test_the_score_node_refuses_what_is_no_batch_of_images(tiny, shape):
+def test_the_score_node_refuses_anything_but_a_batch_of_images(tiny, shape):
     with torch.inference_mode(), pytest.raises(ValueError, match="images must be"):
         JEPAScoreImage.execute(torch.zeros(shape), tiny.encoder, "top-k", 2, "squash", True)
 
@@ -381,7 +381,7 @@ def test_any_image_is_scored_or_refused_with_a_message(tiny, shape, fit, value):
     assert all(math.isfinite(score) for score in scores)
 
 
-def test_the_score_node_refuses_a_rank_that_the_encoder_has_not(tiny):
+def test_the_score_node_refuses_a_rank_larger_than_the_embedding(tiny):
     images = torch.rand(1, 28, 28, 3, generator=torch.Generator().manual_seed(0))
     with (
         torch.inference_mode(),
@@ -391,7 +391,7 @@ def test_the_score_node_refuses_a_rank_that_the_encoder_has_not(tiny):
 
 
 @pytest.mark.parametrize("size", [0, -14, 13, 15, 1023, 14 * 10**4, 28.0, "28", None])
-def test_an_image_size_that_no_patch_fits_is_refused(models, encoder_dir, size):
+def test_an_image_size_that_is_no_multiple_of_the_patch_size_is_refused(models, encoder_dir, size):
     (models / "real").mkdir()
     for name in ("model.safetensors", "config.json"):
         (models / "real" / name).write_bytes((encoder_dir / name).read_bytes())

@@ -1,4 +1,4 @@
-"""Out of memory, streamed weights and hooked weights: what each does to a guided run."""
+"""Guided runs that run out of memory, with streamed weights, and with weights that hooks change."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def guided(tiny: Any, reports: list[Any] | None = None, **settings: Any) -> Any:
 
 
 class Card:
-    """A device that is out of memory whenever `full` says so."""
+    """A device that is out of memory whenever `full` returns true."""
 
     def __init__(self, full: Callable[..., bool]) -> None:
         self.full = full
@@ -58,14 +58,14 @@ class Card:
 
 
 def checkpointing_is_on(module: torch.nn.Module) -> bool:
-    """Whether blocks run otherwise than their class says (a Card may sit on a decoder, which is no block)."""
+    """Whether the forward methods of blocks are replaced (a Card may replace that of a decoder, which is no block)."""
     decoder = getattr(module, "decoder", None)
     return any("forward" in part.__dict__ for part in module.modules() if part is not decoder)
 
 
 @pytest.fixture(autouse=True)
 def nothing_idle():
-    """Unload what other tests left loaded, which a run that is short of memory would unload first."""
+    """Unload models left over from other tests, which a run without memory would unload first."""
     comfy.model_management.unload_all_models()
 
 
@@ -100,16 +100,16 @@ def test_first_the_host_unloads_what_the_run_does_not_need(monkeypatch, tiny, st
     ]
 
 
-def test_the_next_thing_given_up_is_directions_per_pass(monkeypatch, tiny, stock, caplog):
+def test_then_the_run_takes_one_direction_per_pass(monkeypatch, tiny, stock, caplog):
     expected = stock(guided(tiny, rarity={"chunk": 1}), tiny, **LATENT)
     many = stock(guided(tiny), tiny, **LATENT)
-    card = Card(lambda x: len(x) > 1).put_on(monkeypatch, tiny.encoder.patcher.model, "forward")
+    card = Card(lambda x: len(x) > 1).put_on(monkeypatch, tiny.encoder.encoder, "forward")
     reports: list[Any] = []
     with caplog.at_level(logging.WARNING):
         found = stock(guided(tiny, reports), tiny, **LATENT)
     assert card.failures == 1
     assert torch.equal(found, expected)
-    # the same image, as far as rounding goes
+    # the same image, up to rounding
     assert (found - many).abs().max() < 1e-2 * (many - stock(tiny.model, tiny, **LATENT)).abs().max()
     assert "one direction per encoder pass" in reports[-1].message()
     assert "one direction per encoder pass" in caplog.text
@@ -138,7 +138,7 @@ def test_then_the_decoder_at_the_encoders_resolution(monkeypatch, tiny, stock):
     found = stock(guided(tiny, reports), tiny, **LATENT)
     assert torch.equal(found, expected)
     assert not torch.equal(found, full)
-    assert "another image" in reports[-1].notices[-1]
+    assert "a different image" in reports[-1].notices[-1]
     assert "decoder at encoder resolution" in reports[-1].message()
 
 
@@ -153,11 +153,11 @@ def test_last_the_denoiser_is_held_constant(monkeypatch, tiny, stock):
     assert "denoiser constant" in reports[-1].notices[-1]
     one_call = stock(guided(tiny, one_call=True, **settings), tiny, **LATENT)
     assert torch.equal(found, one_call)
-    assert not torch.equal(found, expected)  # asked twice, it answers otherwise
+    assert not torch.equal(found, expected)  # with two calls the image is another one
 
 
 @pytest.mark.parametrize("through", [False, True])
-def test_out_of_memory_for_good_is_the_devices_own_error_and_leaves_nothing_behind(
+def test_if_nothing_helps_the_devices_error_is_raised_and_nothing_is_left_behind(
     monkeypatch, tiny, stock, caplog, through
 ):
     before = stock(guided(tiny), tiny)
@@ -173,7 +173,7 @@ def test_out_of_memory_for_good_is_the_devices_own_error_and_leaves_nothing_behi
     assert torch.equal(stock(guided(tiny), tiny), before)
 
 
-def test_what_one_run_gave_up_the_next_one_has_again(monkeypatch, tiny, stock):
+def test_the_next_run_starts_without_fallbacks(monkeypatch, tiny, stock):
     patched = guided(tiny)
     before = stock(patched, tiny, **LATENT)
     with monkeypatch.context() as patch:
@@ -182,7 +182,7 @@ def test_what_one_run_gave_up_the_next_one_has_again(monkeypatch, tiny, stock):
     assert torch.equal(stock(patched, tiny, **LATENT), before)
 
 
-def test_another_error_is_raised_as_it_is(monkeypatch, tiny, stock):
+def test_another_error_is_raised_unchanged(monkeypatch, tiny, stock):
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -210,9 +210,9 @@ def test_what_counts_as_out_of_memory(error, expected):
 
 @pytest.fixture
 def one_buffer(monkeypatch):
-    """Have the host cast every weight into one buffer that it uses again, as its streaming does on a GPU.
+    """Have the host cast every weight into the same buffer, as its streaming does on a GPU.
 
-    The values that a layer computes with are right; what its backward pass reads is the last layer's.
+    The forward pass of each layer is right; its backward pass reads the weights of the last layer.
     """
     buffers: dict[torch.Size, torch.Tensor] = {}
     cast = comfy.ops.cast_bias_weight
@@ -220,7 +220,7 @@ def one_buffer(monkeypatch):
     def streamed(layer: Any, *args: Any, **kwargs: Any) -> Any:
         weight, *rest = cast(layer, *args, **kwargs)
         memory = buffers.setdefault(weight.shape, weight.detach().clone())
-        # a tensor of its own over the same memory: autograd does not see that later layers write there
+        # a separate tensor over the same memory: autograd does not notice that later layers write there
         view = torch.empty(0, dtype=weight.dtype)
         view.set_(memory.untyped_storage(), 0, memory.shape, memory.stride())
         view.copy_(weight.detach())
@@ -239,14 +239,14 @@ def streamed_vae(tiny: Any) -> None:
     tiny.vae.patcher.load(torch.device("cpu"), lowvram_model_memory=1)
 
 
-def test_streaming_gives_wrong_gradients_without_a_word_and_is_refused(tiny, one_buffer, stock):
+def test_streaming_gives_silently_wrong_gradients_and_is_refused(tiny, one_buffer, stock):
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     right = gradient_of_decoding(tiny, latent)
     for layer in tiny.vae.first_stage_model.modules():
         if hasattr(layer, "comfy_cast_weights"):
             layer.comfy_cast_weights = True
     wrong = gradient_of_decoding(tiny, latent)
-    # nothing raised, everything finite, and wrong: this is what the refusal is for
+    # no error, finite, and wrong: the reason for the refusal
     assert wrong.isfinite().all()
     assert torch.nn.functional.cosine_similarity(right.flatten(), wrong.flatten(), dim=0) < 0.9
     streamed_vae(tiny)
@@ -255,7 +255,7 @@ def test_streaming_gives_wrong_gradients_without_a_word_and_is_refused(tiny, one
 
 
 def partly_loaded(monkeypatch: pytest.MonkeyPatch, module: torch.nn.Module) -> None:
-    """Have the host find no room for the whole of a module, whoever asks."""
+    """Have the host load this module only in part, always."""
     load = comfy.model_patcher.ModelPatcher.load
 
     def short(self: Any, device: Any, *args: Any, **kwargs: Any) -> Any:
@@ -269,7 +269,7 @@ def partly_loaded(monkeypatch: pytest.MonkeyPatch, module: torch.nn.Module) -> N
 @pytest.mark.parametrize("what", ["vae", "encoder"])
 def test_a_decoder_or_encoder_that_stays_streamed_is_refused(monkeypatch, tiny, stock, what):
     module = {"vae": tiny.vae.first_stage_model, "encoder": tiny.encoder.patcher.model}[what]
-    # the encoder's layers are not the host's, which alone can be streamed
+    # the encoder's layers are not of the host's classes, so they cannot really be streamed
     module.model_lowvram = False
     partly_loaded(monkeypatch, module)
     monkeypatch.setattr(residency, "is_streamed", lambda patcher: patcher.model is module)
@@ -285,7 +285,7 @@ def test_a_denoiser_that_stays_streamed_is_held_constant_and_the_run_says_so(mon
     found = stock(guided(tiny, reports, through_denoiser=True), tiny)
     assert tiny.model.model.model_lowvram
     assert reports[-1].notices == [
-        "the denoiser does not fit this device whole: denoiser constant (another image than through the denoiser)"
+        "the denoiser does not fit this device whole: denoiser constant (a different image than through the denoiser)"
     ]
     assert torch.equal(found, expected)
 
@@ -294,7 +294,7 @@ def test_a_denoiser_that_stays_streamed_is_held_constant_and_the_run_says_so(mon
 
 
 def hooked(tiny: Any, conditioning: list, strength: float) -> list:
-    """Conditioning with a LoRA of its own on one weight of the denoiser."""
+    """Conditioning with a LoRA for one weight of the denoiser."""
     key = "diffusion_model.out.2.weight"
     change = torch.full_like(tiny.model.model.state_dict()[key], 0.1)
     hook = comfy.hooks.WeightHook(strength_model=strength, strength_clip=0.0)
@@ -315,11 +315,11 @@ def test_a_lora_that_comes_with_the_conditioning_is_guided_with_the_denoiser_con
     reports: list[Any] = []
     assert torch.equal(stock(guided(tiny, reports, through_denoiser=True), tiny, **settings), found)
     assert "changes the denoiser within a step: denoiser constant" in reports[-1].message()
-    # and the weights are as they were
+    # and the weights are restored
     assert torch.equal(stock(tiny.model, tiny, **settings), plain)
 
 
-def test_differentiable_does_not_hold_on_to_weights(tiny):
+def test_differentiable_does_not_keep_weights_alive(tiny):
     with differentiable(tiny.vae.first_stage_model):
         pass
     assert all(weight.is_inference() for weight in tiny.vae.first_stage_model.parameters())

@@ -1,4 +1,4 @@
-"""What a preset changes and what it leaves alone, from the node's inputs to the guided image."""
+"""What presets change and what they leave alone, from the node's inputs to the guided image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.options import TINY_OR_SMALL
 from jepa_guidance.nodes.guidance_inputs import LATER_INPUTS, PRESETS, config_of, guidance_inputs
 
-# How strongly, when, and what the encoder is shown: the user's alone.
+# Inputs that no preset sets: strength, range, and what the encoder sees.
 STRENGTH_AND_TIME = {
     *("strength", "start_percent", "end_percent", "interval", "schedule", "normalisation", "strength_rule"),
     *("fit", "antialias", "vae", "encoder", "preset", "judge"),
@@ -34,9 +34,9 @@ def how(config):
     ]
 
 
-def test_the_defaults_are_the_inputs_as_they_stand(tiny):
+def test_the_default_preset_leaves_the_inputs_as_they_are(tiny):
     assert how(config_of(settings(tiny, rank=9))) == [True, "full", "two", False, 9, 2, 2, True, False, 0.3]
-    # a prompt that was saved before these inputs were there
+    # a prompt saved before these inputs existed
     old = {name: value for name, value in settings(tiny).items() if name not in LATER_INPUTS}
     assert how(config_of(old)) == how(config_of(settings(tiny)))
 
@@ -49,7 +49,7 @@ def test_the_defaults_are_the_inputs_as_they_stand(tiny):
         ("fast", [False, TINY_OR_SMALL, "one", False, 9, 1, 1, True, True, 0.35]),
     ],
 )
-def test_a_preset_overrides_how_and_nothing_else(tiny, preset, expected):
+def test_a_preset_only_overrides_how_the_gradient_is_computed(tiny, preset, expected):
     typed = {"oversampling": 7, "power_iterations": 5, "range_finder": "cold", "checkpointing": True}
     mine = settings(tiny, preset=preset, fit="crop", antialias=False, strength=-1.5, interval=3, **typed)
     config = config_of(mine)
@@ -58,7 +58,7 @@ def test_a_preset_overrides_how_and_nothing_else(tiny, preset, expected):
     assert (config.schedule.strength, config.schedule.interval) == (-1.5, 3)
 
 
-def test_presets_agree_on_what_they_set_and_every_input_is_either_theirs_or_the_users():
+def test_presets_set_the_same_inputs_and_all_others_are_the_users():
     ids = {entry.id for entry in guidance_inputs()}
     for preset in PRESETS.values():
         assert set(preset) == ids - STRENGTH_AND_TIME
@@ -86,10 +86,10 @@ def test_every_preset_guides_and_says_how(monkeypatch, tiny, stock, preset, fast
     said = {
         "faithful": "through denoiser, full decoder, two calls, cold, checkpointing",
         "balanced": "denoiser constant, decoder at encoder resolution, one call, tracked in half precision",
-        # no tiny decoder among the test host's files
+        # the test host has no tiny decoder
         "fast": "denoiser constant, decoder at encoder resolution (no taesd_decoder.safetensors in "
         "models/vae_approx), one call, tracked in half precision",
     }
-    if not fast:  # half precision is computed in full, and the message says what was done
+    if not fast:  # half precision is computed in float32, and the message says so
         said = {name: line.removesuffix(" in half precision") for name, line in said.items()}
     assert said[preset] in reports[-1].message().splitlines()

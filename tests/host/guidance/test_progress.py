@@ -1,4 +1,4 @@
-"""The bar of the node while guided steps run."""
+"""The node's progress bar while guided steps run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.host.guide import guide_model
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What bars are moved to, as a share of the whole."""
+    """The positions of all progress bars, as fractions."""
     places: list[float] = []
 
     class Bar:
@@ -28,12 +28,12 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return places
 
 
-def test_a_step_moves_the_bar_by_its_passes_of_those_the_step_before_took(shown):
+def test_a_step_moves_the_bar_by_its_passes_relative_to_the_step_before(shown):
     bar = StepProgress(10, lambda step, passes: None)
     bar.begin(2)
     for _ in range(4):
         bar.passed()
-    assert shown == []  # nothing said how many there would be
+    assert shown == []  # the number of passes is not known yet
     bar.begin(3)
     for _ in range(6):
         bar.passed()
@@ -41,20 +41,20 @@ def test_a_step_moves_the_bar_by_its_passes_of_those_the_step_before_took(shown)
     assert shown == pytest.approx([0.325, 0.35, 0.375, last, last, last])
 
 
-def test_it_tells_the_passes_but_not_each(shown, monkeypatch):
+def test_it_reports_the_passes_at_intervals(shown, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    told = []
-    bar = StepProgress(3, lambda step, passes: told.append((step, passes)))
+    reported = []
+    bar = StepProgress(3, lambda step, passes: reported.append((step, passes)))
     bar.begin(1)
     for _ in range(20):
         now[0] += 0.125
         bar.passed()
-    assert told == [(1, 4), (1, 8), (1, 12), (1, 16), (1, 20)]
+    assert reported == [(1, 4), (1, 8), (1, 12), (1, 16), (1, 20)]
 
 
 def test_a_guided_run_moves_the_bar_within_its_steps_only(tiny, stock, shown):
-    """And never back, nor past the step at hand."""
+    """And never back, nor beyond the current step."""
     passes = []
     traces = []
     patched = guide_model(

@@ -1,4 +1,4 @@
-"""Every sampler of the host, guided, against the same sampler with the shift written into its source."""
+"""Every sampler of the host, guided, compared with the same sampler with the shift written into its source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jepa_core import RarityGradient
 from tests.host.guide import guide_model
 from tests.host.shifted_samplers import Shift, largest_entry_shift, shifted
 
-# What is known of the samplers of today's hosts. Those of later ones are sorted by what the rehearsal finds.
+# The samplers of current hosts. Those of later hosts are sorted by the result of the dry run.
 REFUSED = {"dpm_adaptive"}
 HANDLED = {"uni_pc", "uni_pc_bh2", "sa_solver", "sa_solver_pece"}
 EXACT = {
@@ -68,7 +68,7 @@ SIGMAS = torch.tensor([14.0, 7.0, 3.0, 1.0, 0.0])
 
 
 def inner_model(tiny: Any) -> Any:
-    """What samplers look up on the model that the host passes to them."""
+    """The attributes that samplers look up on the model."""
     inner: Any = type("Inner", (), {})()
     inner.model_sampling = tiny.model.model.model_sampling
     inner.model_patcher = tiny.model
@@ -79,7 +79,7 @@ def inner_model(tiny: Any) -> Any:
 
 
 def verdict(tiny: Any, name: str) -> str:
-    """What a rehearsal finds of a sampler of the host: exact, handled or refused."""
+    """The result of the dry run of a sampler of the host: exact, handled or refused."""
     sampler = comfy.samplers.sampler_object(name)
     try:
         found = probe_sampler(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
@@ -89,7 +89,7 @@ def verdict(tiny: Any, name: str) -> str:
 
 
 def waves(x: torch.Tensor) -> torch.Tensor:
-    """A smooth stand-in for the gradient, a function of x alone."""
+    """A smooth substitute for the gradient, a function of x alone."""
     return torch.sin(3 * x) + 0.1 * x
 
 
@@ -106,10 +106,10 @@ def guided_and_expected(
     reference: Callable[[Shift], AbstractContextManager] = shifted,
     end_percent: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The guided image, the one that the shifted sampler makes, and the stock one; each (2, 4, 8, 8).
+    """The images of the guided, the shifted and the stock sampler; each (2, 4, 8, 8).
 
     Args:
-        reference: within the block that it opens, the sampler shifts its state.
+        reference: a context within which the sampler shifts its state.
     """
     model = tiny.make_model(kind)
     settings = {"sampler_name": sampler, "scheduler": scheduler, "steps": STEPS}
@@ -136,15 +136,15 @@ def guided_and_expected(
 
 def check(guided: torch.Tensor, expected: torch.Tensor, plain: torch.Tensor) -> None:
     change = (expected - plain).norm()
-    # A difference of rounding; a shift too many, too few or of another size would be of the size of the change.
+    # Rounding only: an extra, a missing or a wrong shift would make a difference as large as the change.
     assert (guided - expected).norm() <= 1e-3 * change + 1e-5 * plain.norm()
     assert change > 1e-2 * plain.norm()
 
 
 @contextmanager
 def started_elsewhere(sampler: str, shift: Shift) -> Iterator[None]:
-    """Within the block, a sampler of the host begins where a shift at its first step leads to: whatever it is, no more
-    can be meant by that shift."""
+    """Within the block, a sampler of the host starts from the shifted state: for any sampler, this is a shift at the
+    first step."""
     stock_object = comfy.samplers.sampler_object
     own = stock_object(sampler)
 
@@ -162,7 +162,7 @@ def started_elsewhere(sampler: str, shift: Shift) -> Iterator[None]:
 def check_parity(
     tiny: Any, stock: Callable[..., torch.Tensor], sampler: str, scheduler: str, kind: str
 ) -> None:
-    """Check every step of a known sampler, and the first of one that no test has heard of."""
+    """Check every step of a known sampler, and the first step of an unknown one."""
     if sampler in EXACT | HANDLED:
         check(*guided_and_expected(tiny, stock, sampler, scheduler, kind))
     else:
@@ -180,7 +180,7 @@ def test_the_shift_reaches_the_state_once_at_every_step(tiny, stock, sampler, ki
 
 @pytest.mark.parametrize("sampler", ["euler", "lms", "dpmpp_2m_sde", "uni_pc", "sa_solver_pece"])
 def test_a_shift_at_the_first_step_is_another_start(tiny, stock, sampler):
-    """The check of samplers that no test has heard of, on some that are known."""
+    """The check for unknown samplers, tried on known ones."""
     elsewhere = partial(started_elsewhere, sampler)
     check(*guided_and_expected(tiny, stock, sampler, "normal", "EPS", elsewhere, end_percent=0.1))
 
@@ -249,7 +249,7 @@ def test_a_run_that_ends_in_noise_carries_the_shift_to_its_end(tiny, stock, samp
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_is_rehearsed_or_refused_by_name(tiny, name):
+def test_every_sampler_passes_its_dry_run_or_is_refused_by_name(tiny, name):
     sampler = comfy.samplers.sampler_object(name)
     before = torch.get_rng_state()
     found = verdict(tiny, name)
@@ -267,7 +267,7 @@ def test_every_sampler_is_rehearsed_or_refused_by_name(tiny, name):
             probe_sampler(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
         return
     steps = probe_sampler(sampler.sampler_function, SIGMAS, sampler.extra_options, inner_model(tiny))
-    # dpm_fast takes three model calls to a step of its own; every other sampler has one step a sigma
+    # dpm_fast has its own steps of three model calls; all other samplers have one step per sigma
     assert steps.steps == (2 if name == "dpm_fast" else 4)
     assert sorted(steps.first.values()) == list(range(steps.steps))
     assert steps.first[0] == 0
@@ -278,7 +278,7 @@ def test_every_sampler_is_rehearsed_or_refused_by_name(tiny, name):
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION_EDM", "FLOW"])
 @pytest.mark.parametrize("scheduler", ["normal", "simple"])
 def test_the_verdict_depends_on_the_sampler_alone(tiny, kind, scheduler):
-    """One step or many, from the start or from where little noise is left."""
+    """Not on the number of steps, or on the noise level at the start."""
     tiny.model = tiny.make_model(kind)
     sampling = tiny.model.model.model_sampling
     whole = comfy.samplers.calculate_sigmas(sampling, scheduler, 8)
@@ -286,12 +286,12 @@ def test_the_verdict_depends_on_the_sampler_alone(tiny, kind, scheduler):
         sampler = comfy.samplers.sampler_object(name)
         for sigmas in (whole, whole[:2], whole[:-1], whole[-4:], whole[-2:]):
             if name.startswith("uni_pc") and len(sigmas) < 4:
-                continue  # the host's own needs three steps
+                continue  # the host's UniPC needs three steps
             found = probe_sampler(sampler.sampler_function, sigmas, {}, inner_model(tiny))
             assert (found.carry is not None) == (name in HANDLED), (name, sigmas)
 
 
-def test_nearly_every_known_sampler_is_there_and_at_least_forty_are_counted():
+def test_the_host_has_at_least_43_of_the_known_samplers():
     known = EXACT | HANDLED | REFUSED
     assert len(known & set(SAMPLERS)) >= 43
     assert len(EXACT & HANDLED) == 0
@@ -305,33 +305,33 @@ def test_nearly_every_known_sampler_is_there_and_at_least_forty_are_counted():
         ("heun", {"s_churn": 5.0, "s_noise": 1.1}),
     ],
 )
-def test_options_of_a_sampler_change_no_verdict(tiny, name, options):
+def test_options_of_a_sampler_do_not_change_the_verdict(tiny, name, options):
     function = comfy.samplers.sampler_object(name).sampler_function
     if not set(options) <= set(inspect.signature(function).parameters):
         pytest.skip("this host's sampler has no such option")
     assert probe_sampler(function, SIGMAS, options, inner_model(tiny)).carry is None
 
 
-def told_by_the_host() -> dict:
-    """What the host tells a post-CFG hook."""
-    told: dict = {}
+def hook_arguments() -> dict:
+    """The arguments that the host passes to a post-CFG hook."""
+    received: dict = {}
 
     def hook(args: dict) -> float:
-        told.update(args)
+        received.update(args)
         return 0.0
 
     comfy.samplers.cfg_function(None, 0.0, 0.0, 1.0, 0.0, 1.0, {"sampler_post_cfg_function": [hook]})
-    return told
+    return received
 
 
-@pytest.mark.parametrize("key", sorted(told_by_the_host()))
-def test_a_sampler_may_read_whatever_the_host_tells_its_hook(tiny, key):
-    """As cfgpp_ud10_ab of newer hosts does, which looks whether there is an unconditional estimate."""
-    told = []
+@pytest.mark.parametrize("key", sorted(hook_arguments()))
+def test_a_sampler_may_read_every_argument_that_the_host_passes_to_its_hook(tiny, key):
+    """As cfgpp_ud10_ab of newer hosts does, to see whether there is an unconditional estimate."""
+    received = []
 
     def curious(model, x, sigmas, extra_args=None, callback=None, disable=None):
         def hook(args):
-            told.append(args[key])
+            received.append(args[key])
             return args["denoised"]
 
         options = {**extra_args["model_options"], "sampler_post_cfg_function": [hook]}
@@ -340,11 +340,11 @@ def test_a_sampler_may_read_whatever_the_host_tells_its_hook(tiny, key):
     model = inner_model(tiny)
     model.inner_model.conds = {"positive": tiny.positive, "negative": tiny.negative}
     assert probe_sampler(curious, SIGMAS, {}, model).carry is None
-    assert told
-    assert told[0] is not None
+    assert received
+    assert received[0] is not None
 
 
-# --- samplers that nobody has heard of --------------------------------------------------------------------------
+# --- unknown samplers -------------------------------------------------------------------------------------------
 
 
 def loop(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -366,9 +366,9 @@ def multistep(
     """A sampler of second order.
 
     Args:
-        remembers: the last "answer", the last "derivative", or "both".
-        copies: whether the model is given a copy of the state.
-        shift: of the state where a step begins.
+        remembers: the last "answer" (model output), the last "derivative", or "both".
+        copies: whether the model gets a copy of the state.
+        shift: applied to the state at the start of each step.
     """
 
     def sample_new(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -399,7 +399,7 @@ def forgetful(*args, **kwargs):
 
 
 def bounded(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """It holds a copy of its state within bounds, so what a shift becomes is not told by a factor."""
+    """It bounds a copy of its state, so a shift is not carried along by a constant factor."""
     for i in range(len(sigmas) - 1):
         denoised = model(x.clone(), sigmas[i] * x.new_ones(len(x)), **extra_args)
         callback({"x": x, "i": i, "sigma": sigmas[i], "denoised": denoised})
@@ -408,7 +408,7 @@ def bounded(model, x, sigmas, extra_args=None, callback=None, disable=None):
 
 
 def stale(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """It gives its own state to the model, and remembers a derivative at what that was before."""
+    """It passes its own state to the model, but remembers a derivative at the state before the shift."""
     last = None
     for i in range(len(sigmas) - 1):
         before = x.clone()
@@ -423,7 +423,7 @@ def stale(model, x, sigmas, extra_args=None, callback=None, disable=None):
 
 
 def adaptive(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """Takes another step at the start when the answer is not zero."""
+    """Takes an extra step at the start if the model's output is not zero."""
     twice = bool(model(x, sigmas[0] * x.new_ones(len(x)), **extra_args).any())
     return loop(model, x, torch.cat([sigmas[: twice + 1], sigmas[1:]]), extra_args, callback)
 
@@ -448,14 +448,14 @@ def test_a_sampler_of_another_pack_is_guided_like_the_hosts(tiny):
         (copying, True),
     ],
 )
-def test_a_sampler_is_sorted_by_what_it_does_with_its_state(tiny, function, carried):
+def test_a_sampler_is_sorted_by_how_it_uses_its_state(tiny, function, carried):
     for sigmas in (SIGMAS, SIGMAS[:2], SIGMAS[:-1]):
         assert (probe_sampler(function, sigmas, {}, inner_model(tiny)).carry is not None) == carried
 
 
 @pytest.fixture
 def add_to_host(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
-    """Adds to the host's own a sampler of the name new, and a scheduler of that name."""
+    """Adds a sampler and a scheduler named "new" to those of the host."""
 
     def halves(model_sampling: Any, steps: int) -> torch.Tensor:
         highest = float(model_sampling.sigma_max)
@@ -507,7 +507,7 @@ def test_a_new_sampler_of_the_host_is_sorted_when_it_runs(
     )
 
 
-def test_a_name_of_the_hosts_makes_no_sampler_of_another_pack_the_hosts(tiny):
+def test_a_sampler_of_another_pack_may_have_the_name_of_one_of_the_hosts(tiny):
     def sample_unipc(*args, **kwargs):
         return loop(*args, **kwargs)
 
@@ -531,9 +531,9 @@ def test_a_sampler_that_cannot_be_guided_is_refused_by_name(tiny, function, why)
     assert repr(function.__name__) in str(caught.value)
 
 
-def test_a_sampler_that_runs_otherwise_than_it_was_rehearsed_is_stopped(tiny):
+def test_a_sampler_that_runs_in_another_order_than_in_its_dry_run_is_stopped(tiny):
     def moody(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        """Two calls a step, but only for a real latent."""
+        """Two calls per step, but only for a real latent."""
         for i in range(len(sigmas) - 1):
             for _ in range(1 if x.numel() == 4 else 2):
                 denoised = model(x, sigmas[i] * x.new_ones(len(x)), **extra_args)

@@ -1,4 +1,4 @@
-"""Which steps are guided and how far they move, against tables written by hand."""
+"""Which steps are guided and how far they move, compared with hand-written tables."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_strength_is_the_published_one_at_three_guided_steps_and_spreads_over_mo
         ({"strength": math.inf}, "strength"),
     ],
 )
-def test_schedules_that_make_no_sense_are_refused_by_name(settings, named):
+def test_invalid_schedules_are_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=named):
         Schedule(**settings)
 

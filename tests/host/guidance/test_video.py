@@ -1,4 +1,4 @@
-"""Videos: latents of several frames, decoded whole and seen as clips by an encoder that sees motion."""
+"""Videos: latents of several frames, decoded completely and seen as clips by an encoder of motion."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.host.guidance.test_families import (
     sample,
 )
 
-FRAMES = 9  # of which the host's video autoencoder makes three latent ones
+FRAMES = 9  # which the host's video autoencoder encodes to three latent frames
 
 
 @pytest.fixture(scope="module")
 def motion(tmp_path_factory) -> dict[torch.dtype, HostEncoder]:
-    """A small V-JEPA 2 in each precision, of 16 x 16 pixels."""
+    """A small V-JEPA 2 in each precision, with 16 x 16 pixel input."""
     folder: Path = tmp_path_factory.mktemp("vjepa2")
     random_model("vjepa2", hidden_size=24, num_hidden_layers=1).save_pretrained(folder)
     found = {}
@@ -62,12 +62,12 @@ def test_a_video_is_decoded_to_its_frames_and_shrunk_frame_by_frame():
 def test_the_gradient_inside_a_run_is_the_finite_difference(motion, through, cfg):
     (gradient, *_) = check_inside(exact_family("wan_video"), motion[torch.float64], through, cfg)
     assert gradient.shape == (1, 16, 3, 4, 6)
-    # every latent frame is steered
+    # the gradient reaches every latent frame
     assert gradient.abs().amax((0, 1, 3, 4)).min() > 0
 
 
-def test_the_frames_are_seen_together_and_not_one_by_one(motion):
-    """A frame that alone changes nothing between stills changes what a clip is."""
+def test_the_frames_are_seen_together_as_a_clip(motion):
+    """Reordering frames changes nothing for single images, but it changes a clip."""
     encoder = motion[torch.float64].encoder
     vae = exact_family("wan_video").vae
     latent = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(0)).double()
@@ -101,7 +101,7 @@ def test_a_run_is_guided_and_without_strength_it_is_the_stock_one(motion, decode
 
 
 @pytest.mark.parametrize("who", ["guide", "one of two guides", "judge"])
-def test_an_encoder_of_stills_is_refused_by_name_before_the_first_step(motion, who):
+def test_an_image_encoder_is_refused_by_name_before_the_first_step(motion, who):
     family, still = family_of("wan_video"), encoder_of()
     encoder: Any = motion[torch.float32]
     settings: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def test_an_encoder_of_stills_is_refused_by_name_before_the_first_step(motion, w
     message = "a video of 3 latent frames, and tiny sees still images"
     with pytest.raises(ValueError, match=re.escape(message)):
         sample(family, patched)
-    # and by the node before anything is loaded
+    # and by the node, before anything is loaded
     ids = {
         entry.id: entry.default
         for entry in JEPAGuidedKSampler.define_schema().inputs

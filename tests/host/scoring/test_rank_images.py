@@ -1,4 +1,4 @@
-"""JEPARankImages on a small random encoder, against sorting by hand."""
+"""JEPARankImages on a small random encoder, compared with sorting by hand."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from jepa_guidance.nodes.rank_images import JEPARankImages, seeds_of
 
 @pytest.fixture
 def images() -> torch.Tensor:
-    """Five images that differ much."""
+    """Five very different images."""
     generator = torch.Generator().manual_seed(0)
     smooth = torch.rand(5, 2, 2, 3, generator=generator).movedim(-1, 1)
     return torch.nn.functional.interpolate(smooth, size=(28, 28), mode="bilinear").movedim(1, -1)
 
 
 def rank(images: list, encoder: Any, **changes: Any) -> tuple:
-    """The node's outputs; every value in a list, as the host gives them."""
+    """The node's outputs. Inputs are lists, as the host passes them."""
     values = {"keep": "rarest", "count": 3, "mode": "exact"} | changes
     given = values.pop("seeds", None)
     lists = {name: [value] for name, value in values.items()}
@@ -73,8 +73,8 @@ def test_images_of_several_sizes_come_out_one_by_one(tiny, images):
     assert scores == sorted(scores)
 
 
-def test_several_encoders_rank_by_their_mean(tiny, images):
-    other = replace(tiny.encoder, image_size=42)  # the same weights see another image
+def test_several_encoders_rank_by_their_mean_score(tiny, images):
+    other = replace(tiny.encoder, image_size=42)  # the same weights, with another image size
     first, second = (score_images(images, one)[0] for one in (tiny.encoder, other))
     assert first != second
     expected = sorted(0.75 * a + 0.25 * b for a, b in zip(first, second, strict=True))
@@ -107,12 +107,12 @@ def test_no_images_and_several_encoders_in_a_list_are_refused(tiny, images):
         rank(["text"], tiny.encoder)
 
 
-def test_one_seed_is_that_of_all():
+def test_one_seed_counts_for_all_images():
     assert seeds_of([5], 3) == [5, 5, 5]
     assert seeds_of(None, 3) == []
 
 
-def test_the_sheet_holds_every_picture_whole():
+def test_the_sheet_shows_every_picture_completely():
     red, wide = torch.zeros(8, 8, 3), torch.zeros(4, 16, 4)
     red[..., 0], wide[..., 2], wide[..., 3] = 1, 1, 0.5
     sheet = labelled_sheet([red, wide], ["1. image 0\n-3.20", "2. image 1\n-1.00\nseed 4"])[0]

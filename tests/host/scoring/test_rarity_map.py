@@ -41,7 +41,7 @@ def test_the_mask_is_largest_where_the_patch_score_is_lowest(tiny, images):
     assert mask.amin() == 0
     assert mask.amax() == 1
     assert overlay.shape[2] == 42
-    # middles of patches carry the patch's own score where patches are an odd number of pixels
+    # with an odd patch size, the centre pixel of a patch has the patch's own score
     blocks = torch.nn.functional.adaptive_avg_pool2d(mask[:, None], side)[:, 0]
     for own, block in zip(scores, blocks, strict=True):
         assert torch.corrcoef(torch.stack([own.flatten().float(), block.flatten()]))[0, 1] < -0.9
@@ -55,7 +55,7 @@ def test_a_crop_leaves_the_sides_unseen(tiny, images):
     assert fields[:, :, 7:35].isfinite().all()
     overlay, mask = run(images, tiny.encoder, fit="crop", opacity=1.0)
     assert mask[:, :, :7].eq(0).all()
-    # what was not seen stays grey, whatever the opacity
+    # parts that were not seen stay grey, whatever the opacity
     grey = (images[0, :, :7] * torch.tensor(GREY)).sum(-1)
     torch.testing.assert_close(overlay[0, :28, :7], grey[..., None].expand(-1, -1, 3))
     centre = score_fields(images[:, :, 7:35], tiny.encoder)
