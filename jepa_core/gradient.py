@@ -132,7 +132,7 @@ class RarityGradient:
             self._bases.pop(name, None)
 
     def fresh(self, on_pass: Callable[[], None] | None = None) -> "RarityGradient":
-        """Return one of the same settings that tracks nothing yet, for a run of its own."""
+        """Return a copy with the same settings that tracks nothing yet, and calls `on_pass` after every encoder pass."""
         return type(self)(
             self.k,
             self.oversample,

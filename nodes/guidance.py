@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..host.comfy.page import show_text
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.report import TraceReporter
-from .checks import check_values
+from .checks import check_values, inputs_of
 from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
 
 
@@ -41,7 +41,7 @@ class JEPAGuidance(io.ComfyNode):
             text = "JEPA guidance: off (strength 0 or an empty range); the model is unchanged"
             show_text(cls.hidden.unique_id, text)
             return io.NodeOutput(model)
-        check_values(cls.define_schema().inputs, {"model": model} | settings)
+        check_values(inputs_of(JEPAGuidance), {"model": model} | settings)
         return io.NodeOutput(
             apply_guidance(
                 model,

@@ -9,7 +9,7 @@ from ..host.guidance.patch import apply_guidance
 from ..host.guidance.report import TraceReporter, note_in_images
 from ..host.guidance.samplers import sampler_refusal
 from ..host.guidance.trace import Trace
-from .checks import check_values, number_message
+from .checks import check_values, inputs_of, number_message
 from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
 from .types import JEPATrace
 
@@ -138,7 +138,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
         else:
             # not the seed: the stock sampler takes any through a link
             values = {"model": model, "latent_image": latent_image} | sampling | settings
-            check_values(cls.define_schema().inputs, values)
+            check_values(inputs_of(JEPAGuidedKSampler), values)
             encoders = (one for one in (settings["encoder"], settings.get("judge")) if one is not None)
             check_frames(latent_image["samples"], *encoders)
             check_finite(latent_image["samples"])

@@ -88,6 +88,27 @@ def test_reset_starts_cold_again(encoder, images):
     assert not torch.equal(part.grad[0], expected.grad[0])
 
 
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_a_fresh_copy_has_the_settings_and_tracks_on_its_own(encoder, images, chunk):
+    settings = {"seed": 5, "tolerance": 0.1, "half": True, "memory": 10**6, "chunk": chunk}
+    first = RarityGradient(4, 3, 1, **settings)
+    before = first(encoder, images)
+    passes = []
+    copy = first.fresh(lambda: passes.append(1))
+    assert not copy.snapshot()
+    found = copy(encoder, images)
+    assert passes
+    for name in ("score", "grad", "u", "v", "residual"):
+        assert torch.equal(getattr(found, name), getattr(before, name)), name
+    left, right = (
+        {name: value for name, value in vars(one).items() if name not in ("on_pass", "_bases")}
+        for one in (first, copy)
+    )
+    assert left == right
+    copy.reset()
+    assert len(first.snapshot()) == len(images)
+
+
 def test_without_tracking_nothing_is_kept(encoder, images):
     gradient = RarityGradient(4, power_iterations=0, tracked=False)
     first, again = gradient(encoder, images), gradient(encoder, images)
