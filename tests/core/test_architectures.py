@@ -62,7 +62,7 @@ def folder(folders, tmp_path):
 
 
 def plainly_embedded(kind: str, model: Any, x: Tensor) -> Tensor:
-    """The embedding as the README defines it."""
+    """The embedding as docs/encoders.md defines it."""
     if kind.startswith("dinov"):
         return model(pixel_values=x).last_hidden_state[:, 0]
     if kind == "ijepa":
