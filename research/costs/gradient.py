@@ -1,4 +1,4 @@
-"""The guided gradient along real sampling trajectories: seconds, encoder calls and cosine with the exact one.
+"""How fast and how exact is each way to the guided gradient, along real sampling trajectories?
 
     python dev.py run research/costs/gradient.py --folder WORK
 
@@ -6,7 +6,7 @@ Clean estimates of the demo generator, sampled with 4, 20 and 50 Euler steps, at
 schedule guides; and a harder path, a photo coming into focus in ten equal steps. Each arm sees every image in
 order, as guidance shows them to it; the paper's algorithm (research/costs/naive.py), which starts cold every time,
 and the cold arm see some of them, and every time ratio is between figures of one run. The exact gradients
-(research/costs/reference.py) are made first and kept in WORK, as are the trajectories. An hour on two cores.
+(research/costs/reference.py) are made first and kept in WORK, as are the trajectories. Two hours on two cores.
 
 A gradient from random left singular vectors has a cosine of about 0.9 already, since all directions share
 much of what changes the Jacobian's size; "floor" says how much.
@@ -18,13 +18,9 @@ its worst step keeps 0.995. A range that starts from the one before needs one ro
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +40,11 @@ from jepa_core.range_finder import project, ritz_triplets
 from jepa_core.score import random_outputs
 from research.costs.naive import naive_gradient
 from research.costs.reference import Reference, cosine, references
-from research.costs.trajectories import guided_mask, trajectories
-from research.effects.evaluate import Sampler
+from research.harness import program
+from research.harness.host import Schedule
+from research.harness.images import Sampler
+from research.harness.program import Row, kept, markdown
+from research.harness.timing import seconds_of, timed
 
 # (steps, seeds): three classes where runs are short. The class of seed 2 moves most.
 RUNS = ((4, (0, 1, 2)), (20, (2,)), (50, (2,)))
@@ -68,7 +67,7 @@ SPARSE = (PAPER, "cold, full precision (faithful)", FLOOR)
 EVERY = 6
 
 
-class Row(NamedTuple):
+class Measured(NamedTuple):
     """One gradient: which, how long it took, what it is worth. Residuals are of the tracking range finder."""
 
     trajectory: str
@@ -82,7 +81,7 @@ class Row(NamedTuple):
 
 def measure(
     encoder: Encoder, name: str, images: Sequence[Tensor], exact: Mapping[str, Reference]
-) -> list[Row]:
+) -> list[Measured]:
     """Show one trajectory's preprocessed images (3, S, S) to every arm, arms in turn at each image."""
     arms = {arm: RarityGradient(**settings) for arm, settings in ARMS.items()}
     rows = []
@@ -92,18 +91,16 @@ def measure(
             if arm in SPARSE and place % EVERY:
                 continue
             residual = None
-            begun = time.perf_counter()
             if arm == PAPER:
-                found = naive_gradient(encoder, image)
+                found, seconds = timed(partial(naive_gradient, encoder, image))
                 grad, calls = found.grad, found.calls.sequential
             elif arm == FLOOR:
-                grad, calls = from_random_vectors(encoder, image), 0
+                grad, seconds = timed(partial(from_random_vectors, encoder, image))
+                calls = 0
             else:
-                rarity = arms[arm](encoder, image[None])
-                grad, calls = rarity.grad[0], rarity.encoder_calls
-                residual = rarity.residual.max().item()
-            seconds = time.perf_counter() - begun
-            rows.append(Row(name, place, arm, seconds, cosine(grad, truth.grad), calls, residual))
+                found, seconds = timed(partial(arms[arm], encoder, image[None]))
+                grad, calls, residual = found.grad[0], found.encoder_calls, found.residual.max().item()
+            rows.append(Measured(name, place, arm, seconds, cosine(grad, truth.grad), calls, residual))
             print(f"{name} {place} {arm}: {seconds:.2f} s, cosine {rows[-1].cosine:.4f}", flush=True)
     return rows
 
@@ -112,9 +109,9 @@ def from_random_vectors(encoder: Encoder, image: Tensor, k: int = 9) -> Tensor:
     """The closed form with k random orthonormal u_i in place of the singular vectors, and J^T u_i for v_i."""
     with differentiable(encoder), full_precision(image.device):
         jacobian = JacobianOperator(encoder, image)
-        u, sigma, v = ritz_triplets(project(jacobian, random_outputs(k, encoder.embed_dim)), k)
+        u, s, v = ritz_triplets(project(jacobian, random_outputs(k, encoder.embed_dim)), k)
         _, pull = jacobian.curvature(v)
-        return pull((u / sigma[:, None]).to(v))
+        return pull((u / s[:, None]).to(v))
 
 
 def focus(encoder: Encoder, steps: int = 10) -> list[Tensor]:
@@ -144,7 +141,7 @@ def under_autocast(encoder: Encoder, image: Tensor, truth: Reference) -> dict[st
     return found
 
 
-def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
+def summary(rows: Sequence[Measured]) -> dict[str, dict[str, dict[str, float]]]:
     """{run or "all": {arm: figures}}; ratios are of mean seconds, the paper's over the arm's."""
     # "all" is of sampling alone; the photo is a test of its own
     kinds = list(dict.fromkeys(row.trajectory.split("-")[1] for row in rows))
@@ -162,7 +159,7 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
     return table
 
 
-def _figures(rows: Sequence[Row], paper: float) -> dict[str, float]:
+def _figures(rows: Sequence[Measured], paper: float) -> dict[str, float]:
     cosines = sorted(row.cosine for row in rows)
     later = [row for row in rows if row.place] or list(rows)
     return {
@@ -179,43 +176,56 @@ def _figures(rows: Sequence[Row], paper: float) -> dict[str, float]:
 
 def batches(encoder: Encoder, image: Tensor, sizes: Sequence[int] = (1, 2, 4, 8)) -> dict[str, float]:
     """Seconds of one warm gradient per image, for batches of these sizes (balanced)."""
-    arm = list(ARMS)[2]
     found = {}
     for size in sizes:
-        x = image.expand(size, -1, -1, -1)
-        gradient = RarityGradient(**ARMS[arm])
-        gradient(encoder, x)
-        begun = time.perf_counter()
-        gradient(encoder, x)
-        found[str(size)] = round((time.perf_counter() - begun) / size, 3)
+        gradient = RarityGradient(**ARMS["tracked, half precision (balanced)"])
+        warm = seconds_of(partial(gradient, encoder, image.expand(size, -1, -1, -1)), 2)
+        found[str(size)] = round(warm / size, 3)
     return found
+
+
+def estimates(sampler: Sampler, seed: int) -> dict[str, Tensor]:
+    """The clean estimates of an unguided trajectory."""
+    return {"images": sampler.estimates(seed)}
 
 
 def collect(folder: Path, encoder_folder: Path, encoder: Encoder) -> Mapping[str, list[Tensor]]:
     """Preprocessed images (3, S, S) at the guided steps of every trajectory, made where WORK lacks them."""
-    sampler = Sampler(encoder_folder, power_iterations=1)
     found = {}
     for steps, seeds in RUNS:
-        made = trajectories(folder / "traj", sampler, seeds=seeds, steps=(steps,))
-        for name, images in made.items():
-            guided = images[torch.tensor(guided_mask(sampler, steps))]
-            found[name] = list(encoder.preprocess(guided))
+        sampler = Sampler(encoder_folder, steps)
+        for seed in seeds:
+            name = f"unguided-s{steps}-{seed}"
+            file = folder / "trajectories" / f"{name}.safetensors"
+            images = kept(file, partial(estimates, sampler, seed))["images"]
+            found[name] = list(encoder.preprocess(images[Schedule().guided_steps(steps)]))
     found[FOCUS] = focus(encoder)
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where trajectories and references are kept"
-    )
-    parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).absolute().parents[1] / "figures" / "gradient.json"
-    )
+def table(figures: Row) -> str:
+    """Time, accuracy and calls of the guided gradient, over all trajectories and for each length."""
+    kinds = [kind for kind in figures["table"] if kind != "all"]
+    rows = [
+        [
+            arm,
+            f"{one['seconds']:.1f}",
+            f"{one['ratio']:.1f}",
+            f"{one['cosine_median']:.4f} / {one['cosine_worst']:.4f}",
+            ", ".join(f"{figures['table'][kind][arm]['cosine_worst']:.3f}" for kind in kinds),
+            f"{one['calls_mean']:.1f} / {one['calls_most']}",
+        ]
+        for arm, one in figures["table"]["all"].items()
+    ]
+    head = ["gradient", "s", "times faster", "cosine, median / worst", "worst at " + ", ".join(kinds)]
+    return markdown([*head, "calls, mean / most"], rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = program.parser(__file__, __doc__, program.FIGURES / "gradient.json", folder=True)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
     parser.add_argument("--references", action="store_true", help="only make the exact gradients")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     encoder = load_encoder(options.encoder)
     images = collect(options.folder, options.encoder, encoder)
@@ -225,22 +235,16 @@ def main() -> None:
     exact = references(options.folder / f"references-{options.encoder.name}", encoder, named)
     if options.references:
         return
-    rows = []
-    for name, part in images.items():
-        rows += measure(encoder, name, part, exact)
+    rows = [row for name, part in images.items() for row in measure(encoder, name, part, exact)]
     hardest = next(name for name in images if "-s20-" in name)
-    result = {
-        "command": f"python dev.py run research/costs/gradient.py --folder WORK --threads {options.threads}",
-        "encoder": options.encoder.name,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "residual_of_references": max(one.residual.max().item() for one in exact.values()),
+    record = {
+        "settings": program.settings(parser, options),
         "table": summary(rows),
         "host_in_half_precision": under_autocast(encoder, images[hardest][3], exact[f"{hardest}-03"]),
         "seconds_per_image_by_batch": batches(encoder, images[hardest][3]),
         "rows": [row._asdict() for row in rows],
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
+    program.write(options.out, record, table)
 
 
 if __name__ == "__main__":

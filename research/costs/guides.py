@@ -1,4 +1,4 @@
-"""What each published encoder costs as a guide, counted from its sizes, and what the trained one here takes.
+"""What does each published encoder cost as a guide, counted from its sizes, and what does the trained one here take?
 
     python dev.py run research/costs/guides.py
 
@@ -10,13 +10,9 @@ of them three exact scores.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +27,15 @@ import dev
 from jepa_core import Encoder, RarityGradient, has_fast_bfloat16, jepa_score, load_encoder
 from jepa_core.architectures import architecture_of
 from jepa_core.hub import ENCODERS
+from jepa_core.score import PROJECTION
 from research.costs.pictures import photos
-from research.costs.score import SHIPPED
+from research.harness import program
+from research.harness.program import Row, markdown
+from research.harness.timing import GIB, seconds_of
 
-GIB = 1 << 30
 SIDE = 224
 PHOTO = "astronaut"
-REPEATS = 3
-SCORES = Path(__file__).absolute().parents[1] / "figures" / "score.json"
+SCORES = program.FIGURES / "score.json"
 
 
 def _vit(hidden: int, layers: int, heads: int, patch: int, side: int, **others: Any) -> dict[str, Any]:
@@ -183,7 +180,7 @@ def counted(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def published(name: str) -> dict[str, Any]:
+def published(name: str) -> Row:
     """The row of a checkpoint on the hub; nothing of it is measured."""
     source = ENCODERS[name]
     stated = {
@@ -198,21 +195,11 @@ def published(name: str) -> dict[str, Any]:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def seconds_of(run: Callable[[], Any]) -> float:
-    """The median of some runs."""
-    found = []
-    for _ in range(REPEATS):
-        begun = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - begun)
-    return round(statistics.median(found), 2)
-
-
 def measured(encoder: Encoder, x: Tensor) -> dict[str, float]:
     """Seconds an image: of its exact score, of its projected one and of a guided gradient that starts cold."""
     return {
         "exact": seconds_of(partial(jepa_score, encoder, x)),
-        "projected": seconds_of(partial(jepa_score, encoder, x, projection=SHIPPED)),
+        "projected": seconds_of(partial(jepa_score, encoder, x, projection=PROJECTION)),
         "gradient": seconds_of(lambda: RarityGradient()(encoder, x)),  # a new one knows no range yet
     }
 
@@ -220,7 +207,7 @@ def measured(encoder: Encoder, x: Tensor) -> dict[str, float]:
 def spread_of_scores(name: str, file: Path = SCORES) -> dict[str, float] | None:
     """Exact scores of varied pictures as research/costs/score.py found them, or None for an encoder it did not see."""
     figures = json.loads(file.read_text())
-    if figures["encoder"] != name:
+    if encoder_name(figures) != name:
         return None
     scores = list(figures["exact_scores"].values())
     return {
@@ -231,43 +218,58 @@ def spread_of_scores(name: str, file: Path = SCORES) -> dict[str, float] | None:
     }
 
 
-def trained(folder: Path) -> dict[str, Any]:
+def trained(folder: Path) -> Row:
     """The row of an encoder whose weights are there."""
     encoder = load_encoder(folder, image_size=SIDE)
-    known = folder.name == dev.ENCODER_NAME  # else nobody here knows where it came from
-    stated = {
-        "download_MB": dev.ENCODER_ARCHIVE.megabytes if known else None,
-        "licence": "MIT" if known else None,
-        "commercial": True if known else None,
-        "gated": False if known else None,
-    }
+    stated = dict.fromkeys(("download_MB", "licence", "commercial", "gated"))
+    if folder.name == dev.ENCODER_NAME:  # else nobody here knows where it came from
+        megabytes = dev.ENCODER_ARCHIVE.megabytes
+        stated = {"download_MB": megabytes, "licence": "MIT", "commercial": True, "gated": False}
     photo = dict(photos())[PHOTO]
     x = encoder.preprocess(photo[None])
     figures = {"scores": spread_of_scores(folder.name), "seconds": measured(encoder, x)}
     return counted(encoder) | stated | figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).absolute().parents[1] / "figures" / "guides.json"
-    )
-    options = parser.parse_args()
+def encoder_name(figures: Row) -> str:
+    """The trained encoder that figures are of."""
+    return figures["settings"]["encoder"].split()[0]
+
+
+def table(figures: Row) -> str:
+    """What each published encoder costs as a guide; blank where nothing was measured."""
+    rows = []
+    for name, one in figures["guides"].items():
+        scores, seconds = one["scores"], one["seconds"]
+        spread = times = ""
+        if scores:
+            spread = f"{scores['min']:.0f} to {scores['max']:.0f}, median {scores['median']:.0f}"
+        if seconds:
+            times = f"{seconds['exact']:.1f} exact, {seconds['projected']:.1f} projected, {seconds['gradient']:.1f} guided"
+        sizes = [one["embedding_length"], one["null_directions"], f"{one['weights_M']:.1f}"]
+        download = "" if one["download_MB"] is None else one["download_MB"]
+        rows.append([name, *sizes, download, _licence(one), f"{one['GFLOP']:.1f}", spread, times])
+    head = "guide|embedding length|null directions|encoder weights, M|download, MB|licence|GFLOP a pass|score's spread"
+    return markdown([*head.split("|"), "s an image"], rows)
+
+
+def _licence(row: Row) -> str:
+    if row["licence"] is None:
+        return ""
+    restricted = "" if row["commercial"] else ", **non-commercial**"
+    return row["licence"] + restricted + (", gated: by hand" if row["gated"] else "")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = program.parser(__file__, __doc__, program.FIGURES / "guides.json")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     guides = {name: published(name) for name in ENCODERS}
     guides[options.encoder.name] = trained(options.encoder)
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     # the projected score takes half precision where it is fast, and is several times slower elsewhere
-    half = "fast" if has_fast_bfloat16(torch.device("cpu")) else "no fast"
-    result = {
-        "command": "python dev.py run research/costs/guides.py",
-        "encoder": options.encoder.name,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {half} bfloat16, {versions}",
-        "guides": guides,
-    }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    more = {"transformers": transformers.__version__, "bfloat16": has_fast_bfloat16(torch.device("cpu"))}
+    record = {"settings": program.settings(parser, options, **more), "guides": guides}
+    program.write(options.out, record, table)
 
 
 if __name__ == "__main__":

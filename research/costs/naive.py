@@ -57,14 +57,14 @@ class NaiveRarity:
 
     Attributes:
         score: sum of the logs of the top k singular values of Q^T J.
-        sigma: (k,), largest first.
+        s: (k,), largest first.
         grad: (3, S, S).
         basis: Q (d, k + p), orthonormal columns.
         calls: encoder passes that it took.
     """
 
     score: float
-    sigma: Tensor
+    s: Tensor
     grad: Tensor
     basis: Tensor
     calls: Calls = field(default_factory=Calls)
@@ -166,11 +166,11 @@ def naive_gradient(
             rows.append(row.flatten())
         projected = torch.stack(rows).to(image.dtype)
         # JS* = sum of the logs of the top k singular values of Q^T J, differentiated through the small SVD
-        sigma = torch.linalg.svdvals(projected)[:k]
-        score = sigma.clamp(min=EPS).log().sum()
+        s = torch.linalg.svdvals(projected)[:k]
+        score = s.clamp(min=EPS).log().sum()
         (grad,) = torch.autograd.grad(score, x)
         calls.double_backwards += 1
-    return NaiveRarity(score.item(), sigma.detach(), grad[0].detach(), basis.detach(), calls)
+    return NaiveRarity(score.item(), s.detach(), grad[0].detach(), basis.detach(), calls)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

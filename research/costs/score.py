@@ -1,4 +1,4 @@
-"""The exact score's cost, and which cheap score ranks pictures best for its own.
+"""What does the exact score cost, and which cheap score ranks pictures best for its own cost?
 
     python dev.py run research/costs/score.py --folder WORK [--shard 0/2]     resumable; then, to write the figures,
     python dev.py run research/costs/score.py --folder WORK --finish
@@ -16,11 +16,6 @@ ranks as well by the count of its products, which have to be computed one after 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,20 +23,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from jepa_core import Encoder, JacobianOperator, differentiable, full_precision, jepa_score, load_encoder
 from jepa_core.range_finder import gram
-from jepa_core.score import log_sum
+from jepa_core.score import PROJECTION, log_sum
 from research.costs.naive import naive_score
-from research.costs.pictures import NAMES, gallery, photos
+from research.costs.pictures import gallery, photos
+from research.harness import program
+from research.harness.program import Row, kept, markdown, shard
+from research.harness.timing import timed
 
 PICTURES = 72
 OUTPUTS = 64
 SIDES = (224, 168, 112)  # multiples of the patch
-SHIPPED = 48
 LANCZOS_STEPS = 8
 COMPARED = 2  # pictures that the paper's program scores as well
 
@@ -51,7 +48,7 @@ Matrices = dict[str, Tensor]  # of one picture, as measure returns them
 
 def pictures() -> dict[str, Tensor]:
     """The pictures that are ranked, {name: (H, W, 3) in [0, 1]}: evenly spread over the sorted names of all."""
-    every = dict(sorted([*gallery(NAMES), *photos()]))
+    every = dict(sorted([*gallery(), *photos()]))
     names = list(every)
     return {name: every[name] for name in (names[int(i * len(names) / PICTURES)] for i in range(PICTURES))}
 
@@ -67,18 +64,20 @@ def measure(encoder: Encoder, x: Tensor) -> Matrices:
 
     "exact": J J^T. "half-<side>": of OUTPUTS random outputs in half precision, of the image at that side.
     """
-    found = {}
-
-    def timed(name: str, image: Tensor, outputs: Tensor, half: bool) -> None:
-        begun = time.perf_counter()
-        with differentiable(encoder), full_precision(image.device):
-            found[name] = gram(JacobianOperator(encoder, image[0], half=half).vjp(outputs))
-        found[name + "-seconds"] = torch.tensor(time.perf_counter() - begun, dtype=torch.float64)
-
-    timed("exact", x, torch.eye(encoder.embed_dim), False)
+    embed_dim = encoder.embed_dim
+    jobs = {"exact": (x, torch.eye(embed_dim), False)}
     for side in SIDES:
         smaller = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-        timed(f"half-{side}", smaller, random_outputs(encoder.embed_dim), True)
+        jobs[f"half-{side}"] = (smaller, random_outputs(embed_dim), True)
+    found = {}
+    for name, (image, outputs, half) in jobs.items():
+
+        def products(image: Tensor = image, outputs: Tensor = outputs, half: bool = half) -> Tensor:
+            return gram(JacobianOperator(encoder, image[0], half=half).vjp(outputs))
+
+        with differentiable(encoder), full_precision(image.device):
+            found[name], seconds = timed(products)
+        found[name + "-seconds"] = torch.tensor(seconds, dtype=torch.float64)
     return found
 
 
@@ -158,83 +157,66 @@ def against_the_paper(encoder: Encoder, images: Sequence[Tensor]) -> list[dict[s
         arms: dict[str, Callable[[], Any]] = {
             "paper": partial(naive_score, encoder, x[0]),
             "exact": partial(jepa_score, encoder, x),
-            "projected": partial(jepa_score, encoder, x, projection=SHIPPED),
+            "projected": partial(jepa_score, encoder, x, projection=PROJECTION),
         }
         for arm, score in arms.items():
-            begun = time.perf_counter()
-            figures[arm] = round(float(score()), 4)
-            figures[arm + "_seconds"] = round(time.perf_counter() - begun, 2)
+            value, seconds = timed(score)
+            figures |= {arm: round(float(value), 4), f"{arm}_seconds": round(seconds, 2)}
         found.append(figures)
     return found
 
 
-def finish(folder: Path, encoder: Encoder, images: dict[str, Tensor]) -> dict[str, Any]:
+def finish(folder: Path, encoder: Encoder, images: dict[str, Tensor]) -> Row:
     """The figures of all pictures measured so far."""
-    rows = {
-        name: load_file(folder / f"{name}.safetensors")
-        for name in images
-        if (folder / f"{name}.safetensors").exists()
-    }
+    files = {name: folder / f"{name}.safetensors" for name in images}
+    rows = {name: load_file(file) for name, file in files.items() if file.exists()}
+    inputs = [encoder.preprocess(images[name][None]) for name in rows]
     exact = [score_of(row["exact"], encoder.embed_dim) for row in rows.values()]
-    begun = time.perf_counter()
-    shipped = [
-        jepa_score(encoder, encoder.preprocess(images[name][None]), projection=SHIPPED).item()
-        for name in rows
-    ]
-    seconds = (time.perf_counter() - begun) / len(rows)
-    first = [encoder.preprocess(images[name][None]) for name in list(rows)[:COMPARED]]
+    shipped, seconds = timed(lambda: [jepa_score(encoder, x, projection=PROJECTION).item() for x in inputs])
+    cheap = approximations(measure(encoder, inputs[0]), encoder.embed_dim)
     table = {
         name: {
             "spearman": round(spearmanr(exact, [score(row) for row in rows.values()])[0], 4),
             "times_less": round(1 / fraction, 1),
         }
-        for name, (score, fraction) in approximations(measure(encoder, first[0]), encoder.embed_dim).items()
+        for name, (score, fraction) in cheap.items()
     }
     return {
         "pictures": len(rows),
         "exact_scores": {name: round(value, 3) for name, value in zip(rows, exact, strict=True)},
         "projected_scores": {name: round(value, 3) for name, value in zip(rows, shipped, strict=True)},
         "shipped": {
-            "outputs": SHIPPED,
+            "outputs": PROJECTION,
             "spearman": round(spearmanr(exact, shipped)[0], 4),
-            "seconds": round(seconds, 2),
+            "seconds": round(seconds / len(rows), 2),
         },
         "approximations": table,
-        "against_the_paper": against_the_paper(encoder, first),
+        "against_the_paper": against_the_paper(encoder, inputs[:COMPARED]),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where the matrices are kept")
-    parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
+def table(figures: Row) -> str:
+    """How well each cheap score ranks."""
+    ranked = sorted(figures["approximations"].items(), key=lambda item: -item[1]["spearman"])
+    rows = [[name, f"{one['spearman']:.3f}", f"{one['times_less']:.1f}"] for name, one in ranked]
+    return markdown(["score", "Spearman with exact", "times less time"], rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = program.parser(__file__, __doc__, program.FIGURES / "score.json", folder=True)
     parser.add_argument("--shard", default="0/1", help="i/n: only every n-th picture, from the i-th")
     parser.add_argument("--finish", action="store_true", help="write the figures of what is there")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).absolute().parents[1] / "figures" / "score.json"
-    )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     encoder = load_encoder(options.encoder)
     folder = options.folder / f"scores-{options.encoder.name}"
-    folder.mkdir(parents=True, exist_ok=True)
     images = pictures()
-    shard, shards = map(int, options.shard.split("/"))
-    for name in [] if options.finish else list(images)[shard::shards]:
-        file = folder / f"{name}.safetensors"
-        if not file.exists():
-            found = measure(encoder, encoder.preprocess(images[name][None]))
-            save_file(found, file.with_suffix(".tmp"))
-            file.with_suffix(".tmp").replace(file)
-            print(f"{name}: {found['exact-seconds']:.1f} s", flush=True)
-    if not options.finish and shards > 1:
-        return
-    result = {
-        "command": "python dev.py run research/costs/score.py --folder WORK",
-        "encoder": options.encoder.name,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-    } | finish(folder, encoder, images)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    for name in [] if options.finish else shard(list(images), options.shard):
+        x = encoder.preprocess(images[name][None])
+        found = kept(folder / f"{name}.safetensors", partial(measure, encoder, x))
+        print(f"{name}: {found['exact-seconds'].item():.1f} s", flush=True)
+    if options.finish or options.shard == "0/1":
+        record = {"settings": program.settings(parser, options), **finish(folder, encoder, images)}
+        program.write(options.out, record, table)
 
 
 if __name__ == "__main__":

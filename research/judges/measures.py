@@ -1,6 +1,6 @@
-"""Measures of generated emoji that share nothing with the guidance: no Jacobian, and mostly another network.
+"""Is a generated emoji rare, copied or unrecognisable, by measures that share nothing with the guidance?
 
-What each one says, for images (B, 3, 64, 64) in [0, 1]:
+None of them is a Jacobian, and most use another network. For images (B, 3, 64, 64) in [0, 1]:
 
     rarity_classifier  distance to the 5 nearest training images in the feature space of a small classifier
                        that was trained separately on the same emoji (research/judges/train_classifier.py)
@@ -10,17 +10,14 @@ What each one says, for images (B, 3, 64, 64) in [0, 1]:
     recognised         whether the classifier names the class that was asked for
     confidence         its probability of that class
 
-The training images' embeddings and 32 x 32 thumbnails lie beside it, made by research/judges/build_bank.py.
+The training images' embeddings and 32 x 32 thumbnails are beside this file, made by research/judges/build_bank.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +27,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-GENERATOR = Path(__file__).absolute().parent
-CLASSIFIER_FILE = GENERATOR / "classifier64.safetensors"
-BANK_FILE = GENERATOR / "bank.safetensors"
-THUMBNAILS_FILE = GENERATOR / "thumbnails.webp"
+HERE = Path(__file__).absolute().parent
+CLASSIFIER_FILE = HERE / "classifier64.safetensors"
+BANK_FILE = HERE / "bank.safetensors"
+THUMBNAILS_FILE = HERE / "thumbnails.webp"
 NEIGHBOURS = 5
 THUMBNAIL = 32  # pixels
 THUMBNAILS_A_ROW = 33
@@ -112,11 +109,6 @@ def load_bank(file: Path = BANK_FILE, thumbnails: Path = THUMBNAILS_FILE) -> Ban
     return Bank(encoder.float(), classifier.float(), pixels, labels.long(), held_out.bool(), encoder_name)
 
 
-def encoder_identity(folder: Path) -> str:
-    """The name of an encoder folder and the sha256 of its weights, as the bank records it."""
-    return f"{folder.name} {hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()}"
-
-
 def tile(pictures: np.ndarray) -> np.ndarray:
     """Lay out pictures (N, 32, 32, 3) row by row on a sheet, 33 a row, the rest white."""
     rows = -(-len(pictures) // THUMBNAILS_A_ROW)
@@ -155,7 +147,7 @@ def copy_distance(images: Tensor, thumbnails: Tensor) -> Tensor:
 def judge(
     images: Tensor, labels: Tensor, bank: Bank, classifier: Classifier, embed: Embed | None
 ) -> dict[str, Tensor]:
-    """All measures of the images, each (B,) float32; what they mean stands at the top of this file.
+    """All measures of the images, each (B,) float32; see the top of this file.
 
     Args:
         images: (B, 3, 64, 64) in [0, 1].
@@ -196,13 +188,3 @@ def _measures(
     if embeddings is not None:
         found["rarity_encoder"] = neighbour_distance(embeddings, bank.encoder[trained])
     return found
-
-
-def mean_and_error(values: Sequence[float]) -> dict[str, Any]:
-    """The mean of the values and its standard error (None for fewer than two)."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return {
-        "n": len(values),
-        "mean": round(statistics.fmean(values), 5),
-        "standard_error": error and round(error, 5),
-    }

@@ -6,19 +6,21 @@ It sees the generator's training images, augmented more strongly (slight blur an
 generated image is not out of its depth for being soft), and is tested on the images held out from both.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from tqdm import tqdm
 
-from research.judges.measures import Classifier
-from research.training.emoji.data import CLASSES, LICENCE, augment, load_images, to_pixels
-
-HERE = Path(__file__).resolve().parent
+from research.harness import program
+from research.judges.measures import HERE, Classifier
+from research.training.emoji.data import load_pictures
+from research.training.pictures import Pictures, augment, class_weights
 
 
 def soften(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -32,62 +34,48 @@ def soften(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: Classifier, pixels: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of images (N, 3, 64, 64) whose class, labels (N,) in 1..7, the model names."""
-    return (model(pixels).argmax(1) + 1 == labels).float().mean().item()
+def accuracy(model: Classifier, data: Pictures) -> float:
+    """Share of pictures whose class the model names."""
+    return (model(data.pixels()).argmax(1) + 1 == data.labels).float().mean().item()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, required=True, help="downloads")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = program.parser(__file__, __doc__, folder=True, encoder=False)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, default=HERE, help="where the weights go")
-    options = parser.parse_args()
-
-    images, labels, _, held_out = load_images(options.folder)
-    train, held = (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+    options = parser.parse_args(arguments)
+    data = load_pictures(options.folder)
+    seen, unseen = data.trained_on(), data.unseen()
     # Small classes are seen as often as large ones.
-    weights = 1 / torch.bincount(labels[train])[labels[train]].float()
+    weights = class_weights(seen.labels, 1.0).float()
     torch.manual_seed(options.seed)
     model = Classifier().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.peak, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.peak, options.steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(options.seed)
-    begun = time.monotonic()
-    for step in range(1, options.steps + 1):
-        rows = train[torch.multinomial(weights, options.batch, replacement=True, generator=generator)]
-        pixels = soften(augment(images[rows], generator), generator)
-        loss = F.cross_entropy(model(pixels), labels[rows] - 1, label_smoothing=0.1)
+    bar = tqdm(range(1, options.steps + 1))
+    for step in bar:
+        rows = torch.multinomial(weights, options.batch, replacement=True, generator=generator)
+        pixels = soften(augment(seen.images[rows], generator), generator)
+        loss = F.cross_entropy(model(pixels), seen.labels[rows] - 1, label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            found = accuracy(model, to_pixels(images[held]), labels[held])
-            left = (time.monotonic() - begun) / step * (options.steps - step)
-            print(f"step {step} loss {loss.item():.3f} held out {found:.3f}, {left:.0f} s left", flush=True)
-
+            bar.set_postfix(loss=loss.item(), held_out=accuracy(model, unseen))
     model.eval()
-    found = {
-        "held_out": accuracy(model, to_pixels(images[held]), labels[held]),
-        "trained_on": accuracy(model, to_pixels(images[train]), labels[train]),
-    }
-    settings = {name: value for name, value in vars(options).items() if name not in ("folder", "export")}
+    found = {"held_out": accuracy(model, unseen), "trained_on": accuracy(model, seen)}
+    settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    metadata = {
-        "classes": json.dumps(list(CLASSES)),
-        "training": json.dumps(settings),
-        "data_licence": LICENCE,
-    }
+    header = {"classes": json.dumps(data.classes), "training": json.dumps(settings)}
+    metadata = header | {"data_licence": data.licence}
     save_file(tensors, options.export / "classifier64.safetensors", metadata=metadata)
-    record = {
-        "settings": settings,
-        "accuracy": found,
-        "images": {"trained_on": len(train), "held_out": len(held)},
-    }
+    images = {"trained_on": len(seen.labels), "held_out": len(unseen.labels)}
+    record = {"settings": settings, "accuracy": found, "images": images}
     (options.export / "classifier.json").write_text(json.dumps(record) + "\n")
     print(json.dumps(record))
 

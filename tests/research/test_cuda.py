@@ -12,7 +12,10 @@ import torch
 
 from jepa_core import load_encoder
 from research.costs import cuda
-from research.costs.step import NAIVE, UNGUIDED, Networks, Stages, run_arm
+from research.costs.step import NAIVE, UNGUIDED, run_arm
+from research.harness import timing
+from research.harness.networks import Networks
+from research.harness.timing import Stages
 
 PIXELS = 64
 
@@ -26,7 +29,7 @@ def networks() -> Networks:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 def test_a_machine_without_cuda_is_told_so(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    assert cuda.main(["--out", str(tmp_path / "cuda.json")]) == 1
+    assert cuda.main(["--folder", str(tmp_path), "--out", str(tmp_path / "cuda.json")]) == 1
     assert capsys.readouterr().err.strip() == cuda.NO_DEVICE
     assert not list(tmp_path.iterdir())
 
@@ -69,11 +72,11 @@ def test_gradients_are_compared_with_the_exact_one(save_model: Any, tmp_path: Pa
 
 
 def test_scores_are_timed(encoder: Any, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "SHIPPED", 8)
+    monkeypatch.setattr(cuda, "PROJECTION", 8)
     assert set(cuda.score_figures(encoder, images[:1], 2)) == {"exact", "top 9", "projected"}
 
 
 def test_the_first_of_several_runs_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 9.0, 10.0, 12.0, 20.0, 24.0])
-    monkeypatch.setattr(cuda, "clock", partial(next, times))
-    assert cuda.seconds_of(lambda: None, 3) == 3.0
+    monkeypatch.setattr(timing, "clock", partial(next, times))
+    assert timing.seconds_of(lambda: None, 3) == 3.0

@@ -11,11 +11,12 @@ from jepa_guidance.nodes import guidance_inputs
 from jepa_core import RarityGradient
 from research import run
 from research.costs import gradient, score
+from research.harness.program import markdown
 from tests.conftest import ROOT
 
 
 def row(arm, place, seconds, cosine, calls=4, trajectory="unguided-s20-2"):
-    return gradient.Row(trajectory, place, arm, seconds, cosine, calls, None)
+    return gradient.Measured(trajectory, place, arm, seconds, cosine, calls, None)
 
 
 def test_ratios_are_of_mean_seconds_and_the_photo_does_not_count_as_sampling():
@@ -88,4 +89,4 @@ def test_the_readme_quotes_the_figures_that_are_there():
 
 
 def test_tables_are_markdown():
-    assert run.markdown(["a", "b"], [[1, 2.5]]) == "| a | b |\n| --- | --- |\n| 1 | 2.5 |"
+    assert markdown(["a", "b"], [[1, 2.5]]) == "| a | b |\n| --- | --- |\n| 1 | 2.5 |"

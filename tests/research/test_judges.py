@@ -10,16 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from research.effects.evaluate import (
-    ARMS,
-    append_row,
-    class_of,
-    complete_seeds,
-    dump,
-    read_rows,
-    shard,
-    summarise,
-)
+from research.effects.evaluate import ARMS, summarise
+from research.harness import program
+from research.harness.images import Sampler
+from research.harness.program import append_row, read_rows, shard
+from research.harness.summary import complete_seeds, mean_and_error
 from research.judges.measures import (
     CLASS_COUNT,
     Bank,
@@ -29,11 +24,11 @@ from research.judges.measures import (
     judge_held_out,
     load_bank,
     load_classifier,
-    mean_and_error,
     neighbour_distance,
     tile,
     untile,
 )
+from tests.conftest import ROOT
 
 
 def small_bank(count: int = 12) -> Bank:
@@ -98,8 +93,8 @@ def test_summary_pairs_by_seed() -> None:
 
 
 def test_only_complete_seeds_count() -> None:
-    rows = [{"seed": seed, "arm": arm} for seed in (3, 1) for arm in ARMS]
-    assert complete_seeds([*rows, {"seed": 0, "arm": "guided"}]) == [1, 3]
+    values = {(seed, arm): 1.0 for seed in (3, 1) for arm in ARMS}
+    assert complete_seeds(values | {(0, "guided"): 1.0}, list(ARMS)) == [1, 3]
 
 
 def test_unfinished_lines_are_done_again(tmp_path: Path) -> None:
@@ -118,12 +113,30 @@ def test_shards_cover_every_seed_once() -> None:
 
 
 def test_classes_come_in_turn_without_any() -> None:
-    assert [class_of(seed, ["any", "a", "b"]) for seed in range(3)] == ["a", "b", "a"]
+    sampler = Sampler.__new__(Sampler)
+    sampler.classes = ["a", "b"]
+    assert [sampler.class_of(seed) for seed in range(3)] == ["a", "b", "a"]
 
 
-def test_record_is_json() -> None:
-    record = {"settings": {"a": 1}, "images": [{"seed": 0}, {"seed": 1}]}
-    assert json.loads(dump(record)) == record
+def test_record_is_json(tmp_path: Path) -> None:
+    for record in ({"settings": {"a": 1}, "images": [{"seed": 0}, {"seed": 1}]}, {"settings": {}}):
+        program.write(tmp_path / "record.json", record, str)
+        assert json.loads((tmp_path / "record.json").read_text()) == record
+    program.write(tmp_path / "rows.json", {"images": [{"seed": 0}, {"seed": 1}]}, str)
+    assert '\n  {"seed": 0},\n' in (tmp_path / "rows.json").read_text()
+
+
+def test_the_command_of_a_record_repeats_the_run() -> None:
+    file = str(ROOT / "research" / "effects" / "paths.py")
+    parser = program.parser(file, "Title.\n\nMore.", ROOT / "figures.json", folder=True)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--arms", nargs="+", default=("a",))
+    parser.add_argument("--no-count", action="store_true")
+    start = "python dev.py run research/effects/paths.py --folder WORK"
+    words = ["--folder", "/tmp/x", "--encoder", "/tmp/y", "--out", "/tmp/z"]
+    assert program.command(parser, parser.parse_args(words)) == start
+    more = ["--seeds", "2", "--arms", "b", "c", "--no-count"]
+    assert program.command(parser, parser.parse_args([*words, *more])) == f"{start} {' '.join(more)}"
 
 
 def test_committed_files_belong_together() -> None:

@@ -33,7 +33,7 @@ def test_gradient_converges_to_the_closed_form(
     assert found.score == pytest.approx(score, abs=1e-6)
     torch.testing.assert_close(found.grad, grad, rtol=0, atol=1e-5 * grad.abs().max().item())
     torch.testing.assert_close(
-        found.sigma, torch.linalg.svdvals(dense(encoder, images[0]))[:3], rtol=1e-6, atol=0
+        found.s, torch.linalg.svdvals(dense(encoder, images[0]))[:3], rtol=1e-6, atol=0
     )
 
 

@@ -1,8 +1,9 @@
-"""The rule that chooses pictures, on a small archive; the list itself where the archive was downloaded."""
+"""The rule that chooses pictures, on a small archive; what it gives where the archive was downloaded."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import platform
 import zipfile
@@ -14,7 +15,8 @@ import torch
 from PIL import Image
 
 import dev
-from research.costs.pictures import ARCHIVE, FOLDER, NAMES, choose, gallery, photos, read_picture
+from research.costs.pictures import ARCHIVE, COUNT, FOLDER, PHOTOS, choose, gallery, photos, read_picture
+from research.harness.program import FIGURES
 
 
 def noise(seed: int, channels: int = 3) -> Image.Image:
@@ -40,7 +42,7 @@ def test_the_rule_leaves_out_animations_second_pictures_and_look_alikes(tmp_path
         content.writestr("elsewhere/f-1.webp", encoded(noise(6)))
     assert choose(archive, 9) == ["a", "d", "e"]
     assert choose(archive, 1) == ["a"]
-    ((name, picture),) = gallery(["d"], archive)
+    ((name, picture),) = gallery(archive, ["d"])
     assert name == "d"
     assert picture.shape == (40, 40, 3)
 
@@ -62,10 +64,12 @@ def test_photos() -> None:
         assert 0 <= photo.min() < photo.max() <= 1
 
 
-def test_the_list_is_what_the_rule_gives() -> None:
-    assert len(set(NAMES)) == 88
+def test_the_rule_gives_the_pictures_of_the_figures() -> None:
     archive = dev.cache_folder(os.environ, platform.system(), Path.home()) / "downloads" / ARCHIVE.filename
     if not archive.exists():
         pytest.skip("the archive of pictures was not downloaded")
     dev.verify(archive, ARCHIVE.sha256)
-    assert tuple(choose(archive)) == NAMES
+    chosen = choose(archive)
+    assert len(chosen) == COUNT
+    ranked = json.loads((FIGURES / "score.json").read_text())["exact_scores"]
+    assert set(ranked) <= {*chosen, *PHOTOS}

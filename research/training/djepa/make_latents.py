@@ -5,39 +5,37 @@
 Writes latents.safetensors and held_out.safetensors, which are about 60 MB, beside WORK/tokenizer.safetensors.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from safetensors.torch import save_file
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "emoji"))
-from data import CLASSES, LICENCE, augment, load_images, to_pixels  # noqa: E402
+from jepa_core.djepa import load_tokenizer
+from research.harness import program
+from research.training.emoji.data import load_pictures
+from research.training.pictures import augment
 
-from jepa_core.djepa import load_tokenizer  # noqa: E402
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, required=True, help="downloads and the tokenizer")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = program.parser(__file__, __doc__, folder=True, encoder=False)
     parser.add_argument("--augmentations", type=int, default=64, help="of each image")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    images, labels, _, held_out = load_images(options.folder)
+    options = parser.parse_args(arguments)
+    data = load_pictures(options.folder)
+    seen, unseen = data.trained_on(), data.unseen()
     tokenizer = load_tokenizer(options.folder / "tokenizer.safetensors")
     generator = torch.Generator().manual_seed(options.seed)
-    train = images[~held_out]
-    rounds = [tokenizer.encode(augment(train, generator) * 2 - 1) for _ in range(options.augmentations)]
-    header = {"classes": json.dumps(list(CLASSES)), "licence": LICENCE}
-    for name, latents, rows in (
-        ("latents", torch.cat(rounds), labels[~held_out].repeat(options.augmentations)),
-        ("held_out", tokenizer.encode(to_pixels(images[held_out]) * 2 - 1), labels[held_out]),
+    rounds = [tokenizer.encode(augment(seen.images, generator) * 2 - 1) for _ in range(options.augmentations)]
+    header = {"classes": json.dumps(list(data.classes)), "licence": data.licence}
+    for name, latents, labels in (
+        ("latents", torch.cat(rounds), seen.labels.repeat(options.augmentations)),
+        ("held_out", tokenizer.encode(unseen.pixels() * 2 - 1), unseen.labels),
     ):
         file = options.folder / f"{name}.safetensors"
-        save_file({"latents": latents.half().contiguous(), "labels": rows - 1}, file, metadata=header)
+        save_file({"latents": latents.half().contiguous(), "labels": labels - 1}, file, metadata=header)
         print(f"{file}: {tuple(latents.shape)}, mean {latents.mean():.3f}, deviation {latents.std():.3f}")
 
 

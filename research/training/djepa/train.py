@@ -17,15 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -33,6 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).absolute().parents[3]))
@@ -55,22 +51,22 @@ from jepa_core.djepa import (
 )
 from jepa_core.djepa.tokenizer import CHANNELS, STRIDE
 from research.harness.sheet import sample_sheet
+from research.training.loop import InputError, Training, learning_rate, plot_losses, step_generator
+from research.training.pictures import class_weights
 
-matplotlib.use("Agg")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHEET = 64  # samples
 CHECKPOINT = "checkpoint.pt"
-
-
-class InputError(SystemExit):
-    """What the command was given cannot be used; the message says why and what to do."""
+CURVES = {"denoising": "denoising loss", "jepa": "JEPA loss"}
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
     """Images of a folder with one subfolder a class, centre-cropped, in [-1, 1], mirrored at random."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        self.size = size
+        self.transform = v2.Compose(
+            [v2.ToImage(), v2.Resize(size), v2.CenterCrop(size), v2.ToDtype(torch.float32, scale=True)]
+        )
         self.classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         self.files = [
             (file, label)
@@ -103,12 +99,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         with Image.open(file) as opened:
             picture = opened.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-        edge = min(picture.size)
-        left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-        picture = picture.resize(
-            (self.size, self.size), Image.Resampling.LANCZOS, (left, top, left + edge, top + edge)
-        )
-        pixels = torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 127.5 - 1
+        pixels = self.transform(picture) * 2 - 1
         return (pixels.flip(-1) if chance % 2 else pixels), label
 
 
@@ -150,8 +141,7 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, labels: Tensor, options: argparse.Namespace, first: int, process: int) -> None:
-        counts = labels.bincount().double()
-        self.weights = counts[labels] ** -options.balance
+        self.weights = class_weights(labels, options.balance)
         self.options, self.first, self.process = options, first, process
 
     def __len__(self) -> int:
@@ -165,12 +155,6 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
             yield list(zip(rows.tolist(), chances.tolist(), strict=True))
 
 
-def step_generator(seed: int, step: int, process: int, purpose: int) -> torch.Generator:
-    """A generator of its own for each step, process and purpose."""
-    words = np.random.SeedSequence([seed, step, process, purpose]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
-
-
 def image_problem(file: Path) -> str | None:
     """Why an image cannot be read, or None."""
     try:
@@ -181,80 +165,84 @@ def image_problem(file: Path) -> str | None:
     return None
 
 
-def learning_rate(step: int, options: argparse.Namespace, peak: float) -> float:
-    """Linear warm-up, then constant (the paper), then over the last --decay of the steps linearly to zero."""
-    rate = min(1.0, (step + 1) / options.warmup)
-    if options.decay:
-        rate = min(rate, (options.steps - step) / (options.decay * options.steps))
-    return peak * rate
-
-
 def parameter_groups(model: DJEPA) -> list[dict[str, Any]]:
-    """Matrices of the two transformers decay; biases, norms, embeddings and the head do not."""
+    """Matrices of the two transformers decay, which come first; biases, norms, embeddings and the head do not."""
     decayed: list[Tensor] = []
     rest: list[Tensor] = []
     for name, weight in model.named_parameters():
         (
             decayed if ".blocks." in name and weight.ndim == 2 and not name.startswith("head.") else rest
         ).append(weight)
-    return [{"params": decayed, "decays": True}, {"params": rest, "decays": False, "weight_decay": 0.0}]
+    return [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+
+
+# Groups of options: name -> its default, or its type where there is none or None; then what it is.
+OPTIONS: dict[str, dict[str, tuple[Any, str]]] = {
+    "data": {
+        "data": (Path, "folder of images, or latents.safetensors (required)"),
+        "held-out": (Path, "the same of images that are only looked at: their loss is reported"),
+        "tokenizer": (Path, "small tokenizer of stride 8; without it a token is pixels"),
+        "latent-scale": (1.0, "what the file's latents were multiplied by, 0.2325 for KL-16"),
+        "image-size": (64, "for a folder of images"),
+        "balance": (0.0, "0: every image alike, 1: every class alike"),
+        "workers": (0, "processes that read images"),
+    },
+    "model": {
+        "size": (("B", "L", "H"), "a published size; else the numbers below"),
+        "width": (192, ""),
+        "depth": (6, ""),
+        "heads": (3, ""),
+        "head-width": (256, ""),
+        "head-depth": (3, ""),
+        "buffer": (64, ""),
+        "patch": (1, ""),
+        "denoiser": (("diffusion", "flow"), "default: diffusion"),
+    },
+    "recipe": {
+        "jepa-weight": (1.0, "weight of the JEPA loss; 0 leaves it out"),
+        "steps": (int, "optimizer steps (required)"),
+        "batch": (64, "images a step and process"),
+        "peak": (float, "learning rate; default 1e-4 * all images a step / 256"),
+        "warmup": (100, "steps"),
+        "decay": (0.0, "share of the steps, at the end"),
+        "weight-decay": (0.02, "reached linearly at the last step"),
+        "beta2": (0.95, ""),
+        "clip": (3.0, "gradient norm"),
+        "dropout": (0.1, ""),
+        "label-drop": (0.1, ""),
+        "ema": (0.9999, ""),
+        "seed": (0, ""),
+        "precision": (("bf16", "no"), "default: bf16 where there is hardware for it"),
+    },
+    "work": {
+        "out": (Path, "checkpoint, curves, sheets, weights (required)"),
+        "report-every": (100, "steps"),
+        "sheet-every": (1000, "steps"),
+        "sheet-cfg": (2.0, ""),
+        "sheet-steps": (16, "sets of tokens"),
+        "licence": ("", "of the data, for the weights' header"),
+    },
+}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=(__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, required=True, help="folder of images, or latents.safetensors")
-    data.add_argument(
-        "--held-out", type=Path, help="the same of images that are only looked at: their loss is reported"
-    )
-    data.add_argument(
-        "--tokenizer", type=Path, help="small tokenizer of stride 8; without it a token is pixels"
-    )
-    data.add_argument(
-        "--latent-scale",
-        type=float,
-        default=1.0,
-        help="what the file's latents were multiplied by, 0.2325 for KL-16",
-    )
-    data.add_argument("--image-size", type=int, default=64, help="for a folder of images")
-    data.add_argument("--balance", type=float, default=0.0, help="0: every image alike, 1: every class alike")
-    data.add_argument("--workers", type=int, default=0, help="processes that read images")
-    model = parser.add_argument_group("model")
-    model.add_argument("--size", choices=["B", "L", "H"], help="a published size; else the numbers below")
-    for name, default in (("width", 192), ("depth", 6), ("heads", 3), ("head-width", 256), ("head-depth", 3)):
-        model.add_argument(f"--{name}", type=int, default=default)
-    model.add_argument("--buffer", type=int, default=64)
-    model.add_argument("--patch", type=int, default=1)
-    model.add_argument("--denoiser", choices=["diffusion", "flow"], default="diffusion")
-    recipe = parser.add_argument_group("recipe")
-    recipe.add_argument(
-        "--jepa-weight", type=float, default=1.0, help="weight of the JEPA loss; 0 leaves it out"
-    )
-    recipe.add_argument("--steps", type=int, required=True, help="optimizer steps")
-    recipe.add_argument("--batch", type=int, default=64, help="images a step and process")
-    recipe.add_argument("--peak", type=float, help="learning rate; default 1e-4 * all images a step / 256")
-    recipe.add_argument("--warmup", type=int, default=100, help="steps")
-    recipe.add_argument("--decay", type=float, default=0.0, help="share of the steps, at the end")
-    recipe.add_argument("--weight-decay", type=float, default=0.02, help="reached linearly at the last step")
-    recipe.add_argument("--beta2", type=float, default=0.95)
-    recipe.add_argument("--clip", type=float, default=3.0, help="gradient norm")
-    recipe.add_argument("--dropout", type=float, default=0.1)
-    recipe.add_argument("--label-drop", type=float, default=0.1)
-    recipe.add_argument("--ema", type=float, default=0.9999)
-    recipe.add_argument("--seed", type=int, default=0)
-    recipe.add_argument(
-        "--precision", choices=["bf16", "no"], help="default: bf16 where there is hardware for it"
-    )
-    work = parser.add_argument_group("work")
-    work.add_argument("--out", type=Path, required=True, help="checkpoint, curves, sheets, weights")
-    work.add_argument("--report-every", type=int, default=100)
-    work.add_argument("--sheet-every", type=int, default=1000)
-    work.add_argument("--sheet-cfg", type=float, default=2.0)
-    work.add_argument("--sheet-steps", type=int, default=16, help="sets of tokens")
-    work.add_argument("--licence", default="", help="of the data, for the weights' header")
+    for title, entries in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for name, (kind, said) in entries.items():
+            how: dict[str, Any] = {"help": said, "required": "(required)" in said}
+            if isinstance(kind, tuple):
+                how["choices"] = kind
+            elif isinstance(kind, type):
+                how["type"] = kind
+            else:
+                how |= {"type": type(kind), "default": kind}
+            group.add_argument(f"--{name}", **how)
     options = parser.parse_args(arguments)
+    options.denoiser = options.denoiser or "diffusion"
     for name in ("steps", "batch", "warmup", "report_every", "sheet_every"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -335,69 +323,7 @@ def save_sheet(model: DJEPA, tokenizer: Tokenizer | None, options: argparse.Name
     sample_sheet(pixels.add(1).div(2).clamp(0, 1)).save(file)
 
 
-def plot_losses(rows: list[dict[str, float]], file: Path) -> None:
-    """Write the curves of both losses."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for plot, kind in zip(axes, ("denoising", "jepa"), strict=True):
-        for prefix, label, colour, style in (
-            ("", "trained on", "#0072B2", "-"),
-            ("held_out_", "held out", "#D55E00", "--"),
-        ):
-            points = [(row["step"], row[prefix + kind]) for row in rows if row.get(prefix + kind)]
-            if points:
-                plot.plot(*zip(*points, strict=True), label=label, color=colour, linestyle=style)
-        plot.set(xlabel="step", ylabel=f"{'JEPA' if kind == 'jepa' else kind} loss")
-        if plot.lines:
-            plot.legend()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
-@dataclass
-class Training:
-    """What a training changes as it goes, and its checkpoint.
-
-    Attributes:
-        average: the exponential average of the model, whose context encoder is the target encoder.
-        step: how many steps are done.
-        rows: the losses that were reported.
-    """
-
-    model: DJEPA
-    average: DJEPA
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-    def save(self, file: Path) -> None:
-        """Write a checkpoint; what is there stays until the new one is whole."""
-        state: dict[str, Any] = {"model": self.model.state_dict(), "average": self.average.state_dict()}
-        state |= {"optimizer": self.optimizer.state_dict()}
-        state |= {"config": self.model.config.to_dict(), "step": self.step, "rows": self.rows}
-        partial = file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(file)
-
-    def restore(self, file: Path) -> None:
-        """Go on from a checkpoint. Raises InputError for one of another model."""
-        state = torch.load(file, weights_only=True, map_location="cpu")
-        if state["config"] != self.model.config.to_dict():
-            raise InputError(
-                f"{file} is of another model ({state['config']}); give another --out, or the sizes it was begun with"
-            )
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.rows = state["step"], state["rows"]
-
-    def follow(self, ema: float) -> None:
-        """Move the average toward the model: by 1 - ema, more in the first steps."""
-        decay = min(ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-
-
-def begin(config: DJEPAConfig, options: argparse.Namespace, device: torch.device, peak: float) -> Training:
+def begin(config: DJEPAConfig, options: argparse.Namespace, device: torch.device) -> Training:
     """A new training, or the one that --out holds a checkpoint of."""
     torch.manual_seed(options.seed)
     model = DJEPA(config, options.dropout).to(device)
@@ -405,19 +331,10 @@ def begin(config: DJEPAConfig, options: argparse.Namespace, device: torch.device
     average.load_state_dict(model.state_dict())
     if not options.jepa_weight:
         model.projection.requires_grad_(False)
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=peak, betas=(0.9, options.beta2), eps=1e-6)
-    training = Training(model, average, optimizer)
-    if (options.out / CHECKPOINT).exists():
-        training.restore(options.out / CHECKPOINT)
+    optimizer = torch.optim.AdamW(parameter_groups(model), betas=(0.9, options.beta2), eps=1e-6)
+    training = Training(options.out / CHECKPOINT, model, optimizer, average, config.to_dict())
+    training.resume()
     return training
-
-
-def set_rates(optimizer: torch.optim.Optimizer, step: int, options: argparse.Namespace, peak: float) -> None:
-    """Learning rate and weight decay of a step."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, options, peak)
-        if group["decays"]:
-            group["weight_decay"] = options.weight_decay * step / options.steps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -438,15 +355,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recorded = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     settings = recorded | {"processes": accelerator.num_processes}
     peak = options.peak or 1e-4 * options.batch * accelerator.num_processes / 256
-    training = begin(config, options, device, peak)
+    training = begin(config, options, device)
     model, average, first = training.model, training.average, training.step
+    assert isinstance(average, DJEPA)
     denoiser = denoiser_of(config)
     losses = accelerator.prepare_model(Losses(model))
-    batches = StepBatches(data.labels, options, first, process)
-    loader = DataLoader(data, batch_sampler=batches, num_workers=options.workers)
-
+    loader = DataLoader(
+        data,
+        batch_sampler=StepBatches(data.labels, options, first, process),
+        num_workers=options.workers,
+    )
     recent: list[Tensor] = []
-    begun = time.monotonic()
     bar = tqdm(total=options.steps, initial=first, disable=not accelerator.is_main_process, mininterval=5)
     for step, (pictures, labels) in enumerate(loader, first):
         tokens = to_tokens(encoded(pictures.to(device), tokenizer), config.patch)
@@ -457,20 +376,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ).to(device)
         # Dropout is the only thing that draws from the global generator.
         torch.manual_seed(step_generator(options.seed, step, process, 2).initial_seed() >> 1)
-        set_rates(training.optimizer, step, options, peak)
         target = average.context_encoder if options.jepa_weight else None
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             denoising, jepa = losses(target, denoiser, tokens, labels, draws)
-        training.optimizer.zero_grad(set_to_none=True)
-        (denoising + options.jepa_weight * jepa).backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-        if not torch.isfinite(norm):
-            raise InputError(
-                f"step {step}: the gradient is not finite; lower --peak, or train with --precision no"
-            )
-        training.optimizer.step()
+        training.optimizer.param_groups[0]["weight_decay"] = options.weight_decay * step / options.steps
+        rate = peak * learning_rate(step, options.steps, options.warmup, options.decay)
+        training.advance(denoising + options.jepa_weight * jepa, rate, options.clip)
         training.follow(options.ema)
-        training.step = step + 1
         recent.append(torch.stack([denoising.detach(), jepa.detach()]))
         bar.update()
         last = training.step == options.steps
@@ -484,11 +396,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             training.rows.append(row)
             bar.set_postfix({name: f"{value:.4f}" for name, value in row.items() if name != "step"})
             if accelerator.is_main_process:
-                training.save(options.out / CHECKPOINT)
-                pace = (time.monotonic() - begun) / (training.step - first)
+                training.save()
                 record = {"settings": settings, "config": config.to_dict(), "rows": training.rows}
-                (options.out / "loss.json").write_text(json.dumps(record | {"seconds_a_step": pace}) + "\n")
-                plot_losses(training.rows, options.out / "loss.png")
+                (options.out / "loss.json").write_text(json.dumps(record) + "\n")
+                plot_losses(training.rows, options.out / "loss.png", CURVES)
         if accelerator.is_main_process and (training.step % options.sheet_every == 0 or last):
             save_sheet(average, tokenizer, options, options.out / f"samples-{training.step:06d}.png")
     bar.close()

@@ -1,0 +1,143 @@
+"""The frame of a program: its options, what its figures are of, and files that survive a run that is stopped."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from research.harness.pack import ROOT
+
+FIGURES = ROOT / "research" / "figures"
+Row = dict[str, Any]
+Item = TypeVar("Item")
+
+
+def parser(
+    file: str, doc: str | None, out: Path | None = None, *, folder: bool = False, encoder: bool = True
+) -> argparse.ArgumentParser:
+    """The options that programs share.
+
+    Args:
+        file, doc: __file__ and __doc__ of the program.
+        out: where its figures go unless --out says otherwise; None: it has no such option.
+        folder: whether it needs --folder, which keeps what an interrupted run resumes from.
+        encoder: whether it uses the real encoder.
+    """
+    name = Path(file).absolute().relative_to(ROOT).as_posix()
+    made = argparse.ArgumentParser(f"python dev.py run {name}", description=(doc or "").partition("\n")[0])
+    if folder:
+        made.add_argument(
+            "--folder", type=Path, required=True, help="keeps what an interrupted run resumes from"
+        )
+    if out:
+        made.add_argument("--out", type=Path, default=out, help="where the figures go")
+    if encoder:
+        default = Path(os.environ["JEPA_ENCODER"]) if "JEPA_ENCODER" in os.environ else None
+        made.add_argument("--encoder", type=Path, default=default, help="encoder folder")
+    return made
+
+
+def command(made: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """The command line of a run; its folder is WORK, other paths are left out."""
+    words = [made.prog]
+    for name, value in vars(options).items():
+        if name == "folder":
+            words += ["--folder", "WORK"]
+        elif not isinstance(value, Path) and value != made.get_default(name):
+            values = value if isinstance(value, list | tuple) else [] if value is True else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return " ".join(words)
+
+
+def settings(made: argparse.ArgumentParser, options: argparse.Namespace, **more: Any) -> Row:
+    """What every record begins with: the command, the encoder, the software and the machine."""
+    found: Row = {"command": command(made, options), **more}
+    if getattr(options, "encoder", None):
+        found["encoder"] = encoder_identity(options.encoder)
+    found["torch"] = torch.__version__
+    found["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return found
+
+
+def encoder_identity(folder: Path) -> str:
+    """The name of an encoder folder and the sha256 of its weights."""
+    return f"{folder.name} {sha256(folder / 'model.safetensors')}"
+
+
+def sha256(file: Path) -> str:
+    """The checksum of a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def write(out: Path, record: Row, table: Callable[[Row], str]) -> None:
+    """Write a record as JSON, innermost lists and rows of "images" in one line each, and print its table."""
+    images = ",\n  ".join(json.dumps(row) for row in record.get("images", []))
+    text = json.dumps(record | ({"images": []} if images else {}), indent=1)
+    out.write_text(text.replace('"images": []', f'"images": [\n  {images}\n ]') + "\n")
+    print(f"{table(record)}\nwrote {out}")
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def shard(items: Sequence[Item], text: str) -> Sequence[Item]:
+    """The part "i/n" of the items: every n-th, from the i-th on."""
+    index, count = map(int, text.split("/"))
+    return items[index::count]
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The JSON lines of a file, without those that a killed process left unfinished."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with suppress(ValueError):
+            rows.append(dict(json.loads(line)))
+    return rows
+
+
+def append_row(file: Path, row: Row) -> None:
+    """Add a JSON line in one write, so that two processes can share the file, below whatever stands there."""
+    with open(file, "a") as lines:
+        lines.write(f"\n{json.dumps(row)}\n")
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `file` at the end of the block."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    yield partial
+    partial.replace(file)
+
+
+def kept(
+    file: Path,
+    make: Callable[[], Mapping[str, Tensor]],
+    valid: Callable[[Mapping[str, Tensor]], bool] = lambda _: True,
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; they are made where it is missing or not `valid`."""
+    if file.exists():
+        found = load_file(file)
+        if valid(found):
+            return found
+    made = {name: tensor.contiguous() for name, tensor in make().items()}
+    with whole(file) as partial:
+        save_file(made, partial)
+    return made

@@ -1,0 +1,127 @@
+"""What every training shares: its state and checkpoint, its learning rate, its random draws and its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from research.harness.program import whole
+
+Losses = dict[str, float]
+
+
+class InputError(SystemExit):
+    """What the command was given cannot be used; the message says why and what to do."""
+
+
+@dataclass
+class Training:
+    """What a training changes as it goes.
+
+    Attributes:
+        file: its checkpoint.
+        average: the exponential average of the model.
+        identity: what a checkpoint must have been made with to be resumed, such as the model's sizes.
+        step: how many steps are done.
+        rows: the losses that were reported.
+    """
+
+    file: Path
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: nn.Module | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    rows: list[Losses] = field(default_factory=list)
+
+    def _parts(self) -> dict[str, Any]:
+        average = {"average": self.average} if self.average is not None else {}
+        return {"model": self.model, "optimizer": self.optimizer, **average}
+
+    def save(self) -> None:
+        """Write the checkpoint; what is there stays until the new one is whole."""
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        with whole(self.file) as partial:
+            torch.save(state | {"config": self.identity, "step": self.step, "rows": self.rows}, partial)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint if there is one. Raises InputError for one of another model."""
+        if not self.file.exists():
+            return
+        state = torch.load(self.file, weights_only=True, map_location="cpu")
+        if state["config"] != self.identity:
+            raise InputError(
+                f"{self.file} is of another model ({state['config']}); give another folder, "
+                "or the sizes it was begun with"
+            )
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.step, self.rows = state["step"], state["rows"]
+
+    def advance(self, loss: Tensor, rate: float, clip: float = 1.0) -> None:
+        """Take an optimizer step. Raises InputError where the gradient is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        if not torch.isfinite(norm):
+            raise InputError(
+                f"step {self.step}: the gradient is not finite; lower --peak, or train in full precision"
+            )
+        self.optimizer.step()
+        self.step += 1
+
+    def follow(self, ema: float) -> None:
+        """Move the average toward the model: by 1 - ema, more in the first steps."""
+        assert self.average is not None
+        decay = min(ema, self.step / (9 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+
+
+def learning_rate(step: int, steps: int, warmup: int, decay: float) -> float:
+    """Share of the peak: linear warm-up, then constant, then over the last share `decay` of the steps linearly to 0."""
+    rate = min(1.0, (step + 1) / warmup)
+    return min(rate, (steps - step) / (decay * steps)) if decay else rate
+
+
+def step_generator(seed: int, step: int, process: int, purpose: int) -> torch.Generator:
+    """A generator of its own for each step, process and purpose."""
+    words = np.random.SeedSequence([seed, step, process, purpose]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def plot_losses(rows: Sequence[Losses], file: Path, kinds: Mapping[str, str]) -> None:
+    """Write the curves of each kind of loss, and of "held_out_" and the kind.
+
+    Args:
+        kinds: key of a row -> what its axis is called.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=(4.5 * len(kinds), 3.5), layout="constrained", squeeze=False
+    )
+    for plot, (kind, label) in zip(axes[0], kinds.items(), strict=True):
+        for key, name, colour, style in (
+            (kind, "trained on", "#0072B2", "-"),
+            (f"held_out_{kind}", "held out", "#D55E00", "--"),
+        ):
+            points = [(row["step"], row[key]) for row in rows if row.get(key)]
+            if points:
+                plot.plot(*zip(*points, strict=True), label=name, color=colour, linestyle=style)
+        plot.set(xlabel="step", ylabel=label)
+        if plot.lines:
+            plot.legend()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
