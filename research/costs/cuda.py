@@ -3,18 +3,11 @@
     python dev.py run research/costs/cuda.py --folder WORK          a machine with CUDA
 
 The denoiser and the KL decoder are the host's own classes at the size of Stable Diffusion 1.5 (512 pixels) and SDXL
-(1024 pixels), with random weights in the precision that the host chooses for them on this device; they are resident,
-as guidance needs them. DINOv2 ViT-S is the real trained encoder that JEPA_ENCODER names, -B and -L have the published
-sizes and random weights, which changes neither operations nor memory but may change how many rounds the range finder
-takes. Steps are timed as research/costs/step.py times them: the middle ones of twenty with CFG, every one guided, the first
-one apart, and here with a clock that waits for the device at both ends of every stage. Each arm runs once untimed and
-then several times; figures are medians.
-
-Peak memory is torch's own count of what tensors hold, so without what the allocator keeps in reserve; "above weights"
-is what a run takes beside the denoiser, VAE and encoders that lie on the device.
-
-The gradient of a real photo is compared with the exact one, which research/costs/reference.py makes in float64 on the
-processor (some minutes; kept in WORK for the next run), and a cancel button is pressed in the middle of guided steps.
+(1024 pixels), with random weights in the host's precision, resident. DINOv2 ViT-S is the real trained encoder, -B and -L
+have published sizes and random weights. Steps are timed as research/costs/step.py times them; each arm runs once untimed,
+then several times; figures are medians. Peak memory is torch's own count of tensors; "above weights" is what a run takes
+beside the resident networks. The gradient of a photo is compared with the exact one in float64, made on the processor
+(some minutes; kept in WORK), and a cancel button is pressed in the middle of guided steps.
 """
 
 from __future__ import annotations
@@ -42,7 +35,7 @@ from research.costs.gradient import PAPER, focus
 from research.costs.guides import PUBLISHED
 from research.costs.naive import naive_gradient
 from research.costs.reference import cosine, references
-from research.costs.step import NAIVE, UNGUIDED, measure, ratio, run_arm, with_ratios
+from research.costs.step import NAIVE, UNGUIDED, measure, run_arm, with_ratios
 from research.harness import program
 from research.harness.host import load_host_encoder, preset_inputs, use_encoder
 from research.harness.networks import SD15, SDXL, Networks, host_encoder, random_networks, tiny_autoencoder
@@ -61,19 +54,14 @@ TOP_K = 9
 SIDE = 224
 # Encoders of published sizes with random weights; with one denoiser alone, as it does not change what they take.
 RANDOM_ENCODERS = {"dinov2-base": "DINOv2 ViT-B, random", "dinov2-large": "DINOv2 ViT-L, random"}
-SIZES = {"SDXL, 1024 px": SDXL, "SD1.5, 512 px": dataclasses.replace(SD15, others=RANDOM_ENCODERS)}
+SIZES = {"SDXL, 1024 px": SDXL, "SD1.5, 512 px": SD15}
 
 
 def random_encoder(name: str) -> Encoder:
     """An encoder of a published size, float32, with random weights that keep activations of ordinary size."""
     torch.manual_seed(0)
-    config = transformers.Dinov2Config(**PUBLISHED[name])
-    config._attn_implementation = "eager"
-    model = transformers.Dinov2Model(config).eval().requires_grad_(False)
-    return Encoder(model, SIDE)
-
-
-# --- what is measured -----------------------------------------------------------------------------------------------
+    config = transformers.Dinov2Config(**PUBLISHED[name] | {"attn_implementation": "eager"})
+    return Encoder(transformers.Dinov2Model(config).eval().requires_grad_(False), SIDE)
 
 
 def arm_row(networks: Networks, arm: str, pixels: int, steps: int, repeats: int) -> Row:
@@ -82,20 +70,14 @@ def arm_row(networks: Networks, arm: str, pixels: int, steps: int, repeats: int)
     run(stages=Stages())  # loads, and lets the libraries choose their kernels
     memory = peak_memory(lambda: run(stages=Stages()))
     rows = [measure(networks, arm, steps, pixels, count=False, arms=PRESETS) for _ in range(repeats)]
+    found: Row = {name: median([row[name] for row in rows]) for name in ("seconds", "cold_seconds")}
+    names = rows[0]["stages"]
+    stages = {name: {"seconds": median([row["stages"][name]["seconds"] for row in rows])} for name in names}
+    return found | {"encoder_calls": rows[-1]["encoder_calls"], "stages": stages} | memory
 
-    def median(name: str, some: Sequence[Row] = rows) -> float:
-        return round(statistics.median(row[name] for row in some), 4)
 
-    return {
-        "seconds": median("seconds"),
-        "cold_seconds": median("cold_seconds"),
-        "encoder_calls": rows[-1]["encoder_calls"],
-        "stages": {
-            name: {"seconds": median("seconds", [row["stages"][name] for row in rows])}
-            for name in rows[0]["stages"]
-        },
-        **memory,
-    }
+def median(values: Sequence[float]) -> float:
+    return round(statistics.median(values), 4)
 
 
 def step_figures(networks: Networks, pixels: int, arms: Sequence[str], steps: int, repeats: int) -> Row:
@@ -139,7 +121,7 @@ def gradient_figures(folder: Path, work: Path, encoder: Encoder, repeats: int) -
         found, times = results[-1][0], [seconds for _, seconds in results]
         arms[arm] = {
             "cold_seconds": round(times[0], 4),
-            "seconds": round(statistics.median(times[1:]), 4),
+            "seconds": median(times[1:]),
             "cosine": round(cosine(found.grad[0].cpu(), truth.grad), 5),
             "score_off": round(found.score.item() - truth.score.item(), 5),
             "encoder_calls": found.encoder_calls,
@@ -159,29 +141,24 @@ def promises(networks: Networks, pixels: int, arms: Sequence[str], presses: Sequ
     Args:
         presses: when the cancel button is pressed, in guided steps from the start of a run.
     """
-    run = partial(run_arm, networks, pixels=pixels, arms=PRESETS)
-    plain = run(UNGUIDED, steps=3, stages=Stages())
-    found: Row = {
-        "an unguided run repeats bit for bit": torch.equal(plain, run(UNGUIDED, steps=3, stages=Stages())),
-        "arms": {},
-    }
+
+    def run(arm: str, steps: int = 3, strength: float = 0.5) -> Tensor:
+        return run_arm(networks, arm, steps, pixels, Stages(), arms=PRESETS, strength=strength)
+
+    plain = run(UNGUIDED)
+    found: Row = {"an unguided run repeats bit for bit": torch.equal(plain, run(UNGUIDED)), "arms": {}}
     for arm in arms:
-        first = run(arm, steps=3, stages=Stages())
-        again = run(arm, steps=3, stages=Stages())
-        free = run(arm, steps=3, stages=Stages(), strength=0.0)
-        step = timed(partial(run, arm, steps=2, stages=Stages()))[1] / 2
+        first, again = run(arm), run(arm)
+        step = timed(partial(run, arm, 2))[1] / 2
+        differs = bool(first.isfinite().all() and not torch.equal(first, plain))
+        apart = ((first - again).abs().max() / (first - plain).abs().max()).item()
         found["arms"][arm] = {
-            "guided run is finite and another than the stock sampler's": bool(
-                first.isfinite().all() and not torch.equal(first, plain)
-            ),
+            "guided run is finite and another than the stock sampler's": differs,
             "same seed twice gives the same bits": torch.equal(first, again),
-            "largest difference of two runs, of the guided change": round(
-                ((first - again).abs().max() / (first - plain).abs().max()).item(), 8
-            ),
-            "strength 0 gives the stock sampler's bits": torch.equal(free, plain),
+            "largest difference of two runs, of the guided change": round(apart, 8),
+            "strength 0 gives the stock sampler's bits": torch.equal(run(arm, strength=0.0), plain),
             "seconds from cancel to the end": [
-                seconds_to_stop(partial(run, arm, steps=8, stages=Stages()), press * step)
-                for press in presses
+                seconds_to_stop(partial(run, arm, 8), press * step) for press in presses
             ],
             "seconds of a guided step": round(step, 4),
         }
@@ -244,7 +221,7 @@ def everything(folder: Path, work: Path, steps: int, repeats: int, write: Callab
             record["promises"][name] = promises(networks, size.pixels, tuple(PRESETS), (0.3, 1.4, 2.6))
             print(json.dumps(record["promises"][name]), flush=True)
             write(record)
-            for other, label in size.others.items():
+            for other, label in RANDOM_ENCODERS.items() if size is SD15 else ():
                 print(name, label, flush=True)
                 guide = host_encoder(label, random_encoder(other))
                 changed = dataclasses.replace(networks, encoder=guide)
@@ -264,29 +241,24 @@ def table(figures: Row) -> str:
     rows = []
     for size, encoders in figures["steps"].items():
         for encoder, arms in encoders.items():
-            done = [(arm, one) for arm, one in arms.items() if "failed" not in one]
-            for arm, one in sorted(done, key=lambda item: -item[1]["seconds"]):
-                gradient = one["stages"].get("encoder, gradient")
-                seconds = [f"{one['seconds']:.3f}", f"{one['cold_seconds']:.3f}"]
-                seconds.append(f"{gradient['seconds']:.3f}" if gradient else "")
-                ratios = [ratio(one, "over_unguided"), ratio(one, "naive_over_this")]
-                memory = f"{one['above_weights_GiB']:.1f}"
-                rows.append([f"{size}, {encoder}", arm, *seconds, *ratios, memory])
-    head = (
-        "denoiser, encoder|guided step|s|first one, s|of it the encoder, s|times an unguided step|"
-        "times faster than the paper's|peak above weights, GiB"
-    )
-    gradients = [
-        [
-            arm,
-            f"{one['seconds']:.3f}",
-            f"{one['cold_seconds']:.3f}" if "cold_seconds" in one else "",
-            f"{one['cosine']:.4f}",
-        ]
-        for arm, one in figures["gradient"].get("arms", {}).items()
-    ]
-    names = ["gradient of a photo", "s", "first one, s", "cosine with float64's"]
-    return markdown(head.split("|"), rows) + "\n\n" + markdown(names, gradients)
+            done = [{"arm": arm, **one} for arm, one in arms.items() if "failed" not in one]
+            for one in sorted(done, key=lambda one: -one["seconds"]):
+                gradient = one["stages"].get("encoder, gradient", {"seconds": None})
+                rows.append({"networks": f"{size}, {encoder}", "encoder": gradient["seconds"], **one})
+    columns = {
+        "denoiser, encoder": "{networks}",
+        "guided step": "{arm}",
+        "s": "{seconds:.3f}",
+        "first one, s": "{cold_seconds:.3f}",
+        "of it the encoder, s": "{encoder:.3f}",
+        "times an unguided step": "{over_unguided:.2f}",
+        "times faster than the paper's": "{naive_over_this:.2f}",
+        "peak above weights, GiB": "{above_weights_GiB:.1f}",
+    }
+    gradients = [{"arm": arm, **one} for arm, one in figures["gradient"].get("arms", {}).items()]
+    names = {"gradient of a photo": "{arm}", "s": "{seconds:.3f}", "first one, s": "{cold_seconds:.3f}"}
+    names["cosine with float64's"] = "{cosine:.4f}"
+    return markdown(columns, rows) + "\n\n" + markdown(names, gradients)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,13 +2,9 @@
 
     python dev.py run research/costs/djepa.py
 
-The plain loop is the algorithm as the paper's public code writes it, on the same networks: at each step both halves of
-classifier-free guidance through both transformers, every row of the last block, and at each denoising step the head
-with everything that it makes of time and feature. jepa_core.djepa leaves out what cannot change the result: rows of the
-last block that nobody wants, the first step of images that share a class, and what the head makes of the same
-feature again and again. Attention runs in both directions, so keys and values of earlier steps cannot be kept.
-
-Both ways run in turn, on the same seeds, and their tokens are compared.
+The plain loop is the algorithm as the paper's public code writes it, on the same networks and seeds. jepa_core.djepa
+leaves out what cannot change the result: unwanted rows of the last block, the first step of images that share a class,
+and what the head makes of the same feature again and again.
 """
 
 from __future__ import annotations
@@ -165,22 +161,23 @@ def counted(size: str, steps: int = 64, denoising_steps: int = 100) -> Row:
 
 def table(figures: Row) -> str:
     """How fast D-JEPAs draw tokens, beside a plain loop; then what the published sizes take, counted."""
-    rows = [
-        [
-            one["model"],
-            one["batch"],
-            f"{one['steps']} x {one['denoising_steps']}",
-            f"{one['plain_tokens_a_second']:.1f}",
-            f"{one['tokens_a_second']:.1f}",
-            f"{one['times_faster']:.2f}",
-            f"{one['largest_difference']:.0e}",
-        ]
-        for one in figures["rows"]
-    ]
-    head = "model|images|sets x denoising steps|plain loop, tokens a s|tokens a s|times faster|apart"
-    names = "size|weights, M|float32, GB|transformers, TFLOP an image|head, TFLOP an image"
-    counted = [list(one.values()) for one in figures["counted"]]
-    return markdown(head.split("|"), rows) + "\n\n" + markdown(names.split("|"), counted)
+    columns = {
+        "model": "{model}",
+        "images": "{batch}",
+        "sets x denoising steps": "{steps} x {denoising_steps}",
+        "plain loop, tokens a s": "{plain_tokens_a_second:.1f}",
+        "tokens a s": "{tokens_a_second:.1f}",
+        "times faster": "{times_faster:.2f}",
+        "apart": "{largest_difference:.0e}",
+    }
+    counted = {
+        "size": "{size}",
+        "weights, M": "{weights_M}",
+        "float32, GB": "{float32_GB}",
+        "transformers, TFLOP an image": "{transformers_TFLOP}",
+        "head, TFLOP an image": "{head_TFLOP}",
+    }
+    return markdown(columns, figures["rows"]) + "\n\n" + markdown(counted, figures["counted"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,17 +3,13 @@
     python dev.py run research/costs/gradient.py --folder WORK
 
 Clean estimates of the demo generator, sampled with 4, 20 and 50 Euler steps, at the steps that the default
-schedule guides; and a harder path, a photo coming into focus in ten equal steps. Each arm sees every image in
-order, as guidance shows them to it; the paper's algorithm (research/costs/naive.py), which starts cold every time,
-and the cold arm see some of them, and every time ratio is between figures of one run. The exact gradients
-(research/costs/reference.py) are made first and kept in WORK, as are the trajectories. Two hours on two cores.
+schedule guides; and a harder path, a photo coming into focus. Each arm sees every image in order, as guidance shows
+them; the arms that start cold, the paper's among them, see some of them. "floor" is a gradient from random left singular
+vectors, whose cosine with the exact one is about 0.9 already. Exact gradients and trajectories are kept in WORK. Two
+hours on two cores.
 
-A gradient from random left singular vectors has a cosine of about 0.9 already, since all directions share
-much of what changes the Jacobian's size; "floor" says how much.
-
-Conclusion: tracked in half precision is the preset "balanced": it is the fastest arm with a median cosine above
-0.994, though rounding leaves single steps at 0.95. Tracked in full precision is the default of the input, because
-its worst step keeps 0.995. A range that starts from the one before needs one round at nearly every step.
+Conclusion: tracked in half precision ("balanced") is the fastest arm with a median cosine above 0.994, though rounding
+leaves single steps at 0.95. Tracked in full precision is the default of the input: its worst step keeps 0.995.
 """
 
 from __future__ import annotations
@@ -28,14 +24,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from jepa_core import (
-    Encoder,
-    JacobianOperator,
-    RarityGradient,
-    differentiable,
-    full_precision,
-    load_encoder,
-)
+from jepa_core import Encoder, JacobianOperator, RarityGradient, differentiable, full_precision, load_encoder
 from jepa_core.range_finder import project, ritz_triplets
 from jepa_core.score import random_outputs
 from research.costs.naive import naive_gradient
@@ -48,16 +37,12 @@ from research.harness.timing import seconds_of, timed
 
 # (steps, seeds): three classes where runs are short. The class of seed 2 moves most.
 RUNS = ((4, (0, 1, 2)), (20, (2,)), (50, (2,)))
+HALF = {"tolerance": 0.35, "half": True}
 ARMS: dict[str, dict[str, Any]] = {
     "cold, full precision (faithful)": {"tracked": False},
     "tracked, full precision (custom)": {},
-    "tracked, half precision (balanced)": {"tolerance": 0.35, "half": True},
-    "tracked, half precision (fast)": {
-        "oversample": 1,
-        "power_iterations": 1,
-        "tolerance": 0.35,
-        "half": True,
-    },
+    "tracked, half precision (balanced)": HALF,
+    "tracked, half precision (fast)": HALF | {"oversample": 1, "power_iterations": 1},
 }
 PAPER = "the paper's algorithm"
 FLOOR = "floor: random left singular vectors"
@@ -142,35 +127,36 @@ def under_autocast(encoder: Encoder, image: Tensor, truth: Reference) -> dict[st
 
 
 def summary(rows: Sequence[Measured]) -> dict[str, dict[str, dict[str, float]]]:
-    """{run or "all": {arm: figures}}; ratios are of mean seconds, the paper's over the arm's."""
-    # "all" is of sampling alone; the photo is a test of its own
-    kinds = list(dict.fromkeys(row.trajectory.split("-")[1] for row in rows))
-    table = {}
-    for kind in (*kinds, "all"):
-        chosen = [
-            row
-            for row in rows
-            if row.trajectory.split("-")[1] == kind or (kind == "all" and row.trajectory != FOCUS)
-        ]
-        paper = statistics.fmean(row.seconds for row in chosen if row.arm == PAPER)
-        table[kind] = {
-            arm: _figures([row for row in chosen if row.arm == arm], paper) for arm in (PAPER, *ARMS, FLOOR)
-        }
-    return table
+    """{run or "all": {arm: figures}}; ratios are of mean seconds, the paper's over the arm's.
+
+    "all" is of sampling alone; the photo is a test of its own.
+    """
+    kinds = dict.fromkeys(row.trajectory.split("-")[1] for row in rows)
+    table = {kind: [row for row in rows if row.trajectory.split("-")[1] == kind] for kind in kinds} | {
+        "all": [row for row in rows if row.trajectory != FOCUS]
+    }
+    arms = (PAPER, *ARMS, FLOOR)
+    return {kind: {arm: figures_of(some, arm) for arm in arms} for kind, some in table.items()}
 
 
-def _figures(rows: Sequence[Measured], paper: float) -> dict[str, float]:
-    cosines = sorted(row.cosine for row in rows)
-    later = [row for row in rows if row.place] or list(rows)
+def figures_of(rows: Sequence[Measured], arm: str) -> dict[str, float]:
+    """Seconds, accuracy and calls of an arm."""
+
+    def mean(name: str, some: Sequence[Measured]) -> float:
+        return statistics.fmean(getattr(row, name) for row in some)
+
+    paper = mean("seconds", [row for row in rows if row.arm == PAPER])
+    own = [row for row in rows if row.arm == arm]
+    cosines = sorted(row.cosine for row in own)
     return {
-        "gradients": len(rows),
-        "seconds": round(statistics.fmean(row.seconds for row in rows), 3),
-        "ratio": round(paper / statistics.fmean(row.seconds for row in rows), 2),
-        "ratio_after_first_step": round(paper / statistics.fmean(row.seconds for row in later), 2),
+        "gradients": len(own),
+        "seconds": round(mean("seconds", own), 3),
+        "ratio": round(paper / mean("seconds", own), 2),
+        "ratio_after_first_step": round(paper / mean("seconds", [row for row in own if row.place] or own), 2),
         "cosine_median": round(statistics.median(cosines), 5),
         "cosine_worst": round(cosines[0], 5),
-        "calls_mean": round(statistics.fmean(row.calls for row in rows), 2),
-        "calls_most": max(row.calls for row in rows),
+        "calls_mean": round(mean("calls", own), 2),
+        "calls_most": max(row.calls for row in own),
     }
 
 
@@ -184,11 +170,6 @@ def batches(encoder: Encoder, image: Tensor, sizes: Sequence[int] = (1, 2, 4, 8)
     return found
 
 
-def estimates(sampler: Sampler, seed: int) -> dict[str, Tensor]:
-    """The clean estimates of an unguided trajectory."""
-    return {"images": sampler.estimates(seed)}
-
-
 def collect(folder: Path, encoder_folder: Path, encoder: Encoder) -> Mapping[str, list[Tensor]]:
     """Preprocessed images (3, S, S) at the guided steps of every trajectory, made where WORK lacks them."""
     found = {}
@@ -197,7 +178,7 @@ def collect(folder: Path, encoder_folder: Path, encoder: Encoder) -> Mapping[str
         for seed in seeds:
             name = f"unguided-s{steps}-{seed}"
             file = folder / "trajectories" / f"{name}.safetensors"
-            images = kept(file, partial(estimates, sampler, seed))["images"]
+            images = kept(file, partial(sampler.estimates, seed))["images"]
             found[name] = list(encoder.preprocess(images[Schedule().guided_steps(steps)]))
     found[FOCUS] = focus(encoder)
     return found
@@ -206,19 +187,19 @@ def collect(folder: Path, encoder_folder: Path, encoder: Encoder) -> Mapping[str
 def table(figures: Row) -> str:
     """Time, accuracy and calls of the guided gradient, over all trajectories and for each length."""
     kinds = [kind for kind in figures["table"] if kind != "all"]
-    rows = [
-        [
-            arm,
-            f"{one['seconds']:.1f}",
-            f"{one['ratio']:.1f}",
-            f"{one['cosine_median']:.4f} / {one['cosine_worst']:.4f}",
-            ", ".join(f"{figures['table'][kind][arm]['cosine_worst']:.3f}" for kind in kinds),
-            f"{one['calls_mean']:.1f} / {one['calls_most']}",
-        ]
-        for arm, one in figures["table"]["all"].items()
-    ]
-    head = ["gradient", "s", "times faster", "cosine, median / worst", "worst at " + ", ".join(kinds)]
-    return markdown([*head, "calls, mean / most"], rows)
+    rows = []
+    for arm, one in figures["table"]["all"].items():
+        worst = [f"{figures['table'][kind][arm]['cosine_worst']:.3f}" for kind in kinds]
+        rows.append({"arm": arm, "worst": ", ".join(worst), **one})
+    columns = {
+        "gradient": "{arm}",
+        "s": "{seconds:.1f}",
+        "times faster": "{ratio:.1f}",
+        "cosine, median / worst": "{cosine_median:.4f} / {cosine_worst:.4f}",
+        "worst at " + ", ".join(kinds): "{worst}",
+        "calls, mean / most": "{calls_mean:.1f} / {calls_most}",
+    }
+    return markdown(columns, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,10 +2,10 @@
 
     python dev.py run research/costs/guides.py
 
-Weights, operations and kept activations follow from a configuration, so they are counted on meta tensors for every
-checkpoint of jepa_core/hub.py, without its weights. Seconds need a machine and scores need trained weights: they are
-there for the one trained encoder that dev.py can bring, and null for the others. Some nine minutes on one core, most
-of them three exact scores.
+Weights, operations and kept activations are counted on meta tensors for every checkpoint of jepa_core/hub.py, from
+what its config.json says about sizes (published.json; the rest is what transformers takes by default). Seconds and
+scores need trained weights: they are there for the one encoder that dev.py can bring, and null for the others. Some
+nine minutes on one core, most of them three exact scores.
 """
 
 from __future__ import annotations
@@ -35,86 +35,7 @@ from research.harness.timing import GIB, seconds_of
 
 SIDE = 224
 PHOTO = "astronaut"
-SCORES = program.FIGURES / "score.json"
-
-
-def _vit(hidden: int, layers: int, heads: int, patch: int, side: int, **others: Any) -> dict[str, Any]:
-    """A vision transformer's configuration."""
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "patch_size": patch,
-        "image_size": side,
-        **others,
-    }
-
-
-def _text(hidden: int, layers: int, heads: int, vocabulary: int, act: str, **others: Any) -> dict[str, Any]:
-    """A text tower's configuration."""
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": 4 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "vocab_size": vocabulary,
-        "hidden_act": act,
-        **others,
-    }
-
-
-def _clip(vision: dict[str, Any], text_layers: tuple[int, int, int], projection: int) -> dict[str, Any]:
-    """A pair of towers with CLIP's vocabulary; they are alike but for their sizes."""
-    act, shared = vision["hidden_act"], {"projection_dim": projection}
-    text = _text(*text_layers, 49408, act, **shared)
-    return {**shared, "vision_config": vision | shared, "text_config": text}
-
-
-_DINOV2 = {
-    "small": _vit(384, 12, 6, 14, 518),
-    "base": _vit(768, 12, 12, 14, 518),
-    "large": _vit(1024, 24, 16, 14, 518),
-    "giant": _vit(1536, 40, 24, 14, 518, use_swiglu_ffn=True),
-}
-_DINOV3 = {"num_register_tokens": 4, "rope_theta": 100.0, "key_bias": False}
-_QUICK = {"hidden_act": "quick_gelu"}
-
-# What the config.json of each checkpoint of ENCODERS says about sizes; the rest is what transformers takes by default.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    **{f"dinov2-{size}": sizes for size, sizes in _DINOV2.items()},
-    **{
-        f"dinov2-with-registers-{size}": sizes | {"num_register_tokens": 4} for size, sizes in _DINOV2.items()
-    },
-    "dinov3-vits16-pretrain-lvd1689m": _vit(384, 12, 6, 16, 224, intermediate_size=1536, **_DINOV3),
-    "dinov3-vitb16-pretrain-lvd1689m": _vit(768, 12, 12, 16, 224, intermediate_size=3072, **_DINOV3),
-    "dinov3-vitl16-pretrain-lvd1689m": _vit(1024, 24, 16, 16, 224, intermediate_size=4096, **_DINOV3),
-    "CLIP-ViT-B-32-laion2B-s34B-b79K": _clip(
-        _vit(768, 12, 12, 32, 224, intermediate_size=3072, hidden_act="gelu"), (512, 12, 8), 512
-    ),
-    "clip-vit-large-patch14": _clip(
-        _vit(1024, 24, 16, 14, 224, intermediate_size=4096, **_QUICK), (768, 12, 12), 768
-    ),
-    "metaclip-h14-fullcc2.5b": _clip(
-        _vit(1280, 32, 16, 14, 224, intermediate_size=5120, **_QUICK), (1024, 24, 16), 1024
-    ),
-    "siglip2-base-patch16-224": {
-        "vision_config": _vit(768, 12, 12, 16, 224, intermediate_size=3072, hidden_act="gelu_pytorch_tanh"),
-        "text_config": _text(768, 12, 12, 256000, "gelu_pytorch_tanh"),
-    },
-    "ijepa_vith14_1k": _vit(1280, 32, 16, 14, 224, intermediate_size=5120, layer_norm_eps=1e-6),
-    "vjepa2-vitl-fpc64-256": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 16,
-        "crop_size": 256,
-        "tubelet_size": 2,
-        "mlp_ratio": 4.0,
-    },
-}
-
-
-# --- published models, without their weights ----------------------------------------------------------------
+PUBLISHED: dict[str, Row] = json.loads((Path(__file__).parent / "published.json").read_text())
 
 
 def published_model(name: str) -> PreTrainedModel:
@@ -145,9 +66,6 @@ def published_encoder(name: str, image_size: int = SIDE) -> Encoder:
     with torch.device("meta"):
         model = architecture.build_class()(config)
     return Encoder(model.eval().requires_grad_(False), image_size)
-
-
-# --- counting -----------------------------------------------------------------------------------------------
 
 
 def flop_of_a_pass(encoder: Encoder) -> int:
@@ -192,9 +110,6 @@ def published(name: str) -> Row:
     return counted(published_encoder(name)) | stated | {"scores": None, "seconds": None}
 
 
-# --- measuring ----------------------------------------------------------------------------------------------
-
-
 def measured(encoder: Encoder, x: Tensor) -> dict[str, float]:
     """Seconds an image: of its exact score, of its projected one and of a guided gradient that starts cold."""
     return {
@@ -204,7 +119,7 @@ def measured(encoder: Encoder, x: Tensor) -> dict[str, float]:
     }
 
 
-def spread_of_scores(name: str, file: Path = SCORES) -> dict[str, float] | None:
+def spread_of_scores(name: str, file: Path = program.FIGURES / "score.json") -> dict[str, float] | None:
     """Exact scores of varied pictures as research/costs/score.py found them, or None for an encoder it did not see."""
     figures = json.loads(file.read_text())
     if encoder_name(figures) != name:
@@ -238,26 +153,26 @@ def encoder_name(figures: Row) -> str:
 
 def table(figures: Row) -> str:
     """What each published encoder costs as a guide; blank where nothing was measured."""
-    rows = []
-    for name, one in figures["guides"].items():
-        scores, seconds = one["scores"], one["seconds"]
-        spread = times = ""
-        if scores:
-            spread = f"{scores['min']:.0f} to {scores['max']:.0f}, median {scores['median']:.0f}"
-        if seconds:
-            times = f"{seconds['exact']:.1f} exact, {seconds['projected']:.1f} projected, {seconds['gradient']:.1f} guided"
-        sizes = [one["embedding_length"], one["null_directions"], f"{one['weights_M']:.1f}"]
-        download = "" if one["download_MB"] is None else one["download_MB"]
-        rows.append([name, *sizes, download, _licence(one), f"{one['GFLOP']:.1f}", spread, times])
-    head = "guide|embedding length|null directions|encoder weights, M|download, MB|licence|GFLOP a pass|score's spread"
-    return markdown([*head.split("|"), "s an image"], rows)
+    columns = {
+        "guide": "{name}",
+        "embedding length": "{embedding_length}",
+        "null directions": "{null_directions}",
+        "encoder weights, M": "{weights_M:.1f}",
+        "download, MB": "{download_MB:d}",
+        "licence": "{terms}",
+        "GFLOP a pass": "{GFLOP:.1f}",
+        "score's spread": "{scores[min]:.0f} to {scores[max]:.0f}, median {scores[median]:.0f}",
+        "s an image": "{seconds[exact]:.1f} exact, {seconds[projected]:.1f} projected, {seconds[gradient]:.1f} guided",
+    }
+    rows = [{"name": name, "terms": _terms(one), **one} for name, one in figures["guides"].items()]
+    return markdown(columns, rows)
 
 
-def _licence(row: Row) -> str:
-    if row["licence"] is None:
-        return ""
+def _terms(row: Row) -> str:
     restricted = "" if row["commercial"] else ", **non-commercial**"
-    return row["licence"] + restricted + (", gated: by hand" if row["gated"] else "")
+    return (
+        f"{row['licence']}{restricted}{', gated: by hand' if row['gated'] else ''}" if row["licence"] else ""
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,10 +2,9 @@
 
     python dev.py run research/costs/memory.py
 
-Counting runs the host's own networks on meta tensors, which have shapes and storages and no data, and follows every
-storage from the operation that makes it to its release: temporaries, what a forward pass keeps, and what
-the backward pass needs beside it. Weights and inputs are not counted. Kernels' own workspaces are not seen;
-attention is counted as the fused kernels of a GPU, except where a case says "eager".
+The host's own networks run on meta tensors, and every storage is followed from the operation that makes it to its
+release. Weights, inputs and kernels' workspaces are not counted; attention is counted as the fused kernels of a GPU,
+except where a case says "eager".
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import Dinov2Config, Dinov2Model
 
 from jepa_core import Encoder, RarityGradient, jacobian, load_encoder
 from research.costs.gradient import ARMS
@@ -121,9 +121,6 @@ def peak_of_backward(function: Callable[[Tensor], Tensor], x: Tensor) -> Peak:
     return Peak(storages.peak, kept)
 
 
-# --- the networks of a guided step, without data ------------------------------------------------------------
-
-
 class Stage(NamedTuple):
     """A network without data and the function of it that is differentiated."""
 
@@ -133,13 +130,8 @@ class Stage(NamedTuple):
 
 def _built(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> Any:
     """A module whose weights have shapes only."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"):
-            return make().eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        return make().to(dtype).eval().requires_grad_(False)
 
 
 def meta_unet(kind: str, dtype: torch.dtype) -> Stage:
@@ -151,14 +143,14 @@ def meta_unet(kind: str, dtype: torch.dtype) -> Stage:
     sizes = {"sd15": SD15_UNET | {"num_heads": 8}, "sdxl": SDXL_UNET | {"num_head_channels": 64}}[kind]
     unet = _built(lambda: UNetModel(**sizes, dtype=dtype, operations=disable_weight_init), dtype)
 
-    def override(_: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return attention_pytorch(*args, **kwargs)
+    attention = {
+        "optimized_attention_override": lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)
+    }
 
     def denoise(x: Tensor) -> Tensor:
         context = x.new_zeros(len(x), 77, sizes["context_dim"])
         label = x.new_zeros(len(x), sizes["adm_in_channels"]) if sizes["adm_in_channels"] else None
-        options = {"optimized_attention_override": override}
-        return unet(x, x.new_zeros(len(x)), context=context, y=label, transformer_options=options)
+        return unet(x, x.new_zeros(len(x)), context=context, y=label, transformer_options=attention)
 
     return Stage(unet, denoise)
 
@@ -185,26 +177,14 @@ def meta_taesd(dtype: torch.dtype) -> Stage:
 
 
 def meta_encoder(attention: str) -> Stage:
-    """A ViT-S/14 of DINOv2's architecture in float32: (B, 3, 224, 224) -> (B, 384).
-
-    Args:
-        attention: "eager" or "sdpa".
-    """
-    from transformers import Dinov2Config, Dinov2Model
-
+    """A ViT-S/14 of DINOv2's architecture, with "eager" or "sdpa" attention: (B, 3, 224, 224) -> (B, 384)."""
     config = Dinov2Config(**PUBLISHED["dinov2-small"] | {"attn_implementation": attention})
     model = _built(lambda: Dinov2Model(config))
     return Stage(model, lambda x: model(pixel_values=x).last_hidden_state[:, 0])
 
 
 class Case(NamedTuple):
-    """One row of the table.
-
-    Attributes:
-        stage: makes the network, and with it what is differentiated.
-        shape, dtype: of the input.
-        checkpoint: whether the host's blocks keep their inputs alone, as activation checkpointing does here.
-    """
+    """A row of the table: what makes the network, the input, whether activations are checkpointed as the pack does."""
 
     stage: Callable[[], Stage]
     shape: tuple[int, ...]
@@ -216,19 +196,16 @@ def cases() -> dict[str, Case]:
     """Forward and backward of every stage of a guided step, and of its cheaper forms, by name."""
     half, full = torch.float16, torch.float32
     found = {}
-
-    def both(name: str, case: Case) -> None:
-        found[name] = case
-        found[f"{name}, checkpointed"] = case._replace(checkpoint=True)
-
     for kind, side in (("sdxl", 128), ("sd15", 64)):
         name = f"{kind} UNet at {8 * side}, CFG batch of 2, float16"
-        both(name, Case(partial(meta_unet, kind, half), (2, 4, side, side), half))
+        found[name] = Case(partial(meta_unet, kind, half), (2, 4, side, side), half)
+        found[f"{name}, checkpointed"] = found[name]._replace(checkpoint=True)
     for dtype in (full, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
         for side in (128, 64, 28):
-            shape = (1, 4, side, side)
-            both(f"KL decoder at {8 * side}, {kind}", Case(partial(meta_kl_decoder, dtype), shape, dtype))
+            name = f"KL decoder at {8 * side}, {kind}"
+            found[name] = Case(partial(meta_kl_decoder, dtype), (1, 4, side, side), dtype)
+            found[f"{name}, checkpointed"] = found[name]._replace(checkpoint=True)
         for side in (128, 64, 28):
             name = f"tiny autoencoder at {8 * side}, {kind}"
             found[name] = Case(partial(meta_taesd, dtype), (1, 4, side, side), dtype)
@@ -246,8 +223,6 @@ def count(case: Case) -> Peak:
         return peak_of_backward(stage.function, torch.empty(case.shape, dtype=case.dtype, device="meta"))
 
 
-# --- a command ----------------------------------------------------------------------------------------------
-
 # The parent's own size counts as its child's until the child runs its program, so a small process stands between.
 _RUNNER = """
 import resource, subprocess, sys
@@ -257,26 +232,20 @@ print(code, size if sys.platform == "darwin" else size * 1024, file=sys.stderr)
 """
 
 
-def peak_of_command(command: Sequence[str], **options: Any) -> int:
+def peak_of_command(command: Sequence[str]) -> int:
     """Run a command to its end and return the most bytes of memory it held (POSIX only).
-
-    Args:
-        options: for subprocess.run, as env or cwd. The command's standard output goes where ours goes.
 
     Raises:
         RuntimeError: the command failed; with the end of its standard error.
     """
     words = [sys.executable, "-c", _RUNNER, *command]
-    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, **options)
-    *said, last = done.stderr.splitlines() or [""]
-    numbers = last.split()
-    if done.returncode != 0 or len(numbers) != 2 or numbers[0] != "0":
-        tail = "\n".join([*said, last][-10:])
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True)
+    lines = done.stderr.splitlines() or [""]
+    if done.returncode != 0 or not lines[-1].startswith("0 "):
+        tail = "\n".join(lines[-10:])
         raise RuntimeError(f"{' '.join(command)[:200]} failed:\n{tail}")
-    return int(numbers[1])
+    return int(lines[-1].split()[1])
 
-
-# --- the figures --------------------------------------------------------------------------------------------
 
 # RarityGradient's arguments; "naive" is the paper's algorithm, "none" only loads the encoder.
 GRADIENTS = {
@@ -286,27 +255,22 @@ GRADIENTS = {
 }
 
 
-@contextmanager
-def limits_of_a_card() -> Iterator[None]:
-    """Divide products as on a graphics card, whose memory is scarcer and which takes more directions at a time."""
-    with patch.multiple(jacobian, _MEMORY={}, _DIRECTIONS={}, _FORWARD_MODE=set()):
-        yield
-
-
 def encoder_gradients(encoder: Encoder, x: Tensor) -> dict[str, Peak]:
-    """Count a cold and a tracked gradient of x (B, 3, S, S) in each way, divided as on a graphics card."""
+    """Count a cold and a tracked gradient of x (B, 3, S, S) in each way, divided as on a graphics card.
+
+    A card's memory is scarcer, and it takes more directions at a time.
+    """
     found = {}
     for name, settings in GRADIENTS.items():
         gradient = RarityGradient(**settings)
-        with limits_of_a_card():
+        with patch.multiple(jacobian, _MEMORY={}, _DIRECTIONS={}, _FORWARD_MODE=set()):
             peak = max(peak_of(partial(gradient, encoder, x)) for _ in range(2))
         found[f"encoder's gradient, {name}, batch of {len(x)}"] = Peak(peak, 0)
     return found
 
 
-def run_gradient(kind: str, encoder_folder: Path) -> None:
-    """What a process does whose peak memory is measured: load the encoder and compute one gradient of noise."""
-    encoder = load_encoder(encoder_folder)
+def run_gradient(kind: str, encoder: Encoder) -> None:
+    """What a process does whose peak memory is measured, once the encoder is loaded: one gradient of noise, or none."""
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     if kind == "naive":
         naive_gradient(encoder, x[0])
@@ -336,18 +300,17 @@ def presets(found: dict[str, Peak]) -> dict[str, Peak]:
 
 def table(figures: Row) -> str:
     """What is held beyond weights and inputs."""
-    rows = [[name, f"{one['peak GiB']:.2f}"] for name, one in figures["table"].items()]
-    return markdown(["forward and backward of", "peak GiB"], rows)
+    columns = {"forward and backward of": "{name}", "peak GiB": "{peak GiB:.2f}"}
+    return markdown(columns, [{"name": name, **one} for name, one in figures["table"].items()])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = program.parser(__file__, __doc__, program.FIGURES / "memory.json")
     parser.add_argument("--process", choices=("none", "naive", *GRADIENTS), help="only compute this gradient")
     options = parser.parse_args(arguments)
-    if options.process:
-        run_gradient(options.process, options.encoder)
-        return
     encoder = load_encoder(options.encoder)
+    if options.process:
+        return run_gradient(options.process, encoder)
     noise = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     found = encoder_gradients(encoder, noise[:1]) | encoder_gradients(encoder, noise)
     found |= {name: count(case) for name, case in cases().items()}

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,15 +26,7 @@ EPS = 1e-6
 
 @dataclass
 class Calls:
-    """Encoder passes, one image each.
-
-    Attributes:
-        forwards: plain forward passes.
-        vjps: backward passes whose result is a constant.
-        vjps_with_graph: backward passes that are recorded, to be differentiated again.
-        double_backwards: differentiations of those; each goes back through every recorded row and once
-            through the forward pass that they share.
-    """
+    """Encoder passes, one image each: plain, with a constant gradient, with a recorded one, differentiations of those."""
 
     forwards: int = 0
     vjps: int = 0
@@ -43,31 +35,25 @@ class Calls:
 
     @property
     def sequential(self) -> int:
-        """All passes, each of which waits for the one before it, a double backward counted as what it goes through.
+        """All passes, each of which waits for the one before it.
 
-        (Its matrix products are r + 1 times those of a VJP, its other operations more.)
+        A double backward counts as what it goes through: every recorded row, and once the forward pass they share.
         """
         double = self.double_backwards * (self.vjps_with_graph + 1)
         return self.forwards + self.vjps + self.vjps_with_graph + double
 
 
-@dataclass(frozen=True)
-class NaiveRarity:
-    """Guided score of one image and its gradient.
+class NaiveRarity(NamedTuple):
+    """Guided score of one image (sum of the logs of s) and its gradient.
 
-    Attributes:
-        score: sum of the logs of the top k singular values of Q^T J.
-        s: (k,), largest first.
-        grad: (3, S, S).
-        basis: Q (d, k + p), orthonormal columns.
-        calls: encoder passes that it took.
+    s: (k,) top singular values of Q^T J, largest first. grad: (3, S, S). basis: Q (d, k + p), orthonormal columns.
     """
 
     score: float
     s: Tensor
     grad: Tensor
     basis: Tensor
-    calls: Calls = field(default_factory=Calls)
+    calls: Calls
 
 
 class _WideAccumulation(TorchDispatchMode):
@@ -89,14 +75,17 @@ class _WideAccumulation(TorchDispatchMode):
 
 
 @contextmanager
-def _precision(image: Tensor, half: torch.dtype | None) -> Iterator[None]:
-    """Run under autocast to `half`, as the authors run SDXL; None computes in the encoder's own dtype."""
-    if half is None:
-        yield
-        return
-    emulated = half == torch.float16 and image.device.type == "cpu"
-    with torch.autocast(image.device.type, dtype=half), _WideAccumulation() if emulated else nullcontext():
-        yield
+def _embedded(
+    encoder: Encoder, image: Tensor, half: torch.dtype | None, calls: Calls
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """x (1, 3, S, S) and f(x) (1, d), under autocast to `half`, as the authors run SDXL, or in the encoder's dtype."""
+    kind = image.device.type
+    emulated = half == torch.float16 and kind == "cpu"
+    autocast = torch.autocast(kind, dtype=half) if half else nullcontext()
+    with torch.enable_grad(), autocast, _WideAccumulation() if emulated else nullcontext():
+        x = image.detach().to(encoder.weight).clone()[None].requires_grad_()
+        calls.forwards += 1
+        yield x, _embed(encoder, x)
 
 
 def _embed(encoder: Encoder, x: Tensor) -> Tensor:
@@ -127,10 +116,7 @@ def naive_gradient(
     """
     calls = Calls()
     rank = k + oversample
-    with torch.enable_grad(), _precision(image, half):
-        x = image.detach().to(encoder.weight).clone()[None].requires_grad_()
-        embedding = _embed(encoder, x)
-        calls.forwards += 1
+    with _embedded(encoder, image, half, calls) as (x, embedding):
 
         def times(directions: Tensor) -> Tensor:
             """J V by forward differences: (n, r) -> (d, r)."""
@@ -188,11 +174,8 @@ def naive_score(
         half: run everything under autocast to this dtype.
         calls: counts the encoder passes.
     """
-    calls = calls if calls is not None else Calls()
-    with torch.enable_grad(), _precision(image, half):
-        x = image.detach().to(encoder.weight).clone()[None].requires_grad_()
-        embedding = _embed(encoder, x)
-        calls.forwards += 1
+    calls = calls or Calls()
+    with _embedded(encoder, image, half, calls) as (x, embedding):
         rows = []
         for output in embedding[0]:
             (row,) = torch.autograd.grad(output, x, retain_graph=True)

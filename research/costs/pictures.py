@@ -1,7 +1,8 @@
 """Varied pictures to rank: photos, illustrations and renders, pinned by content.
 
-Eighty-eight thumbnails of the host's template gallery (the kind of picture its users make), picked by the rule
-`choose`, and the eight photos that come with scikit-image.
+Eighty-eight thumbnails of the host's template gallery (the kind of picture its users make), named in pictures.txt:
+evenly spread over the sorted first pictures of all templates, without animations and without those whose 8 x 8 thumbnail
+correlates by more than 0.85 with one before. And the eight photos that come with scikit-image.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from skimage import data
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -29,8 +31,7 @@ ARCHIVE = dev.Archive(
     90,
 )
 FOLDER = "comfyui_workflow_templates_media_image/templates/"
-COUNT = 88
-ALIKE = 0.85  # correlation of two 8 x 8 thumbnails
+NAMES = Path(__file__).with_suffix(".txt").read_text().split()
 PHOTOS = [
     "astronaut",
     "camera",
@@ -43,71 +44,36 @@ PHOTOS = [
 ]
 
 
-def wheel(cache: Path | None = None) -> Path:
+def wheel() -> Path:
     """The verified archive, downloaded with pip into dev.py's cache unless it is there.
 
     Raises:
         dev.SetupError: the package index is out of reach, or serves another file.
     """
-    cache = cache or dev.cache_folder(os.environ, platform.system(), Path.home())
+    cache = dev.cache_folder(os.environ, platform.system(), Path.home())
     with dev.setup_lock(cache / ".lock") as held:
         return dev.download(
             ARCHIVE, cache / "downloads", lambda words: dev.pip(Path(sys.executable), words, held)
         )
 
 
-def read_picture(content: bytes) -> Tensor | None:
-    """A picture (H, W, 3) float32 in [0, 1], transparent parts white; None for an animation."""
+def read_picture(content: bytes) -> Tensor:
+    """A picture (H, W, 3) float32 in [0, 1], transparent parts white."""
     with Image.open(io.BytesIO(content)) as picture:
-        if getattr(picture, "n_frames", 1) > 1:
-            return None
         layers = picture.convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
     return pil_to_tensor(flat).movedim(0, -1).float() / 255
 
 
-def choose(archive: Path, count: int = COUNT) -> list[str]:
-    """Names of `count` still pictures of the archive, evenly spread over the sorted names.
-
-    The first picture of every template, without animations, and without those that look like one before
-    them (edits and workflows of one picture, empty canvases).
-    """
-    kept: list[str] = []
-    signatures = torch.zeros(0, 192)
-    with zipfile.ZipFile(archive) as content:
-        for path in sorted(content.namelist()):
-            if not path.startswith(FOLDER) or not path.endswith("-1.webp"):
-                continue
-            picture = read_picture(content.read(path))
-            if picture is None:
-                continue
-            small = torch.nn.functional.interpolate(
-                picture.movedim(-1, 0)[None], (8, 8), mode="bilinear", antialias=True
-            ).flatten()
-            signature = torch.nn.functional.normalize(small - small.mean(), dim=0)
-            if (signatures @ signature > ALIKE).any():
-                continue
-            signatures = torch.cat([signatures, signature[None]])
-            kept.append(path.removeprefix(FOLDER).removesuffix("-1.webp"))
-    count = min(count, len(kept))
-    return [kept[index * len(kept) // count] for index in range(count)]
-
-
-def gallery(archive: Path | None = None, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, picture (H, W, 3) in [0, 1]) of the host's gallery, those that `choose` picks unless named."""
-    archive = archive or wheel()
-    names = choose(archive) if names is None else names
-    with zipfile.ZipFile(archive) as content:
+def gallery(archive: Path | None = None, names: Iterable[str] = NAMES) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, picture (H, W, 3) in [0, 1]) of the host's gallery."""
+    with zipfile.ZipFile(archive or wheel()) as content:
         for name in names:
-            picture = read_picture(content.read(f"{FOLDER}{name}-1.webp"))
-            assert picture is not None, name
-            yield name, picture
+            yield name, read_picture(content.read(f"{FOLDER}{name}-1.webp"))
 
 
 def photos() -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, photo (H, W, 3) in [0, 1]) that comes with scikit-image."""
-    from skimage import data
-
+    """Yield (name, photo (H, W, 3) in [0, 1]) of those that come with scikit-image."""
     for name in PHOTOS:
         photo = torch.from_numpy(getattr(data, name)()).float() / 255
         yield name, photo if photo.ndim == 3 else photo[..., None].repeat(1, 1, 3)

@@ -3,15 +3,13 @@
     python dev.py run research/costs/score.py --folder WORK [--shard 0/2]     resumable; then, to write the figures,
     python dev.py run research/costs/score.py --folder WORK --finish
 
-For each picture (research/costs/pictures.py) the Gram matrix of the whole Jacobian is kept in WORK, from which
-the exact score and every approximation that is a function of the Jacobian follow: the largest values alone, a
-random projection of the outputs, stochastic Lanczos quadrature. Scores of smaller images, and what half
-precision does, are measured with products of their own. An hour or two for 72 pictures on two cores.
+For each picture (research/costs/pictures.py) WORK keeps the Gram matrix of the whole Jacobian, from which the exact
+score and every approximation that is a function of the Jacobian follow. Smaller images and half precision have
+products of their own. An hour or two for 72 pictures on two cores.
 
-Conclusion: the scoring node's "projected" mode takes 48 random outputs at full resolution in half precision: 0.98
-for a 25th of the exact score's time. Fewer pixels and the largest values alone rank worse at that cost. Quadrature
-ranks as well by the count of its products, which have to be computed one after the other. The exact score itself is
-384 backward passes for the paper's program and for this one, and on one core neither is faster.
+Conclusion: 48 random outputs in half precision rank with 0.98 for a 25th of the exact score's time. Fewer pixels and the
+largest values alone rank worse at that cost; quadrature's products have to be computed one after the other. The exact
+score itself is 384 backward passes for the paper's program and for this one, and neither is faster on one core.
 """
 
 from __future__ import annotations
@@ -64,20 +62,18 @@ def measure(encoder: Encoder, x: Tensor) -> Matrices:
 
     "exact": J J^T. "half-<side>": of OUTPUTS random outputs in half precision, of the image at that side.
     """
-    embed_dim = encoder.embed_dim
-    jobs = {"exact": (x, torch.eye(embed_dim), False)}
+    found = {}
+
+    def add(name: str, image: Tensor, outputs: Tensor, half: bool) -> None:
+        with differentiable(encoder), full_precision(image.device):
+            run = lambda: gram(JacobianOperator(encoder, image[0], half=half).vjp(outputs))  # noqa: E731
+            found[name], seconds = timed(run)
+        found[f"{name}-seconds"] = torch.tensor(seconds, dtype=torch.float64)
+
+    add("exact", x, torch.eye(encoder.embed_dim), False)
     for side in SIDES:
         smaller = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-        jobs[f"half-{side}"] = (smaller, random_outputs(embed_dim), True)
-    found = {}
-    for name, (image, outputs, half) in jobs.items():
-
-        def products(image: Tensor = image, outputs: Tensor = outputs, half: bool = half) -> Tensor:
-            return gram(JacobianOperator(encoder, image[0], half=half).vjp(outputs))
-
-        with differentiable(encoder), full_precision(image.device):
-            found[name], seconds = timed(products)
-        found[name + "-seconds"] = torch.tensor(seconds, dtype=torch.float64)
+        add(f"half-{side}", smaller, random_outputs(encoder.embed_dim), True)
     return found
 
 
@@ -127,11 +123,9 @@ def quadrature(probes: int, steps: int, row: Matrices) -> float:
 def approximations(timed: Matrices, embed_dim: int) -> dict[str, tuple[Callable[[Matrices], float], float]]:
     """{name: (score of a picture, fraction of the exact score's seconds)}.
 
-    Seconds are those of `timed`. Where nothing was timed the fraction counts directions: a JVP as a VJP, in
-    full precision.
+    Seconds are those of `timed`; elsewhere the fraction counts directions: a JVP as a VJP, in full precision.
     """
-    exact = timed["exact-seconds"].item()
-    fractions = {side: timed[f"half-{side}-seconds"].item() / exact for side in SIDES}
+    exact, half = timed["exact-seconds"].item(), "random outputs at {} px, half precision"
     found: dict[str, tuple[Callable[[Matrices], float], float]] = {}
     for k in (9, 16, 32):
         found[f"top {k}"] = (partial(largest, k), 6 * (k + 4) / embed_dim)
@@ -140,29 +134,25 @@ def approximations(timed: Matrices, embed_dim: int) -> dict[str, tuple[Callable[
         found[f"quadrature, {probes} probe(s)"] = (partial(quadrature, probes, LANCZOS_STEPS), cost)
     for side in SIDES:
         for count in (8, 16, 32, 48, 64):
-            name = f"{count} random outputs at {side} px, half precision"
-            cost = fractions[side] * count / OUTPUTS
-            found[name] = (partial(fewer_outputs, f"half-{side}", count), cost)
+            cost = timed[f"half-{side}-seconds"].item() / exact * count / OUTPUTS
+            found[f"{count} {half.format(side)}"] = (partial(fewer_outputs, f"half-{side}", count), cost)
     for count in (32, 48):
         name = f"{count} random outputs at 224 px, full precision"
         found[name] = (partial(fewer_outputs, "exact", count), count / embed_dim)
     return found
 
 
-def against_the_paper(encoder: Encoder, images: Sequence[Tensor]) -> list[dict[str, float]]:
-    """Exact score by the paper's program and by ours, and the projected one: values and seconds."""
-    found = []
-    for x in images:
-        figures: dict[str, float] = {}
-        arms: dict[str, Callable[[], Any]] = {
-            "paper": partial(naive_score, encoder, x[0]),
-            "exact": partial(jepa_score, encoder, x),
-            "projected": partial(jepa_score, encoder, x, projection=PROJECTION),
-        }
-        for arm, score in arms.items():
-            value, seconds = timed(score)
-            figures |= {arm: round(float(value), 4), f"{arm}_seconds": round(seconds, 2)}
-        found.append(figures)
+def against_the_paper(encoder: Encoder, x: Tensor) -> dict[str, float]:
+    """Exact score of an image by the paper's program and by ours, and the projected one: values and seconds."""
+    arms: dict[str, Callable[[], Any]] = {
+        "paper": partial(naive_score, encoder, x[0]),
+        "exact": partial(jepa_score, encoder, x),
+        "projected": partial(jepa_score, encoder, x, projection=PROJECTION),
+    }
+    found: dict[str, float] = {}
+    for arm, score in arms.items():
+        value, seconds = timed(score)
+        found |= {arm: round(float(value), 4), f"{arm}_seconds": round(seconds, 2)}
     return found
 
 
@@ -173,33 +163,30 @@ def finish(folder: Path, encoder: Encoder, images: dict[str, Tensor]) -> Row:
     inputs = [encoder.preprocess(images[name][None]) for name in rows]
     exact = [score_of(row["exact"], encoder.embed_dim) for row in rows.values()]
     shipped, seconds = timed(lambda: [jepa_score(encoder, x, projection=PROJECTION).item() for x in inputs])
-    cheap = approximations(measure(encoder, inputs[0]), encoder.embed_dim)
-    table = {
-        name: {
-            "spearman": round(spearmanr(exact, [score(row) for row in rows.values()])[0], 4),
-            "times_less": round(1 / fraction, 1),
-        }
-        for name, (score, fraction) in cheap.items()
-    }
+    cheap = {}
+    for name, (score, fraction) in approximations(measure(encoder, inputs[0]), encoder.embed_dim).items():
+        spearman = spearmanr(exact, [score(row) for row in rows.values()])[0]
+        cheap[name] = {"spearman": round(spearman, 4), "times_less": round(1 / fraction, 1)}
+    spearman, seconds = round(spearmanr(exact, shipped)[0], 4), round(seconds / len(rows), 2)
     return {
         "pictures": len(rows),
         "exact_scores": {name: round(value, 3) for name, value in zip(rows, exact, strict=True)},
         "projected_scores": {name: round(value, 3) for name, value in zip(rows, shipped, strict=True)},
-        "shipped": {
-            "outputs": PROJECTION,
-            "spearman": round(spearmanr(exact, shipped)[0], 4),
-            "seconds": round(seconds / len(rows), 2),
-        },
-        "approximations": table,
-        "against_the_paper": against_the_paper(encoder, inputs[:COMPARED]),
+        "shipped": {"outputs": PROJECTION, "spearman": spearman, "seconds": seconds},
+        "approximations": cheap,
+        "against_the_paper": [against_the_paper(encoder, x) for x in inputs[:COMPARED]],
     }
 
 
 def table(figures: Row) -> str:
     """How well each cheap score ranks."""
     ranked = sorted(figures["approximations"].items(), key=lambda item: -item[1]["spearman"])
-    rows = [[name, f"{one['spearman']:.3f}", f"{one['times_less']:.1f}"] for name, one in ranked]
-    return markdown(["score", "Spearman with exact", "times less time"], rows)
+    columns = {
+        "score": "{name}",
+        "Spearman with exact": "{spearman:.3f}",
+        "times less time": "{times_less:.1f}",
+    }
+    return markdown(columns, [{"name": name, **one} for name, one in ranked])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

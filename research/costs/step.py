@@ -2,23 +2,15 @@
 
     python dev.py run research/costs/step.py [--out FILE.json] [--arms NAME ...]
 
-The denoiser, the KL decoder and the tiny autoencoder are the host's own classes with random weights; the encoder is
-the real trained one that JEPA_ENCODER names. Everything is float32 on the processor, with CFG (conditional and
-unconditional estimate in one batch), the host's Euler sampler, and the MODEL patch that the nodes use. Steps are the
-middle ones of twenty, so that neighbouring ones are as far apart as in use; every one is guided. The first
-("cold") is reported apart: the following start from the range that it found.
-
-Seconds are taken at the calls of each stage, and what lies inside a stage counts for the inner one alone. Operations are
-torch's count of matrix products and convolutions, in one more step that is not timed. The random images
-say nothing about how many rounds the range finder takes on real ones: encoder_calls says how many it took
-here, and research/figures/gradient.json how many it takes there.
-
-Arms: the stock sampler; the paper's algorithm as research/costs/naive.py has it, with everything differentiated at full
-size; the presets; and the presets with one choice changed.
+The host's denoiser, KL decoder and tiny autoencoder with random weights, the real trained encoder, float32 on the
+processor, CFG in one batch, Euler, the MODEL patch of the nodes. The middle steps of twenty, every one guided; the first
+("cold") is reported apart, since the following start from the range that it found. Seconds are taken at the calls of
+each stage; operations are matrix products and convolutions, counted in one more step that is not timed. Random images say
+nothing about how many rounds the range finder takes on real ones: see research/figures/gradient.json.
 
 Conclusion: a guided step costs 1.18 unguided ones with a tiny autoencoder and 1.43 with the VAE at the encoder's
-resolution, because the denoiser is asked once; "fast" and "balanced" follow. The faithful path is no faster than the
-paper's: four fifths of both are the denoiser and the full decoder, there and back.
+resolution, because the denoiser is asked once. The faithful path is no faster than the paper's program
+(research/costs/naive.py): four fifths of both are the denoiser and the full decoder, there and back.
 """
 
 from __future__ import annotations
@@ -199,18 +191,15 @@ def with_ratios(arms: dict[str, Row]) -> dict[str, Row]:
     return found
 
 
-def ratio(row: Row, name: str) -> str:
-    """A ratio as text, "" where it is missing."""
-    return "" if row.get(name) is None else f"{row[name]:.2f}"
-
-
 def table(figures: Row) -> str:
     """A guided step beside an unguided one and beside the paper's."""
-    rows = [
-        [arm, f"{one['seconds']:.1f}", ratio(one, "over_unguided"), ratio(one, "naive_over_this")]
-        for arm, one in figures["arms"].items()
-    ]
-    return markdown(["guided step", "s", "times an unguided step", "times faster than the paper's"], rows)
+    columns = {
+        "guided step": "{arm}",
+        "s": "{seconds:.1f}",
+        "times an unguided step": "{over_unguided:.2f}",
+        "times faster than the paper's": "{naive_over_this:.2f}",
+    }
+    return markdown(columns, [{"arm": arm, **one} for arm, one in figures["arms"].items()])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

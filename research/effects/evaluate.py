@@ -111,14 +111,14 @@ def table(figures: Row) -> str:
     """Means and paired differences, a table for each measure."""
     parts = []
     for name, summary in figures["measures"].items():
+        mean = f"mean (held-out real images: {figures['real_held_out'].get(name, '-')})"
+        keys = {mean: "mean"} | {f"minus {control}": f"minus_{control}" for control in CONTROLS}
         rows = [
-            [arm, plus_minus(one, 4)]
-            + [plus_minus(one[key], 4) if (key := f"minus_{control}") in one else "" for control in CONTROLS]
+            {"arm": arm, "mean": plus_minus(one, 4)}
+            | {key: plus_minus(one[key], 4) for key in keys.values() if key in one and key != "mean"}
             for arm, one in summary.items()
         ]
-        real = figures["real_held_out"].get(name, "-")
-        head = [name, f"mean (held-out real images: {real})", *(f"minus {control}" for control in CONTROLS)]
-        parts.append(markdown(head, rows))
+        parts.append(markdown({name: "{arm}"} | {head: f"{{{key}}}" for head, key in keys.items()}, rows))
     return "\n\n".join(parts)
 
 

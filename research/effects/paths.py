@@ -2,18 +2,13 @@
 
     python dev.py run research/effects/paths.py --folder WORK [--seeds N] [--exact-seeds N]
 
-The trained demo generator is sampled from the same noise in every arm: ten Euler steps, CFG 2, the node's default
-schedule, strength 0.5, classes in turn. Images get projected scores, and exact ones for --exact-seeds. Seconds are
-those of the sampling alone, in one process, arms in turn, after a run that is not counted. Figures are of the seeds
-that have all arms. Resumable: run the same command again.
-
-This generator's VAE folds pixels and costs nothing at any size, so these arms compare the ways through the
-denoiser and the range finders; research/figures/step.json has the cost of decoders. "fast" decodes as "balanced" does
-here, since there is no tiny autoencoder of such latents.
+The demo generator, from the same noise in every arm: ten Euler steps, CFG 2, the node's default schedule, strength 0.5,
+classes in turn. Images get projected scores, and exact ones for --exact-seeds; seconds are those of the sampling alone.
+Figures are of the seeds that have all arms. Resumable: run the same command again. This generator's VAE costs nothing at
+any size; research/figures/step.json has the cost of decoders.
 
 Conclusion: tracking in half precision and one call of the denoiser keep all of the faithful change for a quarter of its
-time; holding the denoiser constant keeps three quarters. "balanced" and "fast" hold it constant all the same, for the
-memory and the time that a real denoiser takes.
+time; holding the denoiser constant keeps three quarters.
 """
 
 from __future__ import annotations
@@ -83,19 +78,19 @@ def summarise(seconds: Values, scores: Values, arms: Sequence[str]) -> dict[str,
 
 def table(figures: Row) -> str:
     """What each path changes, for how much time."""
-    head = ["path", "change of score", "share of faithful's", "extra s an image", "change a second"]
+    columns = {
+        "path": "{arm}",
+        "change of score": "{change}",
+        "share of faithful's": "{share}",
+        "extra s an image": "{extra_seconds:.1f}",
+        "change a second": "{change_per_extra_second:.2f}",
+    }
     rows = [
-        [
-            arm,
-            plus_minus(one["change"], 1),
-            plus_minus(one["share"], 2),
-            f"{one['extra_seconds']:.1f}",
-            f"{one['change_per_extra_second']:.2f}",
-        ]
+        {"arm": arm} | one | {"change": plus_minus(one["change"], 1), "share": plus_minus(one["share"], 2)}
         for arm, one in figures["measures"]["projected"]["arms"].items()
         if arm != UNGUIDED
     ]
-    return markdown(head, rows)
+    return markdown(columns, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

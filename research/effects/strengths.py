@@ -73,7 +73,7 @@ def draw(experiment: Experiment, path: str, rows: Sequence[Sequence[Row]]) -> Im
         side=128,
         notes=[
             "score: JEPA score of 48 fixed outputs under the encoder that guides; lower is rarer. "
-            "change: mean absolute change of a pixel from strength 0, of 255.",
+            "change: mean absolute change of a pixel from strength 0, of 255."
         ],
     )
 
@@ -94,14 +94,18 @@ def means(rows: Sequence[Row]) -> dict[str, Row]:
 
 def table(figures: Row) -> str:
     """Means over seeds, for each path and strength."""
-    return markdown(
-        ["path", "strength", "score", "change of a pixel"],
-        [
-            [path, strength, one["score"], one["pixel_change"]]
-            for path, found in figures["means"].items()
-            for strength, one in found.items()
-        ],
-    )
+    columns = {
+        "path": "{path}",
+        "strength": "{strength}",
+        "score": "{score}",
+        "change of a pixel": "{pixel_change}",
+    }
+    rows = [
+        {"path": path, "strength": strength, **one}
+        for path, found in figures["means"].items()
+        for strength, one in found.items()
+    ]
+    return markdown(columns, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -24,18 +25,13 @@ TOTAL_STEPS, FIRST_STEP = 20, 8
 CFG = 7.5
 
 
-@dataclass(frozen=True)
-class Size:
-    """A denoiser: the host's configuration class and latent format, what its model detection reads, a side in pixels.
-
-    others: encoders to measure with it beside the real one, published name -> label.
-    """
+class Size(NamedTuple):
+    """A denoiser: the host's configuration class and latent format, what its model detection reads, a side in pixels."""
 
     config: str
     unet: Row
     pixels: int
     pooled: int | None = None
-    others: Mapping[str, str] = field(default_factory=dict)
 
 
 SD15 = Size("SD15", SD15_UNET, 512)
@@ -96,14 +92,13 @@ def tiny_autoencoder(latent_format: str = "SD15") -> Iterator[None]:
     name = f"{getattr(comfy.latent_formats, latent_format)().taesd_decoder_name}.safetensors"
     with tempfile.TemporaryDirectory() as folder:
         save_file(decoder.state_dict(), Path(folder) / name)
-        before = folder_paths.folder_names_and_paths["vae_approx"]
-        folder_paths.folder_names_and_paths["vae_approx"] = ([folder], {".safetensors"})
-        folder_paths.filename_list_cache.pop("vae_approx", None)
-        try:
-            yield
-        finally:
-            folder_paths.folder_names_and_paths["vae_approx"] = before
+        known = folder_paths.folder_names_and_paths
+        with (
+            patch.dict(known, {"vae_approx": ([folder], {".safetensors"})}),
+            patch.dict(folder_paths.filename_list_cache),
+        ):
             folder_paths.filename_list_cache.pop("vae_approx", None)
+            yield
 
 
 @dataclass(frozen=True)
@@ -126,22 +121,10 @@ class Networks:
         import comfy.sample
 
         latent = torch.zeros(1, 4, pixels // 8, pixels // 8)
-        return comfy.sample.sample(
-            model,
-            comfy.sample.prepare_noise(latent, 0),
-            TOTAL_STEPS,
-            CFG,
-            "euler",
-            "normal",
-            self.positive,
-            self.negative,
-            latent,
-            start_step=FIRST_STEP,
-            last_step=FIRST_STEP + steps,
-            callback=lambda *_: stages.finish_step(),
-            disable_pbar=True,
-            seed=0,
-        )
+        how = (TOTAL_STEPS, CFG, "euler", "normal", self.positive, self.negative, latent)
+        middle = {"start_step": FIRST_STEP, "last_step": FIRST_STEP + steps}
+        report: Row = {"callback": lambda *_: stages.finish_step(), "disable_pbar": True, "seed": 0}
+        return comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 0), *how, **middle, **report)
 
 
 def random_networks(size: Size, encoder: Any, dtype: torch.dtype | None = None) -> Networks:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,24 +26,20 @@ Item = TypeVar("Item")
 def parser(
     file: str, doc: str | None, out: Path | None = None, *, folder: bool = False, encoder: bool = True
 ) -> argparse.ArgumentParser:
-    """The options that programs share.
+    """The options that programs share: --folder, which keeps what a run resumes from, --out and --encoder.
 
     Args:
         file, doc: __file__ and __doc__ of the program.
-        out: where its figures go unless --out says otherwise; None: it has no such option.
-        folder: whether it needs --folder, which keeps what an interrupted run resumes from.
-        encoder: whether it uses the real encoder.
+        out: where its figures go by default.
     """
     name = Path(file).absolute().relative_to(ROOT).as_posix()
     made = argparse.ArgumentParser(f"python dev.py run {name}", description=(doc or "").partition("\n")[0])
     if folder:
-        made.add_argument(
-            "--folder", type=Path, required=True, help="keeps what an interrupted run resumes from"
-        )
+        made.add_argument("--folder", type=Path, required=True, help="keeps what a stopped run resumes from")
     if out:
         made.add_argument("--out", type=Path, default=out, help="where the figures go")
     if encoder:
-        default = Path(os.environ["JEPA_ENCODER"]) if "JEPA_ENCODER" in os.environ else None
+        default = os.environ.get("JEPA_ENCODER")  # argparse makes a Path of it
         made.add_argument("--encoder", type=Path, default=default, help="encoder folder")
     return made
 
@@ -63,11 +59,10 @@ def command(made: argparse.ArgumentParser, options: argparse.Namespace) -> str:
 def settings(made: argparse.ArgumentParser, options: argparse.Namespace, **more: Any) -> Row:
     """What every record begins with: the command, the encoder, the software and the machine."""
     found: Row = {"command": command(made, options), **more}
-    if getattr(options, "encoder", None):
+    if hasattr(options, "encoder"):
         found["encoder"] = encoder_identity(options.encoder)
-    found["torch"] = torch.__version__
-    found["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    return found
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return found | {"torch": torch.__version__, "machine": machine}
 
 
 def encoder_identity(folder: Path) -> str:
@@ -76,31 +71,34 @@ def encoder_identity(folder: Path) -> str:
 
 
 def sha256(file: Path) -> str:
-    """The checksum of a file's content."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def write(out: Path, record: Row, table: Callable[[Row], str]) -> None:
-    """Write a record as JSON, innermost lists and rows of "images" in one line each, and print its table."""
-    images = ",\n  ".join(json.dumps(row) for row in record.get("images", []))
+    """Write a record as JSON, each of its "images" in a line, and print its table."""
+    images = ",\n  ".join(map(json.dumps, record.get("images", [])))
     text = json.dumps(record | ({"images": []} if images else {}), indent=1)
     out.write_text(text.replace('"images": []', f'"images": [\n  {images}\n ]') + "\n")
     print(f"{table(record)}\nwrote {out}")
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+def markdown(columns: Mapping[str, str], rows: Iterable[Row]) -> str:
+    """A table in Markdown; columns: heading -> format of a cell, as "{seconds:.1f}", "" where a row lacks that."""
+
+    def cell(text: str, row: Row) -> str:
+        with suppress(KeyError, TypeError):  # missing, or None
+            return text.format_map(row)
+        return ""
+
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[cell(text, row) for text in columns.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def shard(items: Sequence[Item], text: str) -> Sequence[Item]:
     """The part "i/n" of the items: every n-th, from the i-th on."""
     index, count = map(int, text.split("/"))
     return items[index::count]
-
-
-# --- files --------------------------------------------------------------------------------------------------
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -128,15 +126,11 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 def kept(
-    file: Path,
-    make: Callable[[], Mapping[str, Tensor]],
-    valid: Callable[[Mapping[str, Tensor]], bool] = lambda _: True,
+    file: Path, make: Callable[[], Row], valid: Callable[[Row], bool] = lambda _: True
 ) -> dict[str, Tensor]:
     """The tensors of a safetensors file; they are made where it is missing or not `valid`."""
-    if file.exists():
-        found = load_file(file)
-        if valid(found):
-            return found
+    if file.exists() and valid(found := load_file(file)):
+        return found
     made = {name: tensor.contiguous() for name, tensor in make().items()}
     with whole(file) as partial:
         save_file(made, partial)

@@ -5,16 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-import matplotlib
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
-
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
-
-DPI = 100
 
 
 def sample_sheet(pixels: Tensor) -> Image.Image:
@@ -35,32 +30,26 @@ def contact_sheet(
     side: int = 168,
     notes: Sequence[str] = (),
 ) -> Image.Image:
-    """Draw rows of pictures with a label before each row and captions below.
+    """Draw rows of pictures with a label before each row and a caption (or "") below each picture.
 
     Args:
-        title: one line above everything.
-        labels: one for each row; may hold line breaks.
+        title, notes: lines at the top and at the bottom.
+        labels, columns: of the rows, and above the columns. captions and labels may hold line breaks.
         rows: pictures, the same number in each row.
-        captions: one below each picture; may hold line breaks, "" for none.
-        columns: a heading for each column.
         side: of a picture in pixels; smaller pictures are enlarged with bicubic interpolation.
-        notes: lines at the bottom.
     """
     lines = max(len(text.splitlines()) for row in captions for text in row)
     height = len(rows) * (side + 18 * lines + 12) + 20 * len(notes) + 90
-    figure = Figure((len(columns) * (side + 10) / DPI + 1.6, height / DPI), dpi=DPI, layout="constrained")
-    for (line, place), axes in zip(
-        ((line, place) for line in range(len(rows)) for place in range(len(columns))),
-        figure.subplots(len(rows), len(columns), squeeze=False).flat,
-        strict=True,
-    ):
-        axes.imshow(rows[line][place].convert("RGB"), interpolation="bicubic")
-        axes.set(xticks=[], yticks=[])
-        axes.set_xlabel(captions[line][place], fontsize=9)
-        if line == 0:
-            axes.set_title(columns[place], fontsize=10, color="#5a5a5a")
-        if place == 0:
-            axes.set_ylabel(labels[line], rotation=0, ha="right", va="center", fontsize=11)
+    figure = Figure((len(columns) * (side + 10) / 100 + 1.6, height / 100), dpi=100, layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for label, pictures, texts, line in zip(labels, rows, captions, grid, strict=True):
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
+        for picture, text, axes in zip(pictures, texts, line, strict=True):
+            axes.imshow(picture.convert("RGB"), interpolation="bicubic")
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(text, fontsize=9)
+    for axes, text in zip(grid[0], columns, strict=True):
+        axes.set_title(text, fontsize=10, color="#5a5a5a")
     figure.suptitle(title, fontsize=14, x=0.01, ha="left")
     figure.supxlabel("\n".join(notes), fontsize=9, x=0.01, ha="left", color="#5a5a5a")
     content = io.BytesIO()

@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -59,14 +59,9 @@ def peak_memory(run: Callable[[], object]) -> dict[str, float]:
     return {"peak_GiB": round(peak / GIB, 3), "above_weights_GiB": round((peak - before) / GIB, 3)}
 
 
-# --- stages of a guided step --------------------------------------------------------------------------------
-
-
 @dataclass(slots=True)  # guidance puts back what patches remember of its extra calls in their attributes
 class Stages:
-    """Adds up seconds and operations by stage; within nested stages the innermost is charged.
-
-    The clock of a step starts where its first stage does and stops at `finish_step`.
+    """Adds up seconds and operations by stage, from the first stage of a step to its end; the innermost is charged.
 
     Attributes:
         operations: the count so far, of matrix products and convolutions.
@@ -144,35 +139,19 @@ class Stages:
             return apply_model(call["input"], call["timestep"], **call["c"])
 
 
-class _NoModules:
-    """In place of the counter's record of modules, whose hooks fail in torch.autograd.grad."""
-
-    parents = {"Global"}
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 def count_operations() -> FlopCounterMode:
-    """Torch's counter, taught the processor's kernel of attention, without its record of modules."""
+    """Torch's counter, taught the processor's kernel of attention."""
     aten: Any = torch.ops.aten
 
-    def forward(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    def backward(cotangent: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return sdpa_backward_flop_count(cotangent, query, key, value)
-
-    counter = FlopCounterMode(
-        display=False,
-        custom_mapping={
-            aten._scaled_dot_product_flash_attention_for_cpu: forward,
-            aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-        },
-    )
-    record: Any = _NoModules()
+    kernels: dict[Any, Any] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: (
+            sdpa_backward_flop_count(*shapes[:4])
+        ),
+    }
+    counter = FlopCounterMode(display=False, custom_mapping=kernels)
+    # its own record of modules has hooks that fail in torch.autograd.grad
+    record: Any = nullcontext()
+    record.parents = {"Global"}
     counter.mod_tracker = record
     return counter

@@ -3,21 +3,21 @@
 None of them is a Jacobian, and most use another network. For images (B, 3, 64, 64) in [0, 1]:
 
     rarity_classifier  distance to the 5 nearest training images in the feature space of a small classifier
-                       that was trained separately on the same emoji (research/judges/train_classifier.py)
+                       that was trained separately on the same emoji (research/judges/train.py)
     rarity_encoder     the same in the embedding space of the guiding encoder
     copy_distance      root mean square pixel difference to the nearest training image, mirrored or not, at
                        32 x 32: near 0 is a memorised image
     recognised         whether the classifier names the class that was asked for
     confidence         its probability of that class
 
-The training images' embeddings and 32 x 32 thumbnails are beside this file, made by research/judges/build_bank.py.
+The training images' embeddings and 32 x 32 thumbnails are beside this file, made by research/judges/train.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -67,17 +67,12 @@ class Classifier(nn.Module):
         return self.head(self.features(pixels))
 
 
-@dataclass(frozen=True)
-class Bank:
+class Bank(NamedTuple):
     """What is known of the real images; row i of everything is the same image.
 
-    Attributes:
-        encoder: (N, 384), embeddings of the encoder that `encoder_name` names.
-        classifier: (N, 128), features.
-        thumbnails: (N, 3, 32, 32) in [0, 1].
-        labels: (N,) in 1..7.
-        held_out: (N,) bool, True for images that nothing was trained on.
-        encoder_name: the encoder's name and the sha256 of its weights.
+    encoder: (N, 384), embeddings of the encoder that encoder_name names, by name and sha256. classifier: (N, 128),
+    features. thumbnails: (N, 3, 32, 32) in [0, 1]. labels: (N,) in 1..7. held_out: (N,) bool, True for images that
+    nothing was trained on.
     """
 
     encoder: Tensor

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from research.harness.program import whole
@@ -85,6 +87,26 @@ class Training:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
+    def report(self, folder: Path, record: dict[str, Any], kinds: Mapping[str, str]) -> None:
+        """Write loss.json, and loss.png: the curves of each kind of loss, and of "held_out_" and the kind.
+
+        Args:
+            record: goes into loss.json beside the rows.
+            kinds: key of a row -> what its axis is called.
+        """
+        (folder / "loss.json").write_text(json.dumps(record | {"rows": self.rows}) + "\n")
+        figure = Figure((4.5 * len(kinds), 3.5), layout="constrained")
+        plots = figure.subplots(1, len(kinds), squeeze=False)[0]
+        for plot, (kind, label) in zip(plots, kinds.items(), strict=True):
+            for key, name, style in ((kind, "trained on", "C0-"), (f"held_out_{kind}", "held out", "C1--")):
+                points = [(row["step"], row[key]) for row in self.rows if row.get(key)]
+                if points:
+                    plot.plot(*zip(*points, strict=True), style, label=name)
+            plot.set(xlabel="step", ylabel=label)
+            if plot.lines:
+                plot.legend()
+        figure.savefig(folder / "loss.png", dpi=120)
+
 
 def learning_rate(step: int, steps: int, warmup: int, decay: float) -> float:
     """Share of the peak: linear warm-up, then constant, then over the last share `decay` of the steps linearly to 0."""
@@ -96,32 +118,3 @@ def step_generator(seed: int, step: int, process: int, purpose: int) -> torch.Ge
     """A generator of its own for each step, process and purpose."""
     words = np.random.SeedSequence([seed, step, process, purpose]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
-
-
-def plot_losses(rows: Sequence[Losses], file: Path, kinds: Mapping[str, str]) -> None:
-    """Write the curves of each kind of loss, and of "held_out_" and the kind.
-
-    Args:
-        kinds: key of a row -> what its axis is called.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(kinds), figsize=(4.5 * len(kinds), 3.5), layout="constrained", squeeze=False
-    )
-    for plot, (kind, label) in zip(axes[0], kinds.items(), strict=True):
-        for key, name, colour, style in (
-            (kind, "trained on", "#0072B2", "-"),
-            (f"held_out_{kind}", "held out", "#D55E00", "--"),
-        ):
-            points = [(row["step"], row[key]) for row in rows if row.get(key)]
-            if points:
-                plot.plot(*zip(*points, strict=True), label=name, color=colour, linestyle=style)
-        plot.set(xlabel="step", ylabel=label)
-        if plot.lines:
-            plot.legend()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)

@@ -89,4 +89,5 @@ def test_the_readme_quotes_the_figures_that_are_there():
 
 
 def test_tables_are_markdown():
-    assert markdown(["a", "b"], [[1, 2.5]]) == "| a | b |\n| --- | --- |\n| 1 | 2.5 |"
+    found = markdown({"a": "{x}", "b": "{y[0]:.1f}"}, [{"x": 1, "y": [2.52]}, {"x": None}, {"y": None}])
+    assert found == "| a | b |\n| --- | --- |\n| 1 | 2.5 |\n| None |  |\n|  |  |"

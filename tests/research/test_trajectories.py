@@ -21,7 +21,7 @@ def sampler(encoder_dir: Path) -> Sampler:
 
 
 def test_estimates_end_on_the_image(sampler: Sampler) -> None:
-    images = sampler.estimates(0)
+    images = sampler.estimates(0)["images"]
     assert images.shape == (STEPS, 64, 64, 3)
     assert images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 1
@@ -42,4 +42,4 @@ def test_estimates_are_what_guidance_sees(sampler: Sampler) -> None:
     inputs = preset_inputs(changes={"start_percent": 0.0, "end_percent": 1.0})
     final = sampler.sample(sampler.guided(inputs, gradient=record), 0)
     assert torch.equal(final, sampler.sample(sampler.model, 0))
-    torch.testing.assert_close(torch.stack(seen), sampler.estimates(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.stack(seen), sampler.estimates(0)["images"], rtol=0, atol=1e-5)

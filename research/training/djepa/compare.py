@@ -90,20 +90,20 @@ def draw_unet(labels: Tensor) -> Tensor:
 def table(figures: Row) -> str:
     """The figures as Markdown."""
     columns = {
-        "held_out_denoising": "denoising loss",
-        "held_out_jepa": "JEPA loss",
-        "frechet_held_out": "Frechet, held out",
-        "frechet_trained_on": "Frechet, trained on",
-        "recognised": "recognised",
-        "copy_distance": "copy distance",
+        "": "{name}",
+        "denoising loss": "{held_out_denoising:.4g}",
+        "JEPA loss": "{held_out_jepa:.4g}",
+        "Frechet, held out": "{frechet_held_out:.4g}",
+        "Frechet, trained on": "{frechet_trained_on:.4g}",
+        "recognised": "{recognised:.4g}",
+        "copy distance": "{copy_distance:.4g}",
     }
     rows = []
     for name, row in figures["rows"].items():
         # without the JEPA loss its projection was not trained, and a loss through it means nothing
-        shown = row | {"held_out_jepa": ""} if row.get("jepa") == 0 else row
-        values = [shown.get(key, "") for key in columns]
-        rows.append([NAMES.get(name, name), *("" if value == "" else f"{value:.4g}" for value in values)])
-    return markdown(["", *columns.values()], rows)
+        untrained = {"held_out_jepa": None} if row.get("jepa") == 0 else {}
+        rows.append({"name": NAMES.get(name, name)} | row | untrained)
+    return markdown(columns, rows)
 
 
 @torch.no_grad()
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trained, held = bank.encoder[~bank.held_out], bank.encoder[bank.held_out]
 
     def embed(pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, 384), as research/judges/build_bank.py embeds the real ones."""
+        """(B, 3, H, W) in [0, 1] -> (B, 384), as research/judges/train.py embeds the real ones."""
         return torch.cat([encoder(encoder.preprocess(one.movedim(1, -1))) for one in pictures.split(8)])
 
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}

@@ -28,6 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import datasets
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -51,56 +52,52 @@ from jepa_core.djepa import (
 )
 from jepa_core.djepa.tokenizer import CHANNELS, STRIDE
 from research.harness.sheet import sample_sheet
-from research.training.loop import InputError, Training, learning_rate, plot_losses, step_generator
+from research.training.loop import InputError, Training, learning_rate, step_generator
 from research.training.pictures import class_weights
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHEET = 64  # samples
 CHECKPOINT = "checkpoint.pt"
 CURVES = {"denoising": "denoising loss", "jepa": "JEPA loss"}
 
 
-class ImageFolder(Dataset[tuple[Tensor, int]]):
+class Images(datasets.ImageFolder):
     """Images of a folder with one subfolder a class, centre-cropped, in [-1, 1], mirrored at random."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        self.transform = v2.Compose(
-            [v2.ToImage(), v2.Resize(size), v2.CenterCrop(size), v2.ToDtype(torch.float32, scale=True)]
-        )
-        self.classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        self.files = [
-            (file, label)
-            for label, name in enumerate(self.classes)
-            for file in sorted((folder / name).rglob("*"))
-            if file.suffix.lower() in SUFFIXES
-        ]
-        if not self.files:
+        shape = [v2.Resize(size, v2.InterpolationMode.LANCZOS), v2.CenterCrop(size), v2.ToImage()]
+        scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
+        try:
+            super().__init__(folder, v2.Compose([*shape, *scale]), loader=on_white)
+        except FileNotFoundError as error:
+            raise InputError(f"--data {folder} holds no images, one subfolder a class: {error}") from error
+        files = tqdm(self.samples, "checking images")
+        if broken := [problem for file, _ in files if (problem := image_problem(file))]:
             raise InputError(
-                f"--data {folder} holds no images; it must have one subfolder a class with {', '.join(SUFFIXES)} in it"
+                f"--data {folder}: {len(broken)} of {len(self)} images cannot be read; remove or replace\n  "
+                + "\n  ".join(broken[:10])
             )
-        broken = [
-            problem for file, _ in tqdm(self.files, "checking images") if (problem := image_problem(file))
-        ]
-        if broken:
-            shown = "\n  ".join(broken[:10])
-            raise InputError(
-                f"--data {folder}: {len(broken)} of {len(self.files)} images cannot be read; remove or replace\n"
-                f"  {shown}" + ("\n  ..." if len(broken) > 10 else "")
-            )
-        self.labels = torch.tensor([label for _, label in self.files])
-
-    def __len__(self) -> int:
-        return len(self.files)
+        self.labels = torch.tensor(self.targets)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         """(row, a random number whose parity mirrors) -> (3, size, size) in [-1, 1], label."""
-        row, chance = key
-        file, label = self.files[row]
-        with Image.open(file) as opened:
-            picture = opened.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-        pixels = self.transform(picture) * 2 - 1
-        return (pixels.flip(-1) if chance % 2 else pixels), label
+        pixels, label = super().__getitem__(key[0])
+        return (pixels.flip(-1) if key[1] % 2 else pixels), label
+
+
+def on_white(file: str) -> Image.Image:
+    """A picture in RGB; what is transparent becomes white."""
+    with Image.open(file) as opened:
+        picture = opened.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def image_problem(file: str) -> str | None:
+    """Why an image cannot be read, or None."""
+    try:
+        on_white(file)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"{file}: {error}"
+    return None
 
 
 class Latents(Dataset[tuple[Tensor, int]]):
@@ -155,25 +152,13 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
             yield list(zip(rows.tolist(), chances.tolist(), strict=True))
 
 
-def image_problem(file: Path) -> str | None:
-    """Why an image cannot be read, or None."""
-    try:
-        with Image.open(file) as picture:
-            picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{file}: {error}"
-    return None
-
-
 def parameter_groups(model: DJEPA) -> list[dict[str, Any]]:
     """Matrices of the two transformers decay, which come first; biases, norms, embeddings and the head do not."""
-    decayed: list[Tensor] = []
-    rest: list[Tensor] = []
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
     for name, weight in model.named_parameters():
-        (
-            decayed if ".blocks." in name and weight.ndim == 2 and not name.startswith("head.") else rest
-        ).append(weight)
-    return [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+        decays = ".blocks." in name and weight.ndim == 2 and not name.startswith("head.")
+        groups[not decays]["params"].append(weight)
+    return groups
 
 
 # Groups of options: name -> its default, or its type where there is none or None; then what it is.
@@ -227,8 +212,7 @@ OPTIONS: dict[str, dict[str, tuple[Any, str]]] = {
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     for title, entries in OPTIONS.items():
         group = parser.add_argument_group(title)
@@ -249,17 +233,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def load_data(path: Path, options: argparse.Namespace) -> ImageFolder | Latents:
+def load_data(path: Path, options: argparse.Namespace) -> Images | Latents:
     """The dataset at a path. Raises InputError."""
     if path.is_dir():
-        return ImageFolder(path, options.image_size)
+        return Images(path, options.image_size)
     if path.is_file():
         return Latents(path)
     raise InputError(f"{path} does not exist; give a folder of images or a file of latents")
 
 
 def config_of(
-    data: ImageFolder | Latents, tokenizer: Tokenizer | None, options: argparse.Namespace
+    data: Images | Latents, tokenizer: Tokenizer | None, options: argparse.Namespace
 ) -> DJEPAConfig:
     """The model's sizes for this data. Raises InputError."""
     if isinstance(data, Latents):
@@ -271,10 +255,8 @@ def config_of(
             )
         channels, side = (CHANNELS, options.image_size // STRIDE) if tokenizer else (3, options.image_size)
     names = ("width", "depth", "heads", "head_width", "head_depth", "buffer")
-    sizes: dict[str, Any] = {name: getattr(options, name) for name in names}
-    if options.size:
-        published = published_config(options.size).to_dict()
-        sizes = {name: published[name] for name in names}
+    source = published_config(options.size) if options.size else options
+    sizes: dict[str, Any] = {name: getattr(source, name) for name in names}
     try:
         return DJEPAConfig(
             side=side,
@@ -289,18 +271,19 @@ def config_of(
 
 
 @torch.no_grad()
-def held_out_losses(model: DJEPA, tokens: Tensor, labels: Tensor, repeats: int = 4) -> tuple[float, float]:
-    """(denoising, JEPA) loss of tokens that are not trained on, with fixed draws; `model` is its own target."""
+def held_out_losses(model: DJEPA, tokens: Tensor, labels: Tensor) -> dict[str, float]:
+    """Losses of tokens that are not trained on, means over four fixed draws; `model` is its own target."""
     denoiser = denoiser_of(model.config)
     found = []
-    for repeat in range(repeats):
+    for repeat in range(4):
         generator = torch.Generator().manual_seed(repeat)
-        draws = training_draws(
-            tokens, labels, denoiser, generator, classes=model.config.classes, label_drop=0.0
-        ).to(tokens.device)
-        found.append(training_losses(model, model.context_encoder, denoiser, tokens, labels, draws))
-    denoising, jepa = zip(*found, strict=True)
-    return torch.stack(denoising).mean().item(), torch.stack(jepa).mean().item()
+        classes = model.config.classes
+        draws = training_draws(tokens, labels, denoiser, generator, classes=classes, label_drop=0.0)
+        draws = draws.to(tokens.device)
+        losses = training_losses(model, model.context_encoder, denoiser, tokens, labels, draws)
+        found.append(torch.stack(losses))
+    names = ("held_out_denoising", "held_out_jepa")
+    return dict(zip(names, torch.stack(found).mean(0).tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -310,21 +293,18 @@ def save_sheet(model: DJEPA, tokenizer: Tokenizer | None, options: argparse.Name
         return
     device = next(model.parameters()).device
     labels = torch.arange(SHEET, device=device) % model.config.classes
-    tokens = sample_tokens(
-        model,
-        labels,
-        range(SHEET),
-        steps=min(options.sheet_steps, model.config.tokens),
-        denoising_steps=50,
-        cfg=options.sheet_cfg,
-    )
+    steps = min(options.sheet_steps, model.config.tokens)
+    sampling = {"steps": steps, "denoising_steps": 50, "cfg": options.sheet_cfg}
+    tokens = sample_tokens(model, labels, range(SHEET), **sampling)
     latents = to_latents(tokens, model.config.patch)
     pixels = (latents if tokenizer is None else tokenizer.decode(latents)).float().cpu()
     sample_sheet(pixels.add(1).div(2).clamp(0, 1)).save(file)
 
 
-def begin(config: DJEPAConfig, options: argparse.Namespace, device: torch.device) -> Training:
-    """A new training, or the one that --out holds a checkpoint of."""
+def begin(
+    config: DJEPAConfig, options: argparse.Namespace, device: torch.device
+) -> tuple[Training, DJEPA, DJEPA]:
+    """A new training or the one that --out holds a checkpoint of, its model and the average of that."""
     torch.manual_seed(options.seed)
     model = DJEPA(config, options.dropout).to(device)
     average = DJEPA(config, options.dropout).to(device).eval().requires_grad_(False)
@@ -334,7 +314,18 @@ def begin(config: DJEPAConfig, options: argparse.Namespace, device: torch.device
     optimizer = torch.optim.AdamW(parameter_groups(model), betas=(0.9, options.beta2), eps=1e-6)
     training = Training(options.out / CHECKPOINT, model, optimizer, average, config.to_dict())
     training.resume()
-    return training
+    return training, model, average
+
+
+class Losses(torch.nn.Module):
+    """training_losses as a module, so that it can be distributed."""
+
+    def __init__(self, model: DJEPA) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return training_losses(self.model, *arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -355,25 +346,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recorded = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     settings = recorded | {"processes": accelerator.num_processes}
     peak = options.peak or 1e-4 * options.batch * accelerator.num_processes / 256
-    training = begin(config, options, device)
-    model, average, first = training.model, training.average, training.step
-    assert isinstance(average, DJEPA)
-    denoiser = denoiser_of(config)
-    losses = accelerator.prepare_model(Losses(model))
-    loader = DataLoader(
-        data,
-        batch_sampler=StepBatches(data.labels, options, first, process),
-        num_workers=options.workers,
-    )
+    training, model, average = begin(config, options, device)
+    first, losses = training.step, accelerator.prepare_model(Losses(model))
+    batches = StepBatches(data.labels, options, first, process)
     recent: list[Tensor] = []
     bar = tqdm(total=options.steps, initial=first, disable=not accelerator.is_main_process, mininterval=5)
-    for step, (pictures, labels) in enumerate(loader, first):
+    for step, (pictures, labels) in enumerate(
+        DataLoader(data, batch_sampler=batches, num_workers=options.workers), first
+    ):
         tokens = to_tokens(encoded(pictures.to(device), tokenizer), config.patch)
-        labels = labels.to(device)
         generator = step_generator(options.seed, step, process, 1)
-        draws = training_draws(
-            tokens, labels, denoiser, generator, classes=config.classes, label_drop=options.label_drop
-        ).to(device)
+        chances = {"classes": config.classes, "label_drop": options.label_drop}
+        denoiser, labels = denoiser_of(config), labels.to(device)
+        draws = training_draws(tokens, labels, denoiser, generator, **chances).to(device)
         # Dropout is the only thing that draws from the global generator.
         torch.manual_seed(step_generator(options.seed, step, process, 2).initial_seed() >> 1)
         target = average.context_encoder if options.jepa_weight else None
@@ -392,38 +377,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row = {"step": training.step, "denoising": mean[0].item(), "jepa": mean[1].item()}
             if held_out is not None:
                 with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                    row["held_out_denoising"], row["held_out_jepa"] = held_out_losses(average, *held_out)
+                    row |= held_out_losses(average, *held_out)
             training.rows.append(row)
             bar.set_postfix({name: f"{value:.4f}" for name, value in row.items() if name != "step"})
             if accelerator.is_main_process:
                 training.save()
-                record = {"settings": settings, "config": config.to_dict(), "rows": training.rows}
-                (options.out / "loss.json").write_text(json.dumps(record) + "\n")
-                plot_losses(training.rows, options.out / "loss.png", CURVES)
+                record = {"settings": settings, "config": config.to_dict()}
+                training.report(options.out, record, CURVES)
         if accelerator.is_main_process and (training.step % options.sheet_every == 0 or last):
             save_sheet(average, tokenizer, options, options.out / f"samples-{training.step:06d}.png")
     bar.close()
     if accelerator.is_main_process:
-        save_djepa(
-            options.out / "djepa.safetensors",
-            average,
-            data.classes,
-            tokenizer=tokenizer,
-            latent_scale=options.latent_scale,
-            notes={"training": json.dumps(settings), "data_licence": options.licence},
-        )
+        notes = {"training": json.dumps(settings), "data_licence": options.licence}
+        scale, file = options.latent_scale, options.out / "djepa.safetensors"
+        save_djepa(file, average, data.classes, tokenizer=tokenizer, latent_scale=scale, notes=notes)
     accelerator.end_training()
-
-
-class Losses(torch.nn.Module):
-    """training_losses as a module, so that it can be distributed."""
-
-    def __init__(self, model: DJEPA) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        return training_losses(self.model, *arguments)
 
 
 def encoded(pictures: Tensor, tokenizer: Tokenizer | None) -> Tensor:
@@ -435,7 +403,7 @@ def encoded(pictures: Tensor, tokenizer: Tokenizer | None) -> Tensor:
 
 
 def all_tokens(
-    data: ImageFolder | Latents, tokenizer: Tokenizer | None, config: DJEPAConfig, device: torch.device
+    data: Images | Latents, tokenizer: Tokenizer | None, config: DJEPAConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The tokens and labels of a whole dataset, unmirrored."""
     pictures = torch.stack([data[row, 0][0] for row in range(len(data))]).to(device)

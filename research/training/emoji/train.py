@@ -27,7 +27,7 @@ from research.harness import program
 from research.harness.pack import ROOT, load_pack
 from research.harness.sheet import sample_sheet
 from research.training.emoji.data import load_pictures
-from research.training.loop import Training, learning_rate, plot_losses
+from research.training.loop import Training, learning_rate
 from research.training.pictures import Pictures, augment
 
 load_pack()
@@ -37,6 +37,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E4
 SIZE = 64  # pixels
 FOLD = 4
 CONTEXT = 128
+LAYERS: list[Any] = [torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm]
 UNET: dict[str, Any] = {
     "image_size": SIZE // FOLD,
     "in_channels": 3 * FOLD * FOLD,
@@ -67,7 +68,7 @@ class Generator(torch.nn.Module):
         self.classes = torch.nn.Embedding(classes + 1, CONTEXT)
         for module in self.unet.modules():
             # The host's layers override this with nothing, because they expect a checkpoint.
-            for layer in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm):
+            for layer in LAYERS:
                 if isinstance(module, layer):
                     layer.reset_parameters(module)
         for name, module in self.unet.named_modules():
@@ -107,9 +108,8 @@ def velocity_error(model: Generator, pixels: Tensor, labels: Tensor, generator: 
     noise = torch.randn(clean.shape, generator=generator)
     alpha, sigma = ALPHA_BAR[t].sqrt()[:, None, None, None], (1 - ALPHA_BAR[t]).sqrt()[:, None, None, None]
     with torch.autocast("cpu", torch.bfloat16):
-        predicted = model(
-            (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last), t, labels
-        )
+        noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
+        predicted = model(noisy, t, labels)
     return F.mse_loss(predicted.float(), alpha * noise - sigma * clean)
 
 
@@ -119,24 +119,13 @@ def save_sheet(model: Generator, file: Path) -> None:
     sample_sheet(sample(model, labels)).save(file)
 
 
-def export(training: Training, folder: Path, data: Pictures, settings: dict[str, Any]) -> None:
-    """Write half-precision weights with the configuration that rebuilds them in the header, curves and samples."""
-    metadata = {
-        "format": "jepa-demo-generator-1",
-        "unet": json.dumps(UNET),
-        "fold": str(FOLD),
-        "classes": json.dumps(["any", *data.classes]),
-        "training": json.dumps(settings),
-        "data_licence": data.licence,
-    }
-    model = training.average
-    assert isinstance(model, Generator)
+def export(model: Generator, file: Path, data: Pictures, settings: dict[str, Any]) -> None:
+    """Write half-precision weights with the configuration that rebuilds them in the header."""
+    metadata = {"format": "jepa-demo-generator-1", "fold": str(FOLD), "data_licence": data.licence}
+    lists = {"unet": UNET, "classes": ["any", *data.classes], "training": settings}
+    metadata |= {name: json.dumps(value) for name, value in lists.items()}
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, folder / "emoji64.safetensors", metadata=metadata)
-    record = {"settings": settings, "losses": training.rows}
-    (folder / "loss.json").write_text(json.dumps(record) + "\n")
-    plot_losses(training.rows, folder / "loss.png", {"velocity": "velocity error (mean square)"})
-    save_sheet(model, folder / "samples.png")
+    save_file(tensors, file, metadata=metadata)
 
 
 def draw_batch(data: Pictures, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -191,7 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if training.step % 500 == 0:
             save_sheet(average, options.folder / f"samples-{training.step:05d}.png")
     settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
-    export(training, options.export, data, settings)
+    export(average, options.export / "emoji64.safetensors", data, settings)
+    training.report(options.folder, {"settings": settings}, {"velocity": "velocity error (mean square)"})
+    save_sheet(average, options.folder / "samples.png")
 
 
 if __name__ == "__main__":
