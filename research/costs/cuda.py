@@ -187,9 +187,6 @@ def seconds_to_stop(run: Callable[[], object], after: float) -> float | None:
     return None
 
 
-# --- the whole ------------------------------------------------------------------------------------------------------
-
-
 def everything(folder: Path, work: Path, steps: int, repeats: int, write: Callable[[Row], None]) -> None:
     """Measure all of it; what is there goes to `write` after every part."""
     import comfy.model_management as management

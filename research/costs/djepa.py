@@ -76,13 +76,8 @@ def plain_sample(
         context = tokens.gather(1, places[..., None].expand(-1, -1, config.token_width)).repeat(2, 1, 1)
         z = model.features(context, places.repeat(2, 1), both, everything)
         rows = wanted.repeat(2, 1)[..., None].expand(-1, -1, config.width)
-        noise = torch.stack(
-            [
-                torch.randn(denoiser.draws(denoising_steps), *index.shape[1:], generator=one)
-                for one in generators
-            ],
-            1,
-        )
+        shape = (denoiser.draws(denoising_steps), *index.shape[1:])
+        noise = torch.stack([torch.randn(shape, generator=one) for one in generators], 1)
         drawn = denoiser.sample(
             PlainHead(model.head),  # type: ignore[arg-type]
             z.gather(1, rows).flatten(0, 1),

@@ -41,22 +41,14 @@ PUBLISHED: dict[str, Row] = json.loads((Path(__file__).parent / "published.json"
 def published_model(name: str) -> PreTrainedModel:
     """The whole model of a checkpoint's file, a text tower or a predictor included, with random weights.
 
-    It lies on torch's default device; under `torch.device("meta")` it takes no memory.
-
-    Raises:
-        KeyError: a name that is not in PUBLISHED.
+    Under `torch.device("meta")` it takes no memory.
     """
     config = AutoConfig.for_model(ENCODERS[name].model_type, **PUBLISHED[name])
     return AutoModel.from_config(config)
 
 
-def published_encoder(name: str, image_size: int = SIDE) -> Encoder:
-    """The image encoder of a checkpoint as load_encoder builds it, on the meta device.
-
-    Raises:
-        KeyError: a name that is not in PUBLISHED.
-        ValueError: an image_size that is not a multiple of the patch size.
-    """
+def published_encoder(name: str) -> Encoder:
+    """The image encoder of a checkpoint as load_encoder builds it, on the meta device."""
     architecture = architecture_of(ENCODERS[name].model_type)
     assert architecture is not None, name
     sizes = PUBLISHED[name].get("vision_config", PUBLISHED[name])
@@ -65,7 +57,7 @@ def published_encoder(name: str, image_size: int = SIDE) -> Encoder:
     config._attn_implementation = "eager"
     with torch.device("meta"):
         model = architecture.build_class()(config)
-    return Encoder(model.eval().requires_grad_(False), image_size)
+    return Encoder(model.eval().requires_grad_(False), SIDE)
 
 
 def flop_of_a_pass(encoder: Encoder) -> int:
@@ -101,13 +93,9 @@ def counted(encoder: Encoder) -> dict[str, Any]:
 def published(name: str) -> Row:
     """The row of a checkpoint on the hub; nothing of it is measured."""
     source = ENCODERS[name]
-    stated = {
-        "download_MB": source.megabytes,
-        "licence": source.licence,
-        "commercial": source.commercial,
-        "gated": source.gated,
-    }
-    return counted(published_encoder(name)) | stated | {"scores": None, "seconds": None}
+    stated = {name: getattr(source, name) for name in ("licence", "commercial", "gated")}
+    unknown = {"scores": None, "seconds": None}
+    return counted(published_encoder(name)) | {"download_MB": source.megabytes} | stated | unknown
 
 
 def measured(encoder: Encoder, x: Tensor) -> dict[str, float]:
@@ -119,18 +107,14 @@ def measured(encoder: Encoder, x: Tensor) -> dict[str, float]:
     }
 
 
-def spread_of_scores(name: str, file: Path = program.FIGURES / "score.json") -> dict[str, float] | None:
+def spread_of_scores(name: str) -> dict[str, float] | None:
     """Exact scores of varied pictures as research/costs/score.py found them, or None for an encoder it did not see."""
-    figures = json.loads(file.read_text())
+    figures = json.loads((program.FIGURES / "score.json").read_text())
     if encoder_name(figures) != name:
         return None
-    scores = list(figures["exact_scores"].values())
-    return {
-        "pictures": len(scores),
-        "min": round(min(scores), 1),
-        "median": round(statistics.median(scores), 1),
-        "max": round(max(scores), 1),
-    }
+    scores = figures["exact_scores"].values()
+    found = {"min": min(scores), "median": statistics.median(scores), "max": max(scores)}
+    return {"pictures": len(scores)} | {name: round(value, 1) for name, value in found.items()}
 
 
 def trained(folder: Path) -> Row:

@@ -37,37 +37,25 @@ def model_of(sampler: Sampler, path: str, strength: float) -> Any:
     return sampler.guided(preset_inputs(changes={"gradient_path": path, "strength": strength}))
 
 
-def rows_of(
-    experiment: Experiment, path: str, strengths: Sequence[float], seeds: Sequence[int]
-) -> list[list[Row]]:
-    """For each seed of a path its figures, one for each strength."""
-    scores, seconds = experiment.scores(), experiment.seconds()
-
-    def row(seed: int, strength: float) -> Row:
-        arm = arm_of(path, strength)
-        change = (experiment.picture(seed, arm) - experiment.picture(seed, "0")).abs().mean().item()
-        return {
-            "path": path,
-            "seed": seed,
-            "class": experiment.sampler.class_of(seed),
-            "strength": strength,
-            "score": round(scores[seed, arm], 3),
-            "pixel_change": round(change * 255, 3),
-            "seconds": seconds[seed, arm],
-        }
-
-    return [[row(seed, strength) for strength in strengths] for seed in seeds]
+def row_of(experiment: Experiment, path: str, strength: float, seed: int) -> Row:
+    """The figures of an image."""
+    arm = arm_of(path, strength)
+    change = (experiment.picture(seed, arm) - experiment.picture(seed, "0")).abs().mean().item()
+    row: Row = {"path": path, "seed": seed, "class": experiment.sampler.class_of(seed), "strength": strength}
+    row |= {"score": round(experiment.scores()[seed, arm], 3), "pixel_change": round(change * 255, 3)}
+    return row | {"seconds": experiment.seconds()[seed, arm]}
 
 
 def draw(experiment: Experiment, path: str, rows: Sequence[Sequence[Row]]) -> Image.Image:
     """The sheet of a path: a row for each seed, a column for each strength."""
+    pictures = [
+        [Image.open(experiment.file(one["seed"], arm_of(path, one["strength"]))) for one in row]
+        for row in rows
+    ]
     return contact_sheet(
         f"Strength from left to right, {path}",
         [f"{row[0]['class']}\nseed {row[0]['seed']}" for row in rows],
-        [
-            [Image.open(experiment.file(one["seed"], arm_of(path, one["strength"]))) for one in row]
-            for row in rows
-        ],
+        pictures,
         [[f"score {one['score']:.1f}\nchange {one['pixel_change']:.1f}" for one in row] for row in rows],
         [f"{one['strength']:+g}" for one in rows[0]],
         side=128,
@@ -83,12 +71,10 @@ def means(rows: Sequence[Row]) -> dict[str, Row]:
     found: dict[str, Row] = {}
     for strength in dict.fromkeys(row["strength"] for row in rows):
         some = [row for row in rows if row["strength"] == strength]
-        found[f"{strength:g}"] = {
-            name: round(statistics.fmean(row[name] for row in some), 3) for name in ("score", "pixel_change")
-        }
-    for one in found.values():
-        if "0" in found:
-            one["score_change"] = round(one["score"] - found["0"]["score"], 3)
+        one = {name: statistics.fmean(row[name] for row in some) for name in ("score", "pixel_change")}
+        found[f"{strength:g}"] = {name: round(value, 3) for name, value in one.items()}
+    for one in found.values() if "0" in found else ():
+        one["score_change"] = round(one["score"] - found["0"]["score"], 3)
     return found
 
 
@@ -134,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = program.settings(parser, options, **sampler.settings(), inputs=inputs)
     record: Row = {"settings": settings, "means": {}, "images": []}
     for path in options.paths:
-        rows = rows_of(experiment, path, options.strengths, seeds)
+        rows = [[row_of(experiment, path, s, seed) for s in options.strengths] for seed in seeds]
         record["images"] += [one for row in rows for one in row]
         record["means"][path] = means([one for row in rows for one in row])
         file = options.folder / f"strengths-{path.replace(' ', '-')}.png"

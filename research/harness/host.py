@@ -9,31 +9,16 @@ from research.harness.program import Row
 
 load_pack()
 
-from jepa_guidance.host.encoders.host_encoder import (  # noqa: E402
-    HostEncoder,
-    load_host_encoder,
-    use_encoder,
-)
-from jepa_guidance.host.generators import demo  # noqa: E402
-from jepa_guidance.host.gradient import chain  # noqa: E402
-from jepa_guidance.host.gradient.autograd import host_differentiable  # noqa: E402
-from jepa_guidance.host.gradient.checkpointing import checkpointed  # noqa: E402
+from jepa_guidance.host.encoders.host_encoder import HostEncoder as HostEncoder  # noqa: E402
+from jepa_guidance.host.encoders.host_encoder import load_host_encoder as load_host_encoder  # noqa: E402
+from jepa_guidance.host.encoders.host_encoder import use_encoder as use_encoder  # noqa: E402
+from jepa_guidance.host.generators import demo as demo  # noqa: E402
+from jepa_guidance.host.gradient import chain as chain  # noqa: E402
+from jepa_guidance.host.gradient.autograd import host_differentiable as host_differentiable  # noqa: E402
+from jepa_guidance.host.gradient.checkpointing import checkpointed as checkpointed  # noqa: E402
 from jepa_guidance.host.guidance.patch import apply_guidance  # noqa: E402
-from jepa_guidance.host.guidance.schedule import Schedule  # noqa: E402
+from jepa_guidance.host.guidance.schedule import Schedule as Schedule  # noqa: E402
 from jepa_guidance.nodes import guidance_inputs  # noqa: E402
-
-__all__ = [
-    "HostEncoder",
-    "Schedule",
-    "chain",
-    "checkpointed",
-    "demo",
-    "guided",
-    "host_differentiable",
-    "load_host_encoder",
-    "preset_inputs",
-    "use_encoder",
-]
 
 
 def preset_inputs(preset: str = "custom", changes: Row | None = None) -> Row:

@@ -19,21 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
 
 HERE = Path(__file__).absolute().parent
 CLASSIFIER_FILE = HERE / "classifier64.safetensors"
-BANK_FILE = HERE / "bank.safetensors"
-THUMBNAILS_FILE = HERE / "thumbnails.webp"
 NEIGHBOURS = 5
 THUMBNAIL = 32  # pixels
-THUMBNAILS_A_ROW = 33
 CLASS_COUNT = 7
 
 Embed = Callable[[Tensor], Tensor]
@@ -48,11 +45,8 @@ class Classifier(nn.Module):
         before = 3
         for width in widths:
             for channels in (before, width):
-                blocks += [
-                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                    nn.GroupNorm(8, width),
-                    nn.SiLU(),
-                ]
+                convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                blocks += [convolution, nn.GroupNorm(8, width), nn.SiLU()]
             blocks.append(nn.MaxPool2d(2))
             before = width
         self.trunk = nn.Sequential(*blocks)
@@ -90,34 +84,21 @@ def load_classifier(file: Path = CLASSIFIER_FILE) -> Classifier:
     return model.eval().requires_grad_(False)
 
 
-def load_bank(file: Path = BANK_FILE, thumbnails: Path = THUMBNAILS_FILE) -> Bank:
-    """Load the committed bank of real images. Raises ValueError when its two files do not fit each other."""
-    with safe_open(file, framework="pt") as content:
-        names = ("encoder", "classifier", "labels", "held_out")
-        encoder, classifier, labels, held_out = (content.get_tensor(name) for name in names)
-        encoder_name = (content.metadata() or {}).get("encoder", "")
-    with Image.open(thumbnails) as sheet:
-        tiles = untile(np.asarray(sheet.convert("RGB")))[: len(labels)]
-    if len(tiles) != len(labels):
-        raise ValueError(f"{thumbnails} holds {len(tiles)} thumbnails, {file} {len(labels)} images")
-    pixels = torch.from_numpy(tiles).movedim(-1, 1).float() / 255
-    return Bank(encoder.float(), classifier.float(), pixels, labels.long(), held_out.bool(), encoder_name)
+def load_bank() -> Bank:
+    """Load the committed bank of real images."""
+    with safe_open(HERE / "bank.safetensors", framework="pt") as content:
+        encoder, classifier = (content.get_tensor(name).float() for name in ("encoder", "classifier"))
+        labels, held_out = content.get_tensor("labels").long(), content.get_tensor("held_out")
+        encoder_name = content.metadata()["encoder"]
+    with Image.open(HERE / "thumbnails.webp") as sheet:
+        thumbnails = untile(pil_to_tensor(sheet.convert("RGB")).float() / 255)[: len(labels)]
+    return Bank(encoder, classifier, thumbnails, labels, held_out, encoder_name)
 
 
-def tile(pictures: np.ndarray) -> np.ndarray:
-    """Lay out pictures (N, 32, 32, 3) row by row on a sheet, 33 a row, the rest white."""
-    rows = -(-len(pictures) // THUMBNAILS_A_ROW)
-    missing = rows * THUMBNAILS_A_ROW - len(pictures)
-    filled = np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
-    grid = filled.reshape(rows, THUMBNAILS_A_ROW, THUMBNAIL, THUMBNAIL, 3).swapaxes(1, 2)
-    return grid.reshape(rows * THUMBNAIL, THUMBNAILS_A_ROW * THUMBNAIL, 3)
-
-
-def untile(sheet: np.ndarray) -> np.ndarray:
-    """The inverse of tile, with the white tiles at the end."""
-    rows = sheet.shape[0] // THUMBNAIL
-    grid = sheet.reshape(rows, THUMBNAIL, THUMBNAILS_A_ROW, THUMBNAIL, 3).swapaxes(1, 2)
-    return grid.reshape(-1, THUMBNAIL, THUMBNAIL, 3)
+def untile(sheet: Tensor) -> Tensor:
+    """The thumbnails (N, 3, 32, 32) of a sheet (3, H, W), row by row, white ones at the end included."""
+    tiles = sheet.unfold(1, THUMBNAIL, THUMBNAIL).unfold(2, THUMBNAIL, THUMBNAIL)
+    return tiles.flatten(1, 2).movedim(0, 1)
 
 
 def neighbour_distance(query: Tensor, bank: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:

@@ -18,14 +18,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from jepa_core import load_encoder
 from research.harness import program
-from research.judges.measures import HERE, THUMBNAIL, Classifier, load_classifier, tile
+from research.judges.measures import HERE, THUMBNAIL, Classifier, load_classifier
 from research.training.emoji.data import load_pictures
 from research.training.pictures import Pictures, augment, class_weights
 
@@ -92,8 +93,8 @@ def embed(data: Pictures, options: argparse.Namespace) -> None:
     tensors["labels"] = data.labels.to(torch.uint8)
     metadata = {"encoder": program.encoder_identity(options.encoder), "data_licence": data.licence}
     save_file(tensors, options.export / "bank.safetensors", metadata=metadata)
-    small = F.adaptive_avg_pool2d(pixels, THUMBNAIL).mul(255).round().byte().movedim(1, -1).contiguous()
-    sheet = Image.fromarray(tile(small.numpy()))
+    small = F.adaptive_avg_pool2d(pixels, THUMBNAIL)
+    sheet = to_pil_image(make_grid(small, nrow=33, padding=0, pad_value=1).mul(255).round().byte())
     sheet.save(options.export / "thumbnails.webp", lossless=True, quality=100, method=6)
 
 

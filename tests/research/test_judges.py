@@ -6,9 +6,9 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from torchvision.utils import make_grid
 
 from research.effects.evaluate import ARMS, summarise
 from research.harness import program
@@ -25,7 +25,6 @@ from research.judges.measures import (
     load_bank,
     load_classifier,
     neighbour_distance,
-    tile,
     untile,
 )
 from tests.conftest import ROOT
@@ -60,8 +59,9 @@ def test_copy_distance_sees_copies_mirrored_and_enlarged() -> None:
 
 @pytest.mark.parametrize("count", [1, 33, 70])
 def test_tiles_round_trip(count: int) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    assert np.array_equal(untile(tile(pictures))[:count], pictures)
+    pictures = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    sheet = make_grid(pictures, nrow=33, padding=0, pad_value=1)
+    assert torch.equal(untile(sheet)[:count], pictures)
 
 
 def test_judge_never_looks_at_held_out_images() -> None:
