@@ -3,18 +3,16 @@
     python dev.py run research/costs/cuda.py --folder WORK          a machine with CUDA
 
 The denoiser and the KL decoder are the host's own classes at the size of Stable Diffusion 1.5 (512 pixels) and SDXL
-(1024 pixels), with random weights in the host's precision, resident. DINOv2 ViT-S is the real trained encoder, -B and -L
-have published sizes and random weights. Steps are timed as research/costs/step.py times them; each arm runs once untimed,
-then several times; figures are medians. Peak memory is torch's own count of tensors; "above weights" is what a run takes
-beside the resident networks. The gradient of a photo is compared with the exact one in float64, made on the processor
-(some minutes; kept in WORK), and a cancel button is pressed in the middle of guided steps.
+(1024 pixels), with random weights in the host's precision, resident; the encoder is the real trained one. Steps are timed
+as research/costs/step.py times them; each arm runs once untimed, then several times; figures are medians. Peak memory is
+torch's own count of tensors; "above weights" is what a run takes beside the resident networks. The gradient of a photo is
+compared with the exact one in float64, made on the processor (some minutes; kept in WORK), and a cancel button is pressed
+in the middle of guided steps.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import gc
-import json
 import statistics
 import sys
 import threading
@@ -32,13 +30,12 @@ from jepa_core import Encoder, RarityGradient, jepa_score, load_encoder
 from jepa_core.score import PROJECTION
 from research.costs.gradient import ARMS as GRADIENTS
 from research.costs.gradient import PAPER, focus
-from research.costs.guides import PUBLISHED
 from research.costs.naive import naive_gradient
 from research.costs.reference import cosine, references
 from research.costs.step import NAIVE, UNGUIDED, measure, run_arm, with_ratios
 from research.harness import program
 from research.harness.host import load_host_encoder, preset_inputs, use_encoder
-from research.harness.networks import SD15, SDXL, Networks, host_encoder, random_networks, tiny_autoencoder
+from research.harness.networks import SD15, SDXL, Networks, random_networks, tiny_autoencoder
 from research.harness.program import Row, markdown
 from research.harness.timing import Stages, clock, peak_memory, seconds_of, timed
 
@@ -52,16 +49,7 @@ PRESETS: dict[str, tuple[str, Row]] = {
 }
 TOP_K = 9
 SIDE = 224
-# Encoders of published sizes with random weights; with one denoiser alone, as it does not change what they take.
-RANDOM_ENCODERS = {"dinov2-base": "DINOv2 ViT-B, random", "dinov2-large": "DINOv2 ViT-L, random"}
 SIZES = {"SDXL, 1024 px": SDXL, "SD1.5, 512 px": SD15}
-
-
-def random_encoder(name: str) -> Encoder:
-    """An encoder of a published size, float32, with random weights that keep activations of ordinary size."""
-    torch.manual_seed(0)
-    config = transformers.Dinov2Config(**PUBLISHED[name] | {"attn_implementation": "eager"})
-    return Encoder(transformers.Dinov2Model(config).eval().requires_grad_(False), SIDE)
 
 
 def arm_row(networks: Networks, arm: str, pixels: int, steps: int, repeats: int) -> Row:
@@ -191,42 +179,24 @@ def everything(folder: Path, work: Path, steps: int, repeats: int, write: Callab
     """Measure all of it; what is there goes to `write` after every part."""
     import comfy.model_management as management
 
-    device = management.get_torch_device()
     real = load_host_encoder(folder, folder.name, SIDE)
-    record: Row = {"networks": {}, "steps": {}, "scores": {}, "gradient": {}, "promises": {}}
-    photo = torch.from_numpy(data.astronaut())[None].float() / 255
-
-    def score(name: str, encoder: Encoder) -> None:
-        x = encoder.preprocess(photo.to(device))
-        record["scores"][name] = score_figures(encoder, x, repeats)
-        print(name, json.dumps(record["scores"][name]), flush=True)
-        write(record)
-
     encoder = use_encoder(real)
+    photo = torch.from_numpy(data.astronaut())[None].float() / 255
+    x = encoder.preprocess(photo.to(management.get_torch_device()))
+    record: Row = {"networks": {}, "steps": {}, "promises": {}}
     record["gradient"] = gradient_figures(folder, work, encoder, repeats)
-    print(json.dumps(record["gradient"]), flush=True)
-    score(folder.name, encoder)
+    record["scores"] = {folder.name: score_figures(encoder, x, repeats)}
+    write(record)
     for name, size in SIZES.items():
         networks = random_networks(size, real)
         dtypes = {"denoiser": str(networks.model.model.get_dtype()), "vae": str(networks.vae.vae_dtype)}
         record["networks"][name] = dtypes
         with tiny_autoencoder(size.config):
             arms = (UNGUIDED, *PRESETS, NAIVE)
-            print(name, folder.name, flush=True)
             record["steps"][name] = {folder.name: step_figures(networks, size.pixels, arms, steps, repeats)}
             write(record)
             record["promises"][name] = promises(networks, size.pixels, tuple(PRESETS), (0.3, 1.4, 2.6))
-            print(json.dumps(record["promises"][name]), flush=True)
             write(record)
-            for other, label in RANDOM_ENCODERS.items() if size is SD15 else ():
-                print(name, label, flush=True)
-                guide = host_encoder(label, random_encoder(other))
-                changed = dataclasses.replace(networks, encoder=guide)
-                record["steps"][name][label] = step_figures(changed, size.pixels, arms[:-1], steps, 1)
-                management.load_models_gpu([guide.patcher])
-                score(label, guide.encoder)
-                del guide, changed
-                management.unload_all_models()
         del networks
         management.unload_all_models()
         gc.collect()
@@ -268,16 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print(NO_DEVICE, file=sys.stderr)
         return 1
-    settings = program.settings(
-        parser,
-        options,
-        device=torch.cuda.get_device_name(),
-        transformers=transformers.__version__,
-        ComfyUI=host_version,
-        steps=f"{options.steps} of 20, the first apart; {options.repeats} runs",
-        strength=0.5,
-        presets={arm: preset_inputs(*PRESETS[arm]) for arm in PRESETS},
-    )
+    more = {"transformers": transformers.__version__, "ComfyUI": host_version, "strength": 0.5}
+    more["presets"] = {arm: preset_inputs(*PRESETS[arm]) for arm in PRESETS}
+    settings = program.settings(parser, options, device=torch.cuda.get_device_name(), **more)
 
     def write(record: Row) -> None:
         program.write(options.out, {"settings": settings, **record}, table)

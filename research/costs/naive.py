@@ -44,10 +44,7 @@ class Calls:
 
 
 class NaiveRarity(NamedTuple):
-    """Guided score of one image (sum of the logs of s) and its gradient.
-
-    s: (k,) top singular values of Q^T J, largest first. grad: (3, S, S). basis: Q (d, k + p), orthonormal columns.
-    """
+    """score: sum of the logs of s (k,), the top singular values of Q^T J. grad: (3, S, S). basis: Q (d, k + p)."""
 
     score: float
     s: Tensor
@@ -164,18 +161,13 @@ def _orthonormal(columns: Tensor) -> Tensor:
     return torch.linalg.qr(columns.to(torch.promote_types(columns.dtype, torch.float32))).Q
 
 
-def naive_score(
-    encoder: Encoder, image: Tensor, *, half: torch.dtype | None = None, calls: Calls | None = None
-) -> float:
-    """Return the JEPA score of one preprocessed image (eq. 3): d VJPs in turn, then the SVD of the whole J.
+def naive_score(encoder: Encoder, image: Tensor, calls: Calls | None = None) -> float:
+    """Return the JEPA score of one preprocessed image (3, S, S) (eq. 3): d VJPs in turn, then the SVD of the whole J.
 
-    Args:
-        image: (3, S, S).
-        half: run everything under autocast to this dtype.
-        calls: counts the encoder passes.
+    calls counts the encoder passes.
     """
     calls = calls or Calls()
-    with _embedded(encoder, image, half, calls) as (x, embedding):
+    with _embedded(encoder, image, None, calls) as (x, embedding):
         rows = []
         for output in embedding[0]:
             (row,) = torch.autograd.grad(output, x, retain_graph=True)

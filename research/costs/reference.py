@@ -92,14 +92,8 @@ def references(
     """
     found = {}
     for name, image in images.items():
-
-        def make(image: Tensor = image) -> dict[str, Tensor]:
-            return reference(encoder, image, k)._asdict() | {"image": image}
-
-        def valid(content: Mapping[str, Tensor], image: Tensor = image) -> bool:
-            return torch.equal(content["image"], image)
-
-        content = kept(folder / f"{name}-dense-k{k}.safetensors", make, valid)
+        file = folder / f"{name}-dense-k{k}.safetensors"
+        content = kept(file, lambda image=image: reference(encoder, image, k)._asdict(), image)  # type: ignore[misc]
         found[name] = Reference(**{key: content[key] for key in Reference._fields})
     return found
 

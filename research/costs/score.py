@@ -1,7 +1,6 @@
 """What does the exact score cost, and which cheap score ranks pictures best for its own cost?
 
-    python dev.py run research/costs/score.py --folder WORK [--shard 0/2]     resumable; then, to write the figures,
-    python dev.py run research/costs/score.py --folder WORK --finish
+    python dev.py run research/costs/score.py --folder WORK
 
 For each picture (research/costs/pictures.py) WORK keeps the Gram matrix of the whole Jacobian, from which the exact
 score and every approximation that is a function of the Jacobian follow. Smaller images and half precision have
@@ -16,12 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -31,7 +28,7 @@ from jepa_core.score import PROJECTION, log_sum
 from research.costs.naive import naive_score
 from research.costs.pictures import gallery, photos
 from research.harness import program
-from research.harness.program import Row, kept, markdown, shard
+from research.harness.program import Row, kept, markdown
 from research.harness.timing import timed
 
 PICTURES = 72
@@ -156,10 +153,8 @@ def against_the_paper(encoder: Encoder, x: Tensor) -> dict[str, float]:
     return found
 
 
-def finish(folder: Path, encoder: Encoder, images: dict[str, Tensor]) -> Row:
-    """The figures of all pictures measured so far."""
-    files = {name: folder / f"{name}.safetensors" for name in images}
-    rows = {name: load_file(file) for name, file in files.items() if file.exists()}
+def summary(encoder: Encoder, rows: dict[str, Matrices], images: dict[str, Tensor]) -> Row:
+    """The figures of all pictures."""
     inputs = [encoder.preprocess(images[name][None]) for name in rows]
     exact = [score_of(row["exact"], encoder.embed_dim) for row in rows.values()]
     shipped, seconds = timed(lambda: [jepa_score(encoder, x, projection=PROJECTION).item() for x in inputs])
@@ -191,19 +186,16 @@ def table(figures: Row) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = program.parser(__file__, __doc__, program.FIGURES / "score.json", folder=True)
-    parser.add_argument("--shard", default="0/1", help="i/n: only every n-th picture, from the i-th")
-    parser.add_argument("--finish", action="store_true", help="write the figures of what is there")
     options = parser.parse_args(arguments)
     encoder = load_encoder(options.encoder)
     folder = options.folder / f"scores-{options.encoder.name}"
-    images = pictures()
-    for name in [] if options.finish else shard(list(images), options.shard):
-        x = encoder.preprocess(images[name][None])
-        found = kept(folder / f"{name}.safetensors", partial(measure, encoder, x))
-        print(f"{name}: {found['exact-seconds'].item():.1f} s", flush=True)
-    if options.finish or options.shard == "0/1":
-        record = {"settings": program.settings(parser, options), **finish(folder, encoder, images)}
-        program.write(options.out, record, table)
+    images, rows = pictures(), {}
+    for name, picture in images.items():
+        x = encoder.preprocess(picture[None])
+        rows[name] = kept(folder / f"{name}.safetensors", partial(measure, encoder, x))
+        print(f"{name}: {rows[name]['exact-seconds'].item():.1f} s", flush=True)
+    record = {"settings": program.settings(parser, options), **summary(encoder, rows, images)}
+    program.write(options.out, record, table)
 
 
 if __name__ == "__main__":

@@ -141,32 +141,24 @@ def measure(
     counter = count_operations()
     with ExitStack() as counting:
         # counting slows a step down, so it has one of its own at the end
-        def on_step(done: int) -> None:
-            if count and done == steps:
-                counting.enter_context(counter)
-
-        stages = Stages(counter.get_total_flops, on_step)
+        stages = Stages(
+            counter.get_total_flops,
+            lambda done: counting.enter_context(counter) if count and done == steps else None,
+        )
         with stages.watching():
             run_arm(networks, arm, steps + count, pixels, stages, arms=arms)
-    totals = [sum(seconds for seconds, _ in step.values()) for step in stages.steps[:steps]]
-    warm = stages.steps[1:steps]
-    names = sorted({name for step in warm for name in step})
-    row: Row = {
-        "seconds": round(statistics.median(totals[1:]), 4),
-        "cold_seconds": round(totals[0], 4),
-        "each_step": [round(total, 4) for total in totals],
-        "encoder_calls": stages.encoder_calls,
-        "stages": {
-            name: {"seconds": round(statistics.median(step.get(name, NOTHING)[0] for step in warm), 4)}
-            for name in names
-        },
-    }
-    if count:
-        counted = stages.steps[-1]
-        for name in names:
-            row["stages"][name]["tflop"] = round(counted.get(name, NOTHING)[1] / 1e12, 4)
-        row["tflop"] = round(sum(operations for _, operations in counted.values()) / 1e12, 4)
-    return row
+    totals = [round(sum(seconds for seconds, _ in step.values()), 4) for step in stages.steps[:steps]]
+    warm, counted = stages.steps[1:steps], stages.steps[-1]
+    parts: dict[str, Row] = {}
+    for name in sorted({name for step in warm for name in step}):
+        seconds = statistics.median(step.get(name, NOTHING)[0] for step in warm)
+        parts[name] = {"seconds": round(seconds, 4)}
+        if count:
+            parts[name]["tflop"] = round(counted.get(name, NOTHING)[1] / 1e12, 4)
+    row = {"seconds": round(statistics.median(totals[1:]), 4), "cold_seconds": totals[0], "each_step": totals}
+    row |= {"encoder_calls": stages.encoder_calls, "stages": parts}
+    tflop = sum(operations for _, operations in counted.values()) / 1e12
+    return row | ({"tflop": round(tflop, 4)} if count else {})
 
 
 def with_ratios(arms: dict[str, Row]) -> dict[str, Row]:
@@ -221,13 +213,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for arm in options.arms:
             found[arm] = measure(networks, arm, options.steps, options.pixels, not options.no_count)
             print(f"{arm}: {found[arm]['each_step']} s", flush=True)
-    more = {
-        "pixels": options.pixels,
-        "cfg": CFG,
-        "sampler": f"euler, steps {FIRST_STEP} to {FIRST_STEP + options.steps - 1} of {TOTAL_STEPS}",
-        "arms": {arm: preset_inputs(*ARMS[arm]) for arm in found if arm in ARMS},
-    }
-    record = {"settings": program.settings(parser, options, **more), "arms": with_ratios(found)}
+    last = FIRST_STEP + options.steps - 1
+    settings = program.settings(
+        parser,
+        options,
+        cfg=CFG,
+        sampler=f"euler, steps {FIRST_STEP} to {last} of {TOTAL_STEPS}",
+        arms={arm: preset_inputs(*ARMS[arm]) for arm in found if arm in ARMS},
+    )
+    record = {"settings": settings, "arms": with_ratios(found)}
     program.write(options.out, record, table)
 
 

@@ -11,13 +11,11 @@ Four controls from the same noise, with 10 Euler steps, CFG 2 and the node's def
     random     a random direction of the same largest entry, at the same steps
     through    guided through the denoiser
 
-Resumable: run the same command again. To use two processes, give one `--shard 0/2` and the other `--shard 1/2`, then
-`--finish`.
+Resumable: run the same command again.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,8 @@ from torch import Tensor
 
 from research.harness import program
 from research.harness.host import chain, preset_inputs
-from research.harness.images import SCORES, UNGUIDED, Experiment, Sampler
-from research.harness.program import Row, markdown, shard
+from research.harness.images import UNGUIDED, Experiment, Sampler
+from research.harness.program import Row, markdown
 from research.harness.sheet import contact_sheet
 from research.harness.summary import Values, complete_seeds, differences, mean_and_error, plus_minus
 from research.judges.measures import judge_held_out, load_bank, load_classifier
@@ -42,8 +40,6 @@ ARMS: dict[str, Row] = {
     "through": {"gradient_path": "through denoiser"},
 }
 CONTROLS = (UNGUIDED, "random")
-# Scored exactly first: what the main question needs.
-EXACT_ARMS = (UNGUIDED, "guided", "random")
 SHEET_SEEDS = 8
 
 
@@ -80,31 +76,32 @@ def summarise(values: Values) -> Row:
 
 def finish(experiment: Experiment, settings: Row, out: Path) -> None:
     """Aggregate what was made so far into the figures and a sheet to look at."""
-    seeds = complete_seeds(experiment.seconds(), list(ARMS))
+    scores = experiment.scores()
+    seeds = complete_seeds(scores, list(ARMS))
     if not seeds:
         raise SystemExit(f"{experiment.folder} holds no seed with all of its arms yet")
     rows = experiment.judged(seeds)
-    for kind in SCORES:
-        scores = experiment.scores(kind)
-        for row in rows:
-            if (row["seed"], row["arm"]) in scores:
-                row[kind] = round(scores[row["seed"], row["arm"]], 5)
-    names = sorted({name for row in rows for name in row} - {"seed", "arm"})
-    measures = {
-        name: summarise({(row["seed"], row["arm"]): row[name] for row in rows if name in row})
-        for name in names
-    }
+    for row in rows:
+        row["projected"] = round(scores[row["seed"], row["arm"]], 5)
+    names = sorted(rows[0].keys() - {"seed", "arm"})
     held_out = judge_held_out(load_bank(), load_classifier())
     record = {
         "settings": settings | {"seeds": len(seeds)},
         "arms": [line.strip() for line in (__doc__ or "").split("\n\n")[3].splitlines()],
         "seconds_per_image": experiment.median_seconds(),
-        "measures": measures,
+        "measures": {
+            name: summarise({(row["seed"], row["arm"]): row[name] for row in rows}) for name in names
+        },
         "real_held_out": {name: round(value, 5) for name, value in held_out.items()},
         "images": rows,
     }
     program.write(out, record, table)
-    draw_sheet(experiment, seeds[:SHEET_SEEDS]).save(out.with_suffix(".png"), optimize=True)
+    shown = seeds[:SHEET_SEEDS]
+    pictures = [[Image.open(experiment.file(seed, arm)) for seed in shown] for arm in ARMS]
+    columns = [f"{experiment.sampler.class_of(seed)}, seed {seed}" for seed in shown]
+    captions = [[""] * len(shown)] * len(ARMS)
+    sheet = contact_sheet("The same noise, five ways", list(ARMS), pictures, captions, columns, side=128)
+    sheet.save(out.with_suffix(".png"), optimize=True)
 
 
 def table(figures: Row) -> str:
@@ -122,41 +119,22 @@ def table(figures: Row) -> str:
     return "\n\n".join(parts)
 
 
-def draw_sheet(experiment: Experiment, seeds: Sequence[int]) -> Image.Image:
-    """The first seeds, one arm a row."""
-    return contact_sheet(
-        "The same noise, five ways",
-        list(ARMS),
-        [[Image.open(experiment.file(seed, arm)) for seed in seeds] for arm in ARMS],
-        [["" for _ in seeds] for _ in ARMS],
-        [f"{experiment.sampler.class_of(seed)}, seed {seed}" for seed in seeds],
-        side=128,
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = program.parser(__file__, __doc__, program.FIGURES / "evaluation.json", folder=True)
     parser.add_argument("--seeds", type=int, default=32)
-    parser.add_argument("--exact-seeds", type=int, default=0, help="score this many seeds exactly as well")
     parser.add_argument("--power-iterations", type=int, default=1, help="the node's default is 2")
     parser.add_argument("--interval", type=int, default=1, help="guide every N-th step, as the node's input")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after that")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="the part of the seeds to do here")
     parser.add_argument("--finish", action="store_true", help="only aggregate")
     options = parser.parse_args(arguments)
     sampler = Sampler(options.encoder)
     changes = {"power_iterations": options.power_iterations, "interval": options.interval}
     arms = {arm: lambda seed, arm=arm: model_of(sampler, arm, changes, seed) for arm in ARMS}
-    experiment = Experiment(options.folder, sampler, arms, time.monotonic() + 60 * options.minutes)
+    experiment = Experiment(options.folder, sampler, arms)
     if not options.finish:
-        seeds = shard(range(options.seeds), options.shard)
-        experiment.make(seeds)
-        experiment.score(seeds)
-        experiment.score([s for s in seeds if s < options.exact_seeds], "exact", EXACT_ARMS)
-    if options.finish or options.shard == "0/1":
-        inputs = preset_inputs(changes=changes | ARMS["guided"])
-        more = sampler.settings() | {"projection": SCORES["projected"], "inputs": inputs}
-        finish(experiment, program.settings(parser, options, **more), options.out)
+        experiment.make(range(options.seeds))
+        experiment.score(range(options.seeds))
+    settings = sampler.settings() | {"inputs": preset_inputs(changes=changes | ARMS["guided"])}
+    finish(experiment, program.settings(parser, options, **settings), options.out)
 
 
 if __name__ == "__main__":

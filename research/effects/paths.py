@@ -1,9 +1,9 @@
 """How much of the faithful preset's effect does each cheaper path to the image keep, and for how much time?
 
-    python dev.py run research/effects/paths.py --folder WORK [--seeds N] [--exact-seeds N]
+    python dev.py run research/effects/paths.py --folder WORK [--seeds N]
 
 The demo generator, from the same noise in every arm: ten Euler steps, CFG 2, the node's default schedule, strength 0.5,
-classes in turn. Images get projected scores, and exact ones for --exact-seeds; seconds are those of the sampling alone.
+classes in turn. Images get projected scores; seconds are those of the sampling alone.
 Figures are of the seeds that have all arms. Resumable: run the same command again. This generator's VAE costs nothing at
 any size; research/figures/step.json has the cost of decoders.
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from research.harness import program
 from research.harness.host import preset_inputs
-from research.harness.images import SCORES, UNGUIDED, Experiment, Sampler
+from research.harness.images import UNGUIDED, Experiment, Sampler
 from research.harness.program import Row, markdown
 from research.harness.summary import Values, complete_seeds, differences, mean_and_error, plus_minus, share
 
@@ -96,7 +96,6 @@ def table(figures: Row) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = program.parser(__file__, __doc__, program.FIGURES / "paths.json", folder=True)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--exact-seeds", type=int, default=0, help="score this many seeds exactly as well")
     parser.add_argument("--steps", type=int, default=10, help="of a sampling")
     parser.add_argument(
         "--arms", nargs="+", choices=ALL_ARMS, default=ALL_ARMS, help="unguided and faithful always run"
@@ -109,15 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = range(options.seeds)
     experiment.make(seeds)
     experiment.score(seeds)
-    experiment.score(seeds[: options.exact_seeds], "exact")
-    measures = {}
-    for kind in SCORES:
-        scores = experiment.scores(kind)
-        if summary := summarise(experiment.seconds(), scores, arms):
-            measures[kind] = {"seeds": complete_seeds(scores, arms), "arms": summary}
+    scores = experiment.scores()
+    summary = summarise(experiment.seconds(), scores, arms)
     inputs = {arm: preset_inputs(*ARMS[arm]) for arm in arms if arm in ARMS}
-    more = sampler.settings() | {"projection": SCORES["projected"], "arms": inputs}
-    record = {"settings": program.settings(parser, options, **more), "measures": measures}
+    settings = program.settings(parser, options, **sampler.settings(), arms=inputs)
+    measures = {"projected": {"seeds": complete_seeds(scores, arms), "arms": summary}}
+    record = {"settings": settings, "measures": measures}
     program.write(options.out, record, table)
 
 

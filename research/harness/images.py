@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,6 @@ from research.harness.summary import Values
 from research.harness.timing import timed
 from research.judges.measures import judge, load_bank, load_classifier
 
-# Each way to score, as jepa_score's argument; lower is rarer.
-SCORES: dict[str, int | None] = {"projected": PROJECTION, "exact": None}
 UNGUIDED = "unguided"
 CFG, SAMPLER, SCHEDULER = 2.0, "euler", "simple"
 
@@ -70,7 +67,7 @@ class Sampler:
     def settings(self) -> Row:
         """What a record says of the sampling."""
         sampling = {"steps": self.steps, "cfg": CFG, "sampler": SAMPLER, "scheduler": SCHEDULER}
-        return sampling | {"generator": sha256(demo.WEIGHTS)}
+        return sampling | {"projection": PROJECTION, "generator": sha256(demo.WEIGHTS)}
 
 
 @dataclass(frozen=True)
@@ -81,13 +78,11 @@ class Experiment:
 
     Attributes:
         arms: name -> the MODEL that samples, of a seed; the name is that of its files.
-        deadline: nothing new is begun after it (time.monotonic()).
     """
 
     folder: Path
     sampler: Sampler
     arms: Mapping[str, Callable[[int], Any]]
-    deadline: float = float("inf")
 
     def file(self, seed: int, arm: str) -> Path:
         return self.folder / "images" / f"{seed:03d}-{arm}.png"
@@ -97,20 +92,16 @@ class Experiment:
         with Image.open(self.file(seed, arm)) as picture:
             return pil_to_tensor(picture.convert("RGB")).movedim(0, -1).float() / 255
 
-    def _missing(self, seeds: Sequence[int], arms: Sequence[str], done: Values) -> Iterator[tuple[int, str]]:
-        for seed, arm in ((seed, arm) for seed in seeds for arm in arms if (seed, arm) not in done):
-            if time.monotonic() > self.deadline:
-                return
-            yield seed, arm
+    def _missing(self, seeds: Sequence[int], done: Values) -> list[tuple[int, str]]:
+        return [(seed, arm) for seed in seeds for arm in self.arms if (seed, arm) not in done]
 
     def make(self, seeds: Sequence[int]) -> None:
         """Make the images that are missing, after a run of two arms that is not counted."""
         (self.folder / "images").mkdir(parents=True, exist_ok=True)
-        names, warm = list(self.arms), False
-        for seed, arm in self._missing(seeds, names, self.seconds()):
-            for first in [] if warm else (names[0], names[-1]):
-                self.sampler.sample(self.arms[first](seed), seed)
-            warm = True
+        names, missing = list(self.arms), self._missing(seeds, self.seconds())
+        for arm in (names[0], names[-1]) if missing else ():
+            self.sampler.sample(self.arms[arm](0), 0)
+        for seed, arm in missing:
             model = self.arms[arm](seed)
             picture, seconds = timed(partial(self.sampler.sample, model, seed))
             to_pil_image(picture.movedim(-1, 0)).save(self.file(seed, arm))
@@ -119,32 +110,31 @@ class Experiment:
             )
             print(f"seed {seed} {arm}: {seconds:.1f} s", flush=True)
 
-    def score(self, seeds: Sequence[int], kind: str = "projected", arms: Sequence[str] | None = None) -> None:
-        """Score the images that were made and have no score of this kind, under the encoder that guides."""
+    def score(self, seeds: Sequence[int]) -> None:
+        """Give the images that have none a projected score (lower is rarer) under the encoder that guides."""
         encoder = self.sampler.encoder.encoder
-        for seed, arm in self._missing(seeds, arms or list(self.arms), self.scores(kind)):
-            if self.file(seed, arm).exists():
-                x = encoder.preprocess(self.picture(seed, arm)[None])
-                row = {"seed": seed, "arm": arm, "kind": kind}
-                row["score"] = jepa_score(encoder, x, projection=SCORES[kind]).item()
-                append_row(self.folder / "scores.jsonl", row)
-                print(row, flush=True)
+        for seed, arm in self._missing(seeds, self.scores()):
+            x = encoder.preprocess(self.picture(seed, arm)[None])
+            score = jepa_score(encoder, x, projection=PROJECTION).item()
+            append_row(self.folder / "scores.jsonl", {"seed": seed, "arm": arm, "score": score})
+            print(f"seed {seed} {arm}: {score:.2f}", flush=True)
 
-    def seconds(self) -> dict[tuple[int, str], float]:
+    def _values(self, file: str, name: str) -> dict[tuple[int, str], float]:
+        return {(row["seed"], row["arm"]): row[name] for row in read_rows(self.folder / file)}
+
+    def scores(self) -> Values:
+        """{(seed, arm): score} of the images scored so far."""
+        return self._values("scores.jsonl", "score")
+
+    def seconds(self) -> Values:
         """{(seed, arm): seconds of sampling} of the images made so far."""
-        rows = read_rows(self.folder / "samples.jsonl")
-        return {(row["seed"], row["arm"]): row["seconds"] for row in rows}
+        return self._values("samples.jsonl", "seconds")
 
     def median_seconds(self) -> dict[str, float]:
         """{arm: median seconds of its images}."""
         seconds = self.seconds().items()
         found = {arm: [value for (_, name), value in seconds if name == arm] for arm in self.arms}
         return {arm: round(statistics.median(values), 2) for arm, values in found.items() if values}
-
-    def scores(self, kind: str = "projected") -> dict[tuple[int, str], float]:
-        """{(seed, arm): score} of the scores of this kind so far."""
-        rows = read_rows(self.folder / "scores.jsonl")
-        return {(row["seed"], row["arm"]): row["score"] for row in rows if row["kind"] == kind}
 
     def judged(self, seeds: Sequence[int]) -> list[Row]:
         """A row {seed, arm, measures of research.judges.measures} for each image.

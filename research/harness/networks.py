@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from research.harness.checkpoint_sizes import SD15_UNET, SD15_VAE, SDXL_UNET
-from research.harness.host import HostEncoder, guided
+from research.harness.host import guided
 from research.harness.program import Row
 from research.harness.timing import Stages
 
@@ -140,13 +140,3 @@ def random_networks(size: Size, encoder: Any, dtype: torch.dtype | None = None) 
         for text, one in zip(texts, pooled, strict=True)
     )
     return Networks(random_model(size, dtype), kl_vae(dtype), encoder, positive, negative)
-
-
-def host_encoder(name: str, encoder: Any) -> Any:
-    """An encoder as the node that loads it hands it on."""
-    import comfy.model_management as management
-    import comfy.model_patcher
-
-    device, idle = management.get_torch_device(), management.unet_offload_device()
-    patcher = comfy.model_patcher.ModelPatcher(encoder, device, idle)
-    return HostEncoder(name, patcher, encoder.image_size)

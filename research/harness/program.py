@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,6 @@ from research.harness.pack import ROOT
 
 FIGURES = ROOT / "research" / "figures"
 Row = dict[str, Any]
-Item = TypeVar("Item")
 
 
 def parser(
@@ -95,12 +94,6 @@ def markdown(columns: Mapping[str, str], rows: Iterable[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def shard(items: Sequence[Item], text: str) -> Sequence[Item]:
-    """The part "i/n" of the items: every n-th, from the i-th on."""
-    index, count = map(int, text.split("/"))
-    return items[index::count]
-
-
 def read_rows(file: Path) -> list[Row]:
     """The JSON lines of a file, without those that a killed process left unfinished."""
     rows = []
@@ -125,13 +118,14 @@ def whole(file: Path) -> Iterator[Path]:
     partial.replace(file)
 
 
-def kept(
-    file: Path, make: Callable[[], Row], valid: Callable[[Row], bool] = lambda _: True
-) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; they are made where it is missing or not `valid`."""
-    if file.exists() and valid(found := load_file(file)):
-        return found
+def kept(file: Path, make: Callable[[], Row], image: Tensor | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, made where it is missing, or where it was made of another `image`."""
+    if file.exists():
+        found = load_file(file)
+        if image is None or torch.equal(found["image"], image):
+            return found
     made = {name: tensor.contiguous() for name, tensor in make().items()}
+    made |= {} if image is None else {"image": image}
     with whole(file) as partial:
         save_file(made, partial)
     return made

@@ -127,8 +127,7 @@ class Stages:
         def run(*args: Any, **kwargs: Any) -> Any:
             with self.stage(stage):
                 result = function(*args, **kwargs)
-            if stage == ENCODER:
-                self.encoder_calls.append(result.encoder_calls)
+            self.encoder_calls += [result.encoder_calls] if stage == ENCODER else []
             return result
 
         return run

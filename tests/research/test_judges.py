@@ -13,7 +13,7 @@ from torchvision.utils import make_grid
 from research.effects.evaluate import ARMS, summarise
 from research.harness import program
 from research.harness.images import Sampler
-from research.harness.program import append_row, read_rows, shard
+from research.harness.program import append_row, read_rows
 from research.harness.summary import complete_seeds, mean_and_error
 from research.judges.measures import (
     CLASS_COUNT,
@@ -105,11 +105,6 @@ def test_unfinished_lines_are_done_again(tmp_path: Path) -> None:
         lines.write('{"seed": 1, "trace": {}')
     append_row(file, {"seed": 2})
     assert read_rows(file) == [{"seed": 0}, {"seed": 2}]
-
-
-def test_shards_cover_every_seed_once() -> None:
-    seeds = range(7)
-    assert sorted([*shard(seeds, "0/2"), *shard(seeds, "1/2")]) == list(seeds)
 
 
 def test_classes_come_in_turn_without_any() -> None:

