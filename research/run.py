@@ -7,8 +7,6 @@ Each part is a program of its own, runs in a process of its own and has its tabl
 take some two hours on two cores, "score" the most.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

@@ -10,8 +10,6 @@ compared with the exact one in float64, made on the processor (some minutes; kep
 in the middle of guided steps.
 """
 
-from __future__ import annotations
-
 import gc
 import statistics
 import sys
@@ -32,7 +30,7 @@ from research.costs.gradient import ARMS as GRADIENTS
 from research.costs.gradient import PAPER, focus
 from research.costs.naive import naive_gradient
 from research.costs.reference import cosine, references
-from research.costs.step import NAIVE, UNGUIDED, measure, run_arm, with_ratios
+from research.costs.step import ARMS, NAIVE, UNGUIDED, measure, run_arm, with_ratios
 from research.harness import program
 from research.harness.host import load_host_encoder, preset_inputs, use_encoder
 from research.harness.networks import SD15, SDXL, Networks, random_networks, tiny_autoencoder
@@ -40,13 +38,7 @@ from research.harness.program import Row, markdown
 from research.harness.timing import Stages, clock, peak_memory, seconds_of, timed
 
 NO_DEVICE = "this benchmark measures a CUDA device, and torch sees none on this machine"
-# Preset of the node -> arm of research/costs/step.py; "custom" is the node as it comes, with the denoiser held constant.
-PRESETS: dict[str, tuple[str, Row]] = {
-    "faithful": ("faithful", {}),
-    "custom": ("custom", {"gradient_path": "denoiser constant"}),
-    "balanced": ("balanced", {}),
-    "fast": ("fast", {}),
-}
+PRESETS = ("faithful", "custom", "balanced", "fast")  # arms of research/costs/step.py
 TOP_K = 9
 SIDE = 224
 SIZES = {"SDXL, 1024 px": SDXL, "SD1.5, 512 px": SD15}
@@ -54,10 +46,10 @@ SIZES = {"SDXL, 1024 px": SDXL, "SD1.5, 512 px": SD15}
 
 def arm_row(networks: Networks, arm: str, pixels: int, steps: int, repeats: int) -> Row:
     """Seconds of an arm's steps as research.costs.step.measure gives them, medians over repeats, and its peak memory."""
-    run = partial(run_arm, networks, arm, 2, pixels, arms=PRESETS)
+    run = partial(run_arm, networks, arm, 2, pixels)
     run(stages=Stages())  # loads, and lets the libraries choose their kernels
     memory = peak_memory(lambda: run(stages=Stages()))
-    rows = [measure(networks, arm, steps, pixels, count=False, arms=PRESETS) for _ in range(repeats)]
+    rows = [measure(networks, arm, steps, pixels, count=False) for _ in range(repeats)]
     found: Row = {name: median([row[name] for row in rows]) for name in ("seconds", "cold_seconds")}
     names = rows[0]["stages"]
     stages = {name: {"seconds": median([row["stages"][name]["seconds"] for row in rows])} for name in names}
@@ -131,7 +123,7 @@ def promises(networks: Networks, pixels: int, arms: Sequence[str], presses: Sequ
     """
 
     def run(arm: str, steps: int = 3, strength: float = 0.5) -> Tensor:
-        return run_arm(networks, arm, steps, pixels, Stages(), arms=PRESETS, strength=strength)
+        return run_arm(networks, arm, steps, pixels, Stages(), strength)
 
     plain = run(UNGUIDED)
     found: Row = {"an unguided run repeats bit for bit": torch.equal(plain, run(UNGUIDED)), "arms": {}}
@@ -195,7 +187,7 @@ def everything(folder: Path, work: Path, steps: int, repeats: int, write: Callab
             arms = (UNGUIDED, *PRESETS, NAIVE)
             record["steps"][name] = {folder.name: step_figures(networks, size.pixels, arms, steps, repeats)}
             write(record)
-            record["promises"][name] = promises(networks, size.pixels, tuple(PRESETS), (0.3, 1.4, 2.6))
+            record["promises"][name] = promises(networks, size.pixels, PRESETS, (0.3, 1.4, 2.6))
             write(record)
         del networks
         management.unload_all_models()
@@ -239,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(NO_DEVICE, file=sys.stderr)
         return 1
     more = {"transformers": transformers.__version__, "ComfyUI": host_version, "strength": 0.5}
-    more["presets"] = {arm: preset_inputs(*PRESETS[arm]) for arm in PRESETS}
+    more["presets"] = {arm: preset_inputs(*ARMS[arm]) for arm in PRESETS}
     settings = program.settings(parser, options, device=torch.cuda.get_device_name(), **more)
 
     def write(record: Row) -> None:

@@ -7,8 +7,6 @@ leaves out what cannot change the result: unwanted rows of the last block, the f
 and what the head makes of the same feature again and again.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Sequence

@@ -12,8 +12,6 @@ Conclusion: tracked in half precision ("balanced") is the fastest arm with a med
 leaves single steps at 0.95. Tracked in full precision is the default of the input: its worst step keeps 0.995.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -8,8 +8,6 @@ scores need trained weights: they are there for the one encoder that dev.py can 
 nine minutes on one core, most of them three exact scores.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Sequence
@@ -73,10 +71,8 @@ def flop_of_a_pass(encoder: Encoder) -> int:
 def counted(encoder: Encoder) -> dict[str, Any]:
     """What an encoder's sizes tell.
 
-    Returns:
-        {kind, embedding_length, null_directions: see architectures.py; weights_M: of the image encoder alone;
-        GFLOP: of a forward pass; kept_GiB: what a gradient keeps, with fused attention; products: vector-Jacobian
-        products of an exact score}.
+    Weights are of the image encoder alone, GFLOP of a forward pass, kept_GiB what a gradient keeps with fused attention,
+    products the vector-Jacobian products of an exact score.
     """
     weights = sum(weight.numel() for weight in encoder.parameters())
     return {

@@ -7,8 +7,6 @@ release. Weights, inputs and kernels' workspaces are not counted; attention is c
 except where a case says "eager".
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import weakref
@@ -48,16 +46,11 @@ class Peak(NamedTuple):
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of storages that operations make while the mode is on.
-
-    Attributes:
-        live: bytes now. peak: the largest value of live so far.
-    """
+    """Counts the bytes of storages that operations make while the mode is on: live now, and the peak so far."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = 0
-        self.peak = 0
+        self.live = self.peak = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,10 +77,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Make attention on meta tensors a GPU's fused kernel; torch would otherwise write the attention matrix out.
-
-    Torch's function is replaced for the block; on other tensors it stays what it is.
-    """
+    """Make attention on meta tensors a GPU's fused kernel; torch would otherwise write the attention matrix out."""
     stock = F.scaled_dot_product_attention
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -143,9 +133,7 @@ def meta_unet(kind: str, dtype: torch.dtype) -> Stage:
     sizes = {"sd15": SD15_UNET | {"num_heads": 8}, "sdxl": SDXL_UNET | {"num_head_channels": 64}}[kind]
     unet = _built(lambda: UNetModel(**sizes, dtype=dtype, operations=disable_weight_init), dtype)
 
-    attention = {
-        "optimized_attention_override": lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)
-    }
+    attention = {"optimized_attention_override": lambda _, *qkv, **more: attention_pytorch(*qkv, **more)}
 
     def denoise(x: Tensor) -> Tensor:
         context = x.new_zeros(len(x), 77, sizes["context_dim"])
@@ -287,12 +275,13 @@ def processes(encoder_folder: Path) -> dict[str, float]:
 
 def presets(found: dict[str, Peak]) -> dict[str, Peak]:
     """What a step of the cheap presets takes: the decoder's graph waits while the encoder is differentiated."""
-    arms = {"fast preset, SDXL at 1024": ("tiny autoencoder at 224, float32", "fast")} | {
-        f"balanced preset, SDXL at 1024, {kind} VAE": (f"KL decoder at 224, {kind}", "balanced")
-        for kind in ("float32", "bfloat16")
-    }
+    arms = (
+        ("fast preset, SDXL at 1024", "tiny autoencoder at 224, float32", "fast"),
+        ("balanced preset, SDXL at 1024, float32 VAE", "KL decoder at 224, float32", "balanced"),
+        ("balanced preset, SDXL at 1024, bfloat16 VAE", "KL decoder at 224, bfloat16", "balanced"),
+    )
     peaks = {}
-    for name, (decoder, arm) in arms.items():
+    for name, decoder, arm in arms:
         gradient = found[f"encoder's gradient, {arm}, batch of 1"].peak
         peaks[name] = Peak(max(found[decoder].peak, found[decoder].kept + gradient), 0)
     return peaks
@@ -315,14 +304,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = encoder_gradients(encoder, noise[:1]) | encoder_gradients(encoder, noise)
     found |= {name: count(case) for name, case in cases().items()}
     found |= presets(found)
-    record = {
-        "settings": program.settings(parser, options),
-        "table": {
-            name: {"peak GiB": round(one.peak / GIB, 3), "kept GiB": round(one.kept / GIB, 3)}
-            for name, one in found.items()
-        },
-        "process_peak_GiB_over_loading": processes(options.encoder),
+    record: Row = {"settings": program.settings(parser, options)}
+    record["table"] = {
+        name: {"peak GiB": round(one.peak / GIB, 3), "kept GiB": round(one.kept / GIB, 3)}
+        for name, one in found.items()
     }
+    record["process_peak_GiB_over_loading"] = processes(options.encoder)
     program.write(options.out, record, table)
 
 

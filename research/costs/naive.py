@@ -5,8 +5,6 @@ do not reuse. It shares no code with jepa_core beyond the encoder's weights. Num
 paper's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -101,15 +99,13 @@ def naive_gradient(
     seed: int = 0,
     half: torch.dtype | None = None,
 ) -> NaiveRarity:
-    """Return the guided score (section 4.1) and its gradient (section 4.2) of one preprocessed image.
+    """Return the guided score (section 4.1) and its gradient (section 4.2) of one preprocessed image (3, S, S).
 
     With k, p, q = 9, 2, 2: 34 forwards, 22 VJPs, 11 VJPs with graph and one double backward.
 
     Args:
-        image: (3, S, S). oversample: p. power_iterations: q.
-        step: of the forward differences.
-        half: run everything under autocast to this dtype (float16 or bfloat16). Float16 on a processor is
-            emulated, so its times say nothing.
+        oversample: p. power_iterations: q. step: of the forward differences.
+        half: run under autocast to this dtype. Float16 on a processor is emulated, so its times say nothing.
     """
     calls = Calls()
     rank = k + oversample
@@ -161,13 +157,15 @@ def _orthonormal(columns: Tensor) -> Tensor:
     return torch.linalg.qr(columns.to(torch.promote_types(columns.dtype, torch.float32))).Q
 
 
-def naive_score(encoder: Encoder, image: Tensor, calls: Calls | None = None) -> float:
+def naive_score(
+    encoder: Encoder, image: Tensor, calls: Calls | None = None, half: torch.dtype | None = None
+) -> float:
     """Return the JEPA score of one preprocessed image (3, S, S) (eq. 3): d VJPs in turn, then the SVD of the whole J.
 
-    calls counts the encoder passes.
+    calls counts the encoder passes; half: run under autocast to this dtype.
     """
     calls = calls or Calls()
-    with _embedded(encoder, image, None, calls) as (x, embedding):
+    with _embedded(encoder, image, half, calls) as (x, embedding):
         rows = []
         for output in embedding[0]:
             (row,) = torch.autograd.grad(output, x, retain_graph=True)

@@ -5,8 +5,6 @@ evenly spread over the sorted first pictures of all templates, without animation
 correlates by more than 0.85 with one before. And the eight photos that come with scikit-image.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import platform

@@ -4,8 +4,6 @@ Exact differentiation in the encoder's own precision, of the whole Jacobian, and
 finite difference, and no product or algorithm is shared with the code that is measured against it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,11 +83,7 @@ def reference(encoder: Encoder, image: Tensor, k: int = 9) -> Reference:
 def references(
     folder: Path, encoder: Encoder, images: Mapping[str, Tensor], k: int = 9
 ) -> dict[str, Reference]:
-    """Return the reference of every image {name: (3, S, S)}, made and kept where `folder` lacks it.
-
-    The folder should be named for the encoder; files do not say which one made them. One of another image under the
-    same name is made again.
-    """
+    """Return the reference of every image {name: (3, S, S)}, made and kept where `folder`, one an encoder, lacks it."""
     found = {}
     for name, image in images.items():
         file = folder / f"{name}-dense-k{k}.safetensors"

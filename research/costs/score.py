@@ -11,8 +11,6 @@ largest values alone rank worse at that cost; quadrature's products have to be c
 score itself is 384 backward passes for the paper's program and for this one, and neither is faster on one core.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

@@ -13,11 +13,9 @@ resolution, because the denoiser is asked once. The faithful path is no faster t
 (research/costs/naive.py): four fifths of both are the denoiser and the full decoder, there and back.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,7 +23,7 @@ import torch
 from torch import Tensor
 
 from research.costs.naive import naive_gradient
-from research.harness import program
+from research.harness import program, timing
 from research.harness.host import chain, host_differentiable, load_host_encoder, preset_inputs
 from research.harness.networks import (
     CFG,
@@ -37,14 +35,7 @@ from research.harness.networks import (
     tiny_autoencoder,
 )
 from research.harness.program import Row, markdown
-from research.harness.timing import (
-    DECODER_BACKWARD,
-    DECODER_FORWARD,
-    DENOISER_BACKWARD,
-    ENCODER,
-    Stages,
-    count_operations,
-)
+from research.harness.timing import Stages, count_operations
 
 UNGUIDED, NAIVE = "unguided", "naive"
 # Arm -> the preset it starts from, and inputs of the node in place of the preset's.
@@ -57,51 +48,40 @@ ARMS: dict[str, tuple[str, Row]] = {
     ),
     "through denoiser, VAE at encoder resolution": ("balanced", {"gradient_path": "through denoiser"}),
     "balanced": ("balanced", {}),
+    "custom": ("custom", {"gradient_path": "denoiser constant"}),
     "fast": ("fast", {}),
     "fast without a tiny autoencoder": ("fast", {"decoder": "encoder resolution"}),
 }
 NOTHING: tuple[float, int] = (0.0, 0)  # of a stage that a step does not have
 
 
-class NaiveChain:
+def naive_chain(vae: Any, encoder: Any, stages: Stages) -> Callable[..., Any]:
     """A gradient function for apply_guidance: the paper's algorithm, unoptimised, in one pass after the other.
 
     The whole image is decoded and its graph kept beside the denoiser's, the resize is the authors', and the
     gradient of the guided score is research.costs.naive's.
     """
 
-    def __init__(self, vae: Any, encoder: Any, stages: Stages) -> None:
-        self.vae = vae
-        self.encoder = encoder
-        self.stages = stages
-
-    def __call__(self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any) -> Any:
-        """See LatentGradient.__call__ for the arguments."""
-        with host_differentiable(self.vae.first_stage_model, self.encoder):
+    def gradient(denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any) -> Any:
+        with host_differentiable(vae.first_stage_model, encoder):
             leaf = x.detach().clone().requires_grad_()
             latent = base_model.process_latent_out(denoise(leaf).clone())
-            with self.stages.stage(DECODER_FORWARD):
-                image = chain.decoded(self.vae, latent)
-                seen = self.encoder.preprocess(image, antialias=False)
-            with self.stages.stage(ENCODER):
-                rarity = naive_gradient(self.encoder, seen.detach()[0])
-            self.stages.encoder_calls.append(rarity.calls.sequential)
-            with self.stages.stage(DECODER_BACKWARD):
-                (gradient,) = torch.autograd.grad(seen, latent, rarity.grad[None], retain_graph=True)
-            with self.stages.stage(DENOISER_BACKWARD):
-                (gradient,) = torch.autograd.grad(latent, leaf, gradient)
-        return chain.Slope(torch.tensor([rarity.score], dtype=torch.float64), gradient)
+            with stages.stage(timing.DECODER_FORWARD):
+                seen = encoder.preprocess(chain.decoded(vae, latent), antialias=False)
+            with stages.stage(timing.ENCODER):
+                rarity = naive_gradient(encoder, seen.detach()[0])
+            stages.encoder_calls.append(rarity.calls.sequential)
+            with stages.stage(timing.DECODER_BACKWARD):
+                (found,) = torch.autograd.grad(seen, latent, rarity.grad[None], retain_graph=True)
+            with stages.stage(timing.DENOISER_BACKWARD):
+                (found,) = torch.autograd.grad(latent, leaf, found)
+        return chain.Slope(torch.tensor([rarity.score], dtype=torch.float64), found)
+
+    return gradient
 
 
 def run_arm(
-    networks: Networks,
-    arm: str,
-    steps: int,
-    pixels: int,
-    stages: Stages,
-    *,
-    arms: Mapping[str, tuple[str, Row]] = ARMS,
-    strength: float = 0.5,
+    networks: Networks, arm: str, steps: int, pixels: int, stages: Stages, strength: float = 0.5
 ) -> Tensor:
     """Sample `steps` steps of an arm, every one guided, and report them to `stages`; returns the latent."""
     everywhere = {"strength": strength, "start_percent": 0.0, "end_percent": 1.0}
@@ -110,10 +90,10 @@ def run_arm(
     if arm == UNGUIDED:
         model = networks.model
     elif arm == NAIVE:
-        gradient = NaiveChain(networks.vae, networks.encoder.encoder, stages)
+        gradient = naive_chain(networks.vae, networks.encoder.encoder, stages)
         model = networks.guided(preset_inputs(changes=everywhere), gradient)
     else:
-        preset, changes = arms[arm]
+        preset, changes = ARMS[arm]
         model = networks.guided(preset_inputs(preset, changes | everywhere))
     latent = networks.sample(model, steps, pixels, stages)
     if len(stages.steps) != steps:
@@ -121,14 +101,7 @@ def run_arm(
     return latent
 
 
-def measure(
-    networks: Networks,
-    arm: str,
-    steps: int,
-    pixels: int,
-    count: bool,
-    arms: Mapping[str, tuple[str, Row]] = ARMS,
-) -> Row:
+def measure(networks: Networks, arm: str, steps: int, pixels: int, count: bool) -> Row:
     """Time an arm's steps by stage, and count the operations of a warm one.
 
     Args:
@@ -146,7 +119,7 @@ def measure(
             lambda done: counting.enter_context(counter) if count and done == steps else None,
         )
         with stages.watching():
-            run_arm(networks, arm, steps + count, pixels, stages, arms=arms)
+            run_arm(networks, arm, steps + count, pixels, stages)
     totals = [round(sum(seconds for seconds, _ in step.values()), 4) for step in stages.steps[:steps]]
     warm, counted = stages.steps[1:steps], stages.steps[-1]
     parts: dict[str, Row] = {}
@@ -176,7 +149,7 @@ def with_ratios(arms: dict[str, Row]) -> dict[str, Row]:
                 row["tflop_over_unguided"] = round(row["tflop"] / arms[UNGUIDED]["tflop"], 3)
         if NAIVE in arms and arm != UNGUIDED:
             naive = arms[NAIVE]["seconds"]
-            free = row["seconds"] - row["stages"].get(ENCODER, {}).get("seconds", 0.0)
+            free = row["seconds"] - row["stages"].get(timing.ENCODER, {}).get("seconds", 0.0)
             row["naive_over_this"] = round(naive / row["seconds"], 3)
             row["naive_over_this_at_best"] = round(naive / free, 3)
         found[arm] = row

@@ -14,8 +14,6 @@ Four controls from the same noise, with 10 Euler steps, CFG 2 and the node's def
 Resumable: run the same command again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -11,8 +11,6 @@ Conclusion: tracking in half precision and one call of the denoiser keep all of 
 time; holding the denoiser constant keeps three quarters.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from typing import Any

@@ -7,8 +7,6 @@ gives the picture's projected score under the encoder that guides (lower is rare
 pixel from strength 0, of 255. WORK gets a sheet for each gradient path. Resumable: run the same command again.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from typing import Any

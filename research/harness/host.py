@@ -1,7 +1,5 @@
 """What research takes from the pack's host layer, in one place: importing this loads the pack."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from research.harness.pack import load_pack

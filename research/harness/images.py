@@ -1,7 +1,5 @@
 """Images of the demo generator from the same noise in every arm of an experiment: made, scored and judged, resumable."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,9 +73,7 @@ class Experiment:
     """Images of every arm of every seed below a folder, with a JSON line for each image and each score.
 
     All arms of a seed are made before the next seed, so that every prefix of the work is a whole experiment.
-
-    Attributes:
-        arms: name -> the MODEL that samples, of a seed; the name is that of its files.
+    arms: name -> the MODEL that samples, of a seed; the name is that of its files.
     """
 
     folder: Path

@@ -1,7 +1,5 @@
 """Networks of published sizes with random weights, of the host's own classes: speed and memory do not depend on weights."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Loads the repository as the package jepa_guidance, as a host loads a custom node folder."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys

@@ -1,7 +1,5 @@
 """The frame of a program: its options, what its figures are of, and files that survive a run that is stopped."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Sheets of pictures."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Arithmetic on {(seed, arm): value}: means, standard errors, paired differences, shares."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 

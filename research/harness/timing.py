@@ -1,7 +1,5 @@
 """Seconds and memory, on a processor or a CUDA device, of a call and of the stages of a guided step."""
 
-from __future__ import annotations
-
 import gc
 import statistics
 import time
@@ -63,11 +61,8 @@ def peak_memory(run: Callable[[], object]) -> dict[str, float]:
 class Stages:
     """Adds up seconds and operations by stage, from the first stage of a step to its end; the innermost is charged.
 
-    Attributes:
-        operations: the count so far, of matrix products and convolutions.
-        on_step: called with the number of steps so far after each.
-        steps: for each step, {stage: (seconds, operations)}.
-        encoder_calls: of each gradient, in turn.
+    operations: the count so far. on_step: called with the number of steps so far after each. steps: for each,
+    {stage: (seconds, operations)}. encoder_calls: of each gradient, in turn.
     """
 
     operations: Callable[[], int] = lambda: 0

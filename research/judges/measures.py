@@ -13,8 +13,6 @@ None of them is a Jacobian, and most use another network. For images (B, 3, 64, 
 The training images' embeddings and 32 x 32 thumbnails are beside this file, made by research/judges/train.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -62,11 +60,8 @@ class Classifier(nn.Module):
 
 
 class Bank(NamedTuple):
-    """What is known of the real images; row i of everything is the same image.
-
-    encoder: (N, 384), embeddings of the encoder that encoder_name names, by name and sha256. classifier: (N, 128),
-    features. thumbnails: (N, 3, 32, 32) in [0, 1]. labels: (N,) in 1..7. held_out: (N,) bool, True for images that
-    nothing was trained on.
+    """What is known of the real images: embeddings (N, 384) and features (N, 128), thumbnails (N, 3, 32, 32) in [0, 1],
+    labels (N,) in 1..7, and whether nothing was trained on an image. encoder_name has the encoder's sha256.
     """
 
     encoder: Tensor
@@ -123,13 +118,11 @@ def copy_distance(images: Tensor, thumbnails: Tensor) -> Tensor:
 def judge(
     images: Tensor, labels: Tensor, bank: Bank, classifier: Classifier, embed: Embed | None
 ) -> dict[str, Tensor]:
-    """All measures of the images, each (B,) float32; see the top of this file.
+    """All measures of images (B, 3, 64, 64) in [0, 1], each (B,) float32; see the top of this file.
 
     Args:
-        images: (B, 3, 64, 64) in [0, 1].
         labels: (B,), the class that was asked for, 1..7.
-        embed: images like these -> (B, 384), under the encoder that the bank was made with; None leaves
-            rarity_encoder out.
+        embed: images like these -> (B, 384), under the bank's encoder; None leaves rarity_encoder out.
     """
     with torch.no_grad():
         features = classifier.features(images.float())

@@ -9,8 +9,6 @@ classifier.json. bank.safetensors has embeddings under the encoder that dev.py s
 precision; thumbnails.webp is lossless, 32 x 32 pixels a picture. Both keep the order of load_pictures.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What every training shares: its state and checkpoint, its learning rate, its random draws and its curves."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,14 +22,10 @@ class InputError(SystemExit):
 
 @dataclass
 class Training:
-    """What a training changes as it goes.
+    """What a training changes as it goes, and its checkpoint `file`.
 
-    Attributes:
-        file: its checkpoint.
-        average: the exponential average of the model.
-        identity: what a checkpoint must have been made with to be resumed, such as the model's sizes.
-        step: how many steps are done.
-        rows: the losses that were reported.
+    average: exponential, of the model. identity: what a checkpoint must have been made with to be resumed. step: how many
+    are done. rows: the losses that were reported.
     """
 
     file: Path
@@ -88,12 +82,7 @@ class Training:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
     def report(self, folder: Path, record: dict[str, Any], kinds: Mapping[str, str]) -> None:
-        """Write loss.json, and loss.png: the curves of each kind of loss, and of "held_out_" and the kind.
-
-        Args:
-            record: goes into loss.json beside the rows.
-            kinds: key of a row -> what its axis is called.
-        """
+        """Write loss.json (record and rows) and loss.png: curves of each kind (key of a row -> its axis), held out too."""
         (folder / "loss.json").write_text(json.dumps(record | {"rows": self.rows}) + "\n")
         figure = Figure((4.5 * len(kinds), 3.5), layout="constrained")
         plots = figure.subplots(1, len(kinds), squeeze=False)[0]

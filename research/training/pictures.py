@@ -12,12 +12,9 @@ from torch import Generator, Tensor
 class Pictures(NamedTuple):
     """Every picture of a data set; row i of everything is the same one.
 
-    Attributes:
-        images: (N, 3, 2 S, 2 S) uint8 on white, of twice the side that is trained on: augmentation samples from them.
-        labels: (N,) int64, from 1; 0 stands for no class.
-        held_out: (N,) bool, True for pictures that nothing is trained on.
-        classes: the name of label 1, 2 and so on.
-        licence: of the pictures; it goes into the header of what is trained on them.
+    images: (N, 3, 2 S, 2 S) uint8 on white, of twice the side that is trained on: augmentation samples from them. labels:
+    (N,) int64, from 1; 0 stands for no class. held_out: (N,) bool, True for pictures that nothing is trained on. classes:
+    the name of label 1, 2 and so on. licence: goes into the header of what is trained on them.
     """
 
     images: Tensor

@@ -88,15 +88,17 @@ def test_half_precision_reaches_the_encoder(
     )
     try:
         found = naive_gradient(encoder, images[0].float(), half=half)
+        score = naive_score(encoder, images[0].float(), half=half)
     finally:
         handle.remove()
     assert set(seen) == {half}
     assert found.grad.dtype == torch.float32
     assert found.grad.isfinite().all()
-    exact = naive_gradient(encoder, images[0].float())
+    exact = naive_score(encoder, images[0].float())
+    # (a LayerNorm makes two singular values that are nothing but rounding, which half precision moves a lot)
     # near, but not equal: half precision did take part
-    assert found.score != exact.score
-    assert found.score == pytest.approx(exact.score, rel=0.5)
+    assert score != exact
+    assert score == pytest.approx(exact, rel=0.5)
 
 
 def test_emulated_float16_is_that_of_torch() -> None:

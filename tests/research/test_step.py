@@ -12,7 +12,7 @@ import torch
 
 from jepa_core import RarityGradient
 from research.costs import step as benchmark
-from research.costs.step import ARMS, NAIVE, UNGUIDED, NaiveChain, measure, run_arm, table, with_ratios
+from research.costs.step import ARMS, NAIVE, UNGUIDED, measure, naive_chain, run_arm, table, with_ratios
 from research.harness.host import chain, preset_inputs
 from research.harness.networks import Networks, randomise, tiny_autoencoder
 from research.harness.timing import (
@@ -116,7 +116,7 @@ def test_the_naive_chain_has_the_gradient_of_the_chain(networks: Networks) -> No
         return 0.5 * z + 0.1 * z.sin()
 
     sigma = torch.tensor(1.0)
-    naive = NaiveChain(networks.vae, encoder, Stages())(denoise, x, sigma, base)
+    naive = naive_chain(networks.vae, encoder, Stages())(denoise, x, sigma, base)
     exact = chain.LatentGradient(
         networks.vae, [chain.Guide(encoder)], rarity, through_denoiser=True, antialias=False
     )

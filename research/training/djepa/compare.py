@@ -9,8 +9,6 @@ covariance of 384 entries cannot be known, so the distance to the images trained
 "real" says what the held-out images themselves have. Figures of this small set compare these rows and nothing else.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

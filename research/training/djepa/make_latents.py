@@ -6,8 +6,6 @@ Writes WORK/tokenizer.safetensors, and beside it latents.safetensors (many augme
 held_out.safetensors. Resumable: run the same command again; every step draws from its own seed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

@@ -12,8 +12,6 @@ Latents are a safetensors file with `latents` (rows, C, S, S), already scaled, a
 header may name the classes as JSON in `classes`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -5,8 +5,6 @@ processor cores can learn. The skin-tone variants are left out, so that nothing 
 with rarity.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -9,8 +9,6 @@ The pixels are folded 4 x 4 into channels (48 x 16 x 16), an orthonormal change 
 a step an order of magnitude cheaper than the same network at 64 x 64.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
