@@ -3,8 +3,8 @@
     python dev.py bench [--folder WORK] [PART ...]     run the parts (default: all but cuda), then print the tables
     python dev.py bench --table                        only print the tables of the figures that are there
 
-Each part is a program of its own, runs in a process of its own and has its table() beside its measurement. All of them
-take some two hours on two cores, "score" the most.
+Each part is a separate program, runs in a separate process, and has its table() beside its measurement. All of them take
+some three hours on two cores, "score" the most.
 """
 
 import argparse
@@ -20,13 +20,11 @@ from typing import Any
 from research.harness.pack import ROOT
 from research.harness.program import FIGURES
 
-# Part -> the folder of its program.
-PARTS = {
-    **dict.fromkeys(("gradient", "score", "step", "memory"), "costs"),
-    **{"paths": "effects", "guides": "costs", "djepa": "costs", "cuda": "costs"},
-}
+# Part -> its program. (A module called cuda beside the others would hide the library of that name from torch.)
+PARTS = {part: f"costs/{part}" for part in ("gradient", "score", "step", "memory")}
+PARTS |= {"paths": "effects/paths", "guides": "costs/guides", "djepa": "costs/djepa", "cuda": "costs/device"}
 RESUMED = ("gradient", "score", "paths", "cuda")
-# Of a machine of their own: left out unless asked for.
+# Need another machine: left out unless asked for.
 ELSEWHERE = ("cuda",)
 
 
@@ -38,7 +36,7 @@ def read(folder: Path = FIGURES) -> dict[str, Any]:
 
 def table(part: str, figures: Mapping[str, Any]) -> str:
     """The figures of a part in Markdown."""
-    return importlib.import_module(f"research.{PARTS[part]}.{part}").table(figures)
+    return importlib.import_module(f"research/{PARTS[part]}".replace("/", ".")).table(figures)
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {part: partial(table, part) for part in PARTS}
@@ -57,7 +55,7 @@ def main() -> int:
         parser.error(f"there is no part {sorted(unknown)[0]!r}; parts: {', '.join(PARTS)}")
     for part in [] if options.table else options.parts or [part for part in PARTS if part not in ELSEWHERE]:
         print(f"== {part}", flush=True)
-        words = [sys.executable, "-P", str(ROOT / "research" / PARTS[part] / f"{part}.py")]
+        words = [sys.executable, "-P", str(ROOT / "research" / f"{PARTS[part]}.py")]
         words += ["--folder", str(options.folder)] if part in RESUMED else []
         if subprocess.run(words).returncode != 0:
             return 1

@@ -124,7 +124,7 @@ def under_autocast(encoder: Encoder, image: Tensor, truth: Reference) -> dict[st
 def summary(rows: Sequence[Measured]) -> dict[str, dict[str, dict[str, float]]]:
     """{run or "all": {arm: figures}}; ratios are of mean seconds, the paper's over the arm's.
 
-    "all" is of sampling alone; the photo is a test of its own.
+    "all" is of sampling alone; the photo is a separate test.
     """
     kinds = dict.fromkeys(row.trajectory.split("-")[1] for row in rows)
     table = {kind: [row for row in rows if row.trajectory.split("-")[1] == kind] for kind in kinds} | {

@@ -113,7 +113,7 @@ def measure(networks: Networks, arm: str, steps: int, pixels: int, count: bool) 
     """
     counter = count_operations()
     with ExitStack() as counting:
-        # counting slows a step down, so it has one of its own at the end
+        # counting slows a step down, so an extra one at the end is counted
         stages = Stages(
             counter.get_total_flops,
             lambda done: counting.enter_context(counter) if count and done == steps else None,

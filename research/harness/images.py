@@ -56,14 +56,14 @@ class Sampler:
 
     @torch.inference_mode()
     def estimates(self, seed: int) -> dict[str, Tensor]:
-        """ "images": the decoded clean estimate of each step of the stock sampler, (steps, H, W, 3) in [0, 1]."""
+        """The decoded clean estimate of each step of the stock sampler: {"images": (steps, H, W, 3) in [0, 1]}."""
         found: list[Tensor] = []
         self.sample(self.model, seed, lambda _, clean, *__: found.append(clean.clone()))
         latents = map(self.model.model.process_latent_out, found)
         return {"images": torch.cat([self.vae.decode(one) for one in latents])}
 
     def settings(self) -> Row:
-        """What a record says of the sampling."""
+        """The sampling, for the settings of a record."""
         sampling = {"steps": self.steps, "cfg": CFG, "sampler": SAMPLER, "scheduler": SCHEDULER}
         return sampling | {"projection": PROJECTION, "generator": sha256(demo.WEIGHTS)}
 

@@ -102,7 +102,7 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def append_row(file: Path, row: Row) -> None:
-    """Add a JSON line in one write, so that two processes can share the file, below whatever stands there."""
+    """Add a JSON line in one write, on a new line even after one that was left unfinished."""
     with open(file, "a") as lines:
         lines.write(f"\n{json.dumps(row)}\n")
 

@@ -104,6 +104,6 @@ def learning_rate(step: int, steps: int, warmup: int, decay: float) -> float:
 
 
 def step_generator(seed: int, step: int, process: int, purpose: int) -> torch.Generator:
-    """A generator of its own for each step, process and purpose."""
+    """A separate generator for each step, process and purpose."""
     words = np.random.SeedSequence([seed, step, process, purpose]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))

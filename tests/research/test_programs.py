@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from research.costs import cuda, djepa, gradient, guides, memory, score, step
+from research.costs import device, djepa, gradient, guides, memory, score, step
 from research.costs.pictures import photos
 from research.harness.networks import Networks
 from research.judges import train as judges
@@ -21,6 +23,7 @@ from research.training.djepa import compare, make_latents
 from research.training.djepa import train as train_djepa
 from research.training.emoji import train as generator
 from research.training.pictures import Pictures
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +115,14 @@ def test_djepa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cuda(
     small_encoder: Path, tmp_path: Path, networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "random_networks", lambda *_: networks)
-    monkeypatch.setattr(cuda, "peak_memory", lambda run: {"above_weights_GiB": 0.0})
-    monkeypatch.setattr(cuda, "SIZES", {"tiny": cuda.SD15._replace(pixels=64)})
-    monkeypatch.setattr(cuda, "PRESETS", ("balanced",))
-    monkeypatch.setattr(cuda, "SIDE", 28)
+    monkeypatch.setattr(device, "random_networks", lambda *_: networks)
+    monkeypatch.setattr(device, "peak_memory", lambda run: {"above_weights_GiB": 0.0})
+    monkeypatch.setattr(device, "SIZES", {"tiny": device.SD15._replace(pixels=64)})
+    monkeypatch.setattr(device, "PRESETS", ("balanced",))
+    monkeypatch.setattr(device, "SIDE", 28)
     records: list[dict[str, Any]] = []
-    cuda.everything(small_encoder, tmp_path, 2, 2, records.append)
-    assert "balanced" in cuda.table(records[-1])
+    device.everything(small_encoder, tmp_path, 2, 2, records.append)
+    assert "balanced" in device.table(records[-1])
     assert records[-1]["promises"]["tiny"]["an unguided run repeats bit for bit"]
 
 
@@ -178,3 +181,9 @@ def test_a_djepa_is_trained_from_latents_and_compared(
     compare.main([*words, "--unet", "run"])
     assert {"real", "unet", "run"} == set(figures(tmp_path)["rows"])
     assert (tmp_path / "run" / "sheet.png").stat().st_size > 1000
+
+
+def test_no_program_hides_a_library() -> None:
+    """dev.py appends a program's folder to sys.path, where a file would win over a namespace package such as cuda."""
+    files = [file for file in (ROOT / "research").rglob("*.py") if file.stem != "__init__"]
+    assert [file for file in files if PathFinder.find_spec(file.stem, sys.path)] == []

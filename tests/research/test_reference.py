@@ -52,7 +52,9 @@ def test_kept_references_are_read_and_those_of_another_image_made_again(
 
 @pytest.mark.long
 def test_single_precision_is_enough_on_a_photo(encoder_dir: Path, photos: list[Tensor]) -> None:
-    single, double = load_encoder(encoder_dir), load_encoder(encoder_dir, dtype=torch.float64)
+    single, double = (
+        load_encoder(encoder_dir, dtype=dtype, image_size=112) for dtype in (torch.float32, torch.float64)
+    )
     image = single.preprocess(photos[0][None])[0]
     found, exact = (reference(one, image, 9) for one in (single, double))
     torch.testing.assert_close(found.s, exact.s, rtol=1e-5, atol=0)

@@ -64,7 +64,7 @@ def load_run(folder: Path) -> tuple[DJEPA, Row]:
 
 
 def draw(model: DJEPA, tokenizer: Tokenizer, labels: Tensor) -> Tensor:
-    """Images (B, 3, 64, 64) in [0, 1] of labels from 0, each of its own seed."""
+    """Images (B, 3, 64, 64) in [0, 1] of labels from 0, a seed each."""
     pictures = []
     for seeds in torch.arange(len(labels)).split(BATCH):
         tokens = sample_tokens(

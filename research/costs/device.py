@@ -1,6 +1,6 @@
 """What does guidance cost on a CUDA device, what does it keep in memory, and do its promises hold there?
 
-    python dev.py run research/costs/cuda.py --folder WORK          a machine with CUDA
+    python dev.py run research/costs/device.py --folder WORK          a machine with CUDA
 
 The denoiser and the KL decoder are the host's own classes at the size of Stable Diffusion 1.5 (512 pixels) and SDXL
 (1024 pixels), with random weights in the host's precision, resident; the encoder is the real trained one. Steps are timed
