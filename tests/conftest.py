@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,43 +39,15 @@ def put_first(*folders: Path) -> None:
     sys.path[:] = names + [entry for entry in sys.path if entry not in names]
 
 
-def use_the_cpu_without_cuda() -> None:
-    """Make the host use the CPU if there is no CUDA; otherwise its import raises."""
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
-
-
 def compute_exactly_on_cuda() -> None:
     """No TF32, and deterministic convolutions: tests compare results bit by bit."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
 
 
-def load_pack() -> ModuleType:
-    """Load the repository as the package jepa_guidance, as a host loads a custom node folder.
-
-    jepa_core is the same package under two names, so that its classes exist only once.
-    """
-    spec = importlib.util.spec_from_file_location(
-        "jepa_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules["jepa_guidance"] = pack
-    core = importlib.import_module("jepa_core")
-    for file in sorted((ROOT / "jepa_core").rglob("*.py")):
-        parts = file.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        sys.modules[f"jepa_guidance.{name}"] = importlib.import_module(name)
-    pack.jepa_core = core  # type: ignore[attr-defined]
-    spec.loader.exec_module(pack)
-    return pack
-
-
 put_first(HOST, ROOT)
-use_the_cpu_without_cuda()
+from research.harness.pack import load_pack  # noqa: E402
+
 compute_exactly_on_cuda()
 load_pack()
 

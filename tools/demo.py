@@ -31,17 +31,10 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from jepa_core import load_encoder
+from research.harness.program import encoder_identity
 from research.harness.sheet import contact_sheet
-from research.judges.measures import (
-    Bank,
-    Embed,
-    encoder_identity,
-    judge,
-    judge_held_out,
-    load_bank,
-    load_classifier,
-    mean_and_error,
-)
+from research.harness.summary import mean_and_error
+from research.judges.measures import Bank, Embed, judge, judge_held_out, load_bank, load_classifier
 from tools.server import ExecutionFailed, Server, ServerError
 
 ROOT = Path(__file__).absolute().parents[1]

@@ -1,25 +1,16 @@
-"""How fast a D-JEPA draws tokens, beside a plain loop that gives the same ones.
+"""How fast does a D-JEPA draw tokens, beside a plain loop that gives the same ones?
 
     python dev.py run research/costs/djepa.py
 
-The plain loop is the algorithm as the paper's public code writes it, on the same networks: at each step both halves of
-classifier-free guidance through both transformers, every row of the last block, and at each denoising step the head
-with everything that it makes of time and feature. jepa_core.djepa leaves out what cannot change the result: rows of the
-last block that nobody wants, the first step of images that share a class, and what the head makes of the same
-feature again and again. Attention runs in both directions, so keys and values of earlier steps cannot be kept.
-
-Both ways run in turn, on the same seeds, and their tokens are compared.
+The plain loop is the algorithm as the paper's public code writes it, on the same networks and seeds. jepa_core.djepa
+leaves out what cannot change the result: unwanted rows of the last block, the first step of images that share a class,
+and what the head makes of the same feature again and again.
 """
 
-from __future__ import annotations
-
 import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,8 +27,11 @@ from jepa_core.djepa import (
     sample_tokens,
 )
 from jepa_core.djepa.model import DenoisingHead
+from research.harness import program
+from research.harness.pack import ROOT
+from research.harness.program import Row, markdown
+from research.harness.timing import timed
 
-ROOT = Path(__file__).absolute().parents[2]
 WEIGHTS = ROOT / "assets" / "djepa64.safetensors"
 REPEATS = 3
 
@@ -80,13 +74,8 @@ def plain_sample(
         context = tokens.gather(1, places[..., None].expand(-1, -1, config.token_width)).repeat(2, 1, 1)
         z = model.features(context, places.repeat(2, 1), both, everything)
         rows = wanted.repeat(2, 1)[..., None].expand(-1, -1, config.width)
-        noise = torch.stack(
-            [
-                torch.randn(denoiser.draws(denoising_steps), *index.shape[1:], generator=one)
-                for one in generators
-            ],
-            1,
-        )
+        shape = (denoiser.draws(denoising_steps), *index.shape[1:])
+        noise = torch.stack([torch.randn(shape, generator=one) for one in generators], 1)
         drawn = denoiser.sample(
             PlainHead(model.head),  # type: ignore[arg-type]
             z.gather(1, rows).flatten(0, 1),
@@ -99,24 +88,22 @@ def plain_sample(
     return tokens
 
 
-def measure(model: DJEPA, batch: int, settings: dict[str, Any]) -> dict[str, Any]:
+def measure(model: DJEPA, batch: int, settings: Row) -> Row:
     """Tokens a second of both ways, and how far their tokens are apart."""
     labels, seeds = torch.arange(batch) % model.config.classes, range(batch)
-    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    times = []
     apart = 0.0
     for _ in range(REPEATS):
-        results = []
-        for name, way in (("plain", plain_sample), ("ours", sample_tokens)):
-            begun = time.perf_counter()
-            results.append(way(model, labels, seeds, **settings))
-            seconds[name].append(time.perf_counter() - begun)
-        apart = max(apart, ((results[0] - results[1]).abs().max() / results[0].abs().max()).item())
+        plain, plain_seconds = timed(partial(plain_sample, model, labels, seeds, **settings))
+        ours, seconds = timed(partial(sample_tokens, model, labels, seeds, **settings))
+        times.append((plain_seconds, seconds))
+        apart = max(apart, ((plain - ours).abs().max() / plain.abs().max()).item())
     tokens = batch * model.config.tokens
-    ratios = [plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)]
-    found = {name: round(tokens / statistics.median(values), 1) for name, values in seconds.items()}
-    row = {"plain_tokens_a_second": found["plain"], "tokens_a_second": found["ours"]}
-    return row | {
-        "times_faster": round(statistics.median(ratios), 2),
+    rates = [round(tokens / statistics.median(some), 1) for some in zip(*times, strict=True)]
+    return {
+        "plain_tokens_a_second": rates[0],
+        "tokens_a_second": rates[1],
+        "times_faster": round(statistics.median(one / other for one, other in times), 2),
         "largest_difference": float(f"{apart:.1e}"),
     }
 
@@ -130,7 +117,7 @@ def random_model(config: DJEPAConfig) -> DJEPA:
     return model
 
 
-def counted(size: str, steps: int = 64, denoising_steps: int = 100) -> dict[str, Any]:
+def counted(size: str, steps: int = 64, denoising_steps: int = 100) -> Row:
     """Floating-point operations of one image with guidance at a published size, counted on the meta device."""
     config = published_config(size)
     with torch.device("meta"):
@@ -139,23 +126,19 @@ def counted(size: str, steps: int = 64, denoising_steps: int = 100) -> dict[str,
         def pair(entries: int) -> Tensor:
             return torch.empty(2, entries, dtype=torch.long)
 
-        transformers = head = 0
-        revealed = 0
+        def flop(module: Any, *shapes: Any) -> int:
+            with FlopCounterMode(display=False) as counter:
+                module(*shapes)
+            return counter.get_total_flops()
+
+        transformers = head = revealed = 0
         for masked in masked_counts(config.tokens, steps):
             wanted = config.tokens - masked - revealed
-            with FlopCounterMode(display=False) as counter:
-                model.features(
-                    torch.empty(2, revealed, config.token_width), pair(revealed), pair(1)[:, 0], pair(wanted)
-                )
-            transformers += counter.get_total_flops()
-            with FlopCounterMode(display=False) as counter:
-                tokens = 2 * wanted
-                model.head(
-                    torch.empty(tokens, config.token_width),
-                    torch.empty(tokens),
-                    torch.empty(tokens, config.width),
-                )
-            head += denoising_steps * counter.get_total_flops()
+            context = torch.empty(2, revealed, config.token_width)
+            transformers += flop(model.features, context, pair(revealed), pair(1)[:, 0], pair(wanted))
+            tokens = torch.empty(2 * wanted, config.token_width)
+            z = torch.empty(2 * wanted, config.width)
+            head += denoising_steps * flop(model.head, tokens, tokens[:, 0], z)
             revealed += wanted
     weights = sum(value.numel() for value in model.parameters()) - sum(
         w.numel() for w in model.projection.parameters()
@@ -169,22 +152,44 @@ def counted(size: str, steps: int = 64, denoising_steps: int = 100) -> dict[str,
     }
 
 
-def main() -> None:
+def table(figures: Row) -> str:
+    """How fast D-JEPAs draw tokens, beside a plain loop; then what the published sizes take, counted."""
+    columns = {
+        "model": "{model}",
+        "images": "{batch}",
+        "sets x denoising steps": "{steps} x {denoising_steps}",
+        "plain loop, tokens a s": "{plain_tokens_a_second:.1f}",
+        "tokens a s": "{tokens_a_second:.1f}",
+        "times faster": "{times_faster:.2f}",
+        "apart": "{largest_difference:.0e}",
+    }
+    counted = {
+        "size": "{size}",
+        "weights, M": "{weights_M}",
+        "float32, GB": "{float32_GB}",
+        "transformers, TFLOP an image": "{transformers_TFLOP}",
+        "head, TFLOP an image": "{head_TFLOP}",
+    }
+    return markdown(columns, figures["rows"]) + "\n\n" + markdown(counted, figures["counted"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = program.parser(__file__, __doc__, program.FIGURES / "djepa.json", encoder=False)
+    options = parser.parse_args(arguments)
     small = load_djepa(WEIGHTS).model
-    cases: list[tuple[str, DJEPA, int, dict[str, Any]]] = [
+    cases: list[tuple[str, DJEPA, int, Row]] = [
         ("emoji", small, batch, {"steps": steps, "denoising_steps": 50, "cfg": 2.0})
         for batch, steps in ((1, 32), (1, 64), (8, 32))
     ]
     short = {"steps": 4, "denoising_steps": 25, "cfg": 3.0}
     cases.append(("B", random_model(published_config("B")), 1, short))
     rows = []
-    for name, model, batch, settings in cases:
-        rows.append({"model": name, "batch": batch, **settings, **measure(model, batch, settings)})
+    for name, model, batch, sizes in cases:
+        rows.append({"model": name, "batch": batch, **sizes, **measure(model, batch, sizes)})
         print(json.dumps(rows[-1]), flush=True)
-    machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    record = {"torch": torch.__version__, **machine, "dtype": "float32", "device": "cpu", "rows": rows}
+    record = {"settings": program.settings(parser, options), "rows": rows}
     record["counted"] = [counted(size) for size in ("B", "L", "H")]
-    (ROOT / "research" / "figures" / "djepa.json").write_text(json.dumps(record, indent=1) + "\n")
+    program.write(options.out, record, table)
 
 
 if __name__ == "__main__":

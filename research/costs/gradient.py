@@ -1,64 +1,47 @@
-"""The guided gradient along real sampling trajectories: seconds, encoder calls and cosine with the exact one.
+"""How fast and how exact is each way to the guided gradient, along real sampling trajectories?
 
     python dev.py run research/costs/gradient.py --folder WORK
 
 Clean estimates of the demo generator, sampled with 4, 20 and 50 Euler steps, at the steps that the default
-schedule guides; and a harder path, a photo coming into focus in ten equal steps. Each arm sees every image in
-order, as guidance shows them to it; the paper's algorithm (research/costs/naive.py), which starts cold every time,
-and the cold arm see some of them, and every time ratio is between figures of one run. The exact gradients
-(research/costs/reference.py) are made first and kept in WORK, as are the trajectories. An hour on two cores.
+schedule guides; and a harder path, a photo coming into focus. Each arm sees every image in order, as guidance shows
+them; the arms that start cold, the paper's among them, see some of them. "floor" is a gradient from random left singular
+vectors, whose cosine with the exact one is about 0.9 already. Exact gradients and trajectories are kept in WORK. Two
+hours on two cores.
 
-A gradient from random left singular vectors has a cosine of about 0.9 already, since all directions share
-much of what changes the Jacobian's size; "floor" says how much.
-
-Conclusion: tracked in half precision is the preset "balanced": it is the fastest arm with a median cosine above
-0.994, though rounding leaves single steps at 0.95. Tracked in full precision is the default of the input, because
-its worst step keeps 0.995. A range that starts from the one before needs one round at nearly every step.
+Conclusion: tracked in half precision ("balanced") is the fastest arm with a median cosine above 0.994, though rounding
+leaves single steps at 0.95. Tracked in full precision is the default of the input: its worst step keeps 0.995.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from skimage import data
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from jepa_core import (
-    Encoder,
-    JacobianOperator,
-    RarityGradient,
-    differentiable,
-    full_precision,
-    load_encoder,
-)
+from jepa_core import Encoder, JacobianOperator, RarityGradient, differentiable, full_precision, load_encoder
 from jepa_core.range_finder import project, ritz_triplets
 from jepa_core.score import random_outputs
 from research.costs.naive import naive_gradient
 from research.costs.reference import Reference, cosine, references
-from research.costs.trajectories import guided_mask, trajectories
-from research.effects.evaluate import Sampler
+from research.harness import program
+from research.harness.host import Schedule
+from research.harness.images import Sampler
+from research.harness.program import Row, kept, markdown
+from research.harness.timing import seconds_of, timed
 
 # (steps, seeds): three classes where runs are short. The class of seed 2 moves most.
 RUNS = ((4, (0, 1, 2)), (20, (2,)), (50, (2,)))
+HALF = {"tolerance": 0.35, "half": True}
 ARMS: dict[str, dict[str, Any]] = {
     "cold, full precision (faithful)": {"tracked": False},
     "tracked, full precision (custom)": {},
-    "tracked, half precision (balanced)": {"tolerance": 0.35, "half": True},
-    "tracked, half precision (fast)": {
-        "oversample": 1,
-        "power_iterations": 1,
-        "tolerance": 0.35,
-        "half": True,
-    },
+    "tracked, half precision (balanced)": HALF,
+    "tracked, half precision (fast)": HALF | {"oversample": 1, "power_iterations": 1},
 }
 PAPER = "the paper's algorithm"
 FLOOR = "floor: random left singular vectors"
@@ -68,7 +51,7 @@ SPARSE = (PAPER, "cold, full precision (faithful)", FLOOR)
 EVERY = 6
 
 
-class Row(NamedTuple):
+class Measured(NamedTuple):
     """One gradient: which, how long it took, what it is worth. Residuals are of the tracking range finder."""
 
     trajectory: str
@@ -82,45 +65,39 @@ class Row(NamedTuple):
 
 def measure(
     encoder: Encoder, name: str, images: Sequence[Tensor], exact: Mapping[str, Reference]
-) -> list[Row]:
+) -> list[Measured]:
     """Show one trajectory's preprocessed images (3, S, S) to every arm, arms in turn at each image."""
     arms = {arm: RarityGradient(**settings) for arm, settings in ARMS.items()}
     rows = []
     for place, image in enumerate(images):
-        truth = exact[f"{name}-{place:02d}"]
         for arm in (PAPER, *arms, FLOOR):
             if arm in SPARSE and place % EVERY:
                 continue
-            residual = None
-            begun = time.perf_counter()
+            calls, residual = 0, None
             if arm == PAPER:
-                found = naive_gradient(encoder, image)
+                found, seconds = timed(partial(naive_gradient, encoder, image))
                 grad, calls = found.grad, found.calls.sequential
             elif arm == FLOOR:
-                grad, calls = from_random_vectors(encoder, image), 0
+                grad, seconds = timed(partial(from_random_vectors, encoder, image))
             else:
-                rarity = arms[arm](encoder, image[None])
-                grad, calls = rarity.grad[0], rarity.encoder_calls
-                residual = rarity.residual.max().item()
-            seconds = time.perf_counter() - begun
-            rows.append(Row(name, place, arm, seconds, cosine(grad, truth.grad), calls, residual))
-            print(f"{name} {place} {arm}: {seconds:.2f} s, cosine {rows[-1].cosine:.4f}", flush=True)
+                found, seconds = timed(partial(arms[arm], encoder, image[None]))
+                grad, calls, residual = found.grad[0], found.encoder_calls, found.residual.max().item()
+            near = cosine(grad, exact[f"{name}-{place:02d}"].grad)
+            rows.append(Measured(name, place, arm, seconds, near, calls, residual))
+            print(f"{name} {place} {arm}: {seconds:.2f} s, cosine {near:.4f}", flush=True)
     return rows
 
 
-def from_random_vectors(encoder: Encoder, image: Tensor, k: int = 9) -> Tensor:
-    """The closed form with k random orthonormal u_i in place of the singular vectors, and J^T u_i for v_i."""
+def from_random_vectors(encoder: Encoder, image: Tensor) -> Tensor:
+    """The closed form with 9 random orthonormal u_i in place of the singular vectors, and J^T u_i for v_i."""
     with differentiable(encoder), full_precision(image.device):
         jacobian = JacobianOperator(encoder, image)
-        u, sigma, v = ritz_triplets(project(jacobian, random_outputs(k, encoder.embed_dim)), k)
-        _, pull = jacobian.curvature(v)
-        return pull((u / sigma[:, None]).to(v))
+        u, s, v = ritz_triplets(project(jacobian, random_outputs(9, encoder.embed_dim)), 9)
+        return jacobian.curvature(v)[1]((u / s[:, None]).to(v))
 
 
 def focus(encoder: Encoder, steps: int = 10) -> list[Tensor]:
     """A photo (3, S, S), preprocessed, coming into focus in equal steps from a Gaussian blur of 24 pixels."""
-    from skimage import data
-
     photo = torch.from_numpy(data.astronaut()).movedim(-1, 0).float() / 255
     blurred = gaussian_blur(photo, [145, 145], [24.0, 24.0])
     images = [blurred + (photo - blurred) * step / steps for step in range(1, steps + 1)]
@@ -144,78 +121,86 @@ def under_autocast(encoder: Encoder, image: Tensor, truth: Reference) -> dict[st
     return found
 
 
-def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """{run or "all": {arm: figures}}; ratios are of mean seconds, the paper's over the arm's."""
-    # "all" is of sampling alone; the photo is a test of its own
-    kinds = list(dict.fromkeys(row.trajectory.split("-")[1] for row in rows))
-    table = {}
-    for kind in (*kinds, "all"):
-        chosen = [
-            row
-            for row in rows
-            if row.trajectory.split("-")[1] == kind or (kind == "all" and row.trajectory != FOCUS)
-        ]
-        paper = statistics.fmean(row.seconds for row in chosen if row.arm == PAPER)
-        table[kind] = {
-            arm: _figures([row for row in chosen if row.arm == arm], paper) for arm in (PAPER, *ARMS, FLOOR)
-        }
-    return table
+def summary(rows: Sequence[Measured]) -> dict[str, dict[str, dict[str, float]]]:
+    """{run or "all": {arm: figures}}; ratios are of mean seconds, the paper's over the arm's.
+
+    "all" is of sampling alone; the photo is a separate test.
+    """
+    kinds = dict.fromkeys(row.trajectory.split("-")[1] for row in rows)
+    table = {kind: [row for row in rows if row.trajectory.split("-")[1] == kind] for kind in kinds} | {
+        "all": [row for row in rows if row.trajectory != FOCUS]
+    }
+    arms = (PAPER, *ARMS, FLOOR)
+    return {kind: {arm: figures_of(some, arm) for arm in arms} for kind, some in table.items()}
 
 
-def _figures(rows: Sequence[Row], paper: float) -> dict[str, float]:
-    cosines = sorted(row.cosine for row in rows)
-    later = [row for row in rows if row.place] or list(rows)
+def figures_of(rows: Sequence[Measured], arm: str) -> dict[str, float]:
+    """Seconds, accuracy and calls of an arm."""
+
+    def mean(name: str, some: Sequence[Measured]) -> float:
+        return statistics.fmean(getattr(row, name) for row in some)
+
+    paper = mean("seconds", [row for row in rows if row.arm == PAPER])
+    own = [row for row in rows if row.arm == arm]
+    cosines = sorted(row.cosine for row in own)
     return {
-        "gradients": len(rows),
-        "seconds": round(statistics.fmean(row.seconds for row in rows), 3),
-        "ratio": round(paper / statistics.fmean(row.seconds for row in rows), 2),
-        "ratio_after_first_step": round(paper / statistics.fmean(row.seconds for row in later), 2),
+        "gradients": len(own),
+        "seconds": round(mean("seconds", own), 3),
+        "ratio": round(paper / mean("seconds", own), 2),
+        "ratio_after_first_step": round(paper / mean("seconds", [row for row in own if row.place] or own), 2),
         "cosine_median": round(statistics.median(cosines), 5),
         "cosine_worst": round(cosines[0], 5),
-        "calls_mean": round(statistics.fmean(row.calls for row in rows), 2),
-        "calls_most": max(row.calls for row in rows),
+        "calls_mean": round(mean("calls", own), 2),
+        "calls_most": max(row.calls for row in own),
     }
 
 
 def batches(encoder: Encoder, image: Tensor, sizes: Sequence[int] = (1, 2, 4, 8)) -> dict[str, float]:
     """Seconds of one warm gradient per image, for batches of these sizes (balanced)."""
-    arm = list(ARMS)[2]
     found = {}
     for size in sizes:
-        x = image.expand(size, -1, -1, -1)
-        gradient = RarityGradient(**ARMS[arm])
-        gradient(encoder, x)
-        begun = time.perf_counter()
-        gradient(encoder, x)
-        found[str(size)] = round((time.perf_counter() - begun) / size, 3)
+        gradient = RarityGradient(**ARMS["tracked, half precision (balanced)"])
+        warm = seconds_of(partial(gradient, encoder, image.expand(size, -1, -1, -1)), 2)
+        found[str(size)] = round(warm / size, 3)
     return found
 
 
 def collect(folder: Path, encoder_folder: Path, encoder: Encoder) -> Mapping[str, list[Tensor]]:
     """Preprocessed images (3, S, S) at the guided steps of every trajectory, made where WORK lacks them."""
-    sampler = Sampler(encoder_folder, power_iterations=1)
     found = {}
     for steps, seeds in RUNS:
-        made = trajectories(folder / "traj", sampler, seeds=seeds, steps=(steps,))
-        for name, images in made.items():
-            guided = images[torch.tensor(guided_mask(sampler, steps))]
-            found[name] = list(encoder.preprocess(guided))
+        sampler = Sampler(encoder_folder, steps)
+        for seed in seeds:
+            name = f"unguided-s{steps}-{seed}"
+            file = folder / "trajectories" / f"{name}.safetensors"
+            images = kept(file, partial(sampler.estimates, seed))["images"]
+            found[name] = list(encoder.preprocess(images[Schedule().guided_steps(steps)]))
     found[FOCUS] = focus(encoder)
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="where trajectories and references are kept"
-    )
-    parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).absolute().parents[1] / "figures" / "gradient.json"
-    )
+def table(figures: Row) -> str:
+    """Time, accuracy and calls of the guided gradient, over all trajectories and for each length."""
+    kinds = [kind for kind in figures["table"] if kind != "all"]
+    rows = []
+    for arm, one in figures["table"]["all"].items():
+        worst = [f"{figures['table'][kind][arm]['cosine_worst']:.3f}" for kind in kinds]
+        rows.append({"arm": arm, "worst": ", ".join(worst), **one})
+    columns = {
+        "gradient": "{arm}",
+        "s": "{seconds:.1f}",
+        "times faster": "{ratio:.1f}",
+        "cosine, median / worst": "{cosine_median:.4f} / {cosine_worst:.4f}",
+        "worst at " + ", ".join(kinds): "{worst}",
+        "calls, mean / most": "{calls_mean:.1f} / {calls_most}",
+    }
+    return markdown(columns, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = program.parser(__file__, __doc__, program.FIGURES / "gradient.json", folder=True)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
-    parser.add_argument("--references", action="store_true", help="only make the exact gradients")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     encoder = load_encoder(options.encoder)
     images = collect(options.folder, options.encoder, encoder)
@@ -223,24 +208,16 @@ def main() -> None:
         f"{name}-{place:02d}": image for name, part in images.items() for place, image in enumerate(part)
     }
     exact = references(options.folder / f"references-{options.encoder.name}", encoder, named)
-    if options.references:
-        return
-    rows = []
-    for name, part in images.items():
-        rows += measure(encoder, name, part, exact)
+    rows = [row for name, part in images.items() for row in measure(encoder, name, part, exact)]
     hardest = next(name for name in images if "-s20-" in name)
-    result = {
-        "command": f"python dev.py run research/costs/gradient.py --folder WORK --threads {options.threads}",
-        "encoder": options.encoder.name,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "residual_of_references": max(one.residual.max().item() for one in exact.values()),
+    record = {
+        "settings": program.settings(parser, options),
         "table": summary(rows),
         "host_in_half_precision": under_autocast(encoder, images[hardest][3], exact[f"{hardest}-03"]),
         "seconds_per_image_by_batch": batches(encoder, images[hardest][3]),
         "rows": [row._asdict() for row in rows],
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
+    program.write(options.out, record, table)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,39 @@
-"""Peak memory of a differentiation, counted without doing it, and of a command, measured.
+"""How much memory does each differentiation of a guided step take at most?
 
     python dev.py run research/costs/memory.py
 
-Counting runs the host's own networks on meta tensors, which have shapes and storages and no data, and follows every
-storage from the operation that makes it to its release: temporaries, what a forward pass keeps, and what
-the backward pass needs beside it. Weights and inputs are not counted. Kernels' own workspaces are not seen;
-attention is counted as the fused kernels of a GPU, except where a case says "eager".
+The host's own networks run on meta tensors, and every storage is followed from the operation that makes it to its
+release. Weights, inputs and kernels' workspaces are not counted; attention is counted as the fused kernels of a GPU,
+except where a case says "eager".
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import os
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import Dinov2Config, Dinov2Model
 
 from jepa_core import Encoder, RarityGradient, jacobian, load_encoder
 from research.costs.gradient import ARMS
+from research.costs.guides import PUBLISHED
 from research.costs.naive import naive_gradient
-from research.effects.evaluate import pack_module
-from research.harness.checkpoint_sizes import SD15_VAE
+from research.harness import program
+from research.harness.checkpoint_sizes import SD15_UNET, SD15_VAE, SDXL_UNET
+from research.harness.host import checkpointed
+from research.harness.program import Row, markdown
+from research.harness.timing import GIB
 
-GIB = 1 << 30
 # Fused attention of this head width and in half precision is flash attention's, anything else the general one's.
 FLASH_HEAD_WIDTH = 256
 
@@ -48,16 +46,11 @@ class Peak(NamedTuple):
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of storages that operations make while the mode is on.
-
-    Attributes:
-        live: bytes now. peak: the largest value of live so far.
-    """
+    """Counts the bytes of storages that operations make while the mode is on: live now, and the peak so far."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = 0
-        self.peak = 0
+        self.live = self.peak = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,10 +77,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Make attention on meta tensors a GPU's fused kernel; torch would otherwise write the attention matrix out.
-
-    Torch's function is replaced for the block; on other tensors it stays what it is.
-    """
+    """Make attention on meta tensors a GPU's fused kernel; torch would otherwise write the attention matrix out."""
     stock = F.scaled_dot_product_attention
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -100,11 +90,8 @@ def fused_attention() -> Iterator[None]:
         efficient = torch.ops.aten._scaled_dot_product_efficient_attention
         return efficient(query, key, value, None, needs_grad, scale=scale)[0]
 
-    setattr(F, stock.__name__, attention)
-    try:
+    with patch.object(F, stock.__name__, attention):
         yield
-    finally:
-        setattr(F, stock.__name__, stock)
 
 
 def peak_of(run: Callable[[], Any]) -> int:
@@ -124,30 +111,17 @@ def peak_of_backward(function: Callable[[Tensor], Tensor], x: Tensor) -> Peak:
     return Peak(storages.peak, kept)
 
 
-# --- the networks of a guided step, without data ------------------------------------------------------------
-
-
-@contextmanager
-def _without_data(dtype: torch.dtype) -> Iterator[None]:
-    """Modules and tensors made in the block have shapes only."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _ready(module: nn.Module) -> Any:
-    return module.eval().requires_grad_(False)
-
-
 class Stage(NamedTuple):
-    """A network and the function of it that is differentiated."""
+    """A network without data and the function of it that is differentiated."""
 
     module: nn.Module
     function: Callable[[Tensor], Tensor]
+
+
+def _built(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> Any:
+    """A module whose weights have shapes only."""
+    with torch.device("meta"):
+        return make().to(dtype).eval().requires_grad_(False)
 
 
 def meta_unet(kind: str, dtype: torch.dtype) -> Stage:
@@ -156,54 +130,15 @@ def meta_unet(kind: str, dtype: torch.dtype) -> Stage:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
     from comfy.ops import disable_weight_init
 
-    common: dict[str, Any] = {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": 320,
-        "use_spatial_transformer": True,
-        "use_checkpoint": False,
-        "legacy": False,
-        "dtype": dtype,
-        "operations": disable_weight_init,
-    }
-    shapes: dict[str, dict[str, Any]] = {
-        "sd15": {
-            "num_res_blocks": [2, 2, 2, 2],
-            "channel_mult": [1, 2, 4, 4],
-            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-            "transformer_depth_middle": 1,
-            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-            "context_dim": 768,
-            "num_heads": 8,
-        },
-        "sdxl": {
-            "num_res_blocks": [2, 2, 2],
-            "channel_mult": [1, 2, 4],
-            "transformer_depth": [0, 0, 2, 2, 10, 10],
-            "transformer_depth_middle": 10,
-            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-            "use_linear_in_transformer": True,
-            "context_dim": 2048,
-            "num_head_channels": 64,
-            "num_classes": "sequential",
-            "adm_in_channels": 2816,
-        },
-    }
-    with _without_data(dtype):
-        unet = _ready(UNetModel(**common, **shapes[kind]))
-        context_dim = shapes[kind]["context_dim"]
-        vector = torch.zeros(1, 2816) if kind == "sdxl" else None
+    sizes = {"sd15": SD15_UNET | {"num_heads": 8}, "sdxl": SDXL_UNET | {"num_head_channels": 64}}[kind]
+    unet = _built(lambda: UNetModel(**sizes, dtype=dtype, operations=disable_weight_init), dtype)
 
-    def override(_: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return attention_pytorch(*args, **kwargs)
+    attention = {"optimized_attention_override": lambda _, *qkv, **more: attention_pytorch(*qkv, **more)}
 
     def denoise(x: Tensor) -> Tensor:
-        batch = len(x)
-        context = x.new_zeros(batch, 77, context_dim)
-        label = None if vector is None else vector.expand(batch, -1)
-        options = {"optimized_attention_override": override}
-        return unet(x, x.new_zeros(batch), context=context, y=label, transformer_options=options)
+        context = x.new_zeros(len(x), 77, sizes["context_dim"])
+        label = x.new_zeros(len(x), sizes["adm_in_channels"]) if sizes["adm_in_channels"] else None
+        return unet(x, x.new_zeros(len(x)), context=context, y=label, transformer_options=attention)
 
     return Stage(unet, denoise)
 
@@ -213,8 +148,7 @@ def meta_kl_decoder(dtype: torch.dtype) -> Stage:
     from comfy.ldm.models.autoencoder import AutoencoderKL
     from comfy.ldm.modules.diffusionmodules import model as parts
 
-    with _without_data(dtype):
-        vae = _ready(AutoencoderKL(ddconfig=SD15_VAE, embed_dim=4))
+    vae = _built(lambda: AutoencoderKL(ddconfig=SD15_VAE, embed_dim=4), dtype)
     for module in vae.modules():
         if isinstance(module, parts.AttnBlock):
             # what the host takes on a GPU; on a CPU it would take slices
@@ -226,84 +160,56 @@ def meta_taesd(dtype: torch.dtype) -> Stage:
     """The host's tiny autoencoder: latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w)."""
     from comfy.taesd.taesd import TAESD
 
-    with _without_data(dtype):
-        vae = _ready(TAESD())
+    vae = _built(TAESD, dtype)
     return Stage(vae, vae.decode)
 
 
 def meta_encoder(attention: str) -> Stage:
-    """A ViT-S/14 of DINOv2's architecture in float32: (B, 3, 224, 224) -> (B, 384).
-
-    Args:
-        attention: "eager" or "sdpa".
-    """
-    from transformers import Dinov2Config, Dinov2Model
-
-    settings: dict[str, Any] = {
-        "hidden_size": 384,
-        "num_attention_heads": 6,
-        "image_size": 518,
-        "patch_size": 14,
-        "attn_implementation": attention,
-    }
-    with _without_data(torch.float32):
-        model = _ready(Dinov2Model(Dinov2Config(**settings)))
+    """A ViT-S/14 of DINOv2's architecture, with "eager" or "sdpa" attention: (B, 3, 224, 224) -> (B, 384)."""
+    config = Dinov2Config(**PUBLISHED["dinov2-small"] | {"attn_implementation": attention})
+    model = _built(lambda: Dinov2Model(config))
     return Stage(model, lambda x: model(pixel_values=x).last_hidden_state[:, 0])
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row of the table.
+class Case(NamedTuple):
+    """A row of the table: what makes the network, the input, whether activations are checkpointed as the pack does."""
 
-    Attributes:
-        name: what it is.
-        stage: makes the network, and with it what is differentiated.
-        shape, dtype: of the input.
-        checkpoint: whether the host's blocks keep their inputs alone, as activation checkpointing does here.
-    """
-
-    name: str
     stage: Callable[[], Stage]
     shape: tuple[int, ...]
     dtype: torch.dtype
     checkpoint: bool = False
 
 
-def cases() -> list[Case]:
-    """Forward and backward of every stage of a guided step, and of its cheaper forms."""
+def cases() -> dict[str, Case]:
+    """Forward and backward of every stage of a guided step, and of its cheaper forms, by name."""
     half, full = torch.float16, torch.float32
-    found = []
+    found = {}
     for kind, side in (("sdxl", 128), ("sd15", 64)):
         name = f"{kind} UNet at {8 * side}, CFG batch of 2, float16"
-        stage = partial(meta_unet, kind, half)
-        found.append(Case(name, stage, (2, 4, side, side), half))
-        found.append(Case(name + ", checkpointed", stage, (2, 4, side, side), half, checkpoint=True))
+        found[name] = Case(partial(meta_unet, kind, half), (2, 4, side, side), half)
+        found[f"{name}, checkpointed"] = found[name]._replace(checkpoint=True)
     for dtype in (full, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
         for side in (128, 64, 28):
             name = f"KL decoder at {8 * side}, {kind}"
-            stage = partial(meta_kl_decoder, dtype)
-            found.append(Case(name, stage, (1, 4, side, side), dtype))
-            found.append(Case(name + ", checkpointed", stage, (1, 4, side, side), dtype, checkpoint=True))
+            found[name] = Case(partial(meta_kl_decoder, dtype), (1, 4, side, side), dtype)
+            found[f"{name}, checkpointed"] = found[name]._replace(checkpoint=True)
         for side in (128, 64, 28):
             name = f"tiny autoencoder at {8 * side}, {kind}"
-            found.append(Case(name, partial(meta_taesd, dtype), (1, 4, side, side), dtype))
+            found[name] = Case(partial(meta_taesd, dtype), (1, 4, side, side), dtype)
     for attention in ("eager", "sdpa"):
         for directions in (1, 4, 11, 32):
             name = f"encoder at 224, {directions} directions, {attention} attention"
-            found.append(Case(name, partial(meta_encoder, attention), (directions, 3, 224, 224), full))
+            found[name] = Case(partial(meta_encoder, attention), (directions, 3, 224, 224), full)
     return found
 
 
 def count(case: Case) -> Peak:
     """Count a case's forward and backward."""
     stage = case.stage()
-    checkpointed = pack_module("host.gradient.checkpointing").checkpointed if case.checkpoint else nullcontext
-    with checkpointed(stage.module):
+    with checkpointed(stage.module) if case.checkpoint else nullcontext():
         return peak_of_backward(stage.function, torch.empty(case.shape, dtype=case.dtype, device="meta"))
 
-
-# --- a command ----------------------------------------------------------------------------------------------
 
 # The parent's own size counts as its child's until the child runs its program, so a small process stands between.
 _RUNNER = """
@@ -314,26 +220,20 @@ print(code, size if sys.platform == "darwin" else size * 1024, file=sys.stderr)
 """
 
 
-def peak_of_command(command: Sequence[str], **options: Any) -> int:
+def peak_of_command(command: Sequence[str]) -> int:
     """Run a command to its end and return the most bytes of memory it held (POSIX only).
-
-    Args:
-        options: for subprocess.run, as env or cwd. The command's standard output goes where ours goes.
 
     Raises:
         RuntimeError: the command failed; with the end of its standard error.
     """
     words = [sys.executable, "-c", _RUNNER, *command]
-    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, **options)
-    *said, last = done.stderr.splitlines() or [""]
-    numbers = last.split()
-    if done.returncode != 0 or len(numbers) != 2 or numbers[0] != "0":
-        tail = "\n".join([*said, last][-10:])
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True)
+    lines = done.stderr.splitlines() or [""]
+    if done.returncode != 0 or not lines[-1].startswith("0 "):
+        tail = "\n".join(lines[-10:])
         raise RuntimeError(f"{' '.join(command)[:200]} failed:\n{tail}")
-    return int(numbers[1])
+    return int(lines[-1].split()[1])
 
-
-# --- the figures --------------------------------------------------------------------------------------------
 
 # RarityGradient's arguments; "naive" is the paper's algorithm, "none" only loads the encoder.
 GRADIENTS = {
@@ -343,31 +243,22 @@ GRADIENTS = {
 }
 
 
-@contextmanager
-def limits_of_a_card() -> Iterator[None]:
-    """Divide products as on a graphics card, whose memory is scarcer and which takes more directions at a time."""
-    before = jacobian._MEMORY, jacobian._DIRECTIONS, jacobian._FORWARD_MODE
-    jacobian._MEMORY, jacobian._DIRECTIONS, jacobian._FORWARD_MODE = {}, {}, set()
-    try:
-        yield
-    finally:
-        jacobian._MEMORY, jacobian._DIRECTIONS, jacobian._FORWARD_MODE = before
-
-
 def encoder_gradients(encoder: Encoder, x: Tensor) -> dict[str, Peak]:
-    """Count a cold and a tracked gradient of x (B, 3, S, S) in each way, divided as on a graphics card."""
+    """Count a cold and a tracked gradient of x (B, 3, S, S) in each way, divided as on a graphics card.
+
+    A card's memory is scarcer, and it takes more directions at a time.
+    """
     found = {}
     for name, settings in GRADIENTS.items():
         gradient = RarityGradient(**settings)
-        with limits_of_a_card():
+        with patch.multiple(jacobian, _MEMORY={}, _DIRECTIONS={}, _FORWARD_MODE=set()):
             peak = max(peak_of(partial(gradient, encoder, x)) for _ in range(2))
         found[f"encoder's gradient, {name}, batch of {len(x)}"] = Peak(peak, 0)
     return found
 
 
-def run_gradient(kind: str, encoder_folder: Path) -> None:
-    """What a process does whose peak memory is measured: load the encoder and compute one gradient of noise."""
-    encoder = load_encoder(encoder_folder)
+def run_gradient(kind: str, encoder: Encoder) -> None:
+    """What a process does whose peak memory is measured, once the encoder is loaded: one gradient of noise, or none."""
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     if kind == "naive":
         naive_gradient(encoder, x[0])
@@ -377,51 +268,49 @@ def run_gradient(kind: str, encoder_folder: Path) -> None:
 
 def processes(encoder_folder: Path) -> dict[str, float]:
     """GiB that a process holds at most, beyond one that only loads the encoder, with a processor's generous limits."""
-    program = [sys.executable, "-P", __file__, "--encoder", str(encoder_folder), "--process"]
-    peaks = {kind: peak_of_command([*program, kind]) for kind in ("none", "naive", *GRADIENTS)}
+    words = [sys.executable, "-P", __file__, "--encoder", str(encoder_folder), "--process"]
+    peaks = {kind: peak_of_command([*words, kind]) for kind in ("none", "naive", *GRADIENTS)}
     return {kind: round((peak - peaks["none"]) / GIB, 3) for kind, peak in peaks.items() if kind != "none"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
-    parser.add_argument("--process", choices=("none", "naive", *GRADIENTS), help="only compute this gradient")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).absolute().parents[1] / "figures" / "memory.json"
+def presets(found: dict[str, Peak]) -> dict[str, Peak]:
+    """What a step of the cheap presets takes: the decoder's graph waits while the encoder is differentiated."""
+    arms = (
+        ("fast preset, SDXL at 1024", "tiny autoencoder at 224, float32", "fast"),
+        ("balanced preset, SDXL at 1024, float32 VAE", "KL decoder at 224, float32", "balanced"),
+        ("balanced preset, SDXL at 1024, bfloat16 VAE", "KL decoder at 224, bfloat16", "balanced"),
     )
-    options = parser.parse_args()
-    if options.process:
-        run_gradient(options.process, options.encoder)
-        return
-    pack_module("host")  # tells the host which device there is
-    found: dict[str, Peak] = {}
+    peaks = {}
+    for name, decoder, arm in arms:
+        gradient = found[f"encoder's gradient, {arm}, batch of 1"].peak
+        peaks[name] = Peak(max(found[decoder].peak, found[decoder].kept + gradient), 0)
+    return peaks
+
+
+def table(figures: Row) -> str:
+    """What is held beyond weights and inputs."""
+    columns = {"forward and backward of": "{name}", "peak GiB": "{peak GiB:.2f}"}
+    return markdown(columns, [{"name": name, **one} for name, one in figures["table"].items()])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = program.parser(__file__, __doc__, program.FIGURES / "memory.json")
+    parser.add_argument("--process", choices=("none", "naive", *GRADIENTS), help="only compute this gradient")
+    options = parser.parse_args(arguments)
     encoder = load_encoder(options.encoder)
+    if options.process:
+        return run_gradient(options.process, encoder)
     noise = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    for x in (noise[:1], noise):
-        found |= encoder_gradients(encoder, x)
-    for case in cases():
-        found[case.name] = count(case)
-    tiny = found["tiny autoencoder at 224, float32"]
-    gradient = found["encoder's gradient, fast, batch of 1"].peak
-    # the decoder's graph waits while the encoder is differentiated
-    found["fast preset, SDXL at 1024"] = Peak(max(tiny.peak, tiny.kept + gradient), 0)
-    for decoder in ("float32", "bfloat16"):
-        small = found[f"KL decoder at 224, {decoder}"]
-        gradient = found["encoder's gradient, balanced, batch of 1"].peak
-        name = f"balanced preset, SDXL at 1024, {decoder} VAE"
-        found[name] = Peak(max(small.peak, small.kept + gradient), 0)
-    result = {
-        "command": "python dev.py run research/costs/memory.py",
-        "encoder": options.encoder.name,
-        "machine": f"counted, not measured; torch {torch.__version__}",
-        "table": {
-            name: {"peak GiB": round(one.peak / GIB, 3), "kept GiB": round(one.kept / GIB, 3)}
-            for name, one in found.items()
-        },
-        "process_peak_GiB_over_loading": processes(options.encoder),
+    found = encoder_gradients(encoder, noise[:1]) | encoder_gradients(encoder, noise)
+    found |= {name: count(case) for name, case in cases().items()}
+    found |= presets(found)
+    record: Row = {"settings": program.settings(parser, options)}
+    record["table"] = {
+        name: {"peak GiB": round(one.peak / GIB, 3), "kept GiB": round(one.kept / GIB, 3)}
+        for name, one in found.items()
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    record["process_peak_GiB_over_loading"] = processes(options.encoder)
+    program.write(options.out, record, table)
 
 
 if __name__ == "__main__":

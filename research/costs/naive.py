@@ -5,12 +5,10 @@ do not reuse. It shares no code with jepa_core beyond the encoder's weights. Num
 paper's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,15 +24,7 @@ EPS = 1e-6
 
 @dataclass
 class Calls:
-    """Encoder passes, one image each.
-
-    Attributes:
-        forwards: plain forward passes.
-        vjps: backward passes whose result is a constant.
-        vjps_with_graph: backward passes that are recorded, to be differentiated again.
-        double_backwards: differentiations of those; each goes back through every recorded row and once
-            through the forward pass that they share.
-    """
+    """Encoder passes, one image each: plain, with a constant gradient, with a recorded one, differentiations of those."""
 
     forwards: int = 0
     vjps: int = 0
@@ -43,31 +33,22 @@ class Calls:
 
     @property
     def sequential(self) -> int:
-        """All passes, each of which waits for the one before it, a double backward counted as what it goes through.
+        """All passes, each of which waits for the one before it.
 
-        (Its matrix products are r + 1 times those of a VJP, its other operations more.)
+        A double backward counts as what it goes through: every recorded row, and once the forward pass they share.
         """
         double = self.double_backwards * (self.vjps_with_graph + 1)
         return self.forwards + self.vjps + self.vjps_with_graph + double
 
 
-@dataclass(frozen=True)
-class NaiveRarity:
-    """Guided score of one image and its gradient.
-
-    Attributes:
-        score: sum of the logs of the top k singular values of Q^T J.
-        sigma: (k,), largest first.
-        grad: (3, S, S).
-        basis: Q (d, k + p), orthonormal columns.
-        calls: encoder passes that it took.
-    """
+class NaiveRarity(NamedTuple):
+    """score: sum of the logs of s (k,), the top singular values of Q^T J. grad: (3, S, S). basis: Q (d, k + p)."""
 
     score: float
-    sigma: Tensor
+    s: Tensor
     grad: Tensor
     basis: Tensor
-    calls: Calls = field(default_factory=Calls)
+    calls: Calls
 
 
 class _WideAccumulation(TorchDispatchMode):
@@ -89,14 +70,17 @@ class _WideAccumulation(TorchDispatchMode):
 
 
 @contextmanager
-def _precision(image: Tensor, half: torch.dtype | None) -> Iterator[None]:
-    """Run under autocast to `half`, as the authors run SDXL; None computes in the encoder's own dtype."""
-    if half is None:
-        yield
-        return
-    emulated = half == torch.float16 and image.device.type == "cpu"
-    with torch.autocast(image.device.type, dtype=half), _WideAccumulation() if emulated else nullcontext():
-        yield
+def _embedded(
+    encoder: Encoder, image: Tensor, half: torch.dtype | None, calls: Calls
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """x (1, 3, S, S) and f(x) (1, d), under autocast to `half`, as the authors run SDXL, or in the encoder's dtype."""
+    kind = image.device.type
+    emulated = half == torch.float16 and kind == "cpu"
+    autocast = torch.autocast(kind, dtype=half) if half else nullcontext()
+    with torch.enable_grad(), autocast, _WideAccumulation() if emulated else nullcontext():
+        x = image.detach().to(encoder.weight).clone()[None].requires_grad_()
+        calls.forwards += 1
+        yield x, _embed(encoder, x)
 
 
 def _embed(encoder: Encoder, x: Tensor) -> Tensor:
@@ -115,22 +99,17 @@ def naive_gradient(
     seed: int = 0,
     half: torch.dtype | None = None,
 ) -> NaiveRarity:
-    """Return the guided score (section 4.1) and its gradient (section 4.2) of one preprocessed image.
+    """Return the guided score (section 4.1) and its gradient (section 4.2) of one preprocessed image (3, S, S).
 
     With k, p, q = 9, 2, 2: 34 forwards, 22 VJPs, 11 VJPs with graph and one double backward.
 
     Args:
-        image: (3, S, S). oversample: p. power_iterations: q.
-        step: of the forward differences.
-        half: run everything under autocast to this dtype (float16 or bfloat16). Float16 on a processor is
-            emulated, so its times say nothing.
+        oversample: p. power_iterations: q. step: of the forward differences.
+        half: run under autocast to this dtype. Float16 on a processor is emulated, so its times say nothing.
     """
     calls = Calls()
     rank = k + oversample
-    with torch.enable_grad(), _precision(image, half):
-        x = image.detach().to(encoder.weight).clone()[None].requires_grad_()
-        embedding = _embed(encoder, x)
-        calls.forwards += 1
+    with _embedded(encoder, image, half, calls) as (x, embedding):
 
         def times(directions: Tensor) -> Tensor:
             """J V by forward differences: (n, r) -> (d, r)."""
@@ -166,11 +145,11 @@ def naive_gradient(
             rows.append(row.flatten())
         projected = torch.stack(rows).to(image.dtype)
         # JS* = sum of the logs of the top k singular values of Q^T J, differentiated through the small SVD
-        sigma = torch.linalg.svdvals(projected)[:k]
-        score = sigma.clamp(min=EPS).log().sum()
+        s = torch.linalg.svdvals(projected)[:k]
+        score = s.clamp(min=EPS).log().sum()
         (grad,) = torch.autograd.grad(score, x)
         calls.double_backwards += 1
-    return NaiveRarity(score.item(), sigma.detach(), grad[0].detach(), basis.detach(), calls)
+    return NaiveRarity(score.item(), s.detach(), grad[0].detach(), basis.detach(), calls)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
@@ -179,20 +158,14 @@ def _orthonormal(columns: Tensor) -> Tensor:
 
 
 def naive_score(
-    encoder: Encoder, image: Tensor, *, half: torch.dtype | None = None, calls: Calls | None = None
+    encoder: Encoder, image: Tensor, calls: Calls | None = None, half: torch.dtype | None = None
 ) -> float:
-    """Return the JEPA score of one preprocessed image (eq. 3): d VJPs in turn, then the SVD of the whole J.
+    """Return the JEPA score of one preprocessed image (3, S, S) (eq. 3): d VJPs in turn, then the SVD of the whole J.
 
-    Args:
-        image: (3, S, S).
-        half: run everything under autocast to this dtype.
-        calls: counts the encoder passes.
+    calls counts the encoder passes; half: run under autocast to this dtype.
     """
-    calls = calls if calls is not None else Calls()
-    with torch.enable_grad(), _precision(image, half):
-        x = image.detach().to(encoder.weight).clone()[None].requires_grad_()
-        embedding = _embed(encoder, x)
-        calls.forwards += 1
+    calls = calls or Calls()
+    with _embedded(encoder, image, half, calls) as (x, embedding):
         rows = []
         for output in embedding[0]:
             (row,) = torch.autograd.grad(output, x, retain_graph=True)

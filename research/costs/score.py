@@ -1,47 +1,37 @@
-"""The exact score's cost, and which cheap score ranks pictures best for its own.
+"""What does the exact score cost, and which cheap score ranks pictures best for its own cost?
 
-    python dev.py run research/costs/score.py --folder WORK [--shard 0/2]     resumable; then, to write the figures,
-    python dev.py run research/costs/score.py --folder WORK --finish
+    python dev.py run research/costs/score.py --folder WORK
 
-For each picture (research/costs/pictures.py) the Gram matrix of the whole Jacobian is kept in WORK, from which
-the exact score and every approximation that is a function of the Jacobian follow: the largest values alone, a
-random projection of the outputs, stochastic Lanczos quadrature. Scores of smaller images, and what half
-precision does, are measured with products of their own. An hour or two for 72 pictures on two cores.
+For each picture (research/costs/pictures.py) WORK keeps the Gram matrix of the whole Jacobian, from which the exact
+score and every approximation that is a function of the Jacobian follow. Smaller images and half precision have
+products of their own. An hour or two for 72 pictures on two cores.
 
-Conclusion: the scoring node's "projected" mode takes 48 random outputs at full resolution in half precision: 0.98
-for a 25th of the exact score's time. Fewer pixels and the largest values alone rank worse at that cost. Quadrature
-ranks as well by the count of its products, which have to be computed one after the other. The exact score itself is
-384 backward passes for the paper's program and for this one, and on one core neither is faster.
+Conclusion: 48 random outputs in half precision rank with 0.98 for a 25th of the exact score's time. Fewer pixels and the
+largest values alone rank worse at that cost; quadrature's products have to be computed one after the other. The exact
+score itself is 384 backward passes for the paper's program and for this one, and neither is faster on one core.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import os
-import platform
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from jepa_core import Encoder, JacobianOperator, differentiable, full_precision, jepa_score, load_encoder
 from jepa_core.range_finder import gram
-from jepa_core.score import log_sum
+from jepa_core.score import PROJECTION, log_sum
 from research.costs.naive import naive_score
-from research.costs.pictures import NAMES, gallery, photos
+from research.costs.pictures import gallery, photos
+from research.harness import program
+from research.harness.program import Row, kept, markdown
+from research.harness.timing import timed
 
 PICTURES = 72
 OUTPUTS = 64
 SIDES = (224, 168, 112)  # multiples of the patch
-SHIPPED = 48
 LANCZOS_STEPS = 8
 COMPARED = 2  # pictures that the paper's program scores as well
 
@@ -51,7 +41,7 @@ Matrices = dict[str, Tensor]  # of one picture, as measure returns them
 
 def pictures() -> dict[str, Tensor]:
     """The pictures that are ranked, {name: (H, W, 3) in [0, 1]}: evenly spread over the sorted names of all."""
-    every = dict(sorted([*gallery(NAMES), *photos()]))
+    every = dict(sorted([*gallery(), *photos()]))
     names = list(every)
     return {name: every[name] for name in (names[int(i * len(names) / PICTURES)] for i in range(PICTURES))}
 
@@ -69,16 +59,16 @@ def measure(encoder: Encoder, x: Tensor) -> Matrices:
     """
     found = {}
 
-    def timed(name: str, image: Tensor, outputs: Tensor, half: bool) -> None:
-        begun = time.perf_counter()
+    def add(name: str, image: Tensor, outputs: Tensor, half: bool) -> None:
         with differentiable(encoder), full_precision(image.device):
-            found[name] = gram(JacobianOperator(encoder, image[0], half=half).vjp(outputs))
-        found[name + "-seconds"] = torch.tensor(time.perf_counter() - begun, dtype=torch.float64)
+            run = lambda: gram(JacobianOperator(encoder, image[0], half=half).vjp(outputs))  # noqa: E731
+            found[name], seconds = timed(run)
+        found[f"{name}-seconds"] = torch.tensor(seconds, dtype=torch.float64)
 
-    timed("exact", x, torch.eye(encoder.embed_dim), False)
+    add("exact", x, torch.eye(encoder.embed_dim), False)
     for side in SIDES:
         smaller = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-        timed(f"half-{side}", smaller, random_outputs(encoder.embed_dim), True)
+        add(f"half-{side}", smaller, random_outputs(encoder.embed_dim), True)
     return found
 
 
@@ -128,11 +118,9 @@ def quadrature(probes: int, steps: int, row: Matrices) -> float:
 def approximations(timed: Matrices, embed_dim: int) -> dict[str, tuple[Callable[[Matrices], float], float]]:
     """{name: (score of a picture, fraction of the exact score's seconds)}.
 
-    Seconds are those of `timed`. Where nothing was timed the fraction counts directions: a JVP as a VJP, in
-    full precision.
+    Seconds are those of `timed`; elsewhere the fraction counts directions: a JVP as a VJP, in full precision.
     """
-    exact = timed["exact-seconds"].item()
-    fractions = {side: timed[f"half-{side}-seconds"].item() / exact for side in SIDES}
+    exact, half = timed["exact-seconds"].item(), "random outputs at {} px, half precision"
     found: dict[str, tuple[Callable[[Matrices], float], float]] = {}
     for k in (9, 16, 32):
         found[f"top {k}"] = (partial(largest, k), 6 * (k + 4) / embed_dim)
@@ -141,100 +129,71 @@ def approximations(timed: Matrices, embed_dim: int) -> dict[str, tuple[Callable[
         found[f"quadrature, {probes} probe(s)"] = (partial(quadrature, probes, LANCZOS_STEPS), cost)
     for side in SIDES:
         for count in (8, 16, 32, 48, 64):
-            name = f"{count} random outputs at {side} px, half precision"
-            cost = fractions[side] * count / OUTPUTS
-            found[name] = (partial(fewer_outputs, f"half-{side}", count), cost)
+            cost = timed[f"half-{side}-seconds"].item() / exact * count / OUTPUTS
+            found[f"{count} {half.format(side)}"] = (partial(fewer_outputs, f"half-{side}", count), cost)
     for count in (32, 48):
         name = f"{count} random outputs at 224 px, full precision"
         found[name] = (partial(fewer_outputs, "exact", count), count / embed_dim)
     return found
 
 
-def against_the_paper(encoder: Encoder, images: Sequence[Tensor]) -> list[dict[str, float]]:
-    """Exact score by the paper's program and by ours, and the projected one: values and seconds."""
-    found = []
-    for x in images:
-        figures: dict[str, float] = {}
-        arms: dict[str, Callable[[], Any]] = {
-            "paper": partial(naive_score, encoder, x[0]),
-            "exact": partial(jepa_score, encoder, x),
-            "projected": partial(jepa_score, encoder, x, projection=SHIPPED),
-        }
-        for arm, score in arms.items():
-            begun = time.perf_counter()
-            figures[arm] = round(float(score()), 4)
-            figures[arm + "_seconds"] = round(time.perf_counter() - begun, 2)
-        found.append(figures)
+def against_the_paper(encoder: Encoder, x: Tensor) -> dict[str, float]:
+    """Exact score of an image by the paper's program and by ours, and the projected one: values and seconds."""
+    arms: dict[str, Callable[[], Any]] = {
+        "paper": partial(naive_score, encoder, x[0]),
+        "exact": partial(jepa_score, encoder, x),
+        "projected": partial(jepa_score, encoder, x, projection=PROJECTION),
+    }
+    found: dict[str, float] = {}
+    for arm, score in arms.items():
+        value, seconds = timed(score)
+        found |= {arm: round(float(value), 4), f"{arm}_seconds": round(seconds, 2)}
     return found
 
 
-def finish(folder: Path, encoder: Encoder, images: dict[str, Tensor]) -> dict[str, Any]:
-    """The figures of all pictures measured so far."""
-    rows = {
-        name: load_file(folder / f"{name}.safetensors")
-        for name in images
-        if (folder / f"{name}.safetensors").exists()
-    }
+def summary(encoder: Encoder, rows: dict[str, Matrices], images: dict[str, Tensor]) -> Row:
+    """The figures of all pictures."""
+    inputs = [encoder.preprocess(images[name][None]) for name in rows]
     exact = [score_of(row["exact"], encoder.embed_dim) for row in rows.values()]
-    begun = time.perf_counter()
-    shipped = [
-        jepa_score(encoder, encoder.preprocess(images[name][None]), projection=SHIPPED).item()
-        for name in rows
-    ]
-    seconds = (time.perf_counter() - begun) / len(rows)
-    first = [encoder.preprocess(images[name][None]) for name in list(rows)[:COMPARED]]
-    table = {
-        name: {
-            "spearman": round(spearmanr(exact, [score(row) for row in rows.values()])[0], 4),
-            "times_less": round(1 / fraction, 1),
-        }
-        for name, (score, fraction) in approximations(measure(encoder, first[0]), encoder.embed_dim).items()
-    }
+    shipped, seconds = timed(lambda: [jepa_score(encoder, x, projection=PROJECTION).item() for x in inputs])
+    cheap = {}
+    for name, (score, fraction) in approximations(measure(encoder, inputs[0]), encoder.embed_dim).items():
+        spearman = spearmanr(exact, [score(row) for row in rows.values()])[0]
+        cheap[name] = {"spearman": round(spearman, 4), "times_less": round(1 / fraction, 1)}
+    spearman, seconds = round(spearmanr(exact, shipped)[0], 4), round(seconds / len(rows), 2)
     return {
         "pictures": len(rows),
         "exact_scores": {name: round(value, 3) for name, value in zip(rows, exact, strict=True)},
         "projected_scores": {name: round(value, 3) for name, value in zip(rows, shipped, strict=True)},
-        "shipped": {
-            "outputs": SHIPPED,
-            "spearman": round(spearmanr(exact, shipped)[0], 4),
-            "seconds": round(seconds, 2),
-        },
-        "approximations": table,
-        "against_the_paper": against_the_paper(encoder, first),
+        "shipped": {"outputs": PROJECTION, "spearman": spearman, "seconds": seconds},
+        "approximations": cheap,
+        "against_the_paper": [against_the_paper(encoder, x) for x in inputs[:COMPARED]],
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where the matrices are kept")
-    parser.add_argument("--encoder", type=Path, default=os.environ.get("JEPA_ENCODER"), help="encoder folder")
-    parser.add_argument("--shard", default="0/1", help="i/n: only every n-th picture, from the i-th")
-    parser.add_argument("--finish", action="store_true", help="write the figures of what is there")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).absolute().parents[1] / "figures" / "score.json"
-    )
-    options = parser.parse_args()
+def table(figures: Row) -> str:
+    """How well each cheap score ranks."""
+    ranked = sorted(figures["approximations"].items(), key=lambda item: -item[1]["spearman"])
+    columns = {
+        "score": "{name}",
+        "Spearman with exact": "{spearman:.3f}",
+        "times less time": "{times_less:.1f}",
+    }
+    return markdown(columns, [{"name": name, **one} for name, one in ranked])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = program.parser(__file__, __doc__, program.FIGURES / "score.json", folder=True)
+    options = parser.parse_args(arguments)
     encoder = load_encoder(options.encoder)
     folder = options.folder / f"scores-{options.encoder.name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    images = pictures()
-    shard, shards = map(int, options.shard.split("/"))
-    for name in [] if options.finish else list(images)[shard::shards]:
-        file = folder / f"{name}.safetensors"
-        if not file.exists():
-            found = measure(encoder, encoder.preprocess(images[name][None]))
-            save_file(found, file.with_suffix(".tmp"))
-            file.with_suffix(".tmp").replace(file)
-            print(f"{name}: {found['exact-seconds']:.1f} s", flush=True)
-    if not options.finish and shards > 1:
-        return
-    result = {
-        "command": "python dev.py run research/costs/score.py --folder WORK",
-        "encoder": options.encoder.name,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-    } | finish(folder, encoder, images)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    images, rows = pictures(), {}
+    for name, picture in images.items():
+        x = encoder.preprocess(picture[None])
+        rows[name] = kept(folder / f"{name}.safetensors", partial(measure, encoder, x))
+        print(f"{name}: {rows[name]['exact-seconds'].item():.1f} s", flush=True)
+    record = {"settings": program.settings(parser, options), **summary(encoder, rows, images)}
+    program.write(options.out, record, table)
 
 
 if __name__ == "__main__":

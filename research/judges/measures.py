@@ -1,42 +1,34 @@
-"""Measures of generated emoji that share nothing with the guidance: no Jacobian, and mostly another network.
+"""Is a generated emoji rare, copied or unrecognisable, by measures that share nothing with the guidance?
 
-What each one says, for images (B, 3, 64, 64) in [0, 1]:
+None of them is a Jacobian, and most use another network. For images (B, 3, 64, 64) in [0, 1]:
 
     rarity_classifier  distance to the 5 nearest training images in the feature space of a small classifier
-                       that was trained separately on the same emoji (research/judges/train_classifier.py)
+                       that was trained separately on the same emoji (research/judges/train.py)
     rarity_encoder     the same in the embedding space of the guiding encoder
     copy_distance      root mean square pixel difference to the nearest training image, mirrored or not, at
                        32 x 32: near 0 is a memorised image
     recognised         whether the classifier names the class that was asked for
     confidence         its probability of that class
 
-The training images' embeddings and 32 x 32 thumbnails lie beside it, made by research/judges/build_bank.py.
+The training images' embeddings and 32 x 32 thumbnails are beside this file, made by research/judges/train.py.
 """
 
-from __future__ import annotations
-
-import hashlib
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
 
-GENERATOR = Path(__file__).absolute().parent
-CLASSIFIER_FILE = GENERATOR / "classifier64.safetensors"
-BANK_FILE = GENERATOR / "bank.safetensors"
-THUMBNAILS_FILE = GENERATOR / "thumbnails.webp"
+HERE = Path(__file__).absolute().parent
+CLASSIFIER_FILE = HERE / "classifier64.safetensors"
 NEIGHBOURS = 5
 THUMBNAIL = 32  # pixels
-THUMBNAILS_A_ROW = 33
 CLASS_COUNT = 7
 
 Embed = Callable[[Tensor], Tensor]
@@ -51,11 +43,8 @@ class Classifier(nn.Module):
         before = 3
         for width in widths:
             for channels in (before, width):
-                blocks += [
-                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                    nn.GroupNorm(8, width),
-                    nn.SiLU(),
-                ]
+                convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                blocks += [convolution, nn.GroupNorm(8, width), nn.SiLU()]
             blocks.append(nn.MaxPool2d(2))
             before = width
         self.trunk = nn.Sequential(*blocks)
@@ -70,17 +59,9 @@ class Classifier(nn.Module):
         return self.head(self.features(pixels))
 
 
-@dataclass(frozen=True)
-class Bank:
-    """What is known of the real images; row i of everything is the same image.
-
-    Attributes:
-        encoder: (N, 384), embeddings of the encoder that `encoder_name` names.
-        classifier: (N, 128), features.
-        thumbnails: (N, 3, 32, 32) in [0, 1].
-        labels: (N,) in 1..7.
-        held_out: (N,) bool, True for images that nothing was trained on.
-        encoder_name: the encoder's name and the sha256 of its weights.
+class Bank(NamedTuple):
+    """What is known of the real images: embeddings (N, 384) and features (N, 128), thumbnails (N, 3, 32, 32) in [0, 1],
+    labels (N,) in 1..7, and whether nothing was trained on an image. encoder_name has the encoder's sha256.
     """
 
     encoder: Tensor
@@ -98,39 +79,21 @@ def load_classifier(file: Path = CLASSIFIER_FILE) -> Classifier:
     return model.eval().requires_grad_(False)
 
 
-def load_bank(file: Path = BANK_FILE, thumbnails: Path = THUMBNAILS_FILE) -> Bank:
-    """Load the committed bank of real images. Raises ValueError when its two files do not fit each other."""
-    with safe_open(file, framework="pt") as content:
-        names = ("encoder", "classifier", "labels", "held_out")
-        encoder, classifier, labels, held_out = (content.get_tensor(name) for name in names)
-        encoder_name = (content.metadata() or {}).get("encoder", "")
-    with Image.open(thumbnails) as sheet:
-        tiles = untile(np.asarray(sheet.convert("RGB")))[: len(labels)]
-    if len(tiles) != len(labels):
-        raise ValueError(f"{thumbnails} holds {len(tiles)} thumbnails, {file} {len(labels)} images")
-    pixels = torch.from_numpy(tiles).movedim(-1, 1).float() / 255
-    return Bank(encoder.float(), classifier.float(), pixels, labels.long(), held_out.bool(), encoder_name)
+def load_bank() -> Bank:
+    """Load the committed bank of real images."""
+    with safe_open(HERE / "bank.safetensors", framework="pt") as content:
+        encoder, classifier = (content.get_tensor(name).float() for name in ("encoder", "classifier"))
+        labels, held_out = content.get_tensor("labels").long(), content.get_tensor("held_out")
+        encoder_name = content.metadata()["encoder"]
+    with Image.open(HERE / "thumbnails.webp") as sheet:
+        thumbnails = untile(pil_to_tensor(sheet.convert("RGB")).float() / 255)[: len(labels)]
+    return Bank(encoder, classifier, thumbnails, labels, held_out, encoder_name)
 
 
-def encoder_identity(folder: Path) -> str:
-    """The name of an encoder folder and the sha256 of its weights, as the bank records it."""
-    return f"{folder.name} {hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()}"
-
-
-def tile(pictures: np.ndarray) -> np.ndarray:
-    """Lay out pictures (N, 32, 32, 3) row by row on a sheet, 33 a row, the rest white."""
-    rows = -(-len(pictures) // THUMBNAILS_A_ROW)
-    missing = rows * THUMBNAILS_A_ROW - len(pictures)
-    filled = np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
-    grid = filled.reshape(rows, THUMBNAILS_A_ROW, THUMBNAIL, THUMBNAIL, 3).swapaxes(1, 2)
-    return grid.reshape(rows * THUMBNAIL, THUMBNAILS_A_ROW * THUMBNAIL, 3)
-
-
-def untile(sheet: np.ndarray) -> np.ndarray:
-    """The inverse of tile, with the white tiles at the end."""
-    rows = sheet.shape[0] // THUMBNAIL
-    grid = sheet.reshape(rows, THUMBNAIL, THUMBNAILS_A_ROW, THUMBNAIL, 3).swapaxes(1, 2)
-    return grid.reshape(-1, THUMBNAIL, THUMBNAIL, 3)
+def untile(sheet: Tensor) -> Tensor:
+    """The thumbnails (N, 3, 32, 32) of a sheet (3, H, W), row by row, white ones at the end included."""
+    tiles = sheet.unfold(1, THUMBNAIL, THUMBNAIL).unfold(2, THUMBNAIL, THUMBNAIL)
+    return tiles.flatten(1, 2).movedim(0, 1)
 
 
 def neighbour_distance(query: Tensor, bank: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
@@ -155,13 +118,11 @@ def copy_distance(images: Tensor, thumbnails: Tensor) -> Tensor:
 def judge(
     images: Tensor, labels: Tensor, bank: Bank, classifier: Classifier, embed: Embed | None
 ) -> dict[str, Tensor]:
-    """All measures of the images, each (B,) float32; what they mean stands at the top of this file.
+    """All measures of images (B, 3, 64, 64) in [0, 1], each (B,) float32; see the top of this file.
 
     Args:
-        images: (B, 3, 64, 64) in [0, 1].
         labels: (B,), the class that was asked for, 1..7.
-        embed: images like these -> (B, 384), under the encoder that the bank was made with; None leaves
-            rarity_encoder out.
+        embed: images like these -> (B, 384), under the bank's encoder; None leaves rarity_encoder out.
     """
     with torch.no_grad():
         features = classifier.features(images.float())
@@ -196,13 +157,3 @@ def _measures(
     if embeddings is not None:
         found["rarity_encoder"] = neighbour_distance(embeddings, bank.encoder[trained])
     return found
-
-
-def mean_and_error(values: Sequence[float]) -> dict[str, Any]:
-    """The mean of the values and its standard error (None for fewer than two)."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return {
-        "n": len(values),
-        "mean": round(statistics.fmean(values), 5),
-        "standard_error": error and round(error, 5),
-    }

@@ -6,29 +6,15 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from jepa_guidance.host.gradient.chain import GradientChain, ScoreGradient
+from jepa_guidance.host.gradient.chain import ScoreGradient
 from jepa_guidance.host.guidance.config import GuidanceConfig
 from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
-from torch import Tensor
 
 from jepa_core import RarityGradient
+from research.harness.host import OwnGradient
 
 CONFIG = {entry.name for entry in fields(GuidanceConfig)}
-
-
-class OwnGradient(GradientChain):
-    """A function in place of the chain."""
-
-    def __init__(self, function: Callable[..., ScoreGradient], through_denoiser: bool, checkpointing: bool):
-        self.function = function
-        self.through_denoiser = through_denoiser
-        self.checkpointing = checkpointing
-
-    def __call__(
-        self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any
-    ) -> ScoreGradient:
-        return self.function(denoise, x, sigma, base_model)
 
 
 def guide_model(

@@ -11,6 +11,7 @@ from jepa_guidance.nodes import guidance_inputs
 from jepa_core import RarityGradient
 from research import run
 from research.costs import gradient, score
+from research.harness.program import markdown
 from tests.conftest import ROOT
 
 # The page in docs/ that shows the table of a part.
@@ -25,7 +26,7 @@ PAGES = {
 
 
 def row(arm, place, seconds, cosine, calls=4, trajectory="unguided-s20-2"):
-    return gradient.Row(trajectory, place, arm, seconds, cosine, calls, None)
+    return gradient.Measured(trajectory, place, arm, seconds, cosine, calls, None)
 
 
 def test_ratios_are_of_mean_seconds_and_the_photo_does_not_count_as_sampling():
@@ -102,4 +103,5 @@ def test_the_pages_quote_the_figures_that_are_there():
 
 
 def test_tables_are_markdown():
-    assert run.markdown(["a", "b"], [[1, 2.5]]) == "| a | b |\n| --- | --- |\n| 1 | 2.5 |"
+    found = markdown({"a": "{x}", "b": "{y[0]:.1f}"}, [{"x": 1, "y": [2.52]}, {"x": None}, {"y": None}])
+    assert found == "| a | b |\n| --- | --- |\n| 1 | 2.5 |\n| None |  |\n|  |  |"

@@ -6,20 +6,15 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from torchvision.utils import make_grid
 
-from research.effects.evaluate import (
-    ARMS,
-    append_row,
-    class_of,
-    complete_seeds,
-    dump,
-    read_rows,
-    shard,
-    summarise,
-)
+from research.effects.evaluate import ARMS, summarise
+from research.harness import program
+from research.harness.images import Sampler
+from research.harness.program import append_row, read_rows
+from research.harness.summary import complete_seeds, mean_and_error
 from research.judges.measures import (
     CLASS_COUNT,
     Bank,
@@ -29,11 +24,10 @@ from research.judges.measures import (
     judge_held_out,
     load_bank,
     load_classifier,
-    mean_and_error,
     neighbour_distance,
-    tile,
     untile,
 )
+from tests.conftest import ROOT
 
 
 def small_bank(count: int = 12) -> Bank:
@@ -65,8 +59,9 @@ def test_copy_distance_sees_copies_mirrored_and_enlarged() -> None:
 
 @pytest.mark.parametrize("count", [1, 33, 70])
 def test_tiles_round_trip(count: int) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    assert np.array_equal(untile(tile(pictures))[:count], pictures)
+    pictures = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    sheet = make_grid(pictures, nrow=33, padding=0, pad_value=1)
+    assert torch.equal(untile(sheet)[:count], pictures)
 
 
 def test_judge_never_looks_at_held_out_images() -> None:
@@ -98,8 +93,8 @@ def test_summary_pairs_by_seed() -> None:
 
 
 def test_only_complete_seeds_count() -> None:
-    rows = [{"seed": seed, "arm": arm} for seed in (3, 1) for arm in ARMS]
-    assert complete_seeds([*rows, {"seed": 0, "arm": "guided"}]) == [1, 3]
+    values = {(seed, arm): 1.0 for seed in (3, 1) for arm in ARMS}
+    assert complete_seeds(values | {(0, "guided"): 1.0}, list(ARMS)) == [1, 3]
 
 
 def test_unfinished_lines_are_done_again(tmp_path: Path) -> None:
@@ -112,18 +107,31 @@ def test_unfinished_lines_are_done_again(tmp_path: Path) -> None:
     assert read_rows(file) == [{"seed": 0}, {"seed": 2}]
 
 
-def test_shards_cover_every_seed_once() -> None:
-    seeds = range(7)
-    assert sorted([*shard(seeds, "0/2"), *shard(seeds, "1/2")]) == list(seeds)
-
-
 def test_classes_come_in_turn_without_any() -> None:
-    assert [class_of(seed, ["any", "a", "b"]) for seed in range(3)] == ["a", "b", "a"]
+    sampler = Sampler.__new__(Sampler)
+    sampler.classes = ["a", "b"]
+    assert [sampler.class_of(seed) for seed in range(3)] == ["a", "b", "a"]
 
 
-def test_record_is_json() -> None:
-    record = {"settings": {"a": 1}, "images": [{"seed": 0}, {"seed": 1}]}
-    assert json.loads(dump(record)) == record
+def test_record_is_json(tmp_path: Path) -> None:
+    for record in ({"settings": {"a": 1}, "images": [{"seed": 0}, {"seed": 1}]}, {"settings": {}}):
+        program.write(tmp_path / "record.json", record, str)
+        assert json.loads((tmp_path / "record.json").read_text()) == record
+    program.write(tmp_path / "rows.json", {"images": [{"seed": 0}, {"seed": 1}]}, str)
+    assert '\n  {"seed": 0},\n' in (tmp_path / "rows.json").read_text()
+
+
+def test_the_command_of_a_record_repeats_the_run() -> None:
+    file = str(ROOT / "research" / "effects" / "paths.py")
+    parser = program.parser(file, "Title.\n\nMore.", ROOT / "figures.json", folder=True)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--arms", nargs="+", default=("a",))
+    parser.add_argument("--no-count", action="store_true")
+    start = "python dev.py run research/effects/paths.py --folder WORK"
+    words = ["--folder", "/tmp/x", "--encoder", "/tmp/y", "--out", "/tmp/z"]
+    assert program.command(parser, parser.parse_args(words)) == start
+    more = ["--seeds", "2", "--arms", "b", "c", "--no-count"]
+    assert program.command(parser, parser.parse_args([*words, *more])) == f"{start} {' '.join(more)}"
 
 
 def test_committed_files_belong_together() -> None:

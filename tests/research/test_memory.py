@@ -123,7 +123,7 @@ def test_networks_have_the_shapes_of_the_hosts() -> None:
 def test_checkpointing_keeps_less() -> None:
     shape = (2, 4, 32, 32)
     cases = [
-        Case("", lambda: meta_unet("sd15", torch.float16), shape, torch.float16, checkpoint=checkpoint)
+        Case(lambda: meta_unet("sd15", torch.float16), shape, torch.float16, checkpoint=checkpoint)
         for checkpoint in (False, True)
     ]
     plain, checkpointed = map(count, cases)

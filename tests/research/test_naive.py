@@ -33,7 +33,7 @@ def test_gradient_converges_to_the_closed_form(
     assert found.score == pytest.approx(score, abs=1e-6)
     torch.testing.assert_close(found.grad, grad, rtol=0, atol=1e-5 * grad.abs().max().item())
     torch.testing.assert_close(
-        found.sigma, torch.linalg.svdvals(dense(encoder, images[0]))[:3], rtol=1e-6, atol=0
+        found.s, torch.linalg.svdvals(dense(encoder, images[0]))[:3], rtol=1e-6, atol=0
     )
 
 
@@ -72,7 +72,7 @@ def test_a_double_backward_has_the_products_of_so_many_passes(encoder: Encoder, 
 
 def test_score_is_the_exact_score(encoder: Encoder, images: Tensor) -> None:
     calls = Calls()
-    found = naive_score(encoder, images[1], calls=calls)
+    found = naive_score(encoder, images[1], calls)
     assert found == pytest.approx(jepa_score(encoder, images[1:2]).item(), abs=1e-6)
     assert calls == Calls(forwards=1, vjps=32)
 

@@ -1,4 +1,4 @@
-"""The paths' images are resumable, and their figures are those of the same seeds."""
+"""Experiments are resumable, and their figures are those of the same seeds."""
 
 from __future__ import annotations
 
@@ -8,20 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from research.costs.step import preset_inputs
-from research.effects import evaluate, paths
-from research.effects.evaluate import read_rows
-from research.effects.paths import (
-    ALL_ARMS,
-    ARMS,
-    FAITHFUL,
-    UNGUIDED,
-    guided_model,
-    main,
-    share,
-    summarise,
-    table,
-)
+from research.effects import evaluate, strengths
+from research.effects.paths import ALL_ARMS, ARMS, FAITHFUL, main, model_of, summarise, table
+from research.harness.host import preset_inputs
+from research.harness.images import UNGUIDED, Sampler
+from research.harness.program import FIGURES, read_rows
+from research.harness.summary import share
 
 
 def test_figures_are_of_the_seeds_that_have_all_arms() -> None:
@@ -41,7 +33,7 @@ def test_figures_are_of_the_seeds_that_have_all_arms() -> None:
     assert found["fast"]["share"] == {"mean": 0.5, "standard_error": 0.0}
     assert found["fast"]["extra_seconds"] == 2
     assert found["fast"]["change_per_extra_second"] == -1.25
-    assert FAITHFUL in table(found)
+    assert FAITHFUL in table({"measures": {"projected": {"arms": found}}})
     assert summarise(seconds, {}, arms) == {}
 
 
@@ -52,7 +44,7 @@ def test_the_error_of_a_share() -> None:
 
 
 def test_arms_are_presets_or_inputs_that_there_are() -> None:
-    known = set(preset_inputs(None, {}))
+    known = set(preset_inputs())
     for preset, changes in ARMS.values():
         assert set(preset_inputs(preset, changes)) == known
     # one choice apart, so that a difference has one cause
@@ -70,37 +62,61 @@ def encoder_folder(save_model: Callable[..., Path]) -> Path:
     return save_model(hidden_size=64)
 
 
-def test_a_run_is_finished_by_the_next(
-    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate, "STEPS", 3)
+def test_a_run_is_finished_by_the_next(encoder_folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "paths.json"
-    words = [
-        "--folder",
-        str(tmp_path),
-        "--encoder",
-        str(encoder_folder),
-        "--out",
-        str(target),
-        "--arms",
-        "balanced",
-    ]
+    words = ["--folder", str(tmp_path), "--encoder", str(encoder_folder), "--out", str(target)]
+    words += ["--steps", "3", "--arms", "balanced"]
     main([*words, "--seeds", "1"])
     first = json.loads(target.read_text())["measures"]["projected"]
     assert first["seeds"] == [0]
     assert list(first["arms"]) == [UNGUIDED, FAITHFUL, "balanced"]
     made = read_rows(tmp_path / "samples.jsonl")
-    main([*words, "--seeds", "2", "--exact-seeds", "1"])
+    main([*words, "--seeds", "2"])
     measures = json.loads(target.read_text())["measures"]
     assert measures["projected"]["seeds"] == [0, 1]
-    assert measures["exact"]["seeds"] == [0]
     assert measures["projected"]["arms"]["balanced"]["change"]["n"] == 2
     assert read_rows(tmp_path / "samples.jsonl")[: len(made)] == made
 
 
 def test_every_arm_has_a_model(encoder_folder: Path) -> None:
-    sampler = evaluate.Sampler(encoder_folder, power_iterations=1)
-    assert guided_model(sampler, UNGUIDED) is sampler.model
+    sampler = Sampler(encoder_folder)
+    assert model_of(sampler, UNGUIDED) is sampler.model
     for arm in ALL_ARMS[1:]:
-        assert guided_model(sampler, arm) is not sampler.model
-    assert paths.STRENGTH == 0.5
+        assert model_of(sampler, arm) is not sampler.model
+    assert all(preset_inputs(*ARMS[arm])["strength"] == 0.5 for arm in ARMS)
+
+
+def test_strengths_are_drawn_and_resumed(encoder_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "strengths.json"
+    words = ["--folder", str(tmp_path), "--encoder", str(encoder_folder), "--out", str(target)]
+    words += ["--steps", "2", "--seeds", "1", "--paths", "denoiser constant", "--strengths", "0"]
+    strengths.main(words)
+    made = read_rows(tmp_path / "samples.jsonl")
+    strengths.main([*words, "4"])
+    record = json.loads(target.read_text())
+    means = record["means"]["denoiser constant"]
+    assert means["0"]["pixel_change"] == means["0"]["score_change"] == 0
+    assert means["4"]["pixel_change"] > 0
+    assert [row["strength"] for row in record["images"]] == [0, 4]
+    assert read_rows(tmp_path / "samples.jsonl")[: len(made)] == made
+    assert (tmp_path / "strengths-denoiser-constant.png").stat().st_size > 1000
+
+
+@pytest.mark.long
+def test_the_evaluation_runs_and_is_finished(encoder_dir: Path, tmp_path: Path) -> None:
+    target = tmp_path / "evaluation.json"
+    words = ["--folder", str(tmp_path), "--encoder", str(encoder_dir), "--out", str(target)]
+    words += ["--power-iterations", "0", "--interval", "6", "--seeds", "1"]
+    evaluate.main(words)
+    made = json.loads(target.read_text())
+    evaluate.main([*words, "--finish"])
+    assert json.loads(target.read_text())["measures"] == made["measures"]
+    assert list(made["measures"]["projected"]) == list(evaluate.ARMS)
+    assert made["settings"]["projection"] == 48
+    assert len(made["arms"]) == 5
+    assert target.with_suffix(".png").stat().st_size > 1000
+
+
+def test_the_committed_evaluation_has_its_table() -> None:
+    figures = json.loads((FIGURES / "evaluation.json").read_text())
+    assert "| guided | -17." in evaluate.table(figures)

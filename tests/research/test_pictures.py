@@ -1,8 +1,9 @@
-"""The rule that chooses pictures, on a small archive; the list itself where the archive was downloaded."""
+"""Pictures as they are read from a small archive; the list itself where the archive was downloaded."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import platform
 import zipfile
@@ -13,45 +14,37 @@ import pytest
 import torch
 from PIL import Image
 
-from research.costs.pictures import ARCHIVE, FOLDER, NAMES, choose, gallery, photos, read_picture
+from research.costs.pictures import ARCHIVE, FOLDER, NAMES, PHOTOS, gallery, photos, read_picture
+from research.harness.program import FIGURES
 from tools.environment.building import verify
 from tools.environment.components import cache_folder
 
 
-def noise(seed: int, channels: int = 3) -> Image.Image:
-    small = np.random.default_rng(seed).integers(0, 256, (8, 8, channels), dtype=np.uint8)
+def noise(channels: int = 3) -> Image.Image:
+    small = np.random.default_rng(0).integers(0, 256, (8, 8, channels), dtype=np.uint8)
     return Image.fromarray(small).resize((40, 40))
 
 
-def encoded(picture: Image.Image, **options: object) -> bytes:
+def encoded(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", lossless=True, **options)
+    picture.save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
 
 
-def test_the_rule_leaves_out_animations_second_pictures_and_look_alikes(tmp_path: Path) -> None:
+def test_the_first_picture_of_a_template_is_read(tmp_path: Path) -> None:
     archive = tmp_path / "pictures.whl"
     with zipfile.ZipFile(archive, "w") as content:
-        content.writestr(f"{FOLDER}a-1.webp", encoded(noise(0)))
-        content.writestr(f"{FOLDER}a-2.webp", encoded(noise(1)))
-        content.writestr(f"{FOLDER}b-1.webp", encoded(noise(2), save_all=True, append_images=[noise(3)]))
-        content.writestr(f"{FOLDER}c-1.webp", encoded(noise(0).rotate(2)))
-        content.writestr(f"{FOLDER}d-1.webp", encoded(noise(4)))
-        content.writestr(f"{FOLDER}e-1.webp", encoded(noise(5)))
-        content.writestr("elsewhere/f-1.webp", encoded(noise(6)))
-    assert choose(archive, 9) == ["a", "d", "e"]
-    assert choose(archive, 1) == ["a"]
-    ((name, picture),) = gallery(["d"], archive)
-    assert name == "d"
-    assert picture.shape == (40, 40, 3)
+        content.writestr(f"{FOLDER}a-1.webp", encoded(noise()))
+        content.writestr(f"{FOLDER}a-2.webp", encoded(noise().rotate(90)))
+    ((name, picture),) = gallery(archive, ["a"])
+    assert name == "a"
+    assert np.array_equal(picture.mul(255).round().byte().numpy(), np.asarray(noise()))
 
 
 def test_transparent_parts_are_white() -> None:
-    layers = noise(0, 4)
+    layers = noise(4)
     layers.putalpha(Image.new("L", layers.size, 0))
-    picture = read_picture(encoded(layers))
-    assert picture is not None
-    assert picture.min() == 1
+    assert read_picture(encoded(layers)).min() == 1
 
 
 def test_photos() -> None:
@@ -63,10 +56,15 @@ def test_photos() -> None:
         assert 0 <= photo.min() < photo.max() <= 1
 
 
-def test_the_list_is_what_the_rule_gives() -> None:
+def test_the_list_holds_the_pictures_of_the_figures() -> None:
     assert len(set(NAMES)) == 88
+    ranked = json.loads((FIGURES / "score.json").read_text())["exact_scores"]
+    assert set(ranked) <= {*NAMES, *PHOTOS}
+
+
+def test_the_archive_holds_the_list() -> None:
     archive = cache_folder(os.environ, platform.system(), Path.home()) / "downloads" / ARCHIVE.filename
     if not archive.exists():
         pytest.skip("the archive of pictures was not downloaded")
     verify(archive, ARCHIVE.sha256)
-    assert tuple(choose(archive)) == NAMES
+    assert [name for name, _ in gallery(archive)] == NAMES

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,21 +12,11 @@ from scipy.linalg import sqrtm
 
 from jepa_core.djepa import LoadedDJEPA, load_djepa, sample_tokens, to_latents
 from research.judges.measures import judge, load_bank, load_classifier
+from research.training.djepa import compare
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "research" / "training" / "djepa"
 WEIGHTS = ROOT / "assets" / "djepa64.safetensors"
-
-
-def script(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    before = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = before
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +45,6 @@ def test_its_samples_are_recognised_and_no_copies(loaded):
 
 
 def test_the_frechet_distance_is_the_formula():
-    compare = script(FOLDER / "compare.py")
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(200, 6)), 2 * rng.normal(size=(150, 6)) @ rng.normal(size=(6, 6)) + 1
     means = ((a.mean(0) - b.mean(0)) ** 2).sum()
@@ -72,7 +57,6 @@ def test_the_frechet_distance_is_the_formula():
 
 
 def test_the_readme_quotes_the_comparison():
-    compare = script(FOLDER / "compare.py")
     figures = json.loads((FOLDER / "comparison.json").read_text())
     assert compare.table(figures) in (FOLDER / "README.md").read_text(encoding="utf-8")
     assert {"real", "unet", "diffusion", "flow", "flow0"} <= figures["rows"].keys()

@@ -10,31 +10,21 @@ from typing import Any
 import pytest
 import torch
 
+from jepa_core import RarityGradient
 from research.costs import step as benchmark
-from research.costs.step import (
-    ARMS,
+from research.costs.step import ARMS, NAIVE, UNGUIDED, measure, naive_chain, run_arm, table, with_ratios
+from research.harness.host import LatentDecoder, chain, preset_inputs
+from research.harness.networks import Networks, randomise, tiny_autoencoder
+from research.harness.timing import (
     DECODER_BACKWARD,
     DECODER_FORWARD,
     DENOISER,
     DENOISER_BACKWARD,
     DENOISER_WITH_GRAPH,
     ENCODER,
-    NAIVE,
     REST,
-    UNGUIDED,
-    NaiveChain,
-    Networks,
     Stages,
-    measure,
-    preset_inputs,
-    randomise,
-    run_arm,
-    table,
-    tiny_autoencoder,
-    watched,
-    with_ratios,
 )
-from research.effects.evaluate import pack_module
 
 PIXELS = 64
 DECODING = {DECODER_FORWARD, DECODER_BACKWARD, ENCODER, REST}
@@ -91,10 +81,9 @@ def test_every_arm_runs_and_accounts_for_its_steps(networks: Networks, arm: str,
 
 
 def test_watching_changes_nothing(networks: Networks) -> None:
-    chain = pack_module("host.gradient.chain")
     stock = (chain.decoded, chain.LatentGradient.of_latent, chain.LatentGradient.__call__)
     plain = run_arm(networks, "balanced", 2, PIXELS, Stages())
-    with watched(Stages()):
+    with Stages().watching():
         assert chain.decoded is not stock[0]
         seen = run_arm(networks, "balanced", 2, PIXELS, Stages())
     assert torch.equal(plain, seen)
@@ -118,8 +107,7 @@ def test_counted_operations_are_those_of_the_passes(
 
 
 def test_the_naive_chain_has_the_gradient_of_the_chain(networks: Networks) -> None:
-    chain = pack_module("host.gradient.chain")
-    rarity = pack_module("jepa_core").RarityGradient(9, 2, 6, tracked=False, tolerance=0.0)
+    rarity = RarityGradient(9, 2, 6, tracked=False, tolerance=0.0)
     encoder = networks.encoder.encoder
     base = networks.model.model
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -128,9 +116,9 @@ def test_the_naive_chain_has_the_gradient_of_the_chain(networks: Networks) -> No
         return 0.5 * z + 0.1 * z.sin()
 
     sigma = torch.tensor(1.0)
-    naive = NaiveChain(networks.vae, encoder, Stages())(denoise, x, sigma, base)
+    naive = naive_chain(networks.vae, encoder, Stages())(denoise, x, sigma, base)
     exact = chain.LatentGradient(
-        networks.vae, [chain.Guide(encoder)], rarity, through_denoiser=True, antialias=False
+        LatentDecoder(networks.vae), [chain.Guide(encoder)], rarity, through_denoiser=True, antialias=False
     )
     slope = exact(denoise, x, sigma, base)
     cosine = torch.cosine_similarity(naive.gradient.flatten(), slope.gradient.flatten(), dim=0)
@@ -151,11 +139,11 @@ def test_ratios_and_their_bound() -> None:
     assert found["faithful"]["naive_over_this"] == 1.5
     assert found["faithful"]["naive_over_this_at_best"] == 2
     assert with_ratios({"faithful": arms["faithful"]}) == {"faithful": arms["faithful"]}
-    assert "faithful" in table(found)
+    assert "faithful" in table({"arms": found})
 
 
 def test_arms_name_inputs_that_there_are() -> None:
-    known = set(preset_inputs(None, {}))
+    known = set(preset_inputs())
     for preset, changes in ARMS.values():
         assert set(changes) <= known
         assert set(preset_inputs(preset, changes)) == known

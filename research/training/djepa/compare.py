@@ -9,29 +9,23 @@ covariance of 384 entries cannot be known, so the distance to the images trained
 "real" says what the held-out images themselves have. Figures of this small set compare these rows and nothing else.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
-import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "emoji"))
-from data import load_images, to_pixels  # noqa: E402
+from jepa_core import load_encoder
+from jepa_core.djepa import DJEPA, DJEPAConfig, Tokenizer, load_tokenizer, sample_tokens, to_latents
+from research.harness import program
+from research.harness.pack import ROOT
+from research.harness.program import Row, markdown
+from research.harness.sheet import sample_sheet
+from research.judges.measures import judge, load_bank, load_classifier
+from research.training.emoji.data import load_pictures
 
-from jepa_core import load_encoder  # noqa: E402
-from jepa_core.djepa import DJEPA, DJEPAConfig, Tokenizer, load_tokenizer, sample_tokens, to_latents  # noqa: E402
-from research.harness.sheet import sample_sheet  # noqa: E402
-from research.judges.measures import judge, load_bank, load_classifier  # noqa: E402
-
-TIMES = 5
 BATCH = 47
 STEPS, DENOISING_STEPS, CFG = 32, 50, 2.0
 NAMES = {
@@ -61,7 +55,7 @@ def psd_root(matrix: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def load_run(folder: Path) -> tuple[DJEPA, dict[str, Any]]:
+def load_run(folder: Path) -> tuple[DJEPA, Row]:
     """The exponential average of a run, and what its loss.json says."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     model = DJEPA(DJEPAConfig(**state["config"])).eval()
@@ -70,7 +64,7 @@ def load_run(folder: Path) -> tuple[DJEPA, dict[str, Any]]:
 
 
 def draw(model: DJEPA, tokenizer: Tokenizer, labels: Tensor) -> Tensor:
-    """Images (B, 3, 64, 64) in [0, 1] of labels from 0, each of its own seed."""
+    """Images (B, 3, 64, 64) in [0, 1] of labels from 0, a seed each."""
     pictures = []
     for seeds in torch.arange(len(labels)).split(BATCH):
         tokens = sample_tokens(
@@ -82,62 +76,57 @@ def draw(model: DJEPA, tokenizer: Tokenizer, labels: Tensor) -> Tensor:
 
 def draw_unet(labels: Tensor) -> Tensor:
     """The same of the demo generator, as its training script samples."""
-    from train import Generator, sample
+    from research.training.emoji.train import Generator, sample
 
-    model = Generator()
-    weights = load_file(HERE.parents[2] / "assets" / "emoji64.safetensors")
+    weights = load_file(ROOT / "assets" / "emoji64.safetensors")
+    model = Generator(len(weights["classes.weight"]) - 1)
     model.load_state_dict({name: value.float() for name, value in weights.items()})
     model.eval().requires_grad_(False)
     return torch.cat([sample(model, part + 1, seed=index) for index, part in enumerate(labels.split(BATCH))])
 
 
-def table(figures: dict[str, Any]) -> str:
+def table(figures: Row) -> str:
     """The figures as Markdown."""
     columns = {
-        "held_out_denoising": "denoising loss",
-        "held_out_jepa": "JEPA loss",
-        "frechet_held_out": "Frechet, held out",
-        "frechet_trained_on": "Frechet, trained on",
-        "recognised": "recognised",
-        "copy_distance": "copy distance",
+        "": "{name}",
+        "denoising loss": "{held_out_denoising:.4g}",
+        "JEPA loss": "{held_out_jepa:.4g}",
+        "Frechet, held out": "{frechet_held_out:.4g}",
+        "Frechet, trained on": "{frechet_trained_on:.4g}",
+        "recognised": "{recognised:.4g}",
+        "copy distance": "{copy_distance:.4g}",
     }
-    lines = [["", *columns.values()], ["---"] * (len(columns) + 1)]
+    rows = []
     for name, row in figures["rows"].items():
         # without the JEPA loss its projection was not trained, and a loss through it means nothing
-        weightless = row.get("jepa") == 0
-        shown = {key: "" if key == "held_out_jepa" and weightless else row.get(key, "") for key in columns}
-        lines.append(
-            [NAMES.get(name, name), *(f"{value:.4g}" if value != "" else "" for value in shown.values())]
-        )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        untrained = {"held_out_jepa": None} if row.get("jepa") == 0 else {}
+        rows.append({"name": NAMES.get(name, name)} | row | untrained)
+    return markdown(columns, rows)
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, required=True, help="downloads, tokenizer and runs")
-    parser.add_argument("--times", type=int, default=TIMES, help="images for each held-out one")
-    parser.add_argument("--out", type=Path, default=HERE / "comparison.json")
+def main(arguments: Sequence[str] | None = None) -> None:
+    here = Path(__file__).absolute().parent
+    parser = program.parser(__file__, __doc__, here / "comparison.json", folder=True)
+    parser.add_argument("--times", type=int, default=5, help="images for each held-out one")
     parser.add_argument("--unet", action="store_true", help="the demo generator too")
-    parser.add_argument("runs", nargs="*")
-    options = parser.parse_args()
-    images, labels, _, held_out = load_images(options.folder)
-    labels = labels - 1
+    parser.add_argument("runs", nargs="*", default=[])
+    options = parser.parse_args(arguments)
+    unseen = load_pictures(options.folder).unseen()
     tokenizer = load_tokenizer(options.folder / "tokenizer.safetensors")
-    encoder = load_encoder(Path(os.environ["JEPA_ENCODER"]), image_size=224)
+    encoder = load_encoder(options.encoder, image_size=224)
     bank, classifier = load_bank(), load_classifier()
     trained, held = bank.encoder[~bank.held_out], bank.encoder[bank.held_out]
 
     def embed(pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, 384), as research/judges/build_bank.py embeds the real ones."""
+        """(B, 3, H, W) in [0, 1] -> (B, 384), as research/judges/train.py embeds the real ones."""
         return torch.cat([encoder(encoder.preprocess(one.movedim(1, -1))) for one in pictures.split(8)])
 
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
-    asked = labels[held_out].repeat(options.times)
 
-    def report(name: str, pictures: Tensor, asked: Tensor, more: dict[str, Any]) -> None:
+    def report(name: str, pictures: Tensor, labels: Tensor, more: Row) -> None:
         embeddings = embed(pictures)
-        found = judge(pictures, asked + 1, bank, classifier, None)
+        found = judge(pictures, labels, bank, classifier, None)
         rows[name] = more | {
             "images": len(pictures),
             "frechet_held_out": round(frechet_distance(embeddings, held), 1),
@@ -147,36 +136,24 @@ def main() -> None:
         }
         print(name, json.dumps(rows[name]), flush=True)
 
-    real = to_pixels(images[held_out])
     if "real" not in rows:
-        assert (embed(real[:2]) - held[:2]).abs().max() < 0.05 * held.abs().max(), (
-            "the bank has other embeddings"
-        )
-        report("real", real, labels[held_out], {})
-        report(
-            "tokenizer",
-            tokenizer.decode(tokenizer.encode(real * 2 - 1)).add(1).div(2).clamp(0, 1),
-            labels[held_out],
-            {},
-        )
+        real = unseen.pixels()
+        apart = (embed(real[:2]) - held[:2]).abs().max()
+        assert apart < 0.05 * held.abs().max(), "the bank has other embeddings"
+        report("real", real, unseen.labels, {})
+        through = tokenizer.decode(tokenizer.encode(real * 2 - 1)).add(1).div(2).clamp(0, 1)
+        report("tokenizer", through, unseen.labels, {})
+    asked = unseen.labels.repeat(options.times)
     if options.unet:
-        report("unet", draw_unet(asked), asked, {})
+        report("unet", draw_unet(asked - 1), asked, {})
     for run in options.runs:
         model, record = load_run(options.folder / run)
-        last = record["rows"][-1]
-        pictures = draw(model, tokenizer, asked)
-        report(run, pictures, asked, {name: round(value, 5) for name, value in last.items()})
+        losses = {name: round(value, 5) for name, value in record["rows"][-1].items()}
+        report(run, draw(model, tokenizer, asked - 1), asked, losses)
         sheet = draw(model, tokenizer, torch.arange(64) % model.config.classes)
         sample_sheet(sheet).save(options.folder / run / "sheet.png")
-    record = {
-        "steps": STEPS,
-        "denoising_steps": DENOISING_STEPS,
-        "cfg": CFG,
-        "encoder": bank.encoder_name,
-        "rows": rows,
-    }
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(table(record))
+    record = {"steps": STEPS, "denoising_steps": DENOISING_STEPS, "cfg": CFG, "encoder": bank.encoder_name}
+    program.write(options.out, record | {"rows": rows}, table)
 
 
 if __name__ == "__main__":

@@ -12,27 +12,22 @@ Latents are a safetensors file with `latents` (rows, C, S, S), already scaled, a
 header may name the classes as JSON in `classes`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
+from torchvision import datasets
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).absolute().parents[3]))
@@ -55,61 +50,52 @@ from jepa_core.djepa import (
 )
 from jepa_core.djepa.tokenizer import CHANNELS, STRIDE
 from research.harness.sheet import sample_sheet
+from research.training.loop import InputError, Training, learning_rate, step_generator
+from research.training.pictures import class_weights
 
-matplotlib.use("Agg")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHEET = 64  # samples
 CHECKPOINT = "checkpoint.pt"
+CURVES = {"denoising": "denoising loss", "jepa": "JEPA loss"}
 
 
-class InputError(SystemExit):
-    """What the command was given cannot be used; the message says why and what to do."""
-
-
-class ImageFolder(Dataset[tuple[Tensor, int]]):
+class Images(datasets.ImageFolder):
     """Images of a folder with one subfolder a class, centre-cropped, in [-1, 1], mirrored at random."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        self.size = size
-        self.classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        self.files = [
-            (file, label)
-            for label, name in enumerate(self.classes)
-            for file in sorted((folder / name).rglob("*"))
-            if file.suffix.lower() in SUFFIXES
-        ]
-        if not self.files:
+        shape = [v2.Resize(size, v2.InterpolationMode.LANCZOS), v2.CenterCrop(size), v2.ToImage()]
+        scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
+        try:
+            super().__init__(folder, v2.Compose([*shape, *scale]), loader=on_white)
+        except FileNotFoundError as error:
+            raise InputError(f"--data {folder} holds no images, one subfolder a class: {error}") from error
+        files = tqdm(self.samples, "checking images")
+        if broken := [problem for file, _ in files if (problem := image_problem(file))]:
             raise InputError(
-                f"--data {folder} holds no images; it must have one subfolder a class with {', '.join(SUFFIXES)} in it"
+                f"--data {folder}: {len(broken)} of {len(self)} images cannot be read; remove or replace\n  "
+                + "\n  ".join(broken[:10])
             )
-        broken = [
-            problem for file, _ in tqdm(self.files, "checking images") if (problem := image_problem(file))
-        ]
-        if broken:
-            shown = "\n  ".join(broken[:10])
-            raise InputError(
-                f"--data {folder}: {len(broken)} of {len(self.files)} images cannot be read; remove or replace\n"
-                f"  {shown}" + ("\n  ..." if len(broken) > 10 else "")
-            )
-        self.labels = torch.tensor([label for _, label in self.files])
-
-    def __len__(self) -> int:
-        return len(self.files)
+        self.labels = torch.tensor(self.targets)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         """(row, a random number whose parity mirrors) -> (3, size, size) in [-1, 1], label."""
-        row, chance = key
-        file, label = self.files[row]
-        with Image.open(file) as opened:
-            picture = opened.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-        edge = min(picture.size)
-        left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-        picture = picture.resize(
-            (self.size, self.size), Image.Resampling.LANCZOS, (left, top, left + edge, top + edge)
-        )
-        pixels = torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 127.5 - 1
-        return (pixels.flip(-1) if chance % 2 else pixels), label
+        pixels, label = super().__getitem__(key[0])
+        return (pixels.flip(-1) if key[1] % 2 else pixels), label
+
+
+def on_white(file: str) -> Image.Image:
+    """A picture in RGB; what is transparent becomes white."""
+    with Image.open(file) as opened:
+        picture = opened.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def image_problem(file: str) -> str | None:
+    """Why an image cannot be read, or None."""
+    try:
+        on_white(file)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"{file}: {error}"
+    return None
 
 
 class Latents(Dataset[tuple[Tensor, int]]):
@@ -143,117 +129,78 @@ class Latents(Dataset[tuple[Tensor, int]]):
         return self.latents[key[0]].float(), int(self.labels[key[0]])
 
 
-class StepBatches(Sampler[list[tuple[int, int]]]):
-    """The batch of each step, drawn with the step's own seed, from `first` on.
-
-    A class of n images is drawn in proportion to n^(1 - balance): 0 is every image alike, 1 every class alike.
-    """
-
-    def __init__(self, labels: Tensor, options: argparse.Namespace, first: int, process: int) -> None:
-        counts = labels.bincount().double()
-        self.weights = counts[labels] ** -options.balance
-        self.options, self.first, self.process = options, first, process
-
-    def __len__(self) -> int:
-        return max(0, self.options.steps - self.first)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.first, self.options.steps):
-            generator = step_generator(self.options.seed, step, self.process, 0)
-            rows = torch.multinomial(self.weights, self.options.batch, replacement=True, generator=generator)
-            chances = torch.randint(2**31, rows.shape, generator=generator)
-            yield list(zip(rows.tolist(), chances.tolist(), strict=True))
+def step_batches(
+    labels: Tensor, options: argparse.Namespace, first: int, process: int
+) -> Iterator[list[tuple[int, int]]]:
+    """The batch of each step from `first` on, drawn with the step's own seed: (row, random number) of each image."""
+    weights = class_weights(labels, options.balance)
+    for step in range(first, options.steps):
+        generator = step_generator(options.seed, step, process, 0)
+        rows = torch.multinomial(weights, options.batch, replacement=True, generator=generator)
+        chances = torch.randint(2**31, rows.shape, generator=generator)
+        yield list(zip(rows.tolist(), chances.tolist(), strict=True))
 
 
-def step_generator(seed: int, step: int, process: int, purpose: int) -> torch.Generator:
-    """A generator of its own for each step, process and purpose."""
-    words = np.random.SeedSequence([seed, step, process, purpose]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+class Losses(torch.nn.Module):
+    """training_losses as a module, so that it can be distributed."""
 
+    def __init__(self, model: DJEPA) -> None:
+        super().__init__()
+        self.model = model
 
-def image_problem(file: Path) -> str | None:
-    """Why an image cannot be read, or None."""
-    try:
-        with Image.open(file) as picture:
-            picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{file}: {error}"
-    return None
-
-
-def learning_rate(step: int, options: argparse.Namespace, peak: float) -> float:
-    """Linear warm-up, then constant (the paper), then over the last --decay of the steps linearly to zero."""
-    rate = min(1.0, (step + 1) / options.warmup)
-    if options.decay:
-        rate = min(rate, (options.steps - step) / (options.decay * options.steps))
-    return peak * rate
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return training_losses(self.model, *arguments)
 
 
 def parameter_groups(model: DJEPA) -> list[dict[str, Any]]:
-    """Matrices of the two transformers decay; biases, norms, embeddings and the head do not."""
-    decayed: list[Tensor] = []
-    rest: list[Tensor] = []
+    """Matrices of the two transformers decay, which come first; biases, norms, embeddings and the head do not."""
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
     for name, weight in model.named_parameters():
-        (
-            decayed if ".blocks." in name and weight.ndim == 2 and not name.startswith("head.") else rest
-        ).append(weight)
-    return [{"params": decayed, "decays": True}, {"params": rest, "decays": False, "weight_decay": 0.0}]
+        decays = ".blocks." in name and weight.ndim == 2 and not name.startswith("head.")
+        groups[not decays]["params"].append(weight)
+    return groups
+
+
+NUMBERS: tuple[dict[str, float], ...] = (
+    {"image-size": 64, "latent-scale": 1.0, "balance": 0.0, "workers": 0},
+    {"width": 192, "depth": 6, "heads": 3, "head-width": 256, "head-depth": 3, "buffer": 64, "patch": 1},
+    {"batch": 64, "warmup": 100, "decay": 0.0, "weight-decay": 0.02, "beta2": 0.95, "clip": 3.0},
+    {"jepa-weight": 1.0, "dropout": 0.1, "label-drop": 0.1, "ema": 0.9999, "seed": 0},
+    {"report-every": 100, "sheet-every": 1000, "sheet-cfg": 2.0, "sheet-steps": 16},
+)
+HELP = {
+    "balance": "0: every image alike, 1: every class alike",
+    "batch": "images a step and process",
+    "clip": "gradient norm",
+    "decay": "share of the steps, at the end",
+    "image-size": "for a folder of images",
+    "jepa-weight": "weight of the JEPA loss; 0 leaves it out",
+    "latent-scale": "what the file's latents were multiplied by, 0.2325 for KL-16",
+    "sheet-steps": "sets of tokens",
+    "warmup": "steps",
+    "weight-decay": "reached linearly at the last step",
+    "workers": "processes that read images",
+}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, required=True, help="folder of images, or latents.safetensors")
-    data.add_argument(
-        "--held-out", type=Path, help="the same of images that are only looked at: their loss is reported"
-    )
-    data.add_argument(
-        "--tokenizer", type=Path, help="small tokenizer of stride 8; without it a token is pixels"
-    )
-    data.add_argument(
-        "--latent-scale",
-        type=float,
-        default=1.0,
-        help="what the file's latents were multiplied by, 0.2325 for KL-16",
-    )
-    data.add_argument("--image-size", type=int, default=64, help="for a folder of images")
-    data.add_argument("--balance", type=float, default=0.0, help="0: every image alike, 1: every class alike")
-    data.add_argument("--workers", type=int, default=0, help="processes that read images")
-    model = parser.add_argument_group("model")
-    model.add_argument("--size", choices=["B", "L", "H"], help="a published size; else the numbers below")
-    for name, default in (("width", 192), ("depth", 6), ("heads", 3), ("head-width", 256), ("head-depth", 3)):
-        model.add_argument(f"--{name}", type=int, default=default)
-    model.add_argument("--buffer", type=int, default=64)
-    model.add_argument("--patch", type=int, default=1)
-    model.add_argument("--denoiser", choices=["diffusion", "flow"], default="diffusion")
-    recipe = parser.add_argument_group("recipe")
-    recipe.add_argument(
-        "--jepa-weight", type=float, default=1.0, help="weight of the JEPA loss; 0 leaves it out"
-    )
-    recipe.add_argument("--steps", type=int, required=True, help="optimizer steps")
-    recipe.add_argument("--batch", type=int, default=64, help="images a step and process")
-    recipe.add_argument("--peak", type=float, help="learning rate; default 1e-4 * all images a step / 256")
-    recipe.add_argument("--warmup", type=int, default=100, help="steps")
-    recipe.add_argument("--decay", type=float, default=0.0, help="share of the steps, at the end")
-    recipe.add_argument("--weight-decay", type=float, default=0.02, help="reached linearly at the last step")
-    recipe.add_argument("--beta2", type=float, default=0.95)
-    recipe.add_argument("--clip", type=float, default=3.0, help="gradient norm")
-    recipe.add_argument("--dropout", type=float, default=0.1)
-    recipe.add_argument("--label-drop", type=float, default=0.1)
-    recipe.add_argument("--ema", type=float, default=0.9999)
-    recipe.add_argument("--seed", type=int, default=0)
-    recipe.add_argument(
-        "--precision", choices=["bf16", "no"], help="default: bf16 where there is hardware for it"
-    )
-    work = parser.add_argument_group("work")
-    work.add_argument("--out", type=Path, required=True, help="checkpoint, curves, sheets, weights")
-    work.add_argument("--report-every", type=int, default=100)
-    work.add_argument("--sheet-every", type=int, default=1000)
-    work.add_argument("--sheet-cfg", type=float, default=2.0)
-    work.add_argument("--sheet-steps", type=int, default=16, help="sets of tokens")
-    work.add_argument("--licence", default="", help="of the data, for the weights' header")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of images, or latents.safetensors")
+    add("--held-out", type=Path, help="the same of images that are only looked at: their loss is reported")
+    add("--out", type=Path, required=True, help="checkpoint, curves, sheets, weights")
+    add("--tokenizer", type=Path, help="small tokenizer of stride 8; without it a token is pixels")
+    add("--size", choices=["B", "L", "H"], help="a published size, in place of the numbers")
+    add("--denoiser", choices=["diffusion", "flow"], default="diffusion")
+    add("--steps", type=int, required=True, help="optimizer steps")
+    add("--peak", type=float, help="learning rate; default 1e-4 * all images a step / 256")
+    add("--precision", choices=["bf16", "no"], help="default: bf16 where there is hardware for it")
+    add("--licence", default="", help="of the data, for the weights' header")
+    for numbers in NUMBERS:
+        for name, default in numbers.items():
+            add(f"--{name}", type=type(default), default=default, help=HELP.get(name, " "))
     options = parser.parse_args(arguments)
     for name in ("steps", "batch", "warmup", "report_every", "sheet_every"):
         if getattr(options, name) < 1:
@@ -261,17 +208,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def load_data(path: Path, options: argparse.Namespace) -> ImageFolder | Latents:
+def load_data(path: Path, options: argparse.Namespace) -> Images | Latents:
     """The dataset at a path. Raises InputError."""
     if path.is_dir():
-        return ImageFolder(path, options.image_size)
+        return Images(path, options.image_size)
     if path.is_file():
         return Latents(path)
     raise InputError(f"{path} does not exist; give a folder of images or a file of latents")
 
 
 def config_of(
-    data: ImageFolder | Latents, tokenizer: Tokenizer | None, options: argparse.Namespace
+    data: Images | Latents, tokenizer: Tokenizer | None, options: argparse.Namespace
 ) -> DJEPAConfig:
     """The model's sizes for this data. Raises InputError."""
     if isinstance(data, Latents):
@@ -283,36 +230,29 @@ def config_of(
             )
         channels, side = (CHANNELS, options.image_size // STRIDE) if tokenizer else (3, options.image_size)
     names = ("width", "depth", "heads", "head_width", "head_depth", "buffer")
-    sizes: dict[str, Any] = {name: getattr(options, name) for name in names}
-    if options.size:
-        published = published_config(options.size).to_dict()
-        sizes = {name: published[name] for name in names}
+    source = published_config(options.size) if options.size else options
+    sizes: dict[str, Any] = {name: getattr(source, name) for name in names}
+    sizes |= {"classes": len(data.classes), "patch": options.patch, "denoiser": options.denoiser}
     try:
-        return DJEPAConfig(
-            side=side,
-            channels=channels,
-            classes=len(data.classes),
-            patch=options.patch,
-            denoiser=options.denoiser,
-            **sizes,
-        )
+        return DJEPAConfig(side=side, channels=channels, **sizes)
     except DJEPASizeError as error:
         raise InputError(f"these sizes make no D-JEPA: {error}") from error
 
 
 @torch.no_grad()
-def held_out_losses(model: DJEPA, tokens: Tensor, labels: Tensor, repeats: int = 4) -> tuple[float, float]:
-    """(denoising, JEPA) loss of tokens that are not trained on, with fixed draws; `model` is its own target."""
+def held_out_losses(model: DJEPA, tokens: Tensor, labels: Tensor) -> dict[str, float]:
+    """Losses of tokens that are not trained on, means over four fixed draws; `model` is its own target."""
     denoiser = denoiser_of(model.config)
     found = []
-    for repeat in range(repeats):
+    for repeat in range(4):
         generator = torch.Generator().manual_seed(repeat)
-        draws = training_draws(
-            tokens, labels, denoiser, generator, classes=model.config.classes, label_drop=0.0
-        ).to(tokens.device)
-        found.append(training_losses(model, model.context_encoder, denoiser, tokens, labels, draws))
-    denoising, jepa = zip(*found, strict=True)
-    return torch.stack(denoising).mean().item(), torch.stack(jepa).mean().item()
+        classes = model.config.classes
+        draws = training_draws(tokens, labels, denoiser, generator, classes=classes, label_drop=0.0)
+        arguments = (model.context_encoder, denoiser, tokens, labels, draws.to(tokens.device))
+        losses = training_losses(model, *arguments)
+        found.append(torch.stack(losses))
+    names = ("held_out_denoising", "held_out_jepa")
+    return dict(zip(names, torch.stack(found).mean(0).tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -322,102 +262,28 @@ def save_sheet(model: DJEPA, tokenizer: Tokenizer | None, options: argparse.Name
         return
     device = next(model.parameters()).device
     labels = torch.arange(SHEET, device=device) % model.config.classes
-    tokens = sample_tokens(
-        model,
-        labels,
-        range(SHEET),
-        steps=min(options.sheet_steps, model.config.tokens),
-        denoising_steps=50,
-        cfg=options.sheet_cfg,
-    )
+    steps = min(options.sheet_steps, model.config.tokens)
+    sampling = {"steps": steps, "denoising_steps": 50, "cfg": options.sheet_cfg}
+    tokens = sample_tokens(model, labels, range(SHEET), **sampling)
     latents = to_latents(tokens, model.config.patch)
     pixels = (latents if tokenizer is None else tokenizer.decode(latents)).float().cpu()
     sample_sheet(pixels.add(1).div(2).clamp(0, 1)).save(file)
 
 
-def plot_losses(rows: list[dict[str, float]], file: Path) -> None:
-    """Write the curves of both losses."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for plot, kind in zip(axes, ("denoising", "jepa"), strict=True):
-        for prefix, label, colour, style in (
-            ("", "trained on", "#0072B2", "-"),
-            ("held_out_", "held out", "#D55E00", "--"),
-        ):
-            points = [(row["step"], row[prefix + kind]) for row in rows if row.get(prefix + kind)]
-            if points:
-                plot.plot(*zip(*points, strict=True), label=label, color=colour, linestyle=style)
-        plot.set(xlabel="step", ylabel=f"{'JEPA' if kind == 'jepa' else kind} loss")
-        if plot.lines:
-            plot.legend()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
-@dataclass
-class Training:
-    """What a training changes as it goes, and its checkpoint.
-
-    Attributes:
-        average: the exponential average of the model, whose context encoder is the target encoder.
-        step: how many steps are done.
-        rows: the losses that were reported.
-    """
-
-    model: DJEPA
-    average: DJEPA
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-    def save(self, file: Path) -> None:
-        """Write a checkpoint; what is there stays until the new one is whole."""
-        state: dict[str, Any] = {"model": self.model.state_dict(), "average": self.average.state_dict()}
-        state |= {"optimizer": self.optimizer.state_dict()}
-        state |= {"config": self.model.config.to_dict(), "step": self.step, "rows": self.rows}
-        partial = file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(file)
-
-    def restore(self, file: Path) -> None:
-        """Go on from a checkpoint. Raises InputError for one of another model."""
-        state = torch.load(file, weights_only=True, map_location="cpu")
-        if state["config"] != self.model.config.to_dict():
-            raise InputError(
-                f"{file} is of another model ({state['config']}); give another --out, or the sizes it was begun with"
-            )
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.rows = state["step"], state["rows"]
-
-    def follow(self, ema: float) -> None:
-        """Move the average toward the model: by 1 - ema, more in the first steps."""
-        decay = min(ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-
-
-def begin(config: DJEPAConfig, options: argparse.Namespace, device: torch.device, peak: float) -> Training:
-    """A new training, or the one that --out holds a checkpoint of."""
+def begin(
+    config: DJEPAConfig, options: argparse.Namespace, device: torch.device
+) -> tuple[Training, DJEPA, DJEPA]:
+    """A new training or the one that --out holds a checkpoint of, its model and the average of that."""
     torch.manual_seed(options.seed)
     model = DJEPA(config, options.dropout).to(device)
     average = DJEPA(config, options.dropout).to(device).eval().requires_grad_(False)
     average.load_state_dict(model.state_dict())
     if not options.jepa_weight:
         model.projection.requires_grad_(False)
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=peak, betas=(0.9, options.beta2), eps=1e-6)
-    training = Training(model, average, optimizer)
-    if (options.out / CHECKPOINT).exists():
-        training.restore(options.out / CHECKPOINT)
-    return training
-
-
-def set_rates(optimizer: torch.optim.Optimizer, step: int, options: argparse.Namespace, peak: float) -> None:
-    """Learning rate and weight decay of a step."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, options, peak)
-        if group["decays"]:
-            group["weight_decay"] = options.weight_decay * step / options.steps
+    optimizer = torch.optim.AdamW(parameter_groups(model), betas=(0.9, options.beta2), eps=1e-6)
+    training = Training(options.out / CHECKPOINT, model, optimizer, average, config.to_dict())
+    training.resume()
+    return training, model, average
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -438,39 +304,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recorded = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     settings = recorded | {"processes": accelerator.num_processes}
     peak = options.peak or 1e-4 * options.batch * accelerator.num_processes / 256
-    training = begin(config, options, device, peak)
-    model, average, first = training.model, training.average, training.step
-    denoiser = denoiser_of(config)
-    losses = accelerator.prepare_model(Losses(model))
-    batches = StepBatches(data.labels, options, first, process)
-    loader = DataLoader(data, batch_sampler=batches, num_workers=options.workers)
-
+    training, model, average = begin(config, options, device)
+    first, losses = training.step, accelerator.prepare_model(Losses(model))
+    batches: Any = step_batches(data.labels, options, first, process)
     recent: list[Tensor] = []
-    begun = time.monotonic()
     bar = tqdm(total=options.steps, initial=first, disable=not accelerator.is_main_process, mininterval=5)
-    for step, (pictures, labels) in enumerate(loader, first):
+    for step, (pictures, labels) in enumerate(
+        DataLoader(data, batch_sampler=batches, num_workers=options.workers), first
+    ):
         tokens = to_tokens(encoded(pictures.to(device), tokenizer), config.patch)
-        labels = labels.to(device)
         generator = step_generator(options.seed, step, process, 1)
-        draws = training_draws(
-            tokens, labels, denoiser, generator, classes=config.classes, label_drop=options.label_drop
-        ).to(device)
+        chances = {"classes": config.classes, "label_drop": options.label_drop}
+        denoiser, labels = denoiser_of(config), labels.to(device)
+        draws = training_draws(tokens, labels, denoiser, generator, **chances).to(device)
         # Dropout is the only thing that draws from the global generator.
         torch.manual_seed(step_generator(options.seed, step, process, 2).initial_seed() >> 1)
-        set_rates(training.optimizer, step, options, peak)
         target = average.context_encoder if options.jepa_weight else None
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             denoising, jepa = losses(target, denoiser, tokens, labels, draws)
-        training.optimizer.zero_grad(set_to_none=True)
-        (denoising + options.jepa_weight * jepa).backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-        if not torch.isfinite(norm):
-            raise InputError(
-                f"step {step}: the gradient is not finite; lower --peak, or train with --precision no"
-            )
-        training.optimizer.step()
+        training.optimizer.param_groups[0]["weight_decay"] = options.weight_decay * step / options.steps
+        rate = peak * learning_rate(step, options.steps, options.warmup, options.decay)
+        training.advance(denoising + options.jepa_weight * jepa, rate, options.clip)
         training.follow(options.ema)
-        training.step = step + 1
         recent.append(torch.stack([denoising.detach(), jepa.detach()]))
         bar.update()
         last = training.step == options.steps
@@ -480,39 +335,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row = {"step": training.step, "denoising": mean[0].item(), "jepa": mean[1].item()}
             if held_out is not None:
                 with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                    row["held_out_denoising"], row["held_out_jepa"] = held_out_losses(average, *held_out)
+                    row |= held_out_losses(average, *held_out)
             training.rows.append(row)
             bar.set_postfix({name: f"{value:.4f}" for name, value in row.items() if name != "step"})
             if accelerator.is_main_process:
-                training.save(options.out / CHECKPOINT)
-                pace = (time.monotonic() - begun) / (training.step - first)
-                record = {"settings": settings, "config": config.to_dict(), "rows": training.rows}
-                (options.out / "loss.json").write_text(json.dumps(record | {"seconds_a_step": pace}) + "\n")
-                plot_losses(training.rows, options.out / "loss.png")
+                training.save()
+                record = {"settings": settings, "config": config.to_dict()}
+                training.report(options.out, record, CURVES)
         if accelerator.is_main_process and (training.step % options.sheet_every == 0 or last):
             save_sheet(average, tokenizer, options, options.out / f"samples-{training.step:06d}.png")
     bar.close()
     if accelerator.is_main_process:
-        save_djepa(
-            options.out / "djepa.safetensors",
-            average,
-            data.classes,
-            tokenizer=tokenizer,
-            latent_scale=options.latent_scale,
-            notes={"training": json.dumps(settings), "data_licence": options.licence},
-        )
+        notes = {"training": json.dumps(settings), "data_licence": options.licence}
+        scale, file = options.latent_scale, options.out / "djepa.safetensors"
+        save_djepa(file, average, data.classes, tokenizer=tokenizer, latent_scale=scale, notes=notes)
     accelerator.end_training()
-
-
-class Losses(torch.nn.Module):
-    """training_losses as a module, so that it can be distributed."""
-
-    def __init__(self, model: DJEPA) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        return training_losses(self.model, *arguments)
 
 
 def encoded(pictures: Tensor, tokenizer: Tokenizer | None) -> Tensor:
@@ -524,7 +361,7 @@ def encoded(pictures: Tensor, tokenizer: Tokenizer | None) -> Tensor:
 
 
 def all_tokens(
-    data: ImageFolder | Latents, tokenizer: Tokenizer | None, config: DJEPAConfig, device: torch.device
+    data: Images | Latents, tokenizer: Tokenizer | None, config: DJEPAConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The tokens and labels of a whole dataset, unmirrored."""
     pictures = torch.stack([data[row, 0][0] for row in range(len(data))]).to(device)

@@ -1,0 +1,62 @@
+"""What research takes from the pack's host layer, in one place: importing this loads the pack."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from research.harness.pack import load_pack
+from research.harness.program import Row
+
+load_pack()
+
+from jepa_guidance.host.encoders.host_encoder import HostEncoder as HostEncoder  # noqa: E402
+from jepa_guidance.host.encoders.host_encoder import load_host_encoder as load_host_encoder  # noqa: E402
+from jepa_guidance.host.encoders.host_encoder import use_encoder as use_encoder  # noqa: E402
+from jepa_guidance.host.generators import demo as demo  # noqa: E402
+from jepa_guidance.host.gradient import chain as chain  # noqa: E402
+from jepa_guidance.host.gradient.autograd import host_differentiable as host_differentiable  # noqa: E402
+from jepa_guidance.host.gradient.checkpointing import checkpointed as checkpointed  # noqa: E402
+from jepa_guidance.host.gradient.decoders import LatentDecoder as LatentDecoder  # noqa: E402
+from jepa_guidance.host.guidance.patch import apply_guidance  # noqa: E402
+from jepa_guidance.host.guidance.schedule import Schedule as Schedule  # noqa: E402
+from jepa_guidance.nodes import guidance_inputs  # noqa: E402
+
+
+def preset_inputs(preset: str = "custom", changes: Row | None = None) -> Row:
+    """The inputs of the guiding nodes at their defaults, with a preset's in their place, and then `changes`."""
+    declared = guidance_inputs.guidance_inputs()
+    defaults = {entry.id: entry.default for entry in declared if hasattr(entry, "default")}
+    return defaults | guidance_inputs.PRESETS.get(preset, {}) | (changes or {})
+
+
+class OwnGradient(chain.GradientChain):
+    """A function in place of the chain: (denoise, x, sigma, base model) -> ScoreGradient."""
+
+    def __init__(
+        self,
+        function: Callable[..., chain.ScoreGradient],
+        through_denoiser: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        self.function = function
+        self.through_denoiser = through_denoiser
+        self.checkpointing = checkpointing
+
+    def __call__(
+        self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any
+    ) -> chain.ScoreGradient:
+        return self.function(denoise, x, sigma, base_model)
+
+
+def guided(
+    model: Any,
+    vae: Any,
+    encoder: Any,
+    inputs: Row,
+    gradient: Callable[..., chain.ScoreGradient] | None = None,
+) -> Any:
+    """The MODEL as a node with these inputs guides it, or guided by another gradient, see OwnGradient."""
+    config = guidance_inputs.config_of(inputs)
+    own = OwnGradient(gradient, config.through_denoiser, config.checkpointing) if gradient else None
+    return apply_guidance(model, vae, encoder, config, chain=own)
