@@ -48,7 +48,7 @@ def test_every_input_is_a_row_or_said_to_be_as_above(pages, page):
         above = [
             word
             for line in text.splitlines()
-            if ": as in " in line
+            if ": as in " in line and not line.startswith("|")
             for word in line.partition(":")[0].split(", ")
         ]
         inputs = [name for name, *_ in SCHEMA[node]["inputs"]]
