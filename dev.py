@@ -4,7 +4,7 @@
     python dev.py run FILE [args]               run a Python file in the environment
     python dev.py encoder                       print the folder of a real trained encoder
     python dev.py demo [args]                   run tools/demo.py
-    python dev.py bench [args]                  run the benchmarks, research/run.py
+    python dev.py bench [args]                  run the benchmarks, research/bench.py
     python dev.py gpu [args]                    run tools/gpu/run.py, the checks on a machine with CUDA
     python dev.py serve [--port N]              start ComfyUI with this pack, in the foreground
     python dev.py setup                         only the set-up

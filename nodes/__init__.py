@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..host.comfy.folders import register_folders
+from ..host.comfy.model_folders import register_folders
 from .combine_encoders import JEPACombineEncoders
 from .demo import JEPADemoClass, JEPADemoLoader
 from .djepa import DJEPALoader, DJEPASampler

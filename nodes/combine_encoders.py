@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..host.encoders.host_encoder import combined
-from .checks import check_values, inputs_of
+from .input_checks import check_values, inputs_of
 from .types import JEPAEncoder
 
 SLOTS = 4

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..host.generators.djepa import MAX_SEED, NO_CLASS, load_host_djepa, sample_djepa
-from ..host.generators.djepa_files import djepa_file, djepa_names
-from .checks import check_values, inputs_of, number_message
+from ..host.generators.djepa_menu import djepa_file, djepa_names
+from .input_checks import check_values, inputs_of, number_message
 from .types import DJEPAModel
 
 CATEGORY = "JEPA/D-JEPA"

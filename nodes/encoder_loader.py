@@ -3,9 +3,9 @@
 from comfy_api.latest import io
 
 from ..host.comfy.required import ProgressBar
-from ..host.encoders.folders import encoder_facts, encoder_file, encoder_names
 from ..host.encoders.host_encoder import load_host_encoder
-from .checks import check_values, inputs_of
+from ..host.encoders.menu import encoder_facts, encoder_file, encoder_names
+from .input_checks import check_values, inputs_of
 from .types import JEPAEncoder
 
 

@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from ..host.comfy.page import show_text
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.report import TraceReporter
-from .checks import check_values, inputs_of
 from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
+from .input_checks import check_values, inputs_of
 
 
 class JEPAGuidance(io.ComfyNode):

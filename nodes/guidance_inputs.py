@@ -30,7 +30,7 @@ from ..host.options import (
 )
 from ..jepa_core import RarityGradient
 from ..jepa_core.score import PROJECTION
-from .checks import number_message
+from .input_checks import number_message
 from .types import JEPAEncoder
 
 CUSTOM = "custom"

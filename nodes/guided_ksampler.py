@@ -4,13 +4,13 @@ from comfy_api.latest import io
 
 from ..host.comfy.required import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
 from ..host.comfy.sampling import stock_sample
-from ..host.guidance.checks import check_finite, check_frames
 from ..host.guidance.patch import apply_guidance
+from ..host.guidance.refusals import check_finite, check_frames
+from ..host.guidance.refused_samplers import sampler_refusal
 from ..host.guidance.report import TraceReporter, note_in_images
-from ..host.guidance.samplers import sampler_refusal
 from ..host.guidance.trace import Trace
-from .checks import check_values, inputs_of, number_message
 from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
+from .input_checks import check_values, inputs_of, number_message
 from .types import JEPATrace
 
 MAX_CFG = 100.0

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..host.drawing.pictures import to_image
 from ..host.drawing.trace_chart import draw_trace
-from .checks import check_values, inputs_of
+from .input_checks import check_values, inputs_of
 from .types import JEPATrace
 
 

@@ -7,7 +7,7 @@ from ..host.comfy.required import ProgressBar
 from ..host.drawing.pictures import labelled_sheet
 from ..host.scoring.scores import rank_images
 from ..jepa_core.score import PROJECTION
-from .checks import check_values, count_images, inputs_of, only
+from .input_checks import check_values, count_images, inputs_of, only
 from .scoring_inputs import EXACT, PROJECTED, mode_arguments
 from .types import JEPAEncoder
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 from ..host.comfy.required import ProgressBar
 from ..host.drawing.rarity_overlay import draw_overlay
 from ..host.scoring.rarity_map import rarity_mask, score_fields
-from .checks import check_values, inputs_of
+from .input_checks import check_values, inputs_of
 from .scoring_inputs import view_inputs
 from .types import JEPAEncoder
 

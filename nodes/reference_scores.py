@@ -6,7 +6,7 @@ from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.scoring.reference import Reference
 from ..host.scoring.scores import score_batches
-from .checks import check_values, count_images, inputs_of, only
+from .input_checks import check_values, count_images, inputs_of, only
 from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
 from .types import JEPAEncoder, JEPAReference
 

@@ -8,7 +8,7 @@ from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.scoring.reference import check_comparable, percentile
 from ..host.scoring.scores import combined_scores, ranking, score_images
-from .checks import check_values, inputs_of
+from .input_checks import check_values, inputs_of
 from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
 from .types import JEPAEncoder, JEPAReference
 

@@ -61,7 +61,7 @@ def encoder_dir() -> Path:
 @pytest.fixture(scope="session")
 def photos() -> list[torch.Tensor]:
     """Eight varied photos of different sizes, float32 (H, W, 3) in [0, 1]; do not write into them."""
-    from research.costs import pictures
+    from research.harness import pictures
 
     return [photo for _, photo in pictures.photos()]
 

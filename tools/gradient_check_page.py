@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).absolute().parents[1]
-FIGURES = ROOT / "tests" / "host" / "gradient" / "check.json"
+FIGURES = ROOT / "tests" / "host" / "gradient" / "gradient_check.json"
 PAGE = ROOT / "docs" / "gradient_check.md"
 DTYPES = ("float32", "float16", "bfloat16")
 FAULTS = {
@@ -29,7 +29,7 @@ def page(figures: dict[str, Any]) -> str:
 This page says what the gradient check catches, what it misses, and how often it raises a false alarm.
 
 Before a run trusts the gradient of a denoiser or decoder, it compares the vector-Jacobian product with a central
-difference (`host/gradient/check.py`), once per process for each network with its patches, size and precision. The
+difference (`host/gradient/gradient_check.py`), once per process for each network with its patches, size and precision. The
 comparison takes two more calls of the denoiser, of the decoder for one image, and one more backward pass of each. A
 denoiser that fails is held constant for the run, and the node says so; a decoder that fails is refused.
 
@@ -50,7 +50,7 @@ channels, attention is sometimes a hundredth of what a tiny network computes. Th
 {fault_table(figures["faults"])}
 
 Tiny random models of ComfyUI's own classes on a processor; `python dev.py test --long`,
-[figures](../tests/host/gradient/check.json).
+[figures](../tests/host/gradient/gradient_check.json).
 """
 
 

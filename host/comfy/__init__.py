@@ -5,8 +5,8 @@ sampling.py    running the stock sampler, and wrapping the samplers and runs of 
 models.py      patches, dtypes and devices of a MODEL
 memory.py      loading and unloading models, out-of-memory errors
 streaming.py   dynamic VRAM
-autograd.py    operations and attention that have a backward pass
-vae.py, folders.py, page.py   decoding, model folders, messages to the web page
+backward_ops.py  operations and attention that have a backward pass
+vae.py, model_folders.py, page.py   decoding, model folders, messages to the web page
 """
 
 from . import required  # noqa: F401 (first: refuses a host that lacks a module)

@@ -2,10 +2,10 @@
 
 chain.py, linearise.py       the score's gradient, stage by stage; one vector-Jacobian product
 decoders.py                  clean latent -> image: full, at the encoder's resolution, tiny
-denoiser.py, autograd.py     the denoiser inside a backward pass; inference mode, in-place writes
+denoiser.py, differentiable.py   the denoiser inside a backward pass; inference mode, in-place writes
 checkpointing.py             less memory for the same gradient
 compiled.py                  running compiled networks as they were written
 residency.py                 plain copies of streamed weights, which a backward pass needs
-check.py, block_count.py     finding wrong gradients: central differences, skipped blocks
+gradient_check.py, block_count.py   finding wrong gradients: central differences, skipped blocks
 random_state.py              leaving the global random states alone
 """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .check import DENOISER, WrongGradientError
+from .gradient_check import DENOISER, WrongGradientError
 
 
 class BlockCount:

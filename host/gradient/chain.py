@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -13,10 +14,10 @@ from ...jepa_core import Encoder, RarityGradient, jepa_score
 from ...jepa_core.score import PROJECTION
 from ..comfy.required import UNetModel
 from ..options import DENOISER_CONSTANT, SQUASH
-from .autograd import host_differentiable, writing_in_place
-from .check import DECODER, DENOISER, GradientCheck, WrongGradientError
 from .checkpointing import checkpointed
 from .decoders import LatentDecoder, decoded
+from .differentiable import host_differentiable, writing_in_place
+from .gradient_check import DECODER, DENOISER, GradientCheck, WrongGradientError
 from .linearise import linearised
 
 Denoise = Callable[[Tensor], Tensor]
@@ -77,7 +78,7 @@ class GradientChain(Protocol):
             on_pass: called after every encoder pass; may raise to stop.
             check: compares the gradients of denoiser and decoder with finite differences when that is due.
         """
-        return self
+        return copy(self)
 
     def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
         """Return score and gradient at the noisy latent.

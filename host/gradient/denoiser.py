@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ..comfy.autograd import torch_attention
+from ..comfy.backward_ops import torch_attention
 from ..comfy.models import casts_weights_by_hand
 from ..comfy.sampling import denoising_modules, replaced_conditioning
-from .autograd import host_differentiable, normal_tensors
 from .checkpointing import checkpointed
 from .compiled import uncompiled
+from .differentiable import host_differentiable, normal_tensors
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """The MODEL patch that guides any sampler.
 
-patch.py, config.py, checks.py      apply_guidance, its settings, and what it refuses
-run.py, shift.py, schedule.py       one guided sampler call; which steps move, and how far
+patch.py, config.py, refusals.py    apply_guidance, its settings, and what it refuses
+guided_run.py, shift.py, schedule.py   one guided sampler call; which steps move, and how far
 preparation.py, fallback.py         loading what a run differentiates; going on when memory runs out
-samplers.py, probe.py, guided_model.py   how a sampler calls the model, and shifting its state
+sampler_probe.py, refused_samplers.py, guided_model.py   how a sampler calls the model, and shifting its state
 model_calls.py, patch_state.py      extra model calls that other nodes' patches must not notice
 trace.py, report.py, progress.py    what a run did, shown on the page and saved with the image
 """

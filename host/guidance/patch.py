@@ -15,10 +15,10 @@ from ..gradient.chain import GradientChain, Guide, LatentGradient
 from ..gradient.decoders import LatentDecoder, choose_decoder
 from ..gradient.residency import ResidentParts, bound_to_streamed, fits_whole, resident
 from ..options import COLD, DENOISER_CONSTANT, ENCODER_RESOLUTION, FULL, THROUGH_DENOISER, TRACKED
-from .checks import check_one_device, check_rank, check_sampling, check_vae_fits
 from .config import GuidanceConfig
-from .preparation import held_constant
-from .run import KEY, Guidance, GuidedRun
+from .guided_run import KEY, Guidance, GuidedRun
+from .preparation import TOO_LARGE_TOGETHER, held_constant
+from .refusals import check_one_device, check_rank, check_sampling, check_vae_fits
 from .trace import Trace
 
 
@@ -38,7 +38,7 @@ def apply_guidance(
     Args:
         model: MODEL. vae: the VAE for its latents. encoder: the guide, or a weighted set of guides.
         judge: scores every guided step for the trace, without any other effect.
-        chain: replaces the whole gradient, for comparisons; encoder and VAE are then not used.
+        chain: replaces the whole gradient, for comparisons; encoder and VAE are still checked and loaded.
         on_pass: called after every encoder pass; may raise to stop.
         report: called with the trace after every step, and from time to time within guided steps.
 
@@ -105,7 +105,7 @@ def _not_differentiable(model: Any, others: Sequence[Any]) -> str | None:
         others: patchers of the models that must be on the device together with it.
     """
     if not fits_whole(model, *others):
-        return "the denoiser does not fit this device whole"
+        return TOO_LARGE_TOGETHER
     return bound_to_streamed(model)
 
 

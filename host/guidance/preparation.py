@@ -8,10 +8,15 @@ from ..comfy.required import load_models_gpu
 from ..comfy.sampling import has_weight_hooks
 from ..comfy.streaming import is_dynamic
 from ..gradient.chain import GradientChain
-from ..gradient.check import DECODER, DENOISER, GradientCheck, kinds
+from ..gradient.gradient_check import DECODER, DENOISER, GradientCheck, kinds
 from ..gradient.residency import keep_whole, refuse_streamed
 from ..options import DENOISER_CONSTANT
 from .trace import Trace
+
+# Why the denoiser is held constant. The first is found before a run, from sizes alone; the others when the host has loaded.
+TOO_LARGE_TOGETHER = "the denoiser, VAE and encoders do not fit this device together"
+TOO_LARGE = "the denoiser does not fit this device whole"
+TOO_LARGE_WITH_OTHERS = "the denoiser and the models that run with it do not fit this device whole"
 
 
 def held_constant(why: str) -> str:
@@ -51,8 +56,7 @@ def make_differentiable(
         streamed = keep_whole([*needed, guider.model_patcher, *parts], others)
         if streamed:
             alone = all(patcher.model is guider.model_patcher.model for patcher in streamed)
-            what = "the denoiser does" if alone else "the denoiser and the models that run with it do"
-            hold_constant(chain, trace, f"{what} not fit this device whole")
+            hold_constant(chain, trace, TOO_LARGE if alone else TOO_LARGE_WITH_OTHERS)
             load_models_gpu(others)
     keep_whole(needed, others)
     refuse_streamed(vae.patcher, "the VAE")

@@ -28,13 +28,13 @@ from jepa_core import Encoder, RarityGradient, jepa_score, load_encoder
 from jepa_core.score import PROJECTION
 from research.costs.gradient import ARMS as GRADIENTS
 from research.costs.gradient import PAPER, focus
-from research.costs.naive import naive_gradient
-from research.costs.reference import cosine, references
 from research.costs.step import ARMS, NAIVE, UNGUIDED, measure, run_arm, with_ratios
 from research.harness import program
-from research.harness.host import load_host_encoder, preset_inputs, use_encoder
+from research.harness.naive import naive_gradient
 from research.harness.networks import SD15, SDXL, Networks, random_networks, tiny_autoencoder
+from research.harness.pack_api import load_host_encoder, preset_inputs, use_encoder
 from research.harness.program import Row, markdown
+from research.harness.reference import cosine, references
 from research.harness.timing import Stages, clock, peak_memory, seconds_of, timed
 
 NO_DEVICE = "this benchmark measures a CUDA device, and torch sees none on this machine"

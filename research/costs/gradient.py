@@ -26,12 +26,12 @@ from torchvision.transforms.functional import gaussian_blur
 from jepa_core import Encoder, JacobianOperator, RarityGradient, differentiable, full_precision, load_encoder
 from jepa_core.range_finder import project, ritz_triplets
 from jepa_core.score import random_outputs
-from research.costs.naive import naive_gradient
-from research.costs.reference import Reference, cosine, references
 from research.harness import program
-from research.harness.host import Schedule
 from research.harness.images import Sampler
+from research.harness.naive import naive_gradient
+from research.harness.pack_api import Schedule
 from research.harness.program import Row, kept, markdown
+from research.harness.reference import Reference, cosine, references
 from research.harness.timing import seconds_of, timed
 
 # (steps, seeds): three classes where runs are short. The class of seed 2 moves most.

@@ -25,8 +25,8 @@ from jepa_core import Encoder, RarityGradient, has_fast_bfloat16, jepa_score, lo
 from jepa_core.architectures import architecture_of
 from jepa_core.hub import ENCODERS
 from jepa_core.score import PROJECTION
-from research.costs.pictures import photos
 from research.harness import program
+from research.harness.pictures import photos
 from research.harness.program import Row, markdown
 from research.harness.timing import GIB, seconds_of
 from tools.environment import pinned

@@ -27,10 +27,10 @@ from transformers import Dinov2Config, Dinov2Model
 from jepa_core import Encoder, RarityGradient, jacobian, load_encoder
 from research.costs.gradient import ARMS
 from research.costs.guides import PUBLISHED
-from research.costs.naive import naive_gradient
 from research.harness import program
 from research.harness.checkpoint_sizes import SD15_UNET, SD15_VAE, SDXL_UNET
-from research.harness.host import checkpointed
+from research.harness.naive import naive_gradient
+from research.harness.pack_api import checkpointed
 from research.harness.program import Row, markdown
 from research.harness.timing import GIB
 

@@ -2,7 +2,7 @@
 
     python dev.py run research/costs/score.py --folder WORK
 
-For each picture (research/costs/pictures.py) WORK keeps the Gram matrix of the whole Jacobian, from which the exact
+For each picture (research/harness/pictures.py) WORK keeps the Gram matrix of the whole Jacobian, from which the exact
 score and every approximation that is a function of the Jacobian follow. Smaller images and half precision have
 products of their own. An hour or two for 72 pictures on two cores.
 
@@ -23,9 +23,9 @@ from torch import Tensor
 from jepa_core import Encoder, JacobianOperator, differentiable, full_precision, jepa_score, load_encoder
 from jepa_core.range_finder import gram
 from jepa_core.score import PROJECTION, log_sum
-from research.costs.naive import naive_score
-from research.costs.pictures import gallery, photos
 from research.harness import program
+from research.harness.naive import naive_score
+from research.harness.pictures import gallery, photos
 from research.harness.program import Row, kept, markdown
 from research.harness.timing import timed
 

@@ -10,7 +10,7 @@ nothing about how many rounds the range finder takes on real ones: see research/
 
 Conclusion: a guided step costs 1.18 unguided ones with a tiny autoencoder and 1.43 with the VAE at the encoder's
 resolution, because the denoiser is asked once. The faithful path is no faster than the paper's program
-(research/costs/naive.py): four fifths of both are the denoiser and the full decoder, there and back.
+(research/harness/naive.py): four fifths of both are the denoiser and the full decoder, there and back.
 """
 
 import dataclasses
@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from research.costs.naive import naive_gradient
 from research.harness import program, timing
-from research.harness.host import chain, host_differentiable, load_host_encoder, preset_inputs
+from research.harness.naive import naive_gradient
 from research.harness.networks import (
     CFG,
     FIRST_STEP,
@@ -34,6 +33,7 @@ from research.harness.networks import (
     random_networks,
     tiny_autoencoder,
 )
+from research.harness.pack_api import chain, host_differentiable, load_host_encoder, preset_inputs
 from research.harness.program import Row, markdown
 from research.harness.timing import Stages, count_operations
 

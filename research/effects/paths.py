@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from research.harness import program
-from research.harness.host import preset_inputs
 from research.harness.images import UNGUIDED, Experiment, Sampler
+from research.harness.pack_api import preset_inputs
 from research.harness.program import Row, markdown
 from research.harness.summary import Values, complete_seeds, differences, mean_and_error, plus_minus, share
 

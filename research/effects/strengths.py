@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image
 
 from research.harness import program
-from research.harness.host import preset_inputs
 from research.harness.images import Experiment, Sampler
+from research.harness.pack_api import preset_inputs
 from research.harness.program import Row, markdown
 from research.harness.sheet import contact_sheet
 

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from jepa_core import jepa_score
 from jepa_core.score import PROJECTION
-from research.harness.host import demo, guided, load_host_encoder
+from research.harness.pack_api import demo, guided, load_host_encoder
 from research.harness.program import Row, append_row, encoder_identity, read_rows, sha256
 from research.harness.summary import Values
 from research.harness.timing import timed

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from research.harness.checkpoint_sizes import SD15_UNET, SD15_VAE, SDXL_UNET
-from research.harness.host import guided
+from research.harness.pack_api import guided
 from research.harness.program import Row
 from research.harness.timing import Stages
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from jepa_core import RarityGradient
-from research.harness.host import chain
+from research.harness.pack_api import chain
 
 GIB = 1 << 30
 

@@ -12,7 +12,7 @@ from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
-from research.harness.host import OwnGradient
+from research.harness.pack_api import OwnGradient
 
 CONFIG = {entry.name for entry in fields(GuidanceConfig)}
 

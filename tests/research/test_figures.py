@@ -9,7 +9,7 @@ import torch
 from jepa_guidance.nodes import guidance_inputs
 
 from jepa_core import RarityGradient
-from research import run
+from research import bench as run
 from research.costs import gradient, score
 from research.harness.program import markdown
 from tests.conftest import ROOT

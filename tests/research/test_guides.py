@@ -9,7 +9,7 @@ import torch
 
 from jepa_core.architectures import architecture_of
 from jepa_core.hub import ENCODERS
-from research import run
+from research import bench as run
 from research.costs import guides
 from research.costs.guides import (
     PUBLISHED,

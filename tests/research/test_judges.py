@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.utils import make_grid
 
-from research.effects.evaluate import ARMS, summarise
+from research.effects.evaluation import ARMS, summarise
 from research.harness import program
 from research.harness.images import Sampler
 from research.harness.program import append_row, read_rows

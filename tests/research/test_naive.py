@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jepa_core import Encoder, jepa_score, load_encoder
-from research.costs.naive import Calls, _WideAccumulation, naive_gradient, naive_score
+from research.harness.naive import Calls, _WideAccumulation, naive_gradient, naive_score
 
 
 def closed_form(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from research.effects import evaluate, strengths
+from research.effects import evaluation as evaluate
+from research.effects import strengths
 from research.effects.paths import ALL_ARMS, ARMS, FAITHFUL, main, model_of, summarise, table
-from research.harness.host import preset_inputs
 from research.harness.images import UNGUIDED, Sampler
+from research.harness.pack_api import preset_inputs
 from research.harness.program import FIGURES, read_rows
 from research.harness.summary import share
 

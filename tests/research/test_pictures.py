@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from research.costs.pictures import ARCHIVE, FOLDER, NAMES, PHOTOS, gallery, photos, read_picture
+from research.harness.pictures import ARCHIVE, FOLDER, NAMES, PHOTOS, gallery, photos, read_picture
 from research.harness.program import FIGURES
 from tools.environment.building import verify
 from tools.environment.components import cache_folder

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 
 from research.costs import device, djepa, gradient, guides, memory, score, step
-from research.costs.pictures import photos
 from research.harness.networks import Networks
+from research.harness.pictures import photos
 from research.judges import train as judges
 from research.training.djepa import compare, make_latents
 from research.training.djepa import train as train_djepa

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jepa_core import Encoder, load_encoder
-from research.costs.reference import cosine, reference, references, triplets
+from research.harness.reference import cosine, reference, references, triplets
 
 from .test_naive import closed_form
 

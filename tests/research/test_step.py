@@ -13,8 +13,8 @@ import torch
 from jepa_core import RarityGradient
 from research.costs import step as benchmark
 from research.costs.step import ARMS, NAIVE, UNGUIDED, measure, naive_chain, run_arm, table, with_ratios
-from research.harness.host import LatentDecoder, chain, preset_inputs
 from research.harness.networks import Networks, randomise, tiny_autoencoder
+from research.harness.pack_api import LatentDecoder, chain, preset_inputs
 from research.harness.timing import (
     DECODER_BACKWARD,
     DECODER_FORWARD,

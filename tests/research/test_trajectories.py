@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from research.harness.host import chain, preset_inputs
 from research.harness.images import Sampler
+from research.harness.pack_api import chain, preset_inputs
 
 STEPS = 5
 

@@ -16,7 +16,7 @@ from tools.environment.pinned import ROOT
 # Commands that pass their arguments to a program.
 PROGRAMS = {
     "demo": ROOT / "tools" / "demo.py",
-    "bench": ROOT / "research" / "run.py",
+    "bench": ROOT / "research" / "bench.py",
     "gpu": ROOT / "tools" / "gpu" / "run.py",
 }
 SERVER = ROOT / "tools" / "server.py"
@@ -26,11 +26,11 @@ SUPPORT = ROOT / "docs" / "support.json"
 OLDER_TESTS = (
     "comfy/test_versions",
     "guidance/test_schedule",
-    "guidance/test_checks",
+    "guidance/test_models_that_do_not_fit",
     "gradient/test_checkpointing",
     "guidance/test_presets",
     "gradient/test_chain",
-    "guidance/test_guidance",
+    "guidance/test_patch",
     "generators/test_djepa",
 )
 

@@ -21,7 +21,7 @@ import folder_paths
 import pytest
 import torch
 from comfy.ldm.flux.math import apply_rope, rope
-from jepa_guidance.host.comfy.autograd import training_operations
+from jepa_guidance.host.comfy.backward_ops import training_operations
 from jepa_guidance.host.comfy.required import HOST_VERSION, OLDEST_HOST
 
 from tests.conftest import HOST, ROOT

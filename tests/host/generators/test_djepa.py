@@ -12,9 +12,9 @@ import nodes as host_nodes
 import numpy as np
 import pytest
 import torch
-from jepa_guidance.host.comfy import folders
+from jepa_guidance.host.comfy import model_folders as folders
 from jepa_guidance.host.generators import djepa as adapter
-from jepa_guidance.host.generators import djepa_files
+from jepa_guidance.host.generators import djepa_menu as djepa_files
 from jepa_guidance.host.generators.djepa import HostDJEPA, class_index, load_host_djepa, preview, sample_djepa
 
 from jepa_core.djepa import Tokenizer, masked_counts, sample_tokens, save_djepa, to_latents

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from jepa_guidance.host.gradient.autograd import writing_in_place
 from jepa_guidance.host.gradient.chain import Guide, LatentGradient, ScoreGradient
 from jepa_guidance.host.gradient.decoders import LatentDecoder, choose_decoder, decoded
+from jepa_guidance.host.gradient.differentiable import writing_in_place
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.options import ENCODER_RESOLUTION
 

@@ -7,9 +7,9 @@ import comfy.ldm.modules.diffusionmodules.mmdit
 import comfy.ops
 import pytest
 import torch
-from jepa_guidance.host.gradient.autograd import host_differentiable
 from jepa_guidance.host.gradient.checkpointing import blocks, checkpointed
 from jepa_guidance.host.gradient.decoders import decoded
+from jepa_guidance.host.gradient.differentiable import host_differentiable
 
 from tests.host.hosts import newer_host
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from jepa_guidance.host.gradient.chain import Guide, LatentGradient
 from jepa_guidance.host.gradient.decoders import choose_decoder, decoded, shrink, tiny_decoder_name
-from jepa_guidance.host.guidance.checks import check_vae_fits
+from jepa_guidance.host.guidance.refusals import check_vae_fits
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.options import DECODERS, ENCODER_RESOLUTION, FULL, TINY, TINY_OR_SMALL
 from safetensors.torch import save_file

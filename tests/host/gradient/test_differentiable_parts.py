@@ -14,11 +14,11 @@ import comfy.ldm.modules.attention as attention
 import comfy.model_patcher
 import comfy.patcher_extension
 import torch
-from jepa_guidance.host.comfy.autograd import torch_attention, training_operations
+from jepa_guidance.host.comfy.backward_ops import torch_attention, training_operations
 from jepa_guidance.host.comfy.streaming import is_dynamic, is_streamed
-from jepa_guidance.host.gradient.autograd import differentiable_options
 from jepa_guidance.host.gradient.chain import LatentGradient
 from jepa_guidance.host.gradient.compiled import compiles, is_compiled
+from jepa_guidance.host.gradient.differentiable import differentiable_options
 from jepa_guidance.host.gradient.residency import ResidentParts, keep_whole, resident
 from torch import Tensor, nn
 

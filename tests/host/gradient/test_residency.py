@@ -460,7 +460,7 @@ def test_a_model_too_large_for_the_card_is_held_constant_before_any_copy(files, 
         monkeypatch.setattr(residency, "_copied", fail_on(graph.model.model))
         traces: list[Any] = []
         assert torch.equal(graph.guided(True, traces), expected)
-        assert "does not fit this device whole: denoiser constant" in traces[-1].message()
+        assert "do not fit this device together: denoiser constant" in traces[-1].message()
 
 
 def fail_on(module: torch.nn.Module) -> Any:

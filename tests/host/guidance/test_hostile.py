@@ -14,16 +14,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from jepa_guidance.host.encoders.folders import encoder_file, encoder_names
+from jepa_guidance.host.encoders.menu import encoder_file, encoder_names
 from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.scoring.scores import score_images
-from jepa_guidance.nodes.checks import check_values, value_message
 from jepa_guidance.nodes.combine_encoders import JEPACombineEncoders
 from jepa_guidance.nodes.demo import JEPADemoClass
 from jepa_guidance.nodes.encoder_loader import JEPAEncoderLoader
 from jepa_guidance.nodes.guidance import JEPAGuidance
 from jepa_guidance.nodes.guidance_inputs import PRESETS, config_of, guidance_inputs
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
+from jepa_guidance.nodes.input_checks import check_values, value_message
 from jepa_guidance.nodes.score_image import JEPAScoreImage
 from safetensors.torch import save_file
 

@@ -9,7 +9,7 @@ import comfy.supported_models
 import comfy.utils
 import pytest
 import torch
-from jepa_guidance.host.guidance.checks import check_frames, check_vae_fits
+from jepa_guidance.host.guidance.refusals import check_frames, check_vae_fits
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient

@@ -13,8 +13,8 @@ import comfy.samplers
 import pytest
 import torch
 from jepa_guidance.host.gradient.chain import ScoreGradient
-from jepa_guidance.host.guidance.probe import probe_sampler
-from jepa_guidance.host.guidance.samplers import sampler_refusal
+from jepa_guidance.host.guidance.refused_samplers import sampler_refusal
+from jepa_guidance.host.guidance.sampler_probe import probe_sampler
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from jepa_guidance.host.gradient import check as gradient_check
-from jepa_guidance.host.gradient.check import DENOISER, Comparison, GradientCheck, compare
+from jepa_guidance.host.gradient import gradient_check
+from jepa_guidance.host.gradient.gradient_check import DENOISER, Comparison, GradientCheck, compare
 from jepa_guidance.host.gradient.linearise import linearised
 from jepa_guidance.host.guidance.patch_state import PatchState
 from jepa_guidance.host.guidance.schedule import Schedule
@@ -362,7 +362,7 @@ def test_python_modules_and_functions_without_one_are_left_alone():
 
 # --- the whole table --------------------------------------------------------------------------------------------------
 
-FIGURES = Path(__file__).with_name("check.json")
+FIGURES = Path(__file__).with_name("gradient_check.json")
 CHECKS = 1000
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...jepa_core import differentiable
-from ..comfy.autograd import training_operations
+from ..comfy.backward_ops import training_operations
 from ..comfy.required import attention_pytorch
 from ..options import DENOISER_CONSTANT
 from .compiled import compiles

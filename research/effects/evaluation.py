@@ -1,16 +1,9 @@
 """Does guidance make images rarer, by measures other than the score that it descends?
 
-    python dev.py run research/effects/evaluate.py --folder WORK             make, score and judge images
-    python dev.py run research/effects/evaluate.py --folder WORK --finish    only write the figures of what is there
+    python dev.py run research/effects/evaluation.py --folder WORK             make, score and judge images
+    python dev.py run research/effects/evaluation.py --folder WORK --finish    only write the figures of what is there
 
-Four controls from the same noise, with 10 Euler steps, CFG 2 and the node's defaults, classes in turn:
-
-    unguided   the stock sampler
-    guided     strength 0.5 from 20 % to 80 % of the steps, denoiser held constant; "settings" has the rest
-    reversed   strength -0.5
-    random     a random direction of the same largest entry, at the same steps
-    through    guided through the denoiser
-
+Five arms (ARMS) from the same noise, with 10 Euler steps, CFG 2 and otherwise the node's defaults, classes in turn.
 Resumable: run the same command again.
 """
 
@@ -23,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from research.harness import program
-from research.harness.host import chain, preset_inputs
 from research.harness.images import UNGUIDED, Experiment, Sampler
+from research.harness.pack_api import chain, preset_inputs
 from research.harness.program import Row, markdown
 from research.harness.sheet import contact_sheet
 from research.harness.summary import Values, complete_seeds, differences, mean_and_error, plus_minus
@@ -36,6 +29,13 @@ ARMS: dict[str, Row] = {
     "reversed": {"gradient_path": "denoiser constant", "strength": -0.5},
     "random": {"gradient_path": "denoiser constant"},
     "through": {"gradient_path": "through denoiser"},
+}
+MEANINGS = {
+    UNGUIDED: "the stock sampler",
+    "guided": "strength 0.5 from 20 % to 80 % of the steps, denoiser held constant",
+    "reversed": "strength -0.5",
+    "random": "a random direction with the same largest entry, at the same steps",
+    "through": "guided through the denoiser",
 }
 CONTROLS = (UNGUIDED, "random")
 SHEET_SEEDS = 8
@@ -85,7 +85,7 @@ def finish(experiment: Experiment, settings: Row, out: Path) -> None:
     held_out = judge_held_out(load_bank(), load_classifier())
     record = {
         "settings": settings | {"seeds": len(seeds)},
-        "arms": [line.strip() for line in (__doc__ or "").split("\n\n")[3].splitlines()],
+        "arms": [f"{arm}: {what}" for arm, what in MEANINGS.items()],
         "seconds_per_image": experiment.median_seconds(),
         "measures": {
             name: summarise({(row["seed"], row["arm"]): row[name] for row in rows}) for name in names

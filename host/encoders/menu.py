@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...jepa_core.checkpoint import neighbours
 from ...jepa_core.hub import ENCODERS, fetch_encoder
-from ..comfy.folders import ENCODER_FOLDER, inside
+from ..comfy.model_folders import ENCODER_FOLDER, inside
 from ..comfy.required import folder_paths
 
 

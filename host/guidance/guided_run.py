@@ -12,23 +12,23 @@ from torch import Tensor
 from ..comfy.memory import is_out_of_memory
 from ..comfy.required import KSAMPLER, soft_empty_cache
 from ..encoders.host_encoder import HostEncoder, patchers
-from ..gradient.autograd import differentiable_options, normal_tensors
 from ..gradient.block_count import BlockCount
 from ..gradient.chain import GradientChain, ScoreGradient, dx0_dx
-from ..gradient.check import DENOISER, WrongGradientError
 from ..gradient.checkpointing import blocks
 from ..gradient.compiled import runs_compiled
 from ..gradient.denoiser import differentiable_denoiser
+from ..gradient.differentiable import differentiable_options, normal_tensors
+from ..gradient.gradient_check import DENOISER, WrongGradientError
 from ..gradient.random_state import random_state_kept
-from .checks import check_finite, check_frames
 from .config import GuidanceConfig
 from .fallback import fall_back
 from .guided_model import GuidedModel, SamplerPlan
 from .model_calls import HookListener, StepCalls, inpainting_mask, post_cfg_hooks
 from .preparation import gradient_check, hold_constant, make_differentiable
-from .probe import probe_sampler
 from .progress import StepProgress
-from .samplers import OTHERS, sampler_name
+from .refusals import check_finite, check_frames
+from .refused_samplers import OTHERS, sampler_name
+from .sampler_probe import probe_sampler
 from .schedule import latent_scale, posterior_variance, signal_rate
 from .shift import is_finite, shift_of
 from .trace import GuidedStep, Trace, UnguidedStep
@@ -66,7 +66,7 @@ class GuidedRun:
     Attributes:
         chain: belongs to this run; the out-of-memory fallback changes it.
         trace: what the run did so far.
-        plan: how the sampler calls the model.
+        plan: how the sampler calls the model; from `sample` on, like `guided`.
         guided: the guided steps.
     """
 

@@ -7,7 +7,7 @@ import comfy.model_sampling
 import pytest
 import torch
 from jepa_guidance.host.gradient.chain import ScoreGradient
-from jepa_guidance.host.guidance.checks import check_one_device, check_sampling
+from jepa_guidance.host.guidance.refusals import check_one_device, check_sampling
 from jepa_guidance.host.guidance.schedule import Schedule
 from safetensors.torch import save_file
 
@@ -68,7 +68,7 @@ def test_the_host_loads_everything_that_a_run_needs_at_once(tiny, stock):
 
 def test_latents_that_the_encoder_cannot_see_are_refused_with_their_shape(tiny):
     from comfy.nested_tensor import NestedTensor
-    from jepa_guidance.host.guidance.checks import check_frames
+    from jepa_guidance.host.guidance.refusals import check_frames
 
     check_frames(torch.zeros(2, 4, 8, 8), tiny.encoder)
     check_frames(torch.zeros(2, 16, 1, 8, 8), tiny.encoder)
@@ -116,8 +116,8 @@ def test_the_encoder_is_one_of_the_models_that_the_host_loads(tiny):
 
 def test_the_folder_accepts_only_safetensors_and_keeps_the_users_paths(tmp_path, monkeypatch):
     import folder_paths
-    from jepa_guidance.host.comfy.folders import register_folders
-    from jepa_guidance.host.encoders.folders import encoder_file, encoder_names
+    from jepa_guidance.host.comfy.model_folders import register_folders
+    from jepa_guidance.host.encoders.menu import encoder_file, encoder_names
 
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..comfy.folders import DJEPA_FOLDER, inside
+from ..comfy.model_folders import DJEPA_FOLDER, inside
 from ..comfy.required import folder_paths
 
 # The D-JEPA that comes with the pack: its name in the menu, and its file.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..gradient.random_state import random_state_kept
 from .guided_model import GuidedModel, SamplerPlan
-from .samplers import OTHERS, refusal, sampler_name, sampler_refusal
+from .refused_samplers import OTHERS, refusal, sampler_name, sampler_refusal
 
 NOT_FOLLOWED = "in a dry run it did not follow a change of the latent as it should"
 
