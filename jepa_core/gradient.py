@@ -1,5 +1,6 @@
 """The gradient of the guided JEPA score in closed form, tracked from one image to the next."""
 
+import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -133,18 +134,10 @@ class RarityGradient:
 
     def fresh(self, on_pass: Callable[[], None] | None = None) -> "RarityGradient":
         """Return a copy with the same settings that tracks nothing yet, and calls `on_pass` after every encoder pass."""
-        return type(self)(
-            self.k,
-            self.oversample,
-            self.power_iterations,
-            self.seed,
-            tracked=self.tracked,
-            tolerance=self.tolerance,
-            half=self.half,
-            memory=self.memory,
-            chunk=self.chunk,
-            on_pass=on_pass,
-        )
+        other = copy.copy(self)
+        other.on_pass = on_pass
+        other._bases = {}
+        return other
 
     def snapshot(self) -> dict[Hashable, Tensor]:
         """The currently tracked ranges, for restore."""

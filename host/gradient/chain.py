@@ -1,5 +1,6 @@
 """The chain encoder -> image -> latent -> noisy latent, as three separate vector-Jacobian products."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
@@ -161,32 +162,26 @@ class LatentGradient(GradientChain):
             raise
 
     def _through(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
-        guarded = self._guarded or not isinstance(base_model.diffusion_model, UNetModel)
-        tracked = self.rarity.snapshot()
-        try:
-            return self._differentiated(denoise, x, sigma, base_model, guarded)
-        except RuntimeError as error:
-            if not guarded and "inplace operation" in str(error):
-                # by a ControlNet or a patch
-                self._guarded = True
-            elif any(words in str(error) for words in _NOT_DIFFERENTIABLE):
-                raise WrongGradientError(DENOISER, _NO_DERIVATIVE) from error
-            else:
-                raise
-        self.rarity.restore(tracked)
-        return self._differentiated(denoise, x, sigma, base_model, guarded=True)
-
-    def _differentiated(
-        self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any, guarded: bool
-    ) -> ScoreGradient:
         due = self.check is not None and self.check.due(DENOISER, x)
-        with linearised(denoise, x, writing_in_place() if guarded else None) as (clean, pull):
-            found = self._of_estimate(clean, base_model)
-            gradient = pull(found.gradient, keep=due)
-            if self.check is not None and due:
-                skip = dx0_dx(base_model.model_sampling, sigma)
-                self.check(DENOISER, denoise, x, clean, pull, gradient, skip)
-        return found._replace(gradient=gradient)
+        guarded = self._guarded or not isinstance(base_model.diffusion_model, UNetModel)
+        found = None
+        while True:
+            try:
+                with linearised(denoise, x, writing_in_place() if guarded else None) as (clean, pull):
+                    found = found or self._of_estimate(clean, base_model)
+                    gradient = pull(found.gradient, keep=due)
+                    if self.check is not None and due:
+                        skip = dx0_dx(base_model.model_sampling, sigma)
+                        self.check(DENOISER, denoise, x, clean, pull, gradient, skip)
+                return found._replace(gradient=gradient)
+            except RuntimeError as error:
+                if any(words in str(error) for words in _NOT_DIFFERENTIABLE):
+                    logging.info("JEPA guidance: torch cannot differentiate the denoiser: %s", error)
+                    raise WrongGradientError(DENOISER, _NO_DERIVATIVE) from error
+                if guarded or "inplace operation" not in str(error):
+                    raise
+            # a ControlNet or a patch writes in place; the score and its gradient at the estimate stand
+            guarded = self._guarded = True
 
     def _of_estimate(self, clean: Tensor, base_model: Any) -> ScoreGradient:
         """Score and gradient for clean estimates in the scale of the model's latents."""

@@ -157,18 +157,23 @@ class GuidedRun:
         listener = HookListener()
         calls = StepCalls(model, self.base_model.diffusion_model, kwargs, first_is_samplers=one_call)
         self.check.mask = mask = inpainting_mask(model, sigmas, kwargs)
-        hooked = listener.added_to(kwargs) if hooks else kwargs
-        found = self.gradient_at(calls, x, sigmas, hooked, listener)
-        if mask is not None and not self.chain.through_denoiser:
-            # the mask is applied on the way into the network and again on the way out
-            found = found._replace(gradient=found.gradient * mask * mask)
-        if one_call and found.clean is None:
-            found = found._replace(clean=calls(x, sigmas, hooked))
-        change = self.shift(x, sigmas.flatten()[0], found, step)
-        if found.clean is None or not one_call:
-            answer: Tensor = model(x, sigmas, **kwargs)
-            return answer
-        return self.carry_along(found.clean, x, sigmas.flatten()[0], change, mask, hooks, listener)
+        try:
+            hooked = listener.added_to(kwargs) if hooks else kwargs
+            found = self.gradient_at(calls, x, sigmas, hooked, listener)
+            if mask is not None and not self.chain.through_denoiser:
+                # the mask is applied on the way into the network and again on the way out
+                found = found._replace(gradient=found.gradient * mask * mask)
+            if one_call and found.clean is None:
+                found = found._replace(clean=calls(x, sigmas, hooked))
+            change = self.shift(x, sigmas.flatten()[0], found, step)
+            if found.clean is None or not one_call:
+                answer: Tensor = model(x, sigmas, **kwargs)
+                return answer
+            return self.carry_along(
+                found.clean, x, sigmas.flatten()[0], change, mask, hooks, listener.received
+            )
+        finally:
+            listener.forget()
 
     def carry_along(
         self,
@@ -178,7 +183,7 @@ class GuidedRun:
         change: Tensor,
         mask: Tensor | None,
         hooks: Sequence[Callable[[dict], Tensor]],
-        listener: HookListener,
+        received: dict,
     ) -> Tensor:
         """The clean estimate at the shifted x, with the network's output held constant.
 
@@ -186,16 +191,14 @@ class GuidedRun:
             change: what was subtracted from x. mask: the denoiser's share of the estimate.
             hooks: post-CFG hooks added by the sampler, called again with the moved estimates; cfg++ samplers take the
                 unconditional one from there.
-            listener: has the arguments of such hooks at the x before the shift.
+            received: the arguments of such hooks at the x before the shift.
         """
         weight = 1.0 if mask is None else mask
         moved = weight * change * dx0_dx(self.base_model.model_sampling, sigma)
         for hook in hooks:
-            received = listener.received
             estimates = ("denoised", "cond_denoised", "uncond_denoised")
             shifted = {name: received[name].detach() - moved.to(x) for name in estimates}
             hook({**received, "input": x, **shifted})
-        listener.forget()
         return clean - (weight * moved).to(clean)
 
     def gradient_at(

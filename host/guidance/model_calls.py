@@ -46,7 +46,7 @@ class StepCalls:
 
 
 class HookListener:
-    """A post-CFG hook that keeps its arguments from the first model call after `forget`.
+    """Adds a post-CFG hook that keeps its arguments from the first model call after `forget`.
 
     Attributes:
         received: the host's arguments for such hooks.
@@ -55,19 +55,21 @@ class HookListener:
     def __init__(self) -> None:
         self.received: dict = {}
 
-    def __call__(self, args: dict) -> Tensor:
-        if not self.received:
-            self.received = args
-        denoised: Tensor = args["denoised"]
-        return denoised
-
     def forget(self) -> None:
         """Drop the arguments: they hold the options, which hold this hook."""
         self.received = {}
 
     def added_to(self, kwargs: dict) -> dict:
         """The arguments of a model call, with this hook after the others."""
-        options = {**kwargs["model_options"], POST_CFG: [*post_cfg_hooks(kwargs), self]}
+
+        # a function: copies of the options that other nodes make must reach this listener
+        def listen(args: dict) -> Tensor:
+            if not self.received:
+                self.received = args
+            denoised: Tensor = args["denoised"]
+            return denoised
+
+        options = {**kwargs["model_options"], POST_CFG: [*post_cfg_hooks(kwargs), listen]}
         return {**kwargs, "model_options": options}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..comfy.required import ModelPatcher
 from ..gradient.compiled import closure_of
 
-_OWN_PACKAGE = __name__.rpartition(".host.")[0]
+_OWN_PACKAGE = __name__.rpartition(".host.")[0] + "."
 # Objects whose contents are not a patch's state: models and their patchers, code, numbers.
 _NOT_STATE = (ModelPatcher, ModuleType, type, Tensor, str, bytes, int, float)
 # How deep to look below the containers of the model options: a function, an object in its variables, an object in that
@@ -49,8 +49,6 @@ class PatchState:
     def _remember(self, value: Any, depth: int) -> None:
         if not depth or id(value) in self._seen or value is None or isinstance(value, _NOT_STATE):
             return
-        if type(value).__module__.startswith(_OWN_PACKAGE):
-            return  # guidance keeps its own state
         self._seen.add(id(value))
         if depth == _DEPTH and isinstance(value, (dict, list, tuple)):
             depth += 1

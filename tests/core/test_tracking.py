@@ -109,6 +109,15 @@ def test_a_fresh_copy_has_the_settings_and_tracks_on_its_own(encoder, images, ch
     assert len(first.snapshot()) == len(images)
 
 
+def test_a_fresh_copy_of_a_subclass_is_one_too():
+    class Named(RarityGradient):
+        def __init__(self, name):
+            super().__init__(3)
+            self.name = name
+
+    assert Named("a").fresh().name == "a"
+
+
 def test_without_tracking_nothing_is_kept(encoder, images):
     gradient = RarityGradient(4, power_iterations=0, tracked=False)
     first, again = gradient(encoder, images), gradient(encoder, images)

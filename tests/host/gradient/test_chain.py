@@ -7,6 +7,7 @@ import torch
 from jepa_guidance.host.gradient.chain import Guide, LatentGradient, ScoreGradient
 from jepa_guidance.host.gradient.decoders import LatentDecoder, choose_decoder, decoded
 from jepa_guidance.host.gradient.differentiable import writing_in_place
+from jepa_guidance.host.gradient.gradient_check import WrongGradientError
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.options import ENCODER_RESOLUTION
 
@@ -116,6 +117,27 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
     stock(patched, tiny, cfg=cfg)
     assert len(checked) == 2
     assert any(abs(expected) > 1e-3 for _, expected in checked)
+
+
+def test_a_denoiser_that_writes_in_place_and_has_no_derivative_is_said_to_have_none(tiny):
+    guides, rarity = [Guide(tiny.encoder.encoder)], RarityGradient(**RARITY)
+    chain = LatentGradient(LatentDecoder(tiny.vae), guides, rarity, through_denoiser=True)
+    calls = []
+
+    def denoise(x):
+        calls.append(1)
+        if len(calls) > 1:
+            return x.detach()
+        estimate = x.exp()
+        saved = estimate * estimate
+        estimate.add_(1.0)  # what the product has saved
+        return saved
+
+    x = random_like(torch.empty(1, 4, 8, 8), 1)
+    with pytest.raises(WrongGradientError, match="has no derivative"):
+        chain(denoise, x, torch.tensor(1.0), tiny.model.model)
+    assert len(calls) == 2
+    assert not rarity.snapshot()
 
 
 def test_gradient_ignores_pixels_outside_the_inpainting_mask(tiny, stock):

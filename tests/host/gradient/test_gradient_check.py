@@ -346,6 +346,26 @@ def test_patches_with_state_make_the_same_image_whether_or_not_a_check_runs(call
     assert bool(notices[0]) == bool(fault)
 
 
+def test_the_state_of_a_pack_whose_name_begins_like_this_ones_is_restored():
+    count = 0
+
+    def hook() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    class Nameless:
+        __module__ = None  # type: ignore[assignment]
+        calls = 0
+
+    hook.__module__ = PatchState.__module__.partition(".")[0] + "_extras.nodes"
+    holder = Nameless()
+    state = PatchState({"hooks": [hook, holder]}, torch.nn.Identity())
+    holder.calls = hook()
+    state.put_back()
+    assert (count, holder.calls) == (0, 0)
+
+
 def test_python_modules_and_functions_without_one_are_left_alone():
     code = types.ModuleType("somewhere")
     code.flag = 1

@@ -329,15 +329,20 @@ def test_autograd_notices_a_control_written_in_place_and_the_unet_runs_again_onc
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(network, "forward", counted)
-    counts = []
+    counts, passes, passes_of = [], [], []
+    model = guided(family, encoder_of(), through_denoiser=True, on_pass=lambda: passes.append(1))
     for settings in ({}, controlnet(family)[1]):
         # the first run of a network also checks its gradient
         for _ in range(2):
             calls.clear()
-            sample(family, guided(family, encoder_of(), through_denoiser=True), steps=3, **settings)
+            passes.clear()
+            sample(family, model, steps=3, **settings)
         counts.append(len(calls))
+        passes_of.append(len(passes))
     # three steps, two of them guided
     assert counts == [5, 6]
+    # the score is not computed again
+    assert passes_of[0] == passes_of[1] > 0
 
 
 # --- a LoRA attached to a prompt -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -221,6 +222,23 @@ def test_one_call_equals_two_where_the_network_is_constant(tiny, stock, kind, sa
     assert (images[0] - stock(model, tiny, sampler_name=sampler)).abs().max() > 1e-2 * size
 
 
+def test_one_call_survives_a_node_that_copies_the_model_options(tiny, stock):
+    """cfg++ samplers take the unconditional estimate from a hook, which may be called through a copy."""
+
+    def copying(executor, x, timestep, model_options, seed):
+        hooks = copy.deepcopy(model_options["sampler_post_cfg_function"])
+        return executor(x, timestep, {**model_options, "sampler_post_cfg_function": hooks}, seed)
+
+    model = tiny.model.clone()
+    kind = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+    model.add_wrapper_with_key(kind, "copying", copying)
+    expected, found = (
+        stock(guide(tiny, model=one, one_call=True), tiny, sampler_name="euler_cfg_pp")
+        for one in (tiny.model, model)
+    )
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("differential", [False, True])
 def test_one_call_keeps_the_part_that_is_not_inpainted(tiny, stock, differential):
     model = constant_network(tiny, "EPS")
@@ -332,6 +350,28 @@ def test_the_guided_model_is_freed_with_its_last_user(tiny, stock, sampler, call
 
 class Stop(Exception):
     pass
+
+
+@pytest.mark.parametrize("calls", ["one", "two"])
+def test_the_guided_model_is_freed_after_an_error_in_a_guided_step(tiny, stock, calls):
+    left = [4]
+
+    def stop():
+        left[0] -= 1
+        if not left[0]:
+            raise Stop
+
+    gc.collect()
+    gc.disable()
+    try:
+        patched = guide(tiny, one_call=calls == "one", on_pass=stop)
+        with pytest.raises(Stop):
+            stock(patched, tiny, sampler_name="euler_cfg_pp", steps=3)
+        gone = weakref.ref(patched)
+        del patched
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 class Counted(RarityGradient):
