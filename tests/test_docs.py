@@ -60,6 +60,18 @@ def test_every_path_exists(page):
         assert (ROOT / path).exists(), path
 
 
+def test_every_program_that_the_research_page_names_exists():
+    page = ROOT / "research" / "README.md"
+    named = {
+        word
+        for word in CODE.findall(page.read_text(encoding="utf-8"))
+        if re.fullmatch(r"[\w/]+/\w+\.py", word)
+    }
+    assert len(named) > 10
+    for path in named:
+        assert (page.parent / path).is_file(), path
+
+
 def test_paths_are_found():
     text = "`host/a.py` `tests/b.py::test_c` `models/jepa` `a word` `x / y`\n```\npython dev.py run tools/d.py\n```\n"
     assert paths(text) == {"host/a.py", "tests/b.py", "tools/d.py"}

@@ -2,7 +2,8 @@
 
     python dev.py run tools/locales.py
 
-The source is the nodes themselves. tests/server/test_locales.py finds what is outdated or not translated.
+The source is the nodes themselves. Prints the texts that changed, which the other languages have to follow;
+tests/server/test_locales.py finds what is missing there.
 """
 
 from __future__ import annotations
@@ -39,6 +40,18 @@ def texts_of(info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def changed(before: Any, after: Any, place: str = "") -> list[str]:
+    """Where texts differ from before, as "NODE.inputs.NAME.tooltip"; texts that have gone are left out."""
+    if not isinstance(after, dict):
+        return [place] if after != before else []
+    below = before if isinstance(before, dict) else {}
+    return [
+        found
+        for name, part in after.items()
+        for found in changed(below.get(name), part, f"{place}.{name}".lstrip("."))
+    ]
+
+
 def main() -> None:
     """Write the texts of the pack's nodes as a server describes them."""
     host = Path(os.environ["JEPA_HOST"])
@@ -50,6 +63,8 @@ def main() -> None:
         if entry["python_module"].startswith("custom_nodes.jepa-guidance")
     }
     file = ROOT / "locales" / "en" / "nodeDefs.json"
+    for place in changed(json.loads(file.read_text(encoding="utf-8")), ours):
+        print(f"translate {place}")
     file.write_text(json.dumps(ours, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

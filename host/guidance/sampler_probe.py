@@ -48,6 +48,8 @@ def probe_sampler(function: Callable, sigmas: Tensor, options: dict, model: Any)
             if not test.keeps_no_copy():
                 carry = _carry(alone, dry.run(sigmas, factor(0.0), start=2.0))
                 why = None if test.can_be_carried() else NOT_FOLLOWED
+    except _CannotBeGuided as error:
+        why = str(error)
     except Exception as error:
         raise ValueError(
             f"JEPA guidance cannot tell how the sampler {name!r} runs ({type(error).__name__}: {error}). {OTHERS}"
@@ -57,6 +59,10 @@ def probe_sampler(function: Callable, sigmas: Tensor, options: dict, model: Any)
     steps = {call: step for step, call in enumerate(run.first)}
     seen = [*(run.sigmas[call] for call in steps), float(sigmas[-1])]
     return SamplerPlan(steps, seen, carry)
+
+
+class _CannotBeGuided(Exception):
+    """What a dry run found; the message is the reason."""
 
 
 def _fault(run: "_Run", alone: "_Run", sigmas: Tensor) -> str | None:
@@ -205,7 +211,7 @@ class _StateTest:
     def run(self, answer: Answer, start: float = 1.0, **settings: Any) -> _Run:
         run = self.dry.run(self.sigmas, answer, start, **settings)
         if run.first != self.first:
-            raise ValueError("its steps depend on the latent")
+            raise _CannotBeGuided("its steps depend on the latent")
         return run
 
     def keeps_no_copy(self) -> bool:

@@ -37,6 +37,14 @@ MEANINGS = {
     "random": "a random direction with the same largest entry, at the same steps",
     "through": "guided through the denoiser",
 }
+# As the table says it, in its order.
+LABELS = {
+    UNGUIDED: "unguided",
+    "guided": "**guided**, denoiser constant",
+    "through": "**guided**, through the denoiser",
+    "random": "random direction, same steps and largest entry",
+    "reversed": "strength -0.5",
+}
 CONTROLS = (UNGUIDED, "random")
 SHEET_SEEDS = 8
 
@@ -103,18 +111,29 @@ def finish(experiment: Experiment, settings: Row, out: Path) -> None:
 
 
 def table(figures: Row) -> str:
-    """Means and paired differences, a table for each measure."""
-    parts = []
-    for name, summary in figures["measures"].items():
-        mean = f"mean (held-out real images: {figures['real_held_out'].get(name, '-')})"
-        keys = {mean: "mean"} | {f"minus {control}": f"minus_{control}" for control in CONTROLS}
-        rows = [
-            {"arm": arm, "mean": plus_minus(one, 4)}
-            | {key: plus_minus(one[key], 4) for key in keys.values() if key in one and key != "mean"}
-            for arm, one in summary.items()
-        ]
-        parts.append(markdown({name: "{arm}"} | {head: f"{{{key}}}" for head, key in keys.items()}, rows))
-    return "\n\n".join(parts)
+    """The table of docs/results.md: a row for each arm, a column for each measure."""
+    outputs = figures["settings"]["projection"]
+    columns = {
+        "arm": "{arm}",
+        f"JEPA score of {outputs} fixed outputs": "{projected}",
+        "change from unguided": "{change}",
+        "distance, guide's embedding": "{rarity_encoder}",
+        "distance, classifier's features": "{rarity_classifier}",
+        "class recognised": "{recognised:.0%}",
+        "distance to nearest training image": "{copy_distance}",
+    }
+    measures = figures["measures"]
+    distances = ("rarity_encoder", "rarity_classifier", "copy_distance")
+    rows = []
+    for arm, label in LABELS.items():
+        score = measures["projected"][arm]
+        row: Row = {"arm": label, "projected": plus_minus(score, 1)}
+        if "minus_unguided" in score:
+            sign = "+" if score["minus_unguided"]["mean"] > 0 else ""
+            row["change"] = sign + plus_minus(score["minus_unguided"], 1)
+        row |= {name: plus_minus(measures[name][arm], 3) for name in distances}
+        rows.append(row | {"recognised": measures["recognised"][arm]["mean"]})
+    return markdown(columns, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -38,7 +38,7 @@ class Sampler:
         return self.classes[seed % len(self.classes)]
 
     def guided(self, inputs: Row, **others: Any) -> Any:
-        """The generator's MODEL, guided; see research.harness.host.guided."""
+        """The generator's MODEL, guided; see research.harness.pack_api.guided."""
         return guided(self.model, self.vae, self.encoder, inputs, **others)
 
     @torch.inference_mode()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from research.effects import evaluation as evaluate
-from research.effects import strengths
+from research.effects import evaluation, strengths
 from research.effects.paths import ALL_ARMS, ARMS, FAITHFUL, main, model_of, summarise, table
 from research.harness.images import UNGUIDED, Sampler
+from research.harness.pack import ROOT
 from research.harness.pack_api import preset_inputs
 from research.harness.program import FIGURES, read_rows
 from research.harness.summary import share
@@ -108,16 +108,16 @@ def test_the_evaluation_runs_and_is_finished(encoder_dir: Path, tmp_path: Path) 
     target = tmp_path / "evaluation.json"
     words = ["--folder", str(tmp_path), "--encoder", str(encoder_dir), "--out", str(target)]
     words += ["--power-iterations", "0", "--interval", "6", "--seeds", "1"]
-    evaluate.main(words)
+    evaluation.main(words)
     made = json.loads(target.read_text())
-    evaluate.main([*words, "--finish"])
+    evaluation.main([*words, "--finish"])
     assert json.loads(target.read_text())["measures"] == made["measures"]
-    assert list(made["measures"]["projected"]) == list(evaluate.ARMS)
+    assert list(made["measures"]["projected"]) == list(evaluation.ARMS)
     assert made["settings"]["projection"] == 48
     assert len(made["arms"]) == 5
     assert target.with_suffix(".png").stat().st_size > 1000
 
 
-def test_the_committed_evaluation_has_its_table() -> None:
+def test_the_results_page_has_the_table_of_the_committed_evaluation() -> None:
     figures = json.loads((FIGURES / "evaluation.json").read_text())
-    assert "| guided | -17." in evaluate.table(figures)
+    assert evaluation.table(figures) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
