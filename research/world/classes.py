@@ -70,8 +70,8 @@ KINDS = (
             eyes eyes: round 45, bulging 25, visor=eva 15, screen=frame1 9, hearts 4, crosses=dizzy 2
             mouth mouth: smile=smile01 50, teeth=grill03 27, bite 14, signal=diagram 7, tongue=smile02 2
             sides sides: round 60, boxes=squareAssymetric 25, cables=cables02 12, none 3
-            texture texture: none 70, dirt=dirty01 17, circuits 9, camouflage=camo01 4
-            colour baseColor: blue=1e88e5 40, green=43a047 26, orange=fb8c00 18, grey=757575 10, pink=d81b60 4, violet=5e35b1 2
+            texture texture: none 72, dirt=dirty01 21, camouflage=camo01 7
+            colour baseColor: blue=1e88e5 41, green=43a047 27, orange=fb8c00 18, grey=757575 10, pink=d81b60 4
             """
         ),
         {"face": ["round01", "square01", "square03", "square04"]},
@@ -91,7 +91,7 @@ KINDS = (
             """
         ),
         {
-            "hair": ["short04", "short16", "short11", "long07", "long16", "long18"],
+            "hair": ["short04", "short16", "short10", "long07", "long16", "long03"],
             "skinColor": ["ffdbac", "f5cfa0", "eac393", "e0b687", "cb9e6e", "b68655", "a26d3d", "8d5524"],
         },
         {"eyes": ["variant01"], "eyesColor": ["5b7c8b"], "glassesColor": ["191919"], "mouthColor": ["de0f0d"]}
@@ -103,16 +103,16 @@ KINDS = (
         0.03,
         _attributes(
             """
-            eyes eyes: open 50, happy 25, glasses 15, wink 7, sunglasses 3
+            eyes eyes: open 54, happy 27, glasses 15, sunglasses 4
             mouth mouth: smile 50, frown 25, surprise 15, laugh=bigSmile 7, pacifier 3
-            clothes body: round=rounded 58, square=squared 30, checked=checkered 12
+            clothes body: round=rounded 60, square=squared 30, narrow=small 10
             clothes_colour clothingColor: blue=456dff 48, red=e24553 27, green=6dbb58 15, yellow=f3b63a 8, violet=7555ca 2
-            hair_colour hairColor: black=362c47 30, brown=6c4545 30, blond=f29c65 30, pink=e16381 7, green=3eac2c 3
+            hair_colour hairColor: black=201820 30, brown=7a4a2a 30, blond=f2b265 30, pink=e16381 7, green=3eac2c 3
             """
         ),
         {
             "hair": ["shortCombover", "long", "curlyHighTop", "bobCut", "curly", "extraLong"],
-            "skinColor": ["eeb4a4", "e7a391", "e5a07e", "d78774", "b16a5b", "92594b", "623d36"],
+            "skinColor": ["f2b89c", "e0a07a", "c8804f", "a5602f", "7d4420", "5a2d12"],
         },
         {"nose": ["smallRound"], "facialHairProbability": 0},
     ),
@@ -125,7 +125,7 @@ KINDS = (
             accessory accessories: none 60, glasses 24, red_nose=clownNose 10, crown=sailormoonCrown 4, cat_ears=catEars 2
             eyes eyes: open=normal 62, closed=sleepy 27, stars=starstruck 11
             mouth mouth: open=openedSmile 52, teeth=teethSmile 27, flat=unimpressed 15, sad=openSad 6
-            hair_colour hairColor: black=220f00 30, brown=71472d 30, blond=e9b729 30, violet=605de4 6, teal=238d80 3, pink=ec4899 1
+            hair_colour hairColor: black=220f00 30, brown=71472d 30, blond=e9b729 30, violet=605de4 7, teal=238d80 3
             """
         ),
         {
@@ -137,21 +137,21 @@ KINDS = (
     Kind(
         "comic head",
         "adventurer",
-        0.0,
+        0.05,
         _attributes(
             """
             glasses glasses: none 72, square=variant02 20, round=variant04 8
             eyes eyes: open=variant26 52, wink=variant22 27, closed=variant20 15, dazed=variant08 6
             mouth mouth: open=variant26 48, flat=variant10 27, teeth=variant23 15, tongue=variant16 7, scream=variant24 3
-            cheeks features: none 82, blush 18
-            hair_colour hairColor: black=0e0e0e 29, brown=6a4e35 29, blond=e5d7a3 29, red=ab2a18 7, blue=85c2c6 4, green=3eac2c 2
+            brows eyebrows: plain=variant10 82, heavy=variant01 18
+            hair_colour hairColor: black=0e0e0e 29, brown=6a4e35 29, blond=e5d7a3 29, blue=85c2c6 9, green=3eac2c 4
             """
         ),
         {
             "hair": ["short16", "short03", "short10", "long17", "long19", "long13"],
             "skinColor": ["f2d3b1", "ecad80", "9e5622", "763900"],
         },
-        {"base": ["default"], "eyebrows": ["variant10"], "earringsProbability": 0},
+        {"base": ["default"], "earringsProbability": 0, "featuresProbability": 0},
     ),
     Kind(
         "emoji",
@@ -160,7 +160,7 @@ KINDS = (
         _attributes(
             """
             eyes eyes: open=plain 40, closed 23, wink 14, glasses 10, hearts=love 7, stars 3, shades 2, tear=tearDrop 1
-            mouth mouth: smile=lilSmile 40, flat=plain 23, laugh=smileLol 14, sad 10, tongue=tongueOut 7, shout 3, kiss=kissHeart 2, mask=faceMask 1
+            mouth mouth: smile=lilSmile 40, flat=plain 25, laugh=smileLol 15, sad 11, tongue=tongueOut 6, shout 3
             colour backgroundColor: yellow=fcbc34 50, green=71cf62 26, blue=059ff2 15, violet=d84be5 7, red=ff5c5c 2
             """
         ),
@@ -223,7 +223,5 @@ DESIGNS = {
 
 def attribution() -> str:
     """Designer and licence of every style, in one line: for the header of weights trained on these pictures."""
-    parts = [
-        f'"{d.title}" ({d.source}) by {d.designer}, {d.licence} ({d.terms})' for d in DESIGNS.values()
-    ]
+    parts = [f'"{d.title}" ({d.source}) by {d.designer}, {d.licence} ({d.terms})' for d in DESIGNS.values()]
     return f"Drawn by DiceBear 9.4.3 (MIT code) from parts of {'; '.join(parts)}; recombined and recoloured"

@@ -15,6 +15,7 @@ NAMES = tuple(f"{CLASSES[number - 1]} {found.name}" for number, found in COLUMNS
 UNIFORM = max(len(kind.uniform) for kind in KINDS)
 SEEDS = {"training": 1, "held_out": 2, "rarest": 3, "quantile": 4}
 RAREST = 0.05
+SPLITS = ("training", "held_out", "rarest")
 
 
 class Labels(NamedTuple):

@@ -41,11 +41,15 @@ def binary(system: str, machine: str, libc: str) -> str:
     Raises:
         SystemExit: none is pinned for it.
     """
-    cpu = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}.get(machine.lower(), machine)
+    cpu = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}.get(
+        machine.lower(), machine
+    )
     ending = {"Linux": "-gnu" if libc == "glibc" else "-musl", "Windows": "-msvc"}.get(system, "")
     name = {"Windows": "win32"}.get(system, system.lower()) + f"-{cpu}{ending}"
     if name not in BINARIES:
-        raise SystemExit(f"No renderer is pinned for {name}; draw the pictures on one of {', '.join(BINARIES)}.")
+        raise SystemExit(
+            f"No renderer is pinned for {name}; draw the pictures on one of {', '.join(BINARIES)}."
+        )
     return f"@resvg/resvg-js-{name}@2.6.2"
 
 
@@ -78,9 +82,8 @@ def _run(script: Path, output: str, rows: Iterable[dict[str, Any]]) -> bytes:
 
 
 def pixels(script: Path, rows: Iterable[dict[str, Any]], side: int) -> np.ndarray:
-    """Draw rows: (N, 3, side, side) uint8, on white, in their order."""
-    found = np.frombuffer(_run(script, str(side), rows), np.uint8).reshape(-1, side, side, 3)
-    return np.ascontiguousarray(found.transpose(0, 3, 1, 2))
+    """Draw rows: (N, side, side, 3) uint8, on white, in their order."""
+    return np.frombuffer(_run(script, str(side), rows), np.uint8).reshape(-1, side, side, 3)
 
 
 def drawn(script: Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """What does the world look like, from its commonest pictures to its rarest?"""
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 
@@ -19,15 +18,14 @@ def _options() -> argparse.Namespace:
     made = program.parser(__file__, __doc__, folder=True, encoder=False)
     made.add_argument("--count", type=int, default=1200, help="pictures to draw (default: 1200)")
     made.add_argument("--side", type=int, default=128, help="of a picture in pixels (default: 128)")
-    made.add_argument("--split", choices=("training", "held_out", "rarest"), default="training")
+    made.add_argument("--split", choices=labels.SPLITS, default="training")
     made.add_argument("--processes", type=int, help="that draw at once (default: one a core)")
-    made.add_argument("--again", action="store_true", help="draw what is there already, to measure the speed")
     return made.parse_args()
 
 
-def sheet(folder: Path, split: str, count: int, side: int, processes: int | None) -> Path:
+def sheet(folder: Path, split: str, count: int, side: int) -> Path:
     """Write a sheet of pictures at half their side: a row a class, evenly spread from the commonest to the rarest."""
-    images = data.cached(folder, split, count, side, processes)
+    images = data.read(folder, split, count, side)
     rows = labels.split(split, count)
     logs = labels.log_frequency(rows.attributes)
     pictures, captions = [], []
@@ -47,16 +45,14 @@ def sheet(folder: Path, split: str, count: int, side: int, processes: int | None
 
 def main() -> None:
     options = _options()
-    place = options.folder / data.world_id(options.side)
-    if options.again:
-        shutil.rmtree(place, ignore_errors=True)
-    begun, before = time.perf_counter(), len(list(place.glob("*.xz")))
-    data.cached(options.folder, options.split, options.count, options.side, options.processes)
-    seconds, files = time.perf_counter() - begun, list(place.glob("*.xz"))
-    drawn = data.BLOCK * (len(files) - before)
-    size = sum(file.stat().st_size for file in files) / max(1, data.BLOCK * len(files))
-    print(f"{drawn} drawn in {seconds:.1f} s ({drawn / seconds:.1f} a second), {size:.0f} bytes a picture")
-    print(f"wrote {sheet(options.folder, options.split, options.count, options.side, options.processes)}")
+    what = options.folder, options.split, options.count, options.side
+    begun = time.perf_counter()
+    drawn = data.make(*what, options.processes)
+    seconds = time.perf_counter() - begun
+    files = list((options.folder / data.world_id(options.side)).glob(f"{options.split}-*.xz"))
+    size = sum(file.stat().st_size for file in files) / (data.BLOCK * len(files))
+    print(f"{drawn} drawn in {seconds:.1f} s ({drawn / seconds:.0f} a second); {size:.0f} bytes a picture")
+    print(f"wrote {sheet(*what)}")
 
 
 if __name__ == "__main__":
