@@ -30,7 +30,7 @@ class Kind(NamedTuple):
     style: str
     margin: float
     attributes: tuple[Attribute, ...]
-    uniform: dict[str, list[str]]
+    uniform: dict[str, list[str] | list[int]]
     fixed: dict[str, Any]
 
 
@@ -112,7 +112,7 @@ KINDS = (
         ),
         {
             "hair": ["shortCombover", "long", "curlyHighTop", "bobCut", "curly", "extraLong"],
-            "skinColor": ["f2b89c", "e0a07a", "c8804f", "a5602f", "7d4420", "5a2d12"],
+            "skinColor": ["eeb4a4", "e7a391", "e5a07e", "d78774", "b16a5b", "92594b", "623d36"],
         },
         {"nose": ["smallRound"], "facialHairProbability": 0},
     ),
@@ -164,7 +164,7 @@ KINDS = (
             colour backgroundColor: yellow=fcbc34 50, green=71cf62 26, blue=059ff2 15, violet=d84be5 7, red=ff5c5c 2
             """
         ),
-        {},
+        {"rotate": [350, 355, 0, 5, 10], "translateX": [-3, 0, 3], "translateY": [-3, 0, 3]},
         {"radius": 50},
     ),
 )

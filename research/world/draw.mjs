@@ -38,11 +38,15 @@ function widen(svg, share) {
   });
 }
 
+// A mask isolates what is inside it: the "overlay" of white on a face would be plain white, and dark skin grey. That mask
+// is as large as the face, so nothing shows without it.
+const withoutMask = (svg) => svg.replace('<g mask="url(#personas-a)">', '<g>');
+
 for (const line of readFileSync(0, 'utf8').split('\n')) {
   if (!line) continue;
   const { style, margin, options } = JSON.parse(line);
   styles[style] ??= await import(`@dicebear/${style}`);
   const { svg, extra } = createAvatar(styles[style], { seed: '0', ...options }).toJson();
-  const drawing = widen(svg, margin);
+  const drawing = widen(withoutMask(svg), margin);
   write(wanted === 'svg' ? Buffer.from(JSON.stringify({ svg: drawing, parts: extra }) + '\n') : pixels(drawing, Number(wanted)));
 }

@@ -22,7 +22,7 @@ class Labels(NamedTuple):
     """What N pictures show; row i of everything is the same one.
 
     classes: (N,) int64 from 1. attributes: (N, A) int64, columns NAMES: the number of the value, -1 for attributes of other
-    classes. uniform: (N, UNIFORM) float64 in [0, 1), which choose skin tones and hairstyles.
+    classes. uniform: (N, UNIFORM) float64 in [0, 1), which choose skin tones, hairstyles and the like.
     """
 
     classes: Tensor
@@ -106,5 +106,6 @@ def drawings(labels: Labels) -> Iterator[dict[str, Any]]:
                 if None in found.drawn:
                     options[f"{found.option}Probability"] = 0 if drawn is None else 100
         for share, (option, choices) in zip(uniform, kind.uniform.items(), strict=False):
-            options[option] = [choices[int(share * len(choices))]]
+            choice = choices[int(share * len(choices))]
+            options[option] = [choice] if isinstance(choice, str) else choice
         yield {"style": kind.style, "margin": kind.margin, "options": options}
