@@ -4,6 +4,8 @@ Rarity is a matter of antennas, glasses, expressions, clothes, textures and dyed
 uniformly and are no attributes; beards and head coverings are left out. Natural hair colours are equally frequent.
 """
 
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -170,54 +172,8 @@ KINDS = (
 )
 
 DESIGNS = {
-    "bottts": Design(
-        "Bottts",
-        "Pablo Stanley",
-        "https://twitter.com/pablostanley",
-        "https://bottts.com/",
-        "Free for personal and commercial use",
-        "https://bottts.com/",
-    ),
-    "pixel-art": Design(
-        "Pixel Art",
-        "DiceBear",
-        "https://www.dicebear.com",
-        "https://www.figma.com/community/file/1198754108850888330",
-        "CC0 1.0",
-        "https://creativecommons.org/publicdomain/zero/1.0/",
-    ),
-    "personas": Design(
-        "Personas by Draftbit",
-        "Draftbit - draftbit.com",
-        "https://draftbit.com/",
-        "https://personas.draftbit.com/",
-        "CC BY 4.0",
-        "https://creativecommons.org/licenses/by/4.0/",
-    ),
-    "big-smile": Design(
-        "Custom Avatar",
-        "Ashley Seo",
-        "http://www.ashleyseo.com/",
-        "https://www.figma.com/community/file/881358461963645496",
-        "CC BY 4.0",
-        "https://creativecommons.org/licenses/by/4.0/",
-    ),
-    "adventurer": Design(
-        "Adventurer",
-        "Lisa Wischofsky",
-        "https://www.instagram.com/lischi_art/",
-        "https://www.figma.com/community/file/1184595184137881796",
-        "CC BY 4.0",
-        "https://creativecommons.org/licenses/by/4.0/",
-    ),
-    "fun-emoji": Design(
-        "Fun Emoji Set",
-        "Davis Uche",
-        "https://www.instagram.com/davedirect3/",
-        "https://www.figma.com/community/file/968125295144990435",
-        "CC BY 4.0",
-        "https://creativecommons.org/licenses/by/4.0/",
-    ),
+    style: Design(**found)
+    for style, found in json.loads(Path(__file__).with_name("designs.json").read_text()).items()
 }
 
 

@@ -13,9 +13,8 @@ CLASSES = tuple(kind.name for kind in KINDS)
 COLUMNS = tuple((number, found) for number, kind in enumerate(KINDS, 1) for found in kind.attributes)
 NAMES = tuple(f"{CLASSES[number - 1]} {found.name}" for number, found in COLUMNS)
 UNIFORM = max(len(kind.uniform) for kind in KINDS)
-SEEDS = {"training": 1, "held_out": 2, "rarest": 3, "quantile": 4}
-RAREST = 0.05
-SPLITS = ("training", "held_out", "rarest")
+SPLITS = {"training": 1, "held_out": 2, "rarest": 3}  # and their seeds
+RAREST = 0.05  # the share of a class that is its reference
 
 
 class Labels(NamedTuple):
@@ -61,31 +60,38 @@ def log_frequency(attributes: Tensor) -> Tensor:
     return found
 
 
-def _thresholds() -> Tensor:
-    """(classes,): the log frequency below which the rarest RAREST of each class lie, estimated on 4 000 rows."""
-    rows = draw(SEEDS["quantile"], 4000 * len(KINDS))
-    by_class = log_frequency(rows.attributes).reshape(-1, len(KINDS))  # the classes come in turn
-    return by_class.quantile(RAREST, dim=0)
+def tail(labels: Labels) -> Tensor:
+    """(N,) float64 in (0, 1]: the share of all pictures of its class that are as rare as this one or rarer, exactly."""
+    logs = log_frequency(labels.attributes)
+    found = torch.empty_like(logs)
+    for number, kind in enumerate(KINDS, 1):
+        every = torch.zeros(1, dtype=torch.float64)  # the log frequency of every combination
+        for described in kind.attributes:
+            every = (every[:, None] + torch.tensor(described.shares, dtype=torch.float64).log()).flatten()
+        every = every.sort().values
+        mine = labels.classes == number
+        last = torch.searchsorted(every, logs[mine] + 1e-9) - 1  # the same product in another order counts
+        found[mine] = every.exp().cumsum(0)[last]
+    return found
 
 
 def _rarest(count: int) -> Labels:
     """The first `count` rows, the classes in turn, that are among the rarest of their class."""
     each = -(-count // len(KINDS))
-    threshold = _thresholds()
-    size = 2 * each + 50
+    rows = each + 50
     while True:
-        size *= 2
-        rows = draw(SEEDS["rarest"], round(size / RAREST) * len(KINDS))
-        rare = log_frequency(rows.attributes).reshape(-1, len(KINDS)) <= threshold
+        rows *= 2
+        drawn = draw(SPLITS["rarest"], round(rows / RAREST) * len(KINDS))
+        rare = (tail(drawn) <= RAREST).reshape(-1, len(KINDS))
         if int(rare.sum(0).min()) >= each:
             break
     chosen = [rare[:, k].nonzero()[:each, 0] * len(KINDS) + k for k in range(len(KINDS))]
-    return rows.take(torch.stack(chosen, 1).flatten()[:count])
+    return drawn.take(torch.stack(chosen, 1).flatten()[:count])
 
 
 def split(name: str, count: int) -> Labels:
     """The first `count` rows of "training", "held_out", or "rarest" (of the rarest twentieth of its class)."""
-    return _rarest(count) if name == "rarest" else draw(SEEDS[name], count)
+    return _rarest(count) if name == "rarest" else draw(SPLITS[name], count)
 
 
 def values(attributes: Tensor) -> dict[str, str]:

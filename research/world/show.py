@@ -27,16 +27,16 @@ def sheet(folder: Path, split: str, count: int, side: int) -> Path:
     """Write a sheet of pictures at half their side: a row a class, evenly spread from the commonest to the rarest."""
     images = data.read(folder, split, count, side)
     rows = labels.split(split, count)
-    logs = labels.log_frequency(rows.attributes)
+    tails = labels.tail(rows)
     pictures, captions = [], []
     for number in range(1, len(labels.CLASSES) + 1):
         mine = (rows.classes == number).nonzero()[:, 0]
-        order = mine[logs[mine].argsort(descending=True, stable=True)]
+        order = mine[tails[mine].argsort(descending=True, stable=True)]
         chosen = order[torch.linspace(0, len(order) - 1, COLUMNS).round().long()]
         small = torch.nn.functional.avg_pool2d(images[chosen].float() / 255, 2)
         pictures.append([to_pil_image(image) for image in small])
-        captions.append([f"1 in {(-logs[row]).exp().item():,.0f}" for row in chosen])
-    title = f"{split}: {count} pictures, from the commonest combination of attributes to the rarest"
+        captions.append([f"{100 * tails[row]:.3g} %" for row in chosen])
+    title = f"{split}: {count} pictures, and the share of all pictures of the class that are as rare or rarer"
     drawing = contact_sheet(title, labels.CLASSES, pictures, captions, [""] * COLUMNS, side=96)
     out = folder / f"{split}.png"
     drawing.save(out)

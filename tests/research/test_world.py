@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -59,7 +59,7 @@ def test_nothing_about_people_is_rare():
 
 
 def test_labels_have_the_written_frequencies_and_are_independent():
-    rows = labels.draw(labels.SEEDS["training"], ROWS)
+    rows = labels.split("training", ROWS)
     for number, kind in enumerate(KINDS, 1):
         columns = [i for i, (owner, _) in enumerate(labels.COLUMNS) if owner == number]
         mine = rows.attributes[rows.classes == number]
@@ -83,7 +83,7 @@ def test_a_row_does_not_depend_on_how_many_are_asked_for(name):
     few, many = labels.split(name, 100), labels.split(name, 3000)
     assert all(torch.equal(a, b[:100]) for a, b in zip(few, many, strict=True))
     assert many.classes[:7].tolist() == [1, 2, 3, 4, 5, 6, 1]
-    assert not torch.equal(few.attributes, labels.draw(labels.SEEDS["quantile"], 100).attributes)
+    assert not torch.equal(few.attributes, labels.draw(99, 100).attributes)
 
 
 def test_log_frequency_is_the_product_of_the_written_shares():
@@ -95,13 +95,23 @@ def test_log_frequency_is_the_product_of_the_written_shares():
         assert math.isclose(math.exp(found), product, rel_tol=1e-12)
 
 
+def test_the_tail_counts_every_combination():
+    rows = labels.draw(3, 240)
+    mine = rows.take(rows.classes == 6)
+    every = [math.prod(chosen) for chosen in product(*(found.shares for found in KINDS[5].attributes))]
+    assert math.isclose(sum(every), 1)
+    for log, found in zip(labels.log_frequency(mine.attributes), labels.tail(mine), strict=True):
+        as_rare = sum(share for share in every if share <= math.exp(log) * (1 + 1e-9))
+        assert math.isclose(found, as_rare, rel_tol=1e-9)
+
+
 def test_the_reference_holds_the_rarest_twentieth_of_each_class():
     rare, usual = labels.split("rarest", 1200), labels.split("training", ROWS)
-    logs, all_logs = labels.log_frequency(rare.attributes), labels.log_frequency(usual.attributes)
+    assert labels.tail(rare).max() <= labels.RAREST
+    tails, chance = labels.tail(usual), labels.RAREST
     for number in range(1, len(KINDS) + 1):
-        highest = logs[rare.classes == number].max()
-        share = (all_logs[usual.classes == number] <= highest).double().mean()
-        assert 0.03 < share < 0.07
+        share = (tails[usual.classes == number] <= chance).double().mean()
+        assert 0.8 * chance < share < 1.2 * chance
 
 
 def test_a_label_sets_its_own_option_and_no_other():
