@@ -14,7 +14,8 @@ class Pictures(NamedTuple):
 
     images: (N, 3, 2 S, 2 S) uint8 on white, of twice the side that is trained on: augmentation samples from them. labels:
     (N,) int64, from 1; 0 stands for no class. held_out: (N,) bool, True for pictures that nothing is trained on. classes:
-    the name of label 1, 2 and so on. licence: goes into the header of what is trained on them.
+    the name of label 1, 2 and so on. licence: goes into the header of what is trained on them. attributes: (N, A) int64,
+    what else is known of each picture: columns `names`, the number of a value, -1 where a picture has no such attribute.
     """
 
     images: Tensor
@@ -22,6 +23,8 @@ class Pictures(NamedTuple):
     held_out: Tensor
     classes: tuple[str, ...]
     licence: str
+    attributes: Tensor | None = None
+    names: tuple[str, ...] = ()
 
     def trained_on(self) -> Pictures:
         """The pictures to train on."""
@@ -32,7 +35,12 @@ class Pictures(NamedTuple):
         return self._only(self.held_out)
 
     def _only(self, rows: Tensor) -> Pictures:
-        return self._replace(images=self.images[rows], labels=self.labels[rows], held_out=self.held_out[rows])
+        return self._replace(
+            images=self.images[rows],
+            labels=self.labels[rows],
+            held_out=self.held_out[rows],
+            attributes=None if self.attributes is None else self.attributes[rows],
+        )
 
     def pixels(self) -> Tensor:
         """(N, 3, S, S) float32 in [0, 1], unaugmented."""

