@@ -51,5 +51,7 @@ def contact_sheet(
     figure.suptitle(title, fontsize=14, x=0.01, ha="left")
     figure.supxlabel("\n".join(notes), fontsize=9, x=0.01, ha="left", color="#5a5a5a")
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    figure.savefig(
+        content, format="png", bbox_inches="tight", pad_inches=0.15
+    )  # text may be wider than the pictures
     return Image.open(content)
