@@ -18,14 +18,12 @@ class JEPADemoLoader(io.ComfyNode):
             node_id="JEPADemoLoader",
             display_name="JEPA Demo Generator",
             category=CATEGORY,
-            description="Loads the small emoji generator that comes with this pack (64 x 64 pixels, fast "
+            description="Loads the small generator of avatars that comes with this pack (128 x 128 pixels, fast "
             "enough on a CPU). Try guidance without downloading a checkpoint: use it with JEPA Demo Class, "
-            "an Empty Latent Image of 64 x 64 and any stock sampler.",
+            "an Empty Latent Image of 128 x 128 and any stock sampler.",
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The generator, for any sampler."),
-                io.Vae.Output(
-                    display_name="VAE", tooltip="Its VAE. It only rearranges pixels, without loss."
-                ),
+                io.Vae.Output(display_name="VAE", tooltip="Its VAE. It suits only these avatars."),
             ],
         )
 
@@ -48,8 +46,8 @@ class JEPADemoClass(io.ComfyNode):
                 io.Combo.Input(
                     "class_name",
                     options=demo_classes(),
-                    default="face",
-                    tooltip="The kind of emoji to draw. Use the class any for the negative.",
+                    default="robot",
+                    tooltip="The kind of avatar to draw. Use the class any for the negative.",
                 )
             ],
             outputs=[

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..host.generators.djepa import MAX_SEED, NO_CLASS, load_host_djepa, sample_djepa
-from ..host.generators.djepa_menu import djepa_file, djepa_names
+from ..host.generators.djepa_menu import djepa_file, djepa_names, djepa_tokenizer
 from .input_checks import check_values, inputs_of, number_message
 from .types import DJEPAModel
 
@@ -29,7 +29,7 @@ class DJEPALoader(io.ComfyNode):
                     "model",
                     options=names,
                     default=names[0],
-                    tooltip="The first one comes with this pack: 64 x 64 emoji, small and fast on a CPU. Others are "
+                    tooltip="The first one comes with this pack: 128 x 128 avatars, small and fast on a CPU. Others are "
                     ".safetensors files in models/djepa, trained with research/training/djepa/train.py.",
                 )
             ],
@@ -46,7 +46,7 @@ class DJEPALoader(io.ComfyNode):
     def execute(cls, model) -> io.NodeOutput:
         if not isinstance(model, str):
             raise ValueError(f"model must be a name, got {model!r:.100}")
-        return io.NodeOutput(*load_host_djepa(djepa_file(model), model))
+        return io.NodeOutput(*load_host_djepa(djepa_file(model), model, djepa_tokenizer(model)))
 
 
 class DJEPASampler(io.ComfyNode):
@@ -65,8 +65,9 @@ class DJEPASampler(io.ComfyNode):
                 io.String.Input(
                     "class_name",
                     default=NO_CLASS,
-                    tooltip="What to draw: a class of the model, or any. The emoji model has face, person, heart, hand, "
-                    "sky, fruit and clock. For another model, the error message for an unknown name lists its classes.",
+                    tooltip="What to draw: a class of the model, or any. The model of this pack has robot, pixel face, "
+                    "bust, big smile, comic head and emoji. For another model, the error message for an unknown name "
+                    "lists its classes.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -83,7 +84,7 @@ class DJEPASampler(io.ComfyNode):
                     min=1,
                     max=4096,
                     tooltip="More steps make the image more coherent, since each token sees more of the others. The number "
-                    "of sets in which the tokens are predicted; at most the number of tokens (64 for the emoji).",
+                    "of sets in which the tokens are predicted; at most the number of tokens (64 in this pack's model).",
                 ),
                 io.Float.Input(
                     "cfg",

@@ -109,3 +109,13 @@ def test_guidance_can_be_read(file):
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
     long = {node.name: length for node in functions if (length := node.end_lineno - node.lineno + 1) > 65}
     assert not long
+
+
+def test_research_takes_only_the_environment_from_tools() -> None:
+    """tools may use research, as the demo does; the other way round only what needs nothing of this project."""
+    for file in sorted((ROOT / "research").rglob("*.py")):
+        taken = {name for name in imported(file)[1] if name.split(".")[0] == "tools"}
+        assert all(name.startswith("tools.environment") for name in taken), file
+    for file in sorted((ROOT / "tools" / "environment").rglob("*.py")):
+        own = {name for name in imported(file)[1] if name.split(".")[0] in ("research", "tools")}
+        assert all(name.startswith("tools.environment") for name in own), file

@@ -1,12 +1,16 @@
-"""The autoencoders of this pack's small generators, as a VAE of the host."""
+"""The autoencoders of small generators, as a VAE of the host, and the one that this pack's own two share."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..comfy.required import VAE, ModelPatcher, PixelspaceConversionVAE, vae_offload_device
+
+# The tokenizer of the demo generator and of the D-JEPA that comes with the pack.
+TOKENIZER = Path(__file__).absolute().parents[2] / "assets" / "tokenizer128.safetensors"
 
 
 def small_vae(autoencoder: PixelspaceConversionVAE, *, stride: int, channels: int) -> VAE:

@@ -1,21 +1,24 @@
 """The demo generator as a model of the host: small enough to come with the pack, sampled by stock nodes.
 
-A class-conditional UNet, an instance of the host's class, that makes 64 x 64 pixel emoji. Trained by
-research/training/emoji/train.py. Its latents are pixels in [-1, 1] folded 4 x 4 into channels (48 x 16 x 16), so the VAE
-only folds and unfolds.
+A class-conditional UNet, an instance of the host's class, that makes 128 x 128 pixel avatars in the latents (16 x 16 x 16)
+of the tokenizer that it shares with the small D-JEPA. Trained by research/training/generator/train.py.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ...jepa_core.djepa import DJEPAFileError, load_tokenizer
+from ...jepa_core.djepa.tokenizer import CHANNELS, STRIDE
+from ...jepa_core.tensors import checked_tensors
 from ..comfy.required import (
     VAE,
     BaseModel,
@@ -23,19 +26,18 @@ from ..comfy.required import (
     ModelConfig,
     ModelPatcher,
     ModelType,
-    PixelspaceConversionVAE,
     get_torch_device,
     unet_offload_device,
 )
-from .autoencoder import small_vae
+from .autoencoder import TOKENIZER, WrappedAutoencoder, small_vae
 
-WEIGHTS = Path(__file__).absolute().parents[2] / "assets" / "emoji64.safetensors"
+WEIGHTS = Path(__file__).absolute().parents[2] / "assets" / "demo128.safetensors"
 MAX_BYTES = 20_000_000
-FORMAT = "jepa-demo-generator-1"
-FOLD = 4
-CHANNELS = 3 * FOLD * FOLD
+FORMAT = "jepa-demo-generator-2"
+SIDE = 128  # pixels of the pictures that it was trained on
 # The names of the rows of the class table. They must not change: saved workflows contain them.
-CLASSES = ("any", "face", "person", "heart", "hand", "sky", "fruit", "clock")
+CLASSES = ("any", "robot", "pixel face", "bust", "big smile", "comic head", "emoji")
+PREDICTIONS = {"v": ModelType.V_PREDICTION, "flow": ModelType.FLOW}
 
 Conditioning = list[list[Any]]
 
@@ -44,37 +46,32 @@ class DemoFileError(ValueError):
     """The demo generator's file is missing, damaged or of another model. The message names the file."""
 
 
-class FoldedPixels(LatentFormat):
-    """Pixels in [-1, 1] folded 4 x 4 into channels, unscaled."""
+@dataclass(frozen=True)
+class DemoFile:
+    """What the file holds.
 
-    latent_channels = CHANNELS
-    spacial_downscale_ratio = FOLD
-    # The preview is the mean of each fold. Channels are ordered by colour, then by position in the fold.
-    latent_rgb_factors = [
-        [float(colour == channel // FOLD**2) / FOLD**2 for colour in range(3)] for channel in range(CHANNELS)
-    ]
+    Attributes:
+        unet: configuration of the host's UNet. weights: of the UNet.
+        prediction: a key of PREDICTIONS.
+        classes: (7, width) context token of each class.
+        preview: (17, 3) that turn latents into colours in [-1, 1]: a factor for each channel, and what is added.
+    """
+
+    unet: dict[str, Any]
+    weights: dict[str, Tensor]
+    prediction: str
+    classes: Tensor
+    preview: list[list[float]]
 
 
 class DemoConfig(ModelConfig):
     """What the host needs to know about a model besides its weights."""
 
     unet_extra_config: dict[str, Any] = {}
-    latent_format = FoldedPixels
+    latent_format = LatentFormat
     supported_inference_dtypes = [torch.float32]
     # For the host's estimate of working memory; its own UNets, with three times the channels, use 2.
     memory_usage_factor = 0.4
-
-
-class FoldingVAE(PixelspaceConversionVAE):
-    """Folds pixels into latents and back, losslessly."""
-
-    def encode(self, pixels: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 48, H/4, W/4). H and W must be multiples of 4."""
-        return F.pixel_unshuffle(pixels, FOLD)
-
-    def decode(self, samples: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        """(B, 48, H, W) -> (B, 3, 4H, 4W), the inverse of encode."""
-        return F.pixel_shuffle(samples, FOLD)
 
 
 def load_demo_generator() -> tuple[ModelPatcher, VAE]:
@@ -83,26 +80,42 @@ def load_demo_generator() -> tuple[ModelPatcher, VAE]:
     Raises:
         DemoFileError: the weights are missing, damaged or of another model.
     """
-    settings, tensors = _read(WEIGHTS)
-    load_device = get_torch_device()
-    offload_device = unet_offload_device()
-    del tensors["classes.weight"]
-    weights = {name.removeprefix("unet."): tensor.float() for name, tensor in tensors.items()}
+    content = _read(WEIGHTS)
+    try:
+        patcher = demo_patcher(content.unet, content.weights, content.prediction, content.preview)
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise DemoFileError(f"{WEIGHTS}: weights and header do not fit each other ({error})") from error
+    try:
+        tokenizer = load_tokenizer(TOKENIZER)
+    except DJEPAFileError as error:
+        raise DemoFileError(f"{error}; install the pack again") from error
+    with torch.inference_mode(False):
+        autoencoder = WrappedAutoencoder(tokenizer, 1.0)
+    return patcher, small_vae(autoencoder, stride=STRIDE, channels=CHANNELS)
+
+
+def demo_patcher(
+    unet: dict[str, Any], weights: dict[str, Tensor], prediction: str, preview: list[list[float]]
+) -> ModelPatcher:
+    """A UNet as a model of the host, in float32.
+
+    Args:
+        prediction: "v" on the host's default schedule, or "flow".
+        preview: see DemoFile.
+    """
+    config = DemoConfig(unet)
+    config.latent_format.latent_channels = unet["in_channels"]
+    config.latent_format.spacial_downscale_ratio = STRIDE
+    config.latent_format.latent_rgb_factors = preview[:-1]
+    config.latent_format.latent_rgb_factors_bias = preview[-1]
+    config.set_inference_dtype(torch.float32, None)
+    load_device, offload_device = get_torch_device(), unet_offload_device()
     # The host calls this under inference mode, but the parameters must be normal tensors to be differentiated.
     with torch.inference_mode(False):
-        try:
-            config = DemoConfig(settings)
-            config.set_inference_dtype(torch.float32, None)
-            kind = ModelType.V_PREDICTION
-            model = BaseModel(config, kind, device=offload_device)
-            model.diffusion_model.load_state_dict(weights)
-        except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise DemoFileError(f"{WEIGHTS}: weights and header do not fit each other ({error})") from error
+        model = BaseModel(config, PREDICTIONS[prediction], device=offload_device)
+        model.diffusion_model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     # A plain patcher: guidance differentiates this model, and so few weights need no streaming.
-    patcher = ModelPatcher(model, load_device=load_device, offload_device=offload_device)
-    with torch.inference_mode(False):
-        autoencoder = FoldingVAE()
-    return patcher, small_vae(autoencoder, stride=FOLD, channels=CHANNELS)
+    return ModelPatcher(model, load_device=load_device, offload_device=offload_device)
 
 
 def demo_classes() -> list[str]:
@@ -111,7 +124,7 @@ def demo_classes() -> list[str]:
 
 
 def demo_conditioning(name: str) -> Conditioning:
-    """Return the conditioning for a class: one context token (1, 1, 128), float32.
+    """Return the conditioning for a class: one context token (1, 1, width), float32.
 
     Raises:
         ValueError: no such class.
@@ -119,36 +132,41 @@ def demo_conditioning(name: str) -> Conditioning:
     """
     if name not in CLASSES:
         raise ValueError(f"the demo generator has no class {name!r}; it has {', '.join(CLASSES)}")
-    _, tensors = _read(WEIGHTS)
-    row = tensors["classes.weight"][CLASSES.index(name)]
+    row = _read(WEIGHTS).classes[CLASSES.index(name)]
     return [[row.float()[None, None], {}]]
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the UNet's configuration and all tensors, as stored. Raises DemoFileError if anything is wrong."""
+def _read(file: Path) -> DemoFile:
+    """Read the file whole. Raises DemoFileError if anything is wrong."""
     if not file.is_file():
         raise DemoFileError(f"{file} does not exist; it is part of this pack, so install the pack again")
     if file.stat().st_size > MAX_BYTES:
         raise DemoFileError(f"{file} is larger than {MAX_BYTES // 10**6} MB; install the pack again")
     try:
-        with torch.inference_mode(False), safe_open(file, framework="pt") as content:
+        with safe_open(file, framework="pt") as content:
             header = content.metadata() or {}
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            tensors = checked_tensors(file, content, {name: name for name in content.keys()}, DemoFileError)  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DemoFileError(f"{file} is damaged ({error}); install the pack again") from error
     if header.get("format") != FORMAT:
         raise DemoFileError(f"{file} has format {header.get('format')!r}, expected {FORMAT!r}")
+    return _content(file, header, tensors)
+
+
+def _content(file: Path, header: dict[str, str], tensors: dict[str, Tensor]) -> DemoFile:
     try:
-        settings = json.loads(header["unet"])
-        classes, fold = json.loads(header["classes"]), int(header["fold"])
-        shape = (settings["in_channels"], settings["out_channels"], fold)
-        table = (len(CLASSES), settings["context_dim"])
-    except (KeyError, TypeError, ValueError) as error:
+        unet, classes, preview = (json.loads(header[name]) for name in ("unet", "classes", "preview"))
+        prediction = header["prediction"]
+        shapes = (unet["in_channels"], unet["out_channels"], len(preview), *{len(row) for row in preview})
+        entries = (len(CLASSES), unet["context_dim"])
+        finite = all(math.isfinite(number) for row in preview for number in row)
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise DemoFileError(f"{file} has an incomplete header ({error!r})") from error
-    if tuple(classes) != CLASSES or shape != (CHANNELS, CHANNELS, FOLD):
-        raise DemoFileError(f"{file} is a generator with other classes or another fold")
-    if "classes.weight" not in tensors or tuple(tensors["classes.weight"].shape) != table:
-        raise DemoFileError(f"{file} has no class table of shape {table}")
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise DemoFileError(f"{file} is damaged (some weights are not finite); install the pack again")
-    return settings, tensors
+    expected = (CHANNELS, CHANNELS, CHANNELS + 1, 3)
+    if classes != list(CLASSES) or shapes != expected or not finite or prediction not in PREDICTIONS:
+        raise DemoFileError(f"{file} is a generator with other classes, other latents or another prediction")
+    if "classes.weight" not in tensors or tuple(tensors["classes.weight"].shape) != entries:
+        raise DemoFileError(f"{file} has no class table of shape {entries}")
+    table = tensors.pop("classes.weight")
+    weights = {name.removeprefix("unet."): weight for name, weight in tensors.items()}
+    return DemoFile(unet, weights, prediction, table, preview)

@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ...jepa_core.djepa import DJEPAConfig, Tokenizer, load_djepa, sample_tokens, to_latents, to_tokens
+from ...jepa_core.djepa import (
+    DJEPAConfig,
+    Tokenizer,
+    load_djepa,
+    load_tokenizer,
+    sample_tokens,
+    to_latents,
+    to_tokens,
+)
 from ...jepa_core.djepa.tokenizer import CHANNELS, STRIDE
 from ..comfy.page import wants_previews
 from ..comfy.required import (
@@ -58,8 +66,13 @@ class HostDJEPA:
         return config
 
 
-def load_host_djepa(file: Path, name: str) -> tuple[HostDJEPA, VAE | None]:
-    """Load a D-JEPA as a model that the host manages, and its autoencoder as a VAE (None if the file has none).
+def load_host_djepa(
+    file: Path, name: str, tokenizer_file: Path | None = None
+) -> tuple[HostDJEPA, VAE | None]:
+    """Load a D-JEPA as a model that the host manages, and its autoencoder as a VAE (None if there is none).
+
+    Args:
+        tokenizer_file: of a D-JEPA whose file has no tokenizer.
 
     Raises:
         jepa_core.djepa.DJEPAFileError: a missing, damaged or unsupported file.
@@ -67,11 +80,12 @@ def load_host_djepa(file: Path, name: str) -> tuple[HostDJEPA, VAE | None]:
     loaded = load_djepa(file)
     # A plain patcher: the host can stream only layers of its own classes.
     patcher = ModelPatcher(loaded.model, load_device=get_torch_device(), offload_device=unet_offload_device())
-    djepa = HostDJEPA(name, patcher, loaded.tokenizer, loaded.class_names, loaded.latent_scale)
-    if loaded.tokenizer is None:
+    tokenizer = load_tokenizer(tokenizer_file) if tokenizer_file else loaded.tokenizer
+    djepa = HostDJEPA(name, patcher, tokenizer, loaded.class_names, loaded.latent_scale)
+    if tokenizer is None:
         return djepa, None
     with torch.inference_mode(False):
-        autoencoder = WrappedAutoencoder(loaded.tokenizer, loaded.latent_scale)
+        autoencoder = WrappedAutoencoder(tokenizer, loaded.latent_scale)
     return djepa, small_vae(autoencoder, stride=STRIDE, channels=CHANNELS)
 
 

@@ -4,10 +4,16 @@ from pathlib import Path
 
 from ..comfy.model_folders import DJEPA_FOLDER, inside
 from ..comfy.required import folder_paths
+from .autoencoder import TOKENIZER
 
 # The D-JEPA that comes with the pack: its name in the menu, and its file.
-DJEPA_DEMO = "emoji (comes with this pack)"
-DJEPA_DEMO_FILE = Path(__file__).absolute().parents[2] / "assets" / "djepa64.safetensors"
+DJEPA_DEMO = "avatars (comes with this pack)"
+DJEPA_DEMO_FILE = Path(__file__).absolute().parents[2] / "assets" / "djepa128.safetensors"
+
+
+def djepa_tokenizer(name: str) -> Path | None:
+    """The file of the tokenizer that a D-JEPA named in the menu has beside it; None for those that bring their own."""
+    return TOKENIZER if name == DJEPA_DEMO else None
 
 
 def djepa_names() -> list[str]:

@@ -104,16 +104,14 @@ def load_djepa(file: Path | str) -> LoadedDJEPA:
     with torch.inference_mode(False):
         with torch.device("meta"):
             model = DJEPA(config)
-            tokenizer = Tokenizer() if of_tokenizer else None
         del model.projection
         _fill(file, model, ours)
-        if tokenizer is not None:
-            if config.channels != CHANNELS:
-                raise DJEPAFileError(
-                    f"{file}: a tokenizer of {CHANNELS} channels and a model of {config.channels} do not fit together"
-                )
-            _fill_tokenizer(file, tokenizer, of_tokenizer)
-    return LoadedDJEPA(model.eval(), tokenizer and tokenizer.eval(), names, scale)
+    tokenizer = _tokenizer_of(file, of_tokenizer) if of_tokenizer else None
+    if tokenizer is not None and config.channels != CHANNELS:
+        raise DJEPAFileError(
+            f"{file}: a tokenizer of {CHANNELS} channels and a model of {config.channels} do not fit together"
+        )
+    return LoadedDJEPA(model.eval(), tokenizer, names, scale)
 
 
 def load_tokenizer(file: Path | str) -> Tokenizer:
@@ -122,19 +120,26 @@ def load_tokenizer(file: Path | str) -> Tokenizer:
     Raises:
         DJEPAFileError: the file is missing, damaged, or not a tokenizer of this kind.
     """
-    file = Path(file)
-    _, tensors = _read(file)
+    _, tensors = _read(Path(file))
+    return _tokenizer_of(Path(file), tensors)
+
+
+def _tokenizer_of(file: Path, tensors: Mapping[str, Tensor]) -> Tokenizer:
+    """A tokenizer of these tensors, in evaluation mode, float32.
+
+    Args:
+        file: they come from, for messages.
+
+    Raises:
+        DJEPAFileError: they are not a tokenizer of this kind.
+    """
+    # a training counter that evaluation does not use
+    counter = {"standardise.num_batches_tracked": torch.zeros((), dtype=torch.float32)}
     with torch.inference_mode(False):
         with torch.device("meta"):
             tokenizer = Tokenizer()
-        _fill_tokenizer(file, tokenizer, tensors)
+        _fill(file, tokenizer, {**tensors, **counter})
     return tokenizer.eval()
-
-
-def _fill_tokenizer(file: Path, tokenizer: Tokenizer, tensors: Mapping[str, Tensor]) -> None:
-    # a training counter that evaluation does not use
-    counter = "standardise.num_batches_tracked"
-    _fill(file, tokenizer, {**tensors, counter: torch.zeros((), dtype=torch.float32)})
 
 
 def _description(file: Path, header: Mapping[str, str]) -> tuple[DJEPAConfig, tuple[str, ...], float]:

@@ -1,7 +1,7 @@
 """A small autoencoder of stride 8, from images to the continuous tokens of a small D-JEPA.
 
-The paper uses a published autoencoder of stride 16 and 16 channels (KL-16). This one is for models trained on a
-few hundred small images: 2 M parameters, latents of zero mean and unit variance by construction. In training, noise
+The paper uses a published autoencoder of stride 16 and 16 channels (KL-16). This one is for small models of
+small images: 2 M parameters, latents of zero mean and unit variance by construction. In training, noise
 is added to the latents, so that slightly wrong tokens still decode to a clean image.
 """
 

@@ -32,7 +32,7 @@ from research.harness.pack import ROOT
 from research.harness.program import Row, markdown
 from research.harness.timing import timed
 
-WEIGHTS = ROOT / "assets" / "djepa64.safetensors"
+WEIGHTS = ROOT / "assets" / "djepa128.safetensors"
 REPEATS = 3
 
 
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     small = load_djepa(WEIGHTS).model
     cases: list[tuple[str, DJEPA, int, Row]] = [
-        ("emoji", small, batch, {"steps": steps, "denoising_steps": 50, "cfg": 2.0})
+        ("avatars", small, batch, {"steps": steps, "denoising_steps": 50, "cfg": 2.0})
         for batch, steps in ((1, 32), (1, 64), (8, 32))
     ]
     short = {"steps": 4, "denoising_steps": 25, "cfg": 3.0}

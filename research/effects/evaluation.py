@@ -3,7 +3,7 @@
     python dev.py run research/effects/evaluation.py --folder WORK             make, score and judge images
     python dev.py run research/effects/evaluation.py --folder WORK --finish    only write the figures of what is there
 
-Five arms (ARMS) from the same noise, with 10 Euler steps, CFG 2 and otherwise the node's defaults, classes in turn.
+Five arms (ARMS) from the same noise, with 14 Euler steps, CFG 2 and otherwise the node's defaults, classes in turn.
 Resumable: run the same command again.
 """
 
@@ -17,23 +17,24 @@ from torch import Tensor
 
 from research.harness import program
 from research.harness.images import UNGUIDED, Experiment, Sampler
-from research.harness.pack_api import chain, preset_inputs
+from research.harness.pack_api import chain, inputs_of, preset_inputs
 from research.harness.program import Row, markdown
 from research.harness.sheet import contact_sheet
 from research.harness.summary import Values, complete_seeds, differences, mean_and_error, plus_minus
-from research.judges.measures import judge_held_out, load_bank, load_classifier
+from research.judges.classifier import load_classifier
+from research.judges.measures import judge_held_out, load_bank
 
 ARMS: dict[str, Row] = {
     UNGUIDED: {},
     "guided": {"gradient_path": "denoiser constant"},
-    "reversed": {"gradient_path": "denoiser constant", "strength": -0.5},
+    "reversed": {"gradient_path": "denoiser constant"},
     "random": {"gradient_path": "denoiser constant"},
     "through": {"gradient_path": "through denoiser"},
 }
 MEANINGS = {
     UNGUIDED: "the stock sampler",
-    "guided": "strength 0.5 from 20 % to 80 % of the steps, denoiser held constant",
-    "reversed": "strength -0.5",
+    "guided": "guided with the inputs of the settings, denoiser held constant",
+    "reversed": "the same with the negative of the strength",
     "random": "a random direction with the same largest entry, at the same steps",
     "through": "guided through the denoiser",
 }
@@ -43,7 +44,7 @@ LABELS = {
     "guided": "**guided**, denoiser constant",
     "through": "**guided**, through the denoiser",
     "random": "random direction, same steps and largest entry",
-    "reversed": "strength -0.5",
+    "reversed": "**negative strength**, denoiser constant",
 }
 CONTROLS = (UNGUIDED, "random")
 SHEET_SEEDS = 8
@@ -65,6 +66,8 @@ def model_of(sampler: Sampler, arm: str, changes: Row, seed: int) -> Any:
     if arm == UNGUIDED:
         return sampler.model
     inputs = preset_inputs(changes=changes | ARMS[arm])
+    if arm == "reversed":
+        inputs |= {"strength": -inputs["strength"]}
     return sampler.guided(inputs, gradient=random_gradient(seed) if arm == "random" else None)
 
 
@@ -120,10 +123,10 @@ def table(figures: Row) -> str:
         "distance, guide's embedding": "{rarity_encoder}",
         "distance, classifier's features": "{rarity_classifier}",
         "class recognised": "{recognised:.0%}",
-        "distance to nearest training image": "{copy_distance}",
+        "rarity in the world, nats": "{rarity_world}",
     }
     measures = figures["measures"]
-    distances = ("rarity_encoder", "rarity_classifier", "copy_distance")
+    distances = ("rarity_encoder", "rarity_classifier", "rarity_world")
     rows = []
     for arm, label in LABELS.items():
         score = measures["projected"][arm]
@@ -138,19 +141,19 @@ def table(figures: Row) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = program.parser(__file__, __doc__, program.FIGURES / "evaluation.json", folder=True)
-    parser.add_argument("--seeds", type=int, default=32)
-    parser.add_argument("--power-iterations", type=int, default=1, help="the node's default is 2")
-    parser.add_argument("--interval", type=int, default=1, help="guide every N-th step, as the node's input")
+    parser.add_argument("--seeds", type=int, default=48)
+    parser.add_argument("--image-size", type=int, default=112, help="at which the encoder sees pictures")
+    parser.add_argument("--inputs", nargs="*", default=(), help="other inputs of the node, NAME=VALUE")
     parser.add_argument("--finish", action="store_true", help="only aggregate")
     options = parser.parse_args(arguments)
-    sampler = Sampler(options.encoder)
-    changes = {"power_iterations": options.power_iterations, "interval": options.interval}
+    sampler, changes = Sampler(options.encoder, image_size=options.image_size), inputs_of(options.inputs)
     arms = {arm: lambda seed, arm=arm: model_of(sampler, arm, changes, seed) for arm in ARMS}
     experiment = Experiment(options.folder, sampler, arms)
+    settings = sampler.settings() | {"inputs": preset_inputs(changes=changes | ARMS["guided"])}
+    experiment.check(settings)
     if not options.finish:
         experiment.make(range(options.seeds))
         experiment.score(range(options.seeds))
-    settings = sampler.settings() | {"inputs": preset_inputs(changes=changes | ARMS["guided"])}
     finish(experiment, program.settings(parser, options, **settings), options.out)
 
 

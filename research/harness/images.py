@@ -1,5 +1,6 @@
 """Images of the demo generator from the same noise in every arm of an experiment: made, scored and judged, resumable."""
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,22 +17,24 @@ from jepa_core import jepa_score
 from jepa_core.score import PROJECTION
 from research.harness.pack_api import demo, guided, load_host_encoder
 from research.harness.program import Row, append_row, encoder_identity, read_rows, sha256
+from research.harness.sampling import CFG, SAMPLER, SCHEDULER, STEPS, draw
 from research.harness.summary import Values
 from research.harness.timing import timed
-from research.judges.measures import judge, load_bank, load_classifier
+from research.judges.classifier import load_classifier
+from research.judges.measures import judge, load_bank
 
 UNGUIDED = "unguided"
-CFG, SAMPLER, SCHEDULER = 2.0, "euler", "simple"
 
 
 class Sampler:
     """The demo generator, its guide (a HostEncoder) and the host's sampler; seeds draw the classes in turn."""
 
-    def __init__(self, encoder: Path, steps: int = 10) -> None:
+    def __init__(self, encoder: Path, steps: int = STEPS, image_size: int = 224) -> None:
+        """image_size: at which the encoder sees pictures, in pixels."""
         self.steps = steps
         self.model, self.vae = demo.load_demo_generator()
         self.folder = encoder
-        self.encoder = load_host_encoder(encoder, encoder.name, 224)
+        self.encoder = load_host_encoder(encoder, encoder.name, image_size)
         self.classes = demo.demo_classes()[1:]  # without "any"
 
     def class_of(self, seed: int) -> str:
@@ -44,15 +47,9 @@ class Sampler:
     @torch.inference_mode()
     def sample(self, model: Any, seed: int, callback: Callable[..., object] | None = None) -> Tensor:
         """Sample a MODEL for the class of a seed; returns the decoded image (H, W, 3) in [0, 1]."""
-        import comfy.sample
-
-        # what Empty Latent Image makes of 64 x 64
-        empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, 8, 8), 8)
-        noise = comfy.sample.prepare_noise(empty, seed)
-        names = (self.class_of(seed), "any")
-        how = (self.steps, CFG, SAMPLER, SCHEDULER, *map(demo.demo_conditioning, names))
-        quiet: Row = {"callback": callback, "disable_pbar": True, "seed": seed}
-        return self.vae.decode(comfy.sample.sample(model, noise, *how, empty, **quiet))[0]
+        positive, negative = map(demo.demo_conditioning, (self.class_of(seed), "any"))
+        latents = draw(model, positive, negative, seed=seed, steps=self.steps, callback=callback)
+        return self.vae.decode(latents)[0]
 
     @torch.inference_mode()
     def estimates(self, seed: int) -> dict[str, Tensor]:
@@ -65,6 +62,7 @@ class Sampler:
     def settings(self) -> Row:
         """The sampling, for the settings of a record."""
         sampling = {"steps": self.steps, "cfg": CFG, "sampler": SAMPLER, "scheduler": SCHEDULER}
+        sampling["image_size"] = self.encoder.image_size
         return sampling | {"projection": PROJECTION, "generator": sha256(demo.WEIGHTS)}
 
 
@@ -90,6 +88,16 @@ class Experiment:
 
     def _missing(self, seeds: Sequence[int], done: Values) -> list[tuple[int, str]]:
         return [(seed, arm) for seed in seeds for arm in self.arms if (seed, arm) not in done]
+
+    def check(self, settings: Row) -> None:
+        """Keep what the images of the folder are made with. Raises SystemExit where others were made otherwise."""
+        file, text = self.folder / "settings.json", json.dumps(settings, indent=1)
+        if file.exists() and file.read_text() != text:
+            raise SystemExit(
+                f"{self.folder} holds images that were made otherwise ({file}); give another folder"
+            )
+        (self.folder / "images").mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
 
     def make(self, seeds: Sequence[int]) -> None:
         """Make the images that are missing, after a run of two arms that is not counted."""
@@ -138,7 +146,8 @@ class Experiment:
         Raises:
             ValueError: the bank of real images was made with another encoder than the sampler's.
         """
-        bank, classifier, encoder = load_bank(), load_classifier(), self.sampler.encoder.encoder
+        bank, classifier = load_bank(), load_classifier()
+        encoder = self.sampler.encoder.encoder.at_size(bank.image_size)
         if bank.encoder_name != (ours := encoder_identity(self.sampler.folder)):
             raise ValueError(f"the bank of real images was made with {bank.encoder_name}, this is {ours}")
 

@@ -1,6 +1,6 @@
 """What research takes from the pack's host layer, in one place: importing this loads the pack."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,25 @@ def preset_inputs(preset: str = "custom", changes: Row | None = None) -> Row:
     declared = guidance_inputs.guidance_inputs()
     defaults = {entry.id: entry.default for entry in declared if hasattr(entry, "default")}
     return defaults | guidance_inputs.PRESETS.get(preset, {}) | (changes or {})
+
+
+def inputs_of(pairs: Sequence[str]) -> Row:
+    """NAME=VALUE of the guiding nodes' inputs, each as the kind of value that its default is. Raises SystemExit.
+
+    A preset is none of them: it would override what an arm sets.
+    """
+    known, found = preset_inputs(), {}
+    del known["preset"]
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        if name not in known:
+            raise SystemExit(f"--inputs {name}: no such input; there are {', '.join(known)}")
+        kind = type(known[name])
+        try:
+            found[name] = {"True": True, "False": False}[text] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            raise SystemExit(f"--inputs {pair}: {name} is {kind.__name__}, such as {known[name]}") from None
+    return found
 
 
 class OwnGradient(chain.GradientChain):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,7 +50,7 @@ def command(made: argparse.ArgumentParser, options: argparse.Namespace) -> str:
             words += ["--folder", "WORK"]
         elif not isinstance(value, Path) and value != made.get_default(name):
             values = value if isinstance(value, list | tuple) else [] if value is True else [value]
-            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+            words += [f"--{name.replace('_', '-')}", *(shlex.quote(str(value)) for value in values)]
     return " ".join(words)
 
 

@@ -1,6 +1,7 @@
 """Sheets of pictures."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -8,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
+
+CHARACTER = 6  # pixels of a caption's character, on average
 
 
 def sample_sheet(pixels: Tensor) -> Image.Image:
@@ -32,10 +35,11 @@ def contact_sheet(
 
     Args:
         title, notes: lines at the top and at the bottom.
-        labels, columns: of the rows, and above the columns. captions and labels may hold line breaks.
+        labels, columns: of the rows, and above the columns. captions and labels may hold line breaks; captions are wrapped.
         rows: pictures, the same number in each row.
         side: of a picture in pixels; smaller pictures are enlarged with bicubic interpolation.
     """
+    captions = [[wrapped(text, side // CHARACTER) for text in row] for row in captions]
     lines = max(len(text.splitlines()) for row in captions for text in row)
     height = len(rows) * (side + 18 * lines + 12) + 20 * len(notes) + 90
     figure = Figure((len(columns) * (side + 10) / 100 + 1.6, height / 100), dpi=100, layout="constrained")
@@ -55,3 +59,8 @@ def contact_sheet(
         content, format="png", bbox_inches="tight", pad_inches=0.15
     )  # text may be wider than the pictures
     return Image.open(content)
+
+
+def wrapped(text: str, width: int) -> str:
+    """The text with its lines broken at `width` characters."""
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())

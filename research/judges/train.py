@@ -1,12 +1,13 @@
-"""Train the classifier that judges the demo generator's images, and embed the real images that they are compared with.
+"""Train the classifier that judges pictures of the demo world, and embed the real ones that they are compared with.
 
-    python dev.py run research/judges/train.py --folder WORK             a few minutes on a processor
+    python dev.py run research/judges/train.py --folder WORK             a quarter of an hour on a processor
     python dev.py run research/judges/train.py --folder WORK --bank      only the embeddings, of the classifier there is
 
-The classifier sees the generator's training images, augmented more strongly (slight blur and noise as well, so that a
-soft image is nothing new to it), and is tested on the images held out from both: classifier64.safetensors,
-classifier.json. bank.safetensors has embeddings under the encoder that dev.py sets up and under the classifier, half
-precision; thumbnails.webp is lossless, 32 x 32 pixels a picture. Both keep the order of load_pictures.
+The classifier sees pictures as they are drawn and half of the time as a small generator might draw them: blurred, noisy,
+moved a little. Half of them are of the split `rarest`, so that it has seen every value often. It is tested on the
+held-out pictures, and on those of the split `rarest` that it was not trained on: classifier128.safetensors,
+classifier.json. bank.safetensors has embeddings of real pictures, trained on and held out, under the encoder that dev.py
+sets up, and under the classifier, half precision. Resumable: run the same command again.
 """
 
 import argparse
@@ -18,97 +19,139 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from jepa_core import load_encoder
 from research.harness import program
-from research.judges.measures import HERE, THUMBNAIL, Classifier, load_classifier
-from research.training.emoji.data import load_pictures
-from research.training.pictures import Pictures, augment, class_weights
+from research.judges.classifier import FILE, HERE, Classifier, load_classifier, save_classifier
+from research.judges.measures import BANK
+from research.training.loop import Training, add_device, learning_rate
+from research.training.pictures import Pictures, augment
+from research.world import data, labels
+from research.world.classes import attribution
+
+RAREST = 6000  # pictures of that split to train on
+UNSEEN = 1200  # pictures of it before those, to test on
+BANK_ROWS = {"training": 600, "held_out": 120}
 
 
 def soften(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur half of the images (B, 3, 64, 64) in [0, 1] a little; add noise of up to 5 % to all."""
+    """Blur half of the images (B, 3, H, W) in [0, 1] a little; add noise of up to 5 % to all."""
     blur = torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5
     pixels = torch.where(blur, F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1), pixels)
     strength = 0.05 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
     return (pixels + strength * torch.randn(pixels.shape, generator=generator)).clamp(0, 1)
 
 
-@torch.no_grad()
-def accuracy(model: Classifier, data: Pictures) -> float:
-    """Share of pictures whose class the model names."""
-    return (model(data.pixels()).argmax(1) + 1 == data.labels).float().mean().item()
-
-
-def train(data: Pictures, options: argparse.Namespace) -> None:
-    """Train the classifier; writes its weights and its accuracy."""
-    seen, unseen = data.trained_on(), data.unseen()
-    weights = class_weights(seen.labels, 1.0).float()  # small classes are seen as often as large ones
-    torch.manual_seed(options.seed)
-    model = Classifier().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.peak, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.peak, options.steps, pct_start=0.1)
-    generator = torch.Generator().manual_seed(options.seed)
-    for _ in tqdm(range(options.steps)):
-        rows = torch.multinomial(weights, options.batch, replacement=True, generator=generator)
-        pixels = soften(augment(seen.images[rows], generator), generator)
-        loss = F.cross_entropy(model(pixels), seen.labels[rows] - 1, label_smoothing=0.1)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    model.eval()
-    found = {"held_out": accuracy(model, unseen), "trained_on": accuracy(model, seen)}
-    settings = {name: getattr(options, name) for name in ("steps", "batch", "peak", "seed")}
-    tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    metadata = {
-        "classes": json.dumps(data.classes),
-        "training": json.dumps(settings),
-        "data_licence": data.licence,
-    }
-    save_file(tensors, options.export / "classifier64.safetensors", metadata=metadata)
-    images = {"trained_on": len(seen.labels), "held_out": len(unseen.labels)}
-    record = {"settings": settings, "accuracy": found, "images": images}
-    (options.export / "classifier.json").write_text(json.dumps(record) + "\n")
-    print(record)
-
-
-@torch.no_grad()
-def embed(data: Pictures, options: argparse.Namespace) -> None:
-    """Write the bank of real images."""
-    pixels = data.pixels()
-    encoder, classifier = (
-        load_encoder(options.encoder),
-        load_classifier(options.export / "classifier64.safetensors"),
+def rarest(folder: Path) -> tuple[Pictures, Pictures]:
+    """Of the split `rarest`: pictures to train on, and others to test on."""
+    count = RAREST + UNSEEN
+    data.make(folder, "rarest", count, 128)
+    rows = labels.split("rarest", count)
+    unseen = torch.arange(count) < UNSEEN
+    images = data.read(folder, "rarest", count, 128)
+    found = Pictures(
+        images, rows.classes, unseen, labels.CLASSES, attribution(), rows.attributes, labels.NAMES
     )
-    parts = tqdm(pixels.split(16))
-    found = [(encoder(encoder.preprocess(part.movedim(1, -1))), classifier.features(part)) for part in parts]
+    return found.trained_on(), found.unseen()
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, pictures: Pictures) -> program.Row:
+    """Share of pictures whose class the model names, and of each attribute's whose value it names."""
+    assert pictures.attributes is not None
+    rows = torch.arange(len(pictures.labels)).split(256)
+    features = torch.cat([model.features(pictures.pixels(part)) for part in rows])
+    named = model.probabilities(features).argmax(1) + 1
+    there = pictures.attributes >= 0
+    right = (model.values(features, pictures.labels) == pictures.attributes) & there
+    each = (right.sum(0) / there.sum(0)).tolist()
+    return {
+        "images": len(pictures.labels),
+        "class": round((named == pictures.labels).float().mean().item(), 5),
+        "attributes": round(sum(each) / len(each), 5),
+        "each": {name: round(share, 4) for name, share in zip(labels.NAMES, each, strict=True)},
+    }
+
+
+def train(data_sets: Sequence[Pictures], options: argparse.Namespace) -> Classifier:
+    """Train the classifier on pictures of several sets, as many of each."""
+    torch.manual_seed(options.seed)
+    model = Classifier().to(options.device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.peak, weight_decay=0.05)
+    training = Training(
+        options.folder / "classifier.pt", model, optimizer, identity={"world": data.world_id(128)}
+    )
+    training.resume()
+    bar = tqdm(range(training.step, options.steps), initial=training.step, total=options.steps, mininterval=5)
+    for step in bar:
+        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
+        share = options.batch // len(data_sets)
+        chosen = [torch.randint(len(part.labels), (share,), generator=generator) for part in data_sets]
+        images, classes, attributes = (
+            torch.cat([getattr(part, name)[rows] for part, rows in zip(data_sets, chosen, strict=True)])
+            for name in ("images", "labels", "attributes")
+        )
+        pixels = images.float() / 255
+        half = torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5
+        pixels = pixels.where(half, soften(augment(images, generator), generator))
+        with torch.autocast(options.device, torch.bfloat16):
+            loss = model.loss(*(part.to(options.device) for part in (pixels, classes, attributes)))
+        training.advance(loss, options.peak * learning_rate(step, options.steps, 100, 0.5))
+        if training.step % 100 == 0 or training.step == options.steps:
+            bar.set_postfix(loss=loss.item())
+            training.save()
+    return model.cpu().eval()
+
+
+@torch.no_grad()
+def embed(world: Pictures, options: argparse.Namespace) -> None:
+    """Write the bank of real images."""
+    parts = world.trained_on(), world.unseen()
+    pixels = torch.cat(
+        [part.pixels(slice(count)) for part, count in zip(parts, BANK_ROWS.values(), strict=True)]
+    )
+    encoder = load_encoder(options.encoder, image_size=options.image_size)
+    classifier = load_classifier(options.export / FILE.name)
+    found = [
+        (encoder(encoder.preprocess(some.movedim(1, -1))), classifier.features(some))
+        for some in tqdm(pixels.split(16))
+    ]
     embeddings, features = (torch.cat(some).half() for some in zip(*found, strict=True))
-    tensors = {"encoder": embeddings, "classifier": features, "held_out": data.held_out}
-    tensors["labels"] = data.labels.to(torch.uint8)
-    metadata = {"encoder": program.encoder_identity(options.encoder), "data_licence": data.licence}
-    save_file(tensors, options.export / "bank.safetensors", metadata=metadata)
-    small = F.adaptive_avg_pool2d(pixels, THUMBNAIL)
-    sheet = to_pil_image(make_grid(small, nrow=33, padding=0, pad_value=1).mul(255).round().byte())
-    sheet.save(options.export / "thumbnails.webp", lossless=True, quality=100, method=6)
+    known = [part.labels[:count] for part, count in zip(parts, BANK_ROWS.values(), strict=True)]
+    tensors = {"encoder": embeddings, "classifier": features, "labels": torch.cat(known).to(torch.uint8)}
+    tensors["held_out"] = torch.arange(len(pixels)) >= BANK_ROWS["training"]
+    metadata = {"encoder": program.encoder_identity(options.encoder), "data_licence": world.licence}
+    metadata["image_size"] = str(options.image_size)
+    save_file(tensors, options.export / BANK.name, metadata=metadata)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = program.parser(__file__, __doc__, folder=True)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--pictures", type=int, default=data.TRAINING, help="of the world to train on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--image-size", type=int, default=112, help="at which the bank's encoder sees pictures"
+    )
     parser.add_argument("--bank", action="store_true", help="only embed the real images")
     parser.add_argument("--export", type=Path, default=HERE, help="where the files go")
+    add_device(parser)
     options = parser.parse_args(arguments)
-    data = load_pictures(options.folder)
+    world = data.load_pictures(options.folder, options.pictures)
     if not options.bank:
-        train(data, options)
-    embed(data, options)
+        rare, unseen = rarest(options.folder)
+        model = train([world.trained_on(), rare], options)
+        found = {"held_out": accuracy(model, world.unseen()), "rarest": accuracy(model, unseen)}
+        settings = {name: getattr(options, name) for name in ("steps", "batch", "peak", "pictures", "seed")}
+        record = {"settings": settings, "accuracy": found}
+        notes = {"training": json.dumps(settings), "data_licence": world.licence}
+        save_classifier(model, options.export / FILE.name, notes)
+        (options.export / "classifier.json").write_text(json.dumps(record, indent=1) + "\n")
+        print(json.dumps(found, indent=1))
+    embed(world, options)
 
 
 if __name__ == "__main__":

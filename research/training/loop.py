@@ -1,6 +1,8 @@
 """What every training shares: its state and checkpoint, its learning rate, its random draws and its curves."""
 
+import argparse
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ class Training:
     """What a training changes as it goes, and its checkpoint `file`.
 
     average: exponential, of the model. identity: what a checkpoint must have been made with to be resumed. step: how many
-    are done. rows: the losses that were reported.
+    are done. rows: the losses that were reported. seconds: that all steps took.
     """
 
     file: Path
@@ -35,6 +37,8 @@ class Training:
     identity: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     rows: list[Losses] = field(default_factory=list)
+    seconds: float = 0.0
+    _since: float = field(default_factory=time.monotonic)
 
     def _parts(self) -> dict[str, Any]:
         average = {"average": self.average} if self.average is not None else {}
@@ -42,9 +46,15 @@ class Training:
 
     def save(self) -> None:
         """Write the checkpoint; what is there stays until the new one is whole."""
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
         state = {name: part.state_dict() for name, part in self._parts().items()}
         with whole(self.file) as partial:
-            torch.save(state | {"config": self.identity, "step": self.step, "rows": self.rows}, partial)
+            torch.save(
+                state
+                | {"config": self.identity, "step": self.step, "rows": self.rows, "seconds": self.seconds},
+                partial,
+            )
 
     def resume(self) -> None:
         """Go on from the checkpoint if there is one. Raises InputError for one of another model."""
@@ -58,7 +68,8 @@ class Training:
             )
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.step, self.rows = state["step"], state["rows"]
+        self.step, self.rows, self.seconds = state["step"], state["rows"], state["seconds"]
+        self._since = time.monotonic()
 
     def advance(self, loss: Tensor, rate: float, clip: float = 1.0) -> None:
         """Take an optimizer step. Raises InputError where the gradient is not finite."""
@@ -95,6 +106,11 @@ class Training:
             if plot.lines:
                 plot.legend()
         figure.savefig(folder / "loss.png", dpi=120)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device of a training: cpu or cuda, both in bfloat16 with float32 weights."""
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 
 
 def learning_rate(step: int, steps: int, warmup: int, decay: float) -> float:

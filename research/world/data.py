@@ -17,6 +17,7 @@ from research.world import labels, renderer
 from research.world.classes import KINDS, attribution
 
 BLOCK = 1200  # pictures in a file
+TRAINING = 36_000  # pictures that trainings take, unless they say otherwise
 
 
 def world_id(side: int) -> str:
@@ -65,19 +66,22 @@ def read(folder: Path, split: str, count: int, side: int, out: Tensor | None = N
 
 
 def load_pictures(
-    folder: Path, training: int = 20_000, held_out: int = 2_000, side: int = 64, processes: int | None = None
+    folder: Path,
+    training: int = TRAINING,
+    held_out: int = 2_000,
+    side: int = 128,
+    processes: int | None = None,
 ) -> Pictures:
     """The pictures to train on, then those held out, with their attributes; drawn where they are missing.
 
     Args:
-        side: that is trained on; the pictures have twice that.
-        folder, processes: see `make`.
+        folder, side, processes: see `make`.
     """
-    images = torch.empty(training + held_out, 3, 2 * side, 2 * side, dtype=torch.uint8)
+    images = torch.empty(training + held_out, 3, side, side, dtype=torch.uint8)
     rows = []
     for name, part in zip(("training", "held_out"), images.split([training, held_out]), strict=True):
-        make(folder, name, len(part), 2 * side, processes)
-        read(folder, name, len(part), 2 * side, part)
+        make(folder, name, len(part), side, processes)
+        read(folder, name, len(part), side, part)
         rows.append(labels.split(name, len(part)))
     return Pictures(
         images,

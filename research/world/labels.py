@@ -60,16 +60,20 @@ def log_frequency(attributes: Tensor) -> Tensor:
     return found
 
 
-def tail(labels: Labels) -> Tensor:
-    """(N,) float64 in (0, 1]: the share of all pictures of its class that are as rare as this one or rarer, exactly."""
-    logs = log_frequency(labels.attributes)
+def tail(classes: Tensor, attributes: Tensor) -> Tensor:
+    """(N,) float64 in (0, 1]: the share of all pictures of its class that are as rare as this one or rarer, exactly.
+
+    Args:
+        classes: (N,) from 1. attributes: (N, A), see Labels.
+    """
+    logs = log_frequency(attributes)
     found = torch.empty_like(logs)
     for number, kind in enumerate(KINDS, 1):
         every = torch.zeros(1, dtype=torch.float64)  # the log frequency of every combination
         for described in kind.attributes:
             every = (every[:, None] + torch.tensor(described.shares, dtype=torch.float64).log()).flatten()
         every = every.sort().values
-        mine = labels.classes == number
+        mine = classes == number
         last = torch.searchsorted(every, logs[mine] + 1e-9) - 1  # the same product in another order counts
         found[mine] = every.exp().cumsum(0)[last]
     return found
@@ -82,7 +86,7 @@ def _rarest(count: int) -> Labels:
     while True:
         rows *= 2
         drawn = draw(SPLITS["rarest"], round(rows / RAREST) * len(KINDS))
-        rare = (tail(drawn) <= RAREST).reshape(-1, len(KINDS))
+        rare = (tail(drawn.classes, drawn.attributes) <= RAREST).reshape(-1, len(KINDS))
         if int(rare.sum(0).min()) >= each:
             break
     chosen = [rare[:, k].nonzero()[:each, 0] * len(KINDS) + k for k in range(len(KINDS))]

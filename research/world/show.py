@@ -27,7 +27,7 @@ def sheet(folder: Path, split: str, count: int, side: int) -> Path:
     """Write a sheet of pictures at half their side: a row a class, evenly spread from the commonest to the rarest."""
     images = data.read(folder, split, count, side)
     rows = labels.split(split, count)
-    tails = labels.tail(rows)
+    tails = labels.tail(rows.classes, rows.attributes)
     pictures, captions = [], []
     for number in range(1, len(labels.CLASSES) + 1):
         mine = (rows.classes == number).nonzero()[:, 0]

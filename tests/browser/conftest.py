@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.browser.page import Comfy
 from tests.conftest import ROOT
+from tools.page import Comfy, installed_browser, running_browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SCREENSHOTS = ROOT / ".work" / "screenshots"  # git-ignored
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
     """A headless browser: the installed one, or the one named by CHROMIUM."""
-    from playwright.sync_api import sync_playwright
-
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    program = installed_browser()
+    if program is None:
         pytest.skip("no browser here: install chromium, or name one in CHROMIUM")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+    with running_browser(program) as running:
         yield running
-        running.close()
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import TimeoutError
 
-from tests.browser.page import Comfy
 from tests.conftest import HOST, ROOT
+from tools.page import Comfy
 from tools.server import Server
 
 DEMO = "/?template=jepa_demo_ab&source=jepa-guidance"
@@ -88,13 +88,13 @@ def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_f
     page.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.some((step) => step.guided)", sampler)
     growing = page.ask(TRACE, sampler)
     page.picture("growing")
-    page.wait("(id) => app.graph.getNodeById(id).jepaTrace.steps.length === 10", sampler, 120)
+    page.wait("(id) => app.graph.getNodeById(id).jepaTrace.steps.length === 14", sampler, 120)
     image = np.asarray(Image.open(io.BytesIO(saved_image(page, server, 1))))
     page.picture("guided")
     whole = page.ask(TRACE, sampler)
-    assert 2 < len(growing["steps"]) <= len(whole["steps"]) == whole["total"] == 10
+    assert 2 < len(growing["steps"]) <= len(whole["steps"]) == whole["total"] == 14
     scores = [step["score"][0] for step in whole["steps"] if step["guided"]]
-    assert len(scores) == 6
+    assert len(scores) == 9
     assert scores[-1] < scores[0]
     assert image.std() > 10
     assert "score" in page.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
@@ -110,7 +110,7 @@ def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_f
         ("end_percent", 0.2, "Nothing will be guided: start_percent equals end_percent"),
         ("end_percent", 0.1, "start_percent is larger than end_percent"),
         ("steps", 1, "Nothing will be guided: no step lies in the range"),
-        ("interval", 4, "Guides 1 of 10 steps"),
+        ("interval", 4, "Guides 2 of 14 steps"),
         ("strength", -1, "can reinforce bias"),
     ],
 )
@@ -132,7 +132,7 @@ def test_the_node_says_nothing_about_settings_that_are_linked(comfy):
     label = "(id) => app.graph.getNodeById(id).jepaCanvas?.ariaLabel"
     page.wait(label, sampler)
     page.show(sampler)
-    assert "Guides 6 of 10 steps" in page.ask(label, sampler)
+    assert "Guides 9 of 14 steps" in page.ask(label, sampler)
     connect = """(id) => {
         const node = app.graph.getNodeById(id), number = LiteGraph.createNode("PrimitiveInt");
         number.pos = [node.pos[0] - 300, node.pos[1]];
@@ -151,7 +151,7 @@ def test_the_node_says_nothing_about_settings_that_are_linked(comfy):
         node.disconnectInput(node.inputs.findIndex((input) => input.name === "steps"));
     }"""
     page.ask(disconnect, sampler)
-    assert "Guides 3 of 10 steps" in page.ask(label, sampler)
+    assert "Guides 4 of 14 steps" in page.ask(label, sampler)
     assert not page.errors
 
 
@@ -195,7 +195,7 @@ def test_the_page_speaks_the_users_language(comfy, server, language):
         "jepaGuidance"
     ]
     page = comfy()
-    page.ask("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+    page.change("Comfy.Locale", language)
     try:
         page.page.wait_for_timeout(1000)
         page.page.goto(server.url + DEMO)
@@ -216,7 +216,7 @@ def test_the_page_speaks_the_users_language(comfy, server, language):
         )
         assert shown == texts["JEPAGuidedKSampler"]["inputs"]["strength"]["name"]
     finally:
-        page.ask("app.extensionManager.setting.set('Comfy.Locale', 'en')")
+        page.change("Comfy.Locale", "en")
         page.page.wait_for_timeout(1000)
 
 
@@ -277,7 +277,7 @@ def test_a_guided_run_is_cancelled_at_once(comfy, server, encoder_name):
 @pytest.mark.long
 def test_the_chart_is_shown_by_the_pages_other_node_renderer(comfy, server, encoder_name):
     page = open_demo(comfy)
-    page.ask("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+    page.change("Comfy.VueNodes.Enabled", True)
     try:
         page.page.wait_for_timeout(3000)
         sampler = page.node("JEPAGuidedKSampler")
@@ -288,7 +288,7 @@ def test_the_chart_is_shown_by_the_pages_other_node_renderer(comfy, server, enco
         assert "strength is 0" in page.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
         page.set("JEPAGuidedKSampler", "strength", 1)
         run(page)
-        page.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.length === 10", sampler, 120)
+        page.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.length === 14", sampler, 120)
         page.picture("vue_guided")
         width, height = page.ask(
             """(id) => {
@@ -301,5 +301,5 @@ def test_the_chart_is_shown_by_the_pages_other_node_renderer(comfy, server, enco
         assert height > 120
         page.wait(IDLE, seconds=120)
     finally:
-        page.ask("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+        page.change("Comfy.VueNodes.Enabled", False)
         page.page.wait_for_timeout(1000)

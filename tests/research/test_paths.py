@@ -90,7 +90,18 @@ def test_every_arm_has_a_model(encoder_folder: Path) -> None:
 def test_strengths_are_drawn_and_resumed(encoder_folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "strengths.json"
     words = ["--folder", str(tmp_path), "--encoder", str(encoder_folder), "--out", str(target)]
-    words += ["--steps", "2", "--seeds", "1", "--paths", "denoiser constant", "--strengths", "0"]
+    words += [
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--inputs",
+        "start_percent=0.0",
+        "--paths",
+        "denoiser constant",
+        "--strengths",
+        "0",
+    ]
     strengths.main(words)
     made = read_rows(tmp_path / "samples.jsonl")
     strengths.main([*words, "4"])
@@ -100,14 +111,14 @@ def test_strengths_are_drawn_and_resumed(encoder_folder: Path, tmp_path: Path) -
     assert means["4"]["pixel_change"] > 0
     assert [row["strength"] for row in record["images"]] == [0, 4]
     assert read_rows(tmp_path / "samples.jsonl")[: len(made)] == made
-    assert (tmp_path / "strengths-denoiser-constant.png").stat().st_size > 1000
+    assert (tmp_path / "denoiser-constant-robot.png").stat().st_size > 1000
 
 
 @pytest.mark.long
 def test_the_evaluation_runs_and_is_finished(encoder_dir: Path, tmp_path: Path) -> None:
     target = tmp_path / "evaluation.json"
     words = ["--folder", str(tmp_path), "--encoder", str(encoder_dir), "--out", str(target)]
-    words += ["--power-iterations", "0", "--interval", "6", "--seeds", "1"]
+    words += ["--inputs", "power_iterations=0", "interval=6", "--seeds", "1"]
     evaluation.main(words)
     made = json.loads(target.read_text())
     evaluation.main([*words, "--finish"])

@@ -13,16 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 
+from jepa_core.djepa import Tokenizer, load_tokenizer
 from research.costs import device, djepa, gradient, guides, memory, score, step
 from research.harness.networks import Networks
+from research.harness.pack_api import demo
 from research.harness.pictures import photos
+from research.judges import comparison
 from research.judges import train as judges
-from research.training.djepa import compare, make_latents
-from research.training.djepa import train as train_djepa
-from research.training.emoji import train as generator
+from research.judges.classifier import Classifier, load_classifier
+from research.judges.measures import load_bank
+from research.training import tokenizer
+from research.training.generator import compare as compare_generators
+from research.training.generator import train as generator
+from research.training.loop import Training
 from research.training.pictures import Pictures
+from research.world import labels
 from tests.conftest import ROOT
 
 
@@ -126,61 +133,140 @@ def test_cuda(
     assert records[-1]["promises"]["tiny"]["an unguided run repeats bit for bit"]
 
 
-def pictures(_: Path) -> Pictures:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (42, 3, 128, 128), dtype=torch.uint8, generator=generator)
-    labels, held_out = torch.arange(42) % 7 + 1, torch.arange(42) % 3 == 0
-    return Pictures(images, labels, held_out, tuple("abcdefg"), "none")
+def pictures(_: Path, training: int = 28, held_out: int = 14, **__: Any) -> Pictures:
+    """Noise in place of the world's pictures, with its labels."""
+    rows = labels.draw(7, min(training, 28) + min(held_out, 14))
+    count = len(rows.classes)
+    images = torch.randint(
+        0, 256, (count, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    unseen = torch.arange(count) >= min(training, 28)
+    return Pictures(images, rows.classes, unseen, labels.CLASSES, "none", rows.attributes, labels.NAMES)
 
 
-def test_the_generator_is_trained_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tokenizer and latents."""
+    monkeypatch.setattr(tokenizer, "load_pictures", pictures)
+    tokenizer.main(["--folder", str(tmp_path), "--steps", "2", "--batch", "2"])
+    return tmp_path
+
+
+def test_the_tokenizer_is_trained_and_encodes_the_world(latents: Path) -> None:
+    trained = load_tokenizer(latents / "tokenizer.safetensors")
+    file = load_file(latents / "held_out.safetensors")
+    world = pictures(latents).unseen()
+    with torch.no_grad():
+        expected = trained.encode(world.pixels() * 2 - 1)
+    torch.testing.assert_close(file["latents"].float(), expected, atol=2e-3, rtol=2e-3)
+    assert torch.equal(file["labels"] + 1, world.labels)
+
+
+@pytest.mark.parametrize(("space", "prediction"), [("latents", "v"), ("latents", "flow"), ("pixels", "v")])
+def test_the_generator_is_trained_and_resumed(
+    latents: Path, space: str, prediction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(generator, "load_pictures", pictures)
-    monkeypatch.setattr(generator, "sample", partial(generator.sample, steps=2))
-    common = ["--folder", str(tmp_path), "--export", str(tmp_path), "--batch", "2"]
-    generator.main([*common, "--steps", "5"])
-    generator.main([*common, "--steps", "10"])
-    rows = json.loads((tmp_path / "loss.json").read_text())["rows"]
-    assert [row["step"] for row in rows] == [5, 10]
-    with safe_open(tmp_path / "emoji64.safetensors", framework="pt") as content:
-        assert json.loads(content.metadata()["classes"]) == ["any", *"abcdefg"]
-    assert (tmp_path / "samples.png").stat().st_size > 1000
+    monkeypatch.setattr(generator, "samples", partial(generator.samples, steps=1))
+    common = ["--folder", str(latents), "--name", "run", "--space", space, "--prediction", prediction]
+    generator.main([*common, "--batch", "2", "--steps", "5"])
+    generator.main([*common, "--batch", "2", "--steps", "10"])
+    run = latents / "run"
+    assert [row["step"] for row in json.loads((run / "loss.json").read_text())["rows"]] == [5, 10]
+    assert (run / "samples-000010.png").stat().st_size > 1000
+    made = run / demo.WEIGHTS.name
+    assert made.exists() == (space == "latents")
+    if made.exists():
+        monkeypatch.setattr(demo, "WEIGHTS", made)
+        model, _ = demo.load_demo_generator()
+        average = torch.load(run / "checkpoint.pt", weights_only=True)["average"]
+        for name, weight in model.model.diffusion_model.state_dict().items():
+            torch.testing.assert_close(weight, average[f"unet.{name}"], atol=1e-3, rtol=1e-3)
+    other = [*common, "--batch", "2", "--steps", "12", "--prediction", "flow" if prediction == "v" else "v"]
+    with pytest.raises(SystemExit, match="of another model"):
+        generator.main(other)
+
+
+def test_generators_are_compared(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (generator, compare_generators):
+        monkeypatch.setattr(module, "load_pictures", pictures)
+        monkeypatch.setattr(module, "samples", partial(generator.samples, steps=1))
+    monkeypatch.setattr(comparison, "EfficientNetLite0", lambda _: Brightness())
+    monkeypatch.setattr(comparison, "frechet_distance", lambda a, b, _: float((a.mean(0) - b.mean(0)).norm()))
+    monkeypatch.setattr(comparison, "load_classifier", lambda: Classifier().eval())
+    for module in (comparison, compare_generators):
+        monkeypatch.setattr(module, "REAL", 8)
+    generator.main(["--folder", str(latents), "--name", "run", "--batch", "2", "--steps", "2"])
+    out = latents / "figures.json"
+    words = ["--folder", str(latents), "--out", str(out), "--each", "1"]
+    compare_generators.main([*words, "--runs", "run", "run@1"])
+    rows = json.loads(out.read_text())["rows"]
+    assert list(rows) == ["real", "tokenizer", "run", "run@1"]
+    assert rows["run"]["images"] == len(labels.CLASSES)
+    assert rows["run@1"]["cfg"] == 1
+    assert rows["run"]["copy_median"] > 0
+    (latents / "tokenizer.safetensors").write_bytes((latents / "run" / demo.WEIGHTS.name).read_bytes())
+    monkeypatch.setattr(compare_generators, "load_tokenizer", lambda _: Tokenizer().eval())
+    compare_generators.main(words)
+    assert list(json.loads(out.read_text())["rows"]) == [
+        "real",
+        "tokenizer",
+    ]  # the others were of another tokenizer
+
+
+def test_a_generator_that_was_interrupted_learns_the_same(
+    latents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator, "samples", partial(generator.samples, steps=1))
+    common = ["--folder", str(latents), "--batch", "2", "--steps", "4", "--report-every", "2"]
+    generator.main([*common, "--name", "whole"])
+    advance = Training.advance
+
+    def interrupted(training: Training, *arguments: Any) -> None:
+        if training.step == 3:
+            raise KeyboardInterrupt
+        advance(training, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generator.main([*common, "--name", "parts"])
+    generator.main([*common, "--name", "parts"])
+    whole, parts = (
+        torch.load(latents / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")
+    )
+    for part in ("model", "average"):
+        assert all(torch.equal(weight, parts[part][name]) for name, weight in whole[part].items())
+    assert (parts["step"], len(parts["rows"])) == (4, 2)
+    assert parts["seconds"] > 0
+
+
+class Brightness:
+    """Stands for a network that has to be fetched."""
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean((2, 3))
 
 
 def test_the_judges_are_trained(small_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "load_pictures", pictures)
+    monkeypatch.setattr(judges.data, "load_pictures", pictures)
+    rare = pictures(tmp_path)
+    monkeypatch.setattr(judges, "rarest", lambda _: (rare.trained_on(), rare.unseen()))
+    monkeypatch.setattr(judges, "BANK_ROWS", {"training": 6, "held_out": 4})
     words = ["--folder", str(tmp_path), "--encoder", str(small_encoder), "--export", str(tmp_path)]
-    judges.main([*words, "--steps", "30", "--batch", "2"])
-    assert json.loads((tmp_path / "classifier.json").read_text())["images"] == {
-        "trained_on": 28,
-        "held_out": 14,
-    }
-    monkeypatch.setattr("research.judges.measures.HERE", tmp_path)
-    bank = importlib.import_module("research.judges.measures").load_bank()
-    assert bank.thumbnails.shape == (42, 3, 32, 32)
-    expected = torch.nn.functional.adaptive_avg_pool2d(pictures(tmp_path).pixels(), 32)
-    torch.testing.assert_close(bank.thumbnails, expected, atol=1 / 255, rtol=0)
+    judges.main([*words, "--steps", "3", "--batch", "2"])
+    judges.main([*words, "--steps", "5", "--batch", "2"])
+    found = json.loads((tmp_path / "classifier.json").read_text())["accuracy"]
+    assert (found["held_out"]["images"], found["rarest"]["images"]) == (14, 14)
+    monkeypatch.setattr("research.judges.measures.BANK", tmp_path / "bank.safetensors")
+    bank = load_bank()
+    trained = load_classifier(tmp_path / "classifier128.safetensors")
+    world = pictures(tmp_path)
+    real = torch.cat([world.trained_on().pixels()[:6], world.unseen().pixels()[:4]])
+    with torch.no_grad():
+        torch.testing.assert_close(bank.classifier, trained.features(real), atol=2e-3, rtol=2e-3)
+    assert bank.held_out.tolist() == [False] * 6 + [True] * 4
     assert bank.encoder_name.startswith(small_encoder.name)
-
-
-def test_a_djepa_is_trained_from_latents_and_compared(
-    encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (make_latents, compare):
-        monkeypatch.setattr(module, "load_pictures", pictures)
-    monkeypatch.setattr(generator, "sample", partial(generator.sample, steps=2))
-    monkeypatch.setattr(compare, "STEPS", 2)
-    monkeypatch.setattr(compare, "DENOISING_STEPS", 2)
-    make_latents.main(["--folder", str(tmp_path), "--steps", "2", "--batch", "2", "--augmentations", "1"])
-    sizes = ["--width", "16", "--depth", "1", "--heads", "2", "--head-width", "16", "--head-depth", "1"]
-    sizes += ["--buffer", "2", "--batch", "4", "--steps", "2"]
-    data = ["--data", str(tmp_path / "latents.safetensors"), "--out", str(tmp_path / "run")]
-    train_djepa.main([*data, *sizes, "--sheet-steps", "2"])
-    out = tmp_path / "figures.json"
-    out.write_text('{"rows": {"real": {}}}')  # else other pictures than the bank's would be refused
-    words = ["--folder", str(tmp_path), "--encoder", str(encoder_dir), "--times", "1", "--out", str(out)]
-    compare.main([*words, "--unet", "run"])
-    assert {"real", "unet", "run"} == set(figures(tmp_path)["rows"])
-    assert (tmp_path / "run" / "sheet.png").stat().st_size > 1000
 
 
 def test_no_program_hides_a_library() -> None:

@@ -22,7 +22,7 @@ def sampler(encoder_dir: Path) -> Sampler:
 
 def test_estimates_end_on_the_image(sampler: Sampler) -> None:
     images = sampler.estimates(0)["images"]
-    assert images.shape == (STEPS, 64, 64, 3)
+    assert images.shape == (STEPS, 128, 128, 3)
     assert images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 1
     # the last step of Euler's method ends on its own clean estimate

@@ -100,15 +100,17 @@ def test_the_tail_counts_every_combination():
     mine = rows.take(rows.classes == 6)
     every = [math.prod(chosen) for chosen in product(*(found.shares for found in KINDS[5].attributes))]
     assert math.isclose(sum(every), 1)
-    for log, found in zip(labels.log_frequency(mine.attributes), labels.tail(mine), strict=True):
+    for log, found in zip(
+        labels.log_frequency(mine.attributes), labels.tail(mine.classes, mine.attributes), strict=True
+    ):
         as_rare = sum(share for share in every if share <= math.exp(log) * (1 + 1e-9))
         assert math.isclose(found, as_rare, rel_tol=1e-9)
 
 
 def test_the_reference_holds_the_rarest_twentieth_of_each_class():
     rare, usual = labels.split("rarest", 1200), labels.split("training", ROWS)
-    assert labels.tail(rare).max() <= labels.RAREST
-    tails, chance = labels.tail(usual), labels.RAREST
+    assert labels.tail(rare.classes, rare.attributes).max() <= labels.RAREST
+    tails, chance = labels.tail(usual.classes, usual.attributes), labels.RAREST
     for number in range(1, len(KINDS) + 1):
         share = (tails[usual.classes == number] <= chance).double().mean()
         assert 0.8 * chance < share < 1.2 * chance
@@ -208,7 +210,7 @@ def test_pictures_do_not_depend_on_processes_or_interruptions(script, monkeypatc
 
 def test_trainings_get_pictures_with_their_labels(script, monkeypatch):
     monkeypatch.setattr(data, "BLOCK", 60)
-    pictures = data.load_pictures(script.parent, 70, 12, side=16)
+    pictures = data.load_pictures(script.parent, 70, 12, side=32)
     assert pictures.images.shape == (82, 3, 32, 32)
     unseen, rows = pictures.unseen(), labels.split("held_out", 12)
     assert torch.equal(unseen.images, data.read(script.parent, "held_out", 12, 32))

@@ -103,8 +103,9 @@ def test_the_archive_holds_what_nodes_need_and_users_read(files):
     assert top == TOP
     assert [path for path in files if path.startswith("assets/")] == [
         "assets/README.md",
-        "assets/djepa64.safetensors",
-        "assets/emoji64.safetensors",
+        "assets/demo128.safetensors",
+        "assets/djepa128.safetensors",
+        "assets/tokenizer128.safetensors",
     ]
     folders = [ROOT / name for name in ("nodes", "host", "jepa_core")]
     code = {file.relative_to(ROOT).as_posix() for folder in folders for file in folder.rglob("*.py")}

@@ -14,7 +14,7 @@ from PIL import Image
 from jepa_core.hub import ENCODERS
 from tools.server import ExecutionFailed, PromptRefused, Server
 
-DJEPA_DEMO = "emoji (comes with this pack)"
+DJEPA_DEMO = "avatars (comes with this pack)"
 SNAPSHOT = Path(__file__).with_name("schema.json")
 NODES = (
     "JEPAEncoderLoader",
@@ -47,7 +47,7 @@ GUIDANCE = {
     "antialias": True,
 }
 SAMPLING = {"seed": 3, "steps": 4, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
-CONDS = {"positive": ["face", 0], "negative": ["any", 0], "latent_image": ["empty", 0]}
+CONDS = {"positive": ["robot", 0], "negative": ["any", 0], "latent_image": ["empty", 0]}
 
 
 def node(kind: str, **inputs: Any) -> dict:
@@ -58,9 +58,9 @@ def graph(encoder: str, sampler: dict[str, dict], latent: list | None = None) ->
     """A prompt: the demo generator, the nodes `sampler` (by id; LATENT comes from `latent`), and a saved image."""
     return {
         "demo": node("JEPADemoLoader"),
-        "face": node("JEPADemoClass", class_name="face"),
+        "robot": node("JEPADemoClass", class_name="robot"),
         "any": node("JEPADemoClass", class_name="any"),
-        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=2),
+        "empty": node("EmptyLatentImage", width=128, height=128, batch_size=2),
         # small, to keep the test short; everything else is as users run it
         "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
         **sampler,
@@ -96,7 +96,7 @@ def encoder(server: Server) -> str:
 
 @pytest.fixture(scope="module")
 def run(server: Server):
-    """Run a prompt to its end and return its images as arrays (N, 64, 64, 3) uint8."""
+    """Run a prompt to its end and return its images as arrays (N, 128, 128, 3) uint8."""
 
     def pictures(prompt: dict) -> np.ndarray:
         entry = server.wait(server.queue(prompt), timeout=300)
@@ -140,7 +140,7 @@ def test_every_input_and_output_has_a_tooltip(server):
 def test_the_same_seed_gives_another_image_when_guided_and_the_same_one_again(run, encoder):
     plain = run(graph(encoder, stock()))
     first = run(graph(encoder, guided()))
-    assert first.shape == plain.shape == (2, 64, 64, 3)
+    assert first.shape == plain.shape == (2, 128, 128, 3)
     difference = np.abs(first.astype(int) - plain.astype(int))
     assert difference.max(axis=(1, 2, 3)).min() > 10
     # another end of the range that guides the same steps makes the server run again instead of using its cache
@@ -165,7 +165,7 @@ def test_the_patch_guides_sampler_custom_advanced(run, encoder):
     advanced = {
         **patch(),
         "guider": node(
-            "CFGGuider", model=["patch", 0], positive=["face", 0], negative=["any", 0], cfg=SAMPLING["cfg"]
+            "CFGGuider", model=["patch", 0], positive=["robot", 0], negative=["any", 0], cfg=SAMPLING["cfg"]
         ),
         "noise": node("RandomNoise", noise_seed=SAMPLING["seed"]),
         "euler": node("KSamplerSelect", sampler_name="euler"),
@@ -244,7 +244,7 @@ def test_an_encoder_that_cannot_be_fetched_names_file_and_folder(server):
 
 
 def test_the_server_runs_on_after_a_refusal(run, encoder):
-    assert run(graph(encoder, guided())).shape == (2, 64, 64, 3)
+    assert run(graph(encoder, guided())).shape == (2, 128, 128, 3)
 
 
 def test_two_guides_a_judge_and_scores_under_each(server, run, encoder):
@@ -297,7 +297,7 @@ def test_the_menu_shows_sizes_and_licences_before_any_download(server):
     assert section["optional"]["non_commercial"][1]["default"] is False
 
 
-DJEPA = {"class_name": "heart", "seed": 5, "batch_size": 2, "steps": 4, "cfg": 2.0, "temperature": 1.0}
+DJEPA = {"class_name": "robot", "seed": 5, "batch_size": 2, "steps": 4, "cfg": 2.0, "temperature": 1.0}
 
 
 def djepa(**changes: Any) -> dict[str, dict]:
@@ -312,7 +312,7 @@ def djepa(**changes: Any) -> dict[str, dict]:
 
 def test_a_djepa_draws_the_same_images_again_and_others_for_another_seed(run):
     first = run(djepa())
-    assert first.shape == (2, 64, 64, 3)
+    assert first.shape == (2, 128, 128, 3)
     (second,) = run(djepa(seed=6, batch_size=1))
     # image 1 of seed 5 is the image of seed 6, up to rounding that depends on the batch size
     assert np.abs(first[1].astype(int) - second.astype(int)).max() <= 2
@@ -324,7 +324,7 @@ def test_a_djepa_draws_the_same_images_again_and_others_for_another_seed(run):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_name": "dragon"}, "class_name 'dragon' is not a class of emoji"),
+        ({"class_name": "dragon"}, "class_name 'dragon' is not a class of avatars"),
         ({"steps": 65}, "steps 65 is more than the 64 tokens"),
     ],
 )

@@ -34,7 +34,7 @@ CASES = [
     ("score", "top_k", "int"),
     *(("encoder", "image_size", source) for source in ("int", "negative", "text")),
     *(("encoder", "encoder", source) for source in ("int", "text")),
-    ("face", "class_name", "text"),
+    ("robot", "class_name", "text"),
     *(
         ("draw", name, source)
         for name in ("steps", "denoising_steps", "batch_size")
@@ -69,7 +69,7 @@ def prompts(server: Server) -> dict[str, dict]:
     return {
         "sample": simple,
         "encoder": simple,
-        "face": simple,
+        "robot": simple,
         "patch": graph(encoder, {**patch(), **stock(["patch", 0])}),
         "score": graph(encoder, stock()) | {"score": score},
         "draw": djepa(),

@@ -1,4 +1,4 @@
-"""The demo's workflow names exactly the inputs that the nodes declare."""
+"""The demo: its workflow names exactly the inputs that the nodes declare, and its sheet says what was measured."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from jepa_guidance.nodes.demo import JEPADemoClass, JEPADemoLoader
 from jepa_guidance.nodes.encoder_loader import JEPAEncoderLoader
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from jepa_guidance.nodes.score_image import JEPAScoreImage
+from PIL import Image
 
-from tools.demo import ARMS, comparison, shown_score
+from research.judges.words import one_in
+from research.world import labels
+from tools.demo import GUIDANCE, SAMPLING, shown_score, workflow
+from tools.demo_sheet import caption, draw_sheet, said
 
 OURS = (JEPADemoLoader, JEPADemoClass, JEPAEncoderLoader, JEPAGuidedKSampler, JEPAScoreImage)
 
@@ -29,31 +33,26 @@ def test_workflow_fills_every_required_input(node: Any, monkeypatch: pytest.Monk
     schema = node.define_schema()
     names = {entry.id for entry in schema.inputs}
     required = {entry.id for entry in schema.inputs if not entry.optional}
-    uses = [
-        part
-        for part in comparison(defaults, 0, "face", "encoder", False).values()
-        if part["class_type"] == schema.node_id
-    ]
+    parts = workflow(defaults, 0, "robot", "encoder", 1.0).values()
+    uses = [part for part in parts if part["class_type"] == schema.node_id]
     assert uses
     for part in uses:
         assert required <= set(part["inputs"]) <= names
 
 
 def test_workflow_differs_from_the_defaults_where_it_says_so_alone() -> None:
-    part = comparison(defaults, 0, "face", "encoder", False)["guided"]
-    sampling = ("seed", "steps", "cfg", "sampler_name", "scheduler")
+    part = workflow(defaults, 0, "robot", "encoder", 1.0)["sampler"]
     stock = defaults("JEPAGuidedKSampler")
-    changed = [
+    changed = {
         name
         for name, value in part["inputs"].items()
-        if not isinstance(value, list) and name not in sampling and value != stock[name]
-    ]
-    assert set(changed) == {"power_iterations"}
+        if not isinstance(value, list) and name not in ("seed", *SAMPLING) and value != stock[name]
+    }
+    assert changed == {"strength"} | {name for name, value in GUIDANCE.items() if value != stock[name]}
 
 
-def test_both_arms_start_from_the_same_noise() -> None:
-    workflow = comparison(defaults, 3, "face", "encoder", True)
-    stock, guided = (workflow[arm]["inputs"] for arm in ARMS)
+def test_every_strength_starts_from_the_same_noise() -> None:
+    stock, guided = (workflow(defaults, 3, "robot", "encoder", s)["sampler"]["inputs"] for s in (0.0, 1.0))
     assert stock == {name: guided[name] for name in stock}
 
 
@@ -62,3 +61,37 @@ def test_score_is_read_from_what_the_node_shows() -> None:
     assert shown_score({"outputs": {"5": {"text": [text]}}}, "5") == -12.34
     with pytest.raises(ValueError, match="shows no score"):
         shown_score({"outputs": {"5": {"text": ["nothing"]}}}, "5")
+
+
+def row(strength: float, score: float, top: str, recognised: bool = True) -> dict[str, Any]:
+    """A robot with this top, otherwise as usual as can be."""
+    first = labels.draw(7, 1)
+    attributes = first.attributes.clamp(max=0)
+    attributes[0, 0] = labels.COLUMNS[0][1].values.index(top)
+    found = {"seed": 0, "class": "robot", "strength": strength, "score": score, "recognised": recognised}
+    tail = labels.tail(first.classes, attributes).item()
+    return found | {
+        "attributes": attributes[0].tolist(),
+        "tail": tail,
+        "picture": Image.new("RGB", (128, 128)),
+    }
+
+
+def test_captions_say_what_changed_and_how_rare_it_is() -> None:
+    usual, rare = row(0.0, -1.0, "antenna"), row(1.0, -9.0, "horns", recognised=False)
+    assert caption(usual, None).splitlines() == ["typical", "JEPA score -1.0"]
+    lines = caption(rare, usual).splitlines()
+    assert lines[0] == "not recognised as robot"
+    assert lines[-1] == f"top: antenna \N{RIGHTWARDS ARROW} horns ({one_in(0.1)})"
+    assert caption(usual | {"strength": 1.0}, usual).splitlines()[-1] == "no named attribute changed"
+
+
+def test_the_sheet_is_drawn_from_the_first_picture_on() -> None:
+    rows = [row(0.0, -1.0, "antenna"), row(1.0, -9.0, "horns", recognised=False), row(2.0, 3.0, "antenna")]
+    sizes = [draw_sheet(rows[:count], (0.0, 1.0, 2.0), [0, 1], "encoder").size for count in (1, 2, 3)]
+    assert min(min(size) for size in sizes) > 300
+    words = said(rows, (0.0, 1.0, 2.0))
+    assert "lower in 1 of 1" in words[0]
+    assert "1 are rarer and 0 more typical; 0 are still recognised" in words[0]
+    assert "lower in 0 of 1" in words[1]
+    assert "0 are rarer and 0 more typical; 1 are still recognised" in words[1]

@@ -24,7 +24,7 @@ TOOLS = (
     "hypothesis==6.170.15",
     "ruff==0.17.6",
     "mypy==2.4.1",
-    "matplotlib==3.11.2",  # the loss curve of research/training/emoji/train.py
+    "matplotlib==3.11.2",  # loss curves and sheets of research/
     "accelerate==1.15.0",  # research/training/djepa/train.py
     "playwright==1.65.2",  # tests/browser, which uses the browser installed on the machine
     "scikit-image==0.26.0",

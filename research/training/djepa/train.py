@@ -9,7 +9,8 @@ uninterrupted one see the same batches. WORK keeps the checkpoint, the loss curv
 --sheet-every steps and at the end the weights for sampling, djepa.safetensors.
 
 Latents are a safetensors file with `latents` (rows, C, S, S), already scaled, and `labels` (rows,) from 0; its
-header may name the classes as JSON in `classes`.
+header may name the classes as JSON in `classes`, and the data's licence in `licence`. What
+research/training/tokenizer.py writes is such a file.
 """
 
 import argparse
@@ -54,12 +55,15 @@ from research.training.loop import InputError, Training, learning_rate, step_gen
 from research.training.pictures import class_weights
 
 SHEET = 64  # samples
+HELD_OUT = 256  # rows whose loss is reported
 CHECKPOINT = "checkpoint.pt"
 CURVES = {"denoising": "denoising loss", "jepa": "JEPA loss"}
 
 
 class Images(datasets.ImageFolder):
     """Images of a folder with one subfolder a class, centre-cropped, in [-1, 1], mirrored at random."""
+
+    licence = ""
 
     def __init__(self, folder: Path, size: int) -> None:
         shape = [v2.Resize(size, v2.InterpolationMode.LANCZOS), v2.CenterCrop(size), v2.ToImage()]
@@ -116,6 +120,7 @@ class Latents(Dataset[tuple[Tensor, int]]):
             )
         if not self.latents.isfinite().all():
             raise InputError(f"--data {file}: some latents are not finite")
+        self.licence = header.get("licence", "")
         names = json.loads(header.get("classes", "null"))
         self.classes = names or [str(label) for label in range(int(self.labels.max()) + 1)]
         if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
@@ -189,7 +194,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of images, or latents.safetensors")
-    add("--held-out", type=Path, help="the same of images that are only looked at: their loss is reported")
+    add(
+        "--held-out",
+        type=Path,
+        help=f"the same of images that are only looked at: the loss of {HELD_OUT} is reported",
+    )
     add("--out", type=Path, required=True, help="checkpoint, curves, sheets, weights")
     add("--tokenizer", type=Path, help="small tokenizer of stride 8; without it a token is pixels")
     add("--size", choices=["B", "L", "H"], help="a published size, in place of the numbers")
@@ -197,7 +206,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, required=True, help="optimizer steps")
     add("--peak", type=float, help="learning rate; default 1e-4 * all images a step / 256")
     add("--precision", choices=["bf16", "no"], help="default: bf16 where there is hardware for it")
-    add("--licence", default="", help="of the data, for the weights' header")
+    add("--bare", action="store_true", help="leave the tokenizer out of the weights")
+    add("--licence", default="", help="of the data, for the weights' header, in place of the file's own")
     for numbers in NUMBERS:
         for name, default in numbers.items():
             add(f"--{name}", type=type(default), default=default, help=HELP.get(name, " "))
@@ -299,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = config_of(data, tokenizer, options)
     held_out = None
     if options.held_out is not None:
-        held_out = all_tokens(load_data(options.held_out, options), tokenizer, config, device)
+        held_out = some_tokens(load_data(options.held_out, options), tokenizer, config, device)
     options.out.mkdir(parents=True, exist_ok=True)
     recorded = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     settings = recorded | {"processes": accelerator.num_processes}
@@ -346,9 +356,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             save_sheet(average, tokenizer, options, options.out / f"samples-{training.step:06d}.png")
     bar.close()
     if accelerator.is_main_process:
-        notes = {"training": json.dumps(settings), "data_licence": options.licence}
+        notes = {"training": json.dumps(settings), "data_licence": options.licence or data.licence}
         scale, file = options.latent_scale, options.out / "djepa.safetensors"
-        save_djepa(file, average, data.classes, tokenizer=tokenizer, latent_scale=scale, notes=notes)
+        save_djepa(
+            file,
+            average,
+            data.classes,
+            tokenizer=None if options.bare else tokenizer,
+            latent_scale=scale,
+            notes=notes,
+        )
     accelerator.end_training()
 
 
@@ -360,12 +377,13 @@ def encoded(pictures: Tensor, tokenizer: Tokenizer | None) -> Tensor:
         return tokenizer.encode(pictures)
 
 
-def all_tokens(
+def some_tokens(
     data: Images | Latents, tokenizer: Tokenizer | None, config: DJEPAConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The tokens and labels of a whole dataset, unmirrored."""
-    pictures = torch.stack([data[row, 0][0] for row in range(len(data))]).to(device)
-    return to_tokens(encoded(pictures, tokenizer), config.patch), data.labels.to(device)
+    """The tokens and labels of HELD_OUT random rows, always the same, or of all if there are fewer; unmirrored."""
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:HELD_OUT]
+    pictures = torch.stack([data[row, 0][0] for row in rows.tolist()]).to(device)
+    return to_tokens(encoded(pictures, tokenizer), config.patch), data.labels[rows].to(device)
 
 
 if __name__ == "__main__":

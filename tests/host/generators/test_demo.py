@@ -1,12 +1,11 @@
-"""The demo generator in the stock sampler, compared with an independent DDIM loop."""
+"""The demo generator in the stock sampler, compared with an independent loop over the bare network."""
 
 from __future__ import annotations
 
-import importlib.util
+import itertools
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 
 import comfy.sample
 import jepa_guidance.host.generators.demo as demo_model
@@ -19,10 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from research.judges.classifier import load_classifier
+from research.world import labels
+from research.world.classes import attribution
 from tests.host.hosts import newer_host
 
 SEED, STEPS, CFG = 7, 6, 2.0
-ROOT = Path(__file__).absolute().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,10 @@ def demo() -> tuple:
     return demo_model.load_demo_generator()
 
 
-def run_stock(demo: tuple, name: str = "face", latent: dict | None = None, sampler: str = "euler") -> Tensor:
-    """Run the host's KSampler node, on an Empty Latent Image of 64 x 64 unless `latent` is given."""
+def run_stock(demo: tuple, name: str = "robot", latent: dict | None = None, sampler: str = "euler") -> Tensor:
+    """Run the host's KSampler node, on an Empty Latent Image of 128 x 128 unless `latent` is given."""
     if latent is None:
-        (latent,) = host_nodes.EmptyLatentImage().generate(64, 64)
+        (latent,) = host_nodes.EmptyLatentImage().generate(128, 128)
     positive, negative = demo_model.demo_conditioning(name), demo_model.demo_conditioning("any")
     with torch.inference_mode():
         (out,) = host_nodes.KSampler().sample(
@@ -42,24 +43,37 @@ def run_stock(demo: tuple, name: str = "face", latent: dict | None = None, sampl
     return out["samples"].clone()
 
 
-def alpha_bar() -> Tensor:
-    """The schedule of research/training/emoji/train.py: betas linear in their square roots; (1000,) float64."""
-    betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, 0)
-
-
-def ddim(
-    model: torch.nn.Module, noise: Tensor, positive: Tensor, negative: Tensor, times: list[int]
+def guided_prediction(
+    model: torch.nn.Module, z: Tensor, time: float, positive: Tensor, negative: Tensor
 ) -> Tensor:
-    """Variance-preserving DDIM with classifier-free guidance on the bare network, down to the clean image."""
-    bars = alpha_bar().float()
+    """What the bare network predicts, with classifier-free guidance."""
+    context = torch.cat([positive, negative])
+    with torch.no_grad():
+        v = model(z.repeat(2, 1, 1, 1), torch.full((2,), time), context=context)
+    return v[1:] + CFG * (v[:1] - v[1:])
+
+
+def flow(model: torch.nn.Module, noise: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Euler's steps along the straight path from noise (share 1) to picture (share 0), the shares evenly spaced."""
+    shares = [1 - int(i * 1000 / STEPS) / 1000 for i in range(STEPS)] + [0.0]
+    z = noise
+    for share, following in itertools.pairwise(shares):
+        z = z + (following - share) * guided_prediction(model, z, 1000 * share, positive, negative)
+    return z
+
+
+def ddim(model: torch.nn.Module, noise: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Variance-preserving DDIM from the noisiest of 1000 times, evenly spaced, down to the clean picture.
+
+    The schedule is research/training/generator/train.py's: betas linear in their square roots.
+    """
+    betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=torch.float64) ** 2
+    bars = torch.cumprod(1 - betas, 0).float()
+    times = [999 - int(i * 1000 / STEPS) for i in range(STEPS)]
     z = noise
     for index, t in enumerate(times):
         alpha, sigma = bars[t].sqrt(), (1 - bars[t]).sqrt()
-        context = torch.cat([positive, negative])
-        with torch.no_grad():
-            v = model(z.repeat(2, 1, 1, 1), torch.full((2,), float(t)), context=context)
-        v = v[1:] + CFG * (v[:1] - v[1:])
+        v = guided_prediction(model, z, float(t), positive, negative)
         clean, direction = alpha * z - sigma * v, sigma * z + alpha * v
         if index + 1 < len(times):
             following = bars[times[index + 1]]
@@ -67,89 +81,91 @@ def ddim(
     return clean
 
 
-def simple_times(steps: int) -> list[int]:
-    """The timesteps of the host's "simple" schedule: every (1000 / steps)th from the noisiest."""
-    return [999 - int(i * 1000 / steps) for i in range(steps)]
-
-
-@newer_host  # older hosts assume that latents are an eighth of the image
-def test_stock_sampler_equals_ddim(demo: tuple) -> None:
-    noise = torch.randn(1, 48, 16, 16, generator=torch.Generator().manual_seed(SEED))
-    positive, negative = (demo_model.demo_conditioning(name)[0][0] for name in ("face", "any"))
-    # The stock sampler starts at noise * sqrt(1 + sigma^2) in its own scale, which is the noise itself in
-    # variance-preserving scale.
-    expected = ddim(demo[0].model.diffusion_model, noise, positive, negative, simple_times(STEPS))
+@newer_host  # an older host scales the noise of an empty latent otherwise
+def test_stock_sampler_equals_a_plain_loop(demo: tuple) -> None:
+    noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(SEED))
+    ends = (demo_model.demo_conditioning(name)[0][0] for name in ("robot", "any"))
+    loop = {"v": ddim, "flow": flow}[header()["prediction"]]
+    expected = loop(demo[0].model.diffusion_model, noise, *ends)
     found = run_stock(demo)
-    assert found.shape == (1, 48, 16, 16)
+    assert found.shape == (1, 16, 16, 16)
     assert (found - expected).norm() < 1e-4 * expected.norm()
-
-
-def test_schedule_is_the_one_trained_with(demo: tuple) -> None:
-    sigmas = demo[0].get_model_object("model_sampling").sigmas.double()
-    torch.testing.assert_close(1 / (1 + sigmas**2), alpha_bar(), rtol=1e-5, atol=0)
 
 
 def test_same_seed_same_image_and_class_matters(demo: tuple) -> None:
     first = run_stock(demo)
     assert torch.equal(first, run_stock(demo))
-    assert not torch.equal(first, run_stock(demo, "fruit"))
+    assert not torch.equal(first, run_stock(demo, "emoji"))
 
 
-@newer_host
 def test_batch_holds_different_images(demo: tuple) -> None:
-    (latent,) = host_nodes.EmptyLatentImage().generate(64, 64, 2)
+    (latent,) = host_nodes.EmptyLatentImage().generate(128, 128, 2)
     pair = run_stock(demo, latent=latent)
-    assert pair.shape == (2, 48, 16, 16)
+    assert pair.shape == (2, 16, 16, 16)
     assert not torch.equal(pair[0], pair[1])
 
 
-@newer_host
 def test_image_size_follows_the_empty_latent(demo: tuple) -> None:
-    (latent,) = host_nodes.EmptyLatentImage().generate(96, 64)
-    latent_image = comfy.sample.fix_empty_latent_channels(
-        demo[0], latent["samples"], latent["downscale_ratio_spacial"]
-    )
-    assert latent_image.shape == (1, 48, 16, 24)
+    (latent,) = host_nodes.EmptyLatentImage().generate(192, 128)
+    latent_image = comfy.sample.fix_empty_latent_channels(demo[0], latent["samples"])
+    assert latent_image.shape == (1, 16, 16, 24)
 
 
-def test_vae_round_trip_is_exact(demo: tuple) -> None:
-    _, vae = demo
-    levels = torch.randint(0, 256, (2, 64, 48, 3), generator=torch.Generator().manual_seed(0))
-    pixels = levels.float() / 255
-    latent = vae.encode(pixels)
-    assert latent.shape == (2, 48, 16, 12)
+def test_what_it_draws_is_what_was_asked_for(demo: tuple) -> None:
+    """As a classifier says that was trained on the same world, and has seen nothing of this generator."""
+    classifier = load_classifier()
+    for number, name in enumerate(demo_model.CLASSES[1:], 1):
+        (latent,) = host_nodes.EmptyLatentImage().generate(128, 128, 8)
+        pixels = demo[1].decode(run_stock(demo, name, latent)).movedim(-1, 1)
+        with torch.no_grad():
+            named = classifier.probabilities(classifier.features(pixels)).argmax(1) + 1
+        assert (named == number).sum() >= 7, name
+
+
+def real_pictures(count: int = 6) -> Tensor:
+    """Pictures like those that it was trained on: its own, decoded; (count, 128, 128, 3)."""
+    patcher, vae = demo_model.load_demo_generator()
+    (latent,) = host_nodes.EmptyLatentImage().generate(128, 128, count)
+    return vae.decode(run_stock((patcher, vae), "bust", latent))
+
+
+def test_vae_round_trip_is_close(demo: tuple) -> None:
+    pixels = real_pictures()
+    latent = demo[1].encode(pixels)
+    assert latent.shape == (6, 16, 16, 16)
     assert latent.dtype == torch.float32
-    # Up to rounding in the map to [-1, 1] and back; the folding only moves numbers.
-    torch.testing.assert_close(vae.decode(latent), pixels, rtol=0, atol=1e-7)
-    assert torch.equal(latent, F.pixel_unshuffle(pixels.movedim(-1, 1) * 2 - 1, 4))
-    assert torch.equal((vae.decode(latent) * 255).round().long(), levels)
+    assert (demo[1].decode(latent) - pixels).square().mean() < 1e-3  # 30 dB
 
 
 def test_vae_decodes_noise_into_range_and_leaves_it_alone(demo: tuple) -> None:
-    latent = torch.randn(1, 48, 16, 16)
+    latent = 3 * torch.randn(1, 16, 16, 16)
     before = latent.clone()
     pixels = demo[1].decode(latent)
-    assert pixels.shape == (1, 64, 64, 3)
-    assert pixels.min() == 0
-    assert pixels.max() == 1
+    assert pixels.shape == (1, 128, 128, 3)
+    assert pixels.min() >= 0
+    assert pixels.max() <= 1
     assert torch.equal(latent, before)
 
 
-def test_tiled_vae_agrees(demo: tuple) -> None:
-    pixels = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+def test_tiled_vae_is_close(demo: tuple) -> None:
+    pixels = real_pictures(1)
     with torch.inference_mode():
         latent = demo[1].encode(pixels)
-        torch.testing.assert_close(demo[1].encode_tiled(pixels, tile_x=64, tile_y=64, overlap=16), latent)
-        torch.testing.assert_close(demo[1].decode_tiled(latent, tile_x=16, tile_y=16, overlap=4), pixels)
+        plain = demo[1].decode(latent)
+        tiled = demo[1].decode_tiled(latent, tile_x=12, tile_y=12, overlap=4)
+    assert tiled.shape == plain.shape
+    assert (tiled - plain).abs().mean() < 0.05  # group normalisation sees other pixels in a tile
 
 
-def test_preview_is_the_picture_at_quarter_size(demo: tuple) -> None:
-    pixels = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+def test_preview_resembles_the_picture(demo: tuple) -> None:
+    pixels = real_pictures(1)
     latent_format = demo[0].get_model_object("latent_format")
-    previewer = latent_preview.Latent2RGBPreviewer(latent_format.latent_rgb_factors)
-    preview = torch.tensor(list(previewer.decode_latent_to_preview(demo[1].encode(pixels)).getdata()))
-    expected = F.avg_pool2d(pixels.movedim(-1, 1), 4)[0].movedim(0, -1).reshape(-1, 3) * 255
-    assert (preview - expected).abs().max() <= 1
+    factors = latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
+    shown = latent_preview.Latent2RGBPreviewer(*factors).decode_latent_to_preview(demo[1].encode(pixels))
+    preview = torch.tensor(list(shown.getdata())).float()
+    expected = F.avg_pool2d(pixels.movedim(-1, 1), 8)[0].movedim(0, -1).reshape(-1, 3) * 255
+    assert torch.corrcoef(torch.stack([preview.flatten(), expected.flatten()]))[0, 1] > 0.8
+    assert (preview.mean(0) - expected.mean(0)).abs().max() < 40
 
 
 def test_weights_are_usable_under_autograd(demo: tuple) -> None:
@@ -160,7 +176,7 @@ def test_weights_are_usable_under_autograd(demo: tuple) -> None:
     assert all(p.dtype == torch.float32 for p in patcher.model.parameters())
 
 
-@pytest.mark.parametrize("name", ["any", "clock"])
+@pytest.mark.parametrize("name", ["any", "emoji"])
 def test_conditioning_is_the_class_row(name: str) -> None:
     table = load_file(demo_model.WEIGHTS)["classes.weight"].float()
     ((token, extra),) = demo_model.demo_conditioning(name)
@@ -174,18 +190,12 @@ def test_unknown_class_is_refused() -> None:
         demo_model.demo_conditioning("dragon")
 
 
-def test_classes_are_those_of_the_training_data() -> None:
-    data = load_script(ROOT / "research" / "training" / "emoji" / "data.py")
-    assert demo_model.demo_classes() == ["any", *data.CLASSES]
+def test_classes_are_those_of_the_world() -> None:
+    assert demo_model.demo_classes() == ["any", *labels.CLASSES]
 
 
-def load_script(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_the_file_names_every_designer() -> None:
+    assert header()["data_licence"] == attribution()
 
 
 def header() -> dict[str, str]:
@@ -195,7 +205,7 @@ def header() -> dict[str, str]:
 
 def damaged(folder: Path, kind: str) -> Path:
     """A file with this kind of damage."""
-    file = folder / "emoji64.safetensors"
+    file = folder / "demo128.safetensors"
     tensors, head = load_file(demo_model.WEIGHTS), header()
     if kind == "truncated":
         file.write_bytes(demo_model.WEIGHTS.read_bytes()[:-1000])
@@ -217,10 +227,20 @@ def damaged(folder: Path, kind: str) -> Path:
         head["unet"] = json.dumps({**json.loads(head["unet"]), "surprise": 1})
     elif kind == "another network":
         head["unet"] = json.dumps({**json.loads(head["unet"]), "model_channels": 64})
-    elif kind == "another folding":
-        head["fold"] = "2"
+    elif kind == "another prediction":
+        head["prediction"] = "noise"
+    elif kind == "preview of other latents":
+        head["preview"] = json.dumps([[0.0, 0.0, 0.0]] * 5)
+    elif kind == "preview of no numbers":
+        head["preview"] = json.dumps([["a", "b", "c"]] * 17)
+    elif kind == "classes of another kind":
+        head["classes"] = "5"
+    elif kind == "no heads":
+        head["unet"] = json.dumps({**json.loads(head["unet"]), "num_head_channels": 0})
+    elif kind == "weights of another type":
+        tensors["unet.out.2.weight"] = tensors["unet.out.2.weight"].to(torch.float8_e4m3fn)
     elif kind == "other classes":
-        head["classes"] = json.dumps(["any", "face"])
+        head["classes"] = json.dumps(["any", "robot"])
     elif kind == "missing tensor":
         del tensors["unet.out.2.weight"]
     elif kind == "no class table":
@@ -241,7 +261,12 @@ KINDS = (
     "header of another kind",
     "unknown option",
     "another network",
-    "another folding",
+    "another prediction",
+    "preview of other latents",
+    "preview of no numbers",
+    "classes of another kind",
+    "no heads",
+    "weights of another type",
     "other classes",
     "missing tensor",
     "no class table",
@@ -252,18 +277,26 @@ KINDS = (
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_file_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_model, "WEIGHTS", damaged(tmp_path, kind))
-    with pytest.raises(demo_model.DemoFileError, match=r"emoji64\.safetensors"):
+    with pytest.raises(demo_model.DemoFileError, match=r"demo128\.safetensors"):
+        demo_model.load_demo_generator()
+
+
+def test_damaged_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tokenizer.safetensors"
+    file.write_bytes(demo_model.TOKENIZER.read_bytes()[:-1000])
+    monkeypatch.setattr(demo_model, "TOKENIZER", file)
+    with pytest.raises(demo_model.DemoFileError, match=r"tokenizer\.safetensors .*install the pack again"):
         demo_model.load_demo_generator()
 
 
 def test_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_model, "WEIGHTS", tmp_path / "emoji64.safetensors")
-    with pytest.raises(demo_model.DemoFileError, match=r"emoji64\.safetensors does not exist"):
+    monkeypatch.setattr(demo_model, "WEIGHTS", tmp_path / "demo128.safetensors")
+    with pytest.raises(demo_model.DemoFileError, match=r"demo128\.safetensors does not exist"):
         demo_model.load_demo_generator()
 
 
 def test_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "emoji64.safetensors"
+    file = tmp_path / "demo128.safetensors"
     with open(file, "wb") as content:
         content.truncate(demo_model.MAX_BYTES + 1)
     monkeypatch.setattr(demo_model, "WEIGHTS", file)

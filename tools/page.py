@@ -1,13 +1,18 @@
-"""The ComfyUI page, as tests use it: clicking, reading, waiting."""
+"""The ComfyUI page in a real browser driven by Playwright: clicking, reading, waiting."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import TimeoutError
+from playwright.sync_api import TimeoutError, sync_playwright
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 LOAD_MS = 120_000
 SHOW = """([id, scale]) => {
   const node = app.graph.getNodeById(id), ds = app.canvas.ds;
@@ -28,6 +33,20 @@ TITLE = """(id) => {
   const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] - 15];
   return [(x + ds.offset[0]) * ds.scale + box.left, (y + ds.offset[1]) * ds.scale + box.top];
 }"""
+
+
+def installed_browser() -> str | None:
+    """The program of the browser named by CHROMIUM, else of an installed one; None if there is none."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@contextlib.contextmanager
+def running_browser(program: str) -> Iterator[Any]:
+    """Playwright's browser, without a window, for the length of a `with` block."""
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield running
+        running.close()
 
 
 class Comfy:
@@ -87,6 +106,10 @@ class Comfy:
         }""",
             [kind, widget, value],
         )
+
+    def change(self, setting: str, value: Any) -> None:
+        """Change a setting of the user."""
+        self.ask("([name, value]) => app.extensionManager.setting.set(name, value)", [setting, value])
 
     def close_templates(self) -> None:
         """Close the template browser, which opens by itself for the first user of a server."""

@@ -1,0 +1,191 @@
+"""Make the pictures of nodes on the pages anew, from ComfyUI's own page with the templates opened and run.
+
+    python dev.py run tools/page_pictures.py [NAME ...]
+
+A NAME is a part of a picture's path; without one, all pictures are made. Needs Chromium or Chrome, installed or named in
+CHROMIUM, and the encoder in JEPA_ENCODER. SCENES says what each picture shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from research.world.classes import KINDS
+from tools.page import Comfy, installed_browser, running_browser
+from tools.page_scenes import VIEWPORT, Added, Scene, Sheet, Shot, Studio, Tile, save
+from tools.server import Server, has_accelerator
+
+ROOT = Path(__file__).absolute().parents[1]
+SCREENSHOTS = ROOT / ".work" / "screenshots"  # git-ignored
+
+HELP, PAGES, THUMBNAILS = "web/docs/images", "docs/images", "workflows"
+SMALL = 112  # pixels at which the encoder sees images, where no picture shows it
+PREVIEWED = (2, 16, 24, 32)  # sets of tokens, of a D-JEPA's 32
+# The sheet of JEPA Rank Images, a row of four, in two rows.
+RANKED = (Tile(7, box=(0, 0, 560, 344)), Tile(7, box=(544, 0, 1104, 344)))
+# A rarity map without the scale below it.
+MAP = (0, 0, 256, 256)
+
+SCENES = (
+    Scene(
+        "jepa_demo_ab",
+        runs=({},),
+        added=(Added(101, "JEPAPlotTrace", (1280, 1200), inputs=(("trace", 14, 1),)),),
+        pictures=(
+            Sheet(
+                f"{THUMBNAILS}/jepa_demo_ab.jpg",
+                tuple(Tile(node, index) for index in (2, 3) for node in (11, 17)),
+                width=450,
+                columns=2,
+            ),
+            Sheet(
+                f"{HELP}/demo_loader.jpg",
+                tuple(Tile(node, index) for node in (11, 17) for index in range(4)),
+                width=640,
+                columns=4,
+            ),
+            Shot(f"{PAGES}/node.jpg", (14,), width=440, first="strength"),
+            Shot(f"{HELP}/guided_ksampler.png", (14,), width=440, first="strength"),
+            Sheet(f"{HELP}/plot_trace.png", (Tile(101),), width=640, columns=1),
+        ),
+    ),
+    Scene(
+        "jepa_demo_ab",
+        runs=({(3, "batch_size"): 1, (101, "strength"): 1.0, (101, "power_iterations"): 1},),
+        added=(
+            Added(
+                101,
+                "JEPAGuidance",
+                (430, -900),
+                inputs=(("model", 2, 0), ("vae", 2, 1), ("encoder", 7, 0)),
+                outputs=((0, 8, "model"),),
+            ),
+        ),
+        off=(12, 13, 14, 15, 16, 17, 18, 19),
+        pictures=(Shot(f"{HELP}/guidance.png", (101,), width=440),),
+    ),
+    Scene(
+        "jepa_demo_ab",
+        runs=tuple({(3, "batch_size"): 1, (5, "class_name"): kind.name} for kind in KINDS),
+        off=(12, 13, 14, 15, 16, 17, 18, 19),
+        pictures=(
+            Sheet(
+                f"{HELP}/demo_class.jpg",
+                tuple(Tile(11, run=run, caption=kind.name) for run, kind in enumerate(KINDS)),
+                width=640,
+                columns=3,
+            ),
+        ),
+    ),
+    Scene(
+        "jepa_keep_the_rarest",
+        runs=({(3, "image_size"): SMALL},),
+        pictures=(
+            Sheet(f"{HELP}/rank_images.jpg", RANKED, width=560, columns=1, gap=0),
+            Sheet(f"{PAGES}/ranked.jpg", RANKED, width=560, columns=1, gap=0),
+            Shot(f"{HELP}/reference_scores.png", (10,), width=596),
+            Shot(f"{HELP}/score_image.png", (11,), width=640),
+            Sheet(
+                f"{THUMBNAILS}/jepa_keep_the_rarest.jpg",
+                (Tile(8, 0), Tile(9, 0, box=MAP), Tile(8, 1), Tile(9, 1, box=MAP)),
+                width=450,
+                columns=2,
+            ),
+        ),
+    ),
+    Scene(
+        "jepa_djepa",
+        runs=({(3, "batch_size"): 1},),
+        off=(7, 8, 9, 10, 11, 12, 13, 14, 15),
+        previews=True,
+        pictures=(
+            Shot(f"{HELP}/djepa_loader.png", (2,), width=636),
+            Sheet(
+                f"{HELP}/djepa_sampler.png",
+                tuple(Tile(3, sets - 1, caption=f"{sets} of 32 sets") for sets in PREVIEWED),
+                width=640,
+                columns=4,
+            ),
+            Sheet(
+                f"{THUMBNAILS}/jepa_djepa.jpg",
+                tuple(Tile(3, sets - 1) for sets in PREVIEWED),
+                width=450,
+                columns=2,
+            ),
+        ),
+    ),
+    Scene(
+        "jepa_score_images",
+        runs=({},),
+        pictures=(Shot(f"{THUMBNAILS}/jepa_score_images.jpg", (2, 3, 4), width=450, height=450),),
+    ),
+    # Only the graph: of two guides one, and of the checkpoints none, is at hand.
+    *(
+        Scene(name, pictures=(Shot(f"{THUMBNAILS}/{name}.jpg", nodes, width=450, height=450),))
+        for name, nodes in (
+            ("jepa_compare_ab", (8, 9, 10)),
+            ("jepa_text_to_image_sd15", (4, 5, 6, 7)),
+            ("jepa_text_to_image_sdxl", (7, 8)),
+            ("jepa_two_guides", (7, 8, 9)),
+        )
+    ),
+)
+
+
+def chosen(names: Sequence[str]) -> list[tuple[Scene, list[Shot | Sheet]]]:
+    """The scenes with pictures whose path has one of the names in it, and those pictures; all without names."""
+    wanted = [
+        (scene, [one for one in scene.pictures if not names or any(name in one.file for name in names)])
+        for scene in SCENES
+    ]
+    return [(scene, pictures) for scene, pictures in wanted if pictures]
+
+
+@contextmanager
+def open_studio(host: Path, encoder: Path, program: str) -> Iterator[Studio]:
+    """A server with this pack and the encoder, and its page in English, with nodes as ComfyUI draws them today."""
+    links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{encoder.name}": encoder}
+    with (
+        Server(host, links, cpu=not has_accelerator(sys.executable)) as server,
+        running_browser(program) as browser,
+    ):
+        server.upload(host / "input" / "example.png")  # comes with every host
+        menu = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+        context = browser.new_context(viewport=VIEWPORT, device_scale_factor=2)
+        comfy = Comfy(context.new_page(), server.url, SCREENSHOTS)
+        comfy.close_templates()
+        comfy.change("Comfy.VueNodes.Enabled", True)
+        yield Studio(comfy, server, next(option for option in menu if encoder.name in option))
+        context.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="part of a picture's path (default: all pictures)"
+    )
+    scenes = chosen(parser.parse_args().names)
+    program = installed_browser()
+    if not scenes or program is None:
+        parser.error(
+            "no picture has such a name"
+            if program
+            else "no browser: install chromium, or name one in CHROMIUM"
+        )
+    host, encoder = (Path(os.environ[name]) for name in ("JEPA_HOST", "JEPA_ENCODER"))
+    with open_studio(host, encoder, program) as studio:
+        for scene, wanted in scenes:
+            for name, picture in studio.play(scene, wanted).items():
+                save(picture, ROOT / name)
+                size = (ROOT / name).stat().st_size
+                print(f"{name}: {picture.width} x {picture.height} pixels, {size} bytes", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
