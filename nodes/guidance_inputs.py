@@ -184,8 +184,8 @@ def guidance_inputs() -> list[io.Input]:
             options=[DENOISER_CONSTANT, THROUGH_DENOISER],
             default=THROUGH_DENOISER,
             tooltip=f"{THROUGH_DENOISER}: changes the image most, visibly from strength 0.5 on; the diffusion model is "
-            "differentiated too (the paper). denoiser constant: faster and much less memory, but it adds grain rather than "
-            "making a different image.",
+            "differentiated too (the paper). denoiser constant: faster and much less memory, but it changes the image "
+            "less.",
         ),
         io.Combo.Input(
             "strength_rule",

@@ -106,6 +106,6 @@ def said(rows: Sequence[Row], arms: Sequence[float]) -> list[str]:
         named = sum(row["recognised"] for row in guided)
         found.append(
             f"Strength {arm:g}: the score is lower in {lower} of {len(pairs)} pictures; by the world's frequencies "
-            f"{rarer} are rarer and {commoner} more typical; {named} are still recognised as what was asked for."
+            f"rarer {rarer}, more typical {commoner}; recognised as what was asked for {named}."
         )
     return found

@@ -92,6 +92,6 @@ def test_the_sheet_is_drawn_from_the_first_picture_on() -> None:
     assert min(min(size) for size in sizes) > 300
     words = said(rows, (0.0, 1.0, 2.0))
     assert "lower in 1 of 1" in words[0]
-    assert "1 are rarer and 0 more typical; 0 are still recognised" in words[0]
+    assert "rarer 1, more typical 0; recognised as what was asked for 0" in words[0]
     assert "lower in 0 of 1" in words[1]
-    assert "0 are rarer and 0 more typical; 1 are still recognised" in words[1]
+    assert "rarer 0, more typical 0; recognised as what was asked for 1" in words[1]
