@@ -1,4 +1,4 @@
-"""Same seeds, images that an encoder finds rarer: the stock sampler and the guided one on a real ComfyUI server, side by side.
+"""Same seeds, images that an encoder finds rarer: the stock sampler and the guided one on a real server, side by side.
 
     python dev.py demo [--pictures N] [--first SEED] [--strengths S ...]
 
