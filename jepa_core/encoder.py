@@ -1,9 +1,11 @@
 """The encoder: preprocessed images in, embeddings out."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -110,6 +112,15 @@ class Encoder(nn.Module):
     def weight(self) -> Tensor:
         """One of the weights, for the encoder's dtype and device."""
         return next(self.model.parameters())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights with one dimension, which tells fine-tuned versions of a checkpoint apart."""
+        digest = hashlib.sha256(self.architecture.title.encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            if weight.ndim == 1 and weight.is_floating_point():
+                digest.update(name.encode() + weight.double().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def activation_bytes(self) -> int:
