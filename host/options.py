@@ -1,5 +1,13 @@
 """The options that users choose by name, as shown in menus and quoted in messages."""
 
+# criterion
+SCORE = "score"
+NOVELTY = "novelty"
+BOTH = "both"
+
+# target: its share of the reference
+TARGETS = {"none": None, "1 in 5": 0.2, "1 in 20": 0.05, "1 in 100": 0.01}
+
 # gradient_path
 DENOISER_CONSTANT = "denoiser constant"
 THROUGH_DENOISER = "through denoiser"

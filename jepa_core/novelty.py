@@ -138,6 +138,8 @@ FORMS: dict[str, Callable[[Tensor], Distance]] = {
     "kernel density": KernelDensity,
 }
 
+FORM = "L2"
+
 
 class Novelty(NamedTuple):
     """Of a batch: the novelty (B,), its gradient with respect to the preprocessed images, and the embeddings (B, d)."""

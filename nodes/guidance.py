@@ -49,6 +49,7 @@ class JEPAGuidance(io.ComfyNode):
                 settings["encoder"],
                 config_of(settings),
                 judge=settings.get("judge"),
+                reference=settings.get("reference"),
                 report=TraceReporter(cls.hidden.unique_id),
             )
         )

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..host.guidance.config import GuidanceConfig
 from ..host.guidance.schedule import Schedule
 from ..host.options import (
+    BOTH,
     COLD,
     CONSTANT,
     CROP,
@@ -16,11 +17,14 @@ from ..host.options import (
     FULL,
     MAX,
     NONE,
+    NOVELTY,
     ONE_CALL,
     PER_STEP,
     RMS,
+    SCORE,
     SPREAD,
     SQUASH,
+    TARGETS,
     THROUGH_DENOISER,
     TINY_OR_SMALL,
     TRACKED,
@@ -30,10 +34,12 @@ from ..host.options import (
 )
 from ..jepa_core import RarityGradient
 from ..jepa_core.score import PROJECTION
+from ..jepa_core.views import COUNT as VIEWS
 from .input_checks import number_message
-from .types import JEPAEncoder
+from .types import JEPAEncoder, JEPAReference
 
 CUSTOM = "custom"
+NO_TARGET = next(iter(TARGETS))
 MAX_STRENGTH = 10.0
 # Defaults of inputs added later: optional, so that prompts saved without them still run.
 LATER_INPUTS = {
@@ -43,6 +49,13 @@ LATER_INPUTS = {
     "range_finder": TRACKED,
     "preset": CUSTOM,
     "judge": None,
+    "criterion": SCORE,
+    "reference": None,
+    "target": NO_TARGET,
+    "apart": False,
+    "smooth": False,
+    "keep_appearance": False,
+    "agree": False,
 }
 # The inputs that each preset overrides: how the gradient is computed, never how strong guidance is, when it acts or
 # how the encoder sees the image.
@@ -266,7 +279,70 @@ def guidance_inputs() -> list[io.Input]:
             optional=True,
             tooltip="A second opinion; it does not change the image. Another encoder scores the image at every guided step, "
             "shown under the node and in the trace. Guidance lowers the score of its own encoder, so that score does not "
-            f"prove that the image became rarer. The judge's scores come from {PROJECTION} fixed random outputs.",
+            f"prove that the image became rarer. The judge's scores come from {PROJECTION} fixed random outputs. It also "
+            "decides when the target is reached, if the reference was made with it too.",
+        ),
+        *novelty_inputs(),
+    ]
+
+
+def novelty_inputs() -> list[io.Input]:
+    """What is descended, and when it is enough."""
+    return [
+        io.Combo.Input(
+            "criterion",
+            options=[SCORE, NOVELTY, BOTH],
+            optional=True,
+            default=LATER_INPUTS["criterion"],
+            tooltip=f"What rare means. {SCORE}: the encoder is hardly sensitive to the image (the paper). {NOVELTY}: the "
+            "encoder finds the image unlike those of the reference; much faster, with one forward and one backward pass "
+            f"of the encoder in a guided step. {BOTH}: equal parts.",
+        ),
+        JEPAReference.Input(
+            "reference",
+            optional=True,
+            tooltip=f"The pictures that count as usual, for {NOVELTY} and for target: from JEPA Prompt Reference (what this "
+            "prompt gives by itself), JEPA Reference from Folder (your last pictures) or JEPA Reference. "
+            "Made with the same encoder, image size, fit and antialias.",
+        ),
+        io.Combo.Input(
+            "target",
+            options=list(TARGETS),
+            optional=True,
+            default=LATER_INPUTS["target"],
+            tooltip="Stops when it is enough. 1 in 20: guidance fades out as the image becomes as rare as the rarest 5 % of "
+            "the reference (for a negative strength, as usual as the most usual 5 %). none: strength alone decides.",
+        ),
+        io.Boolean.Input(
+            "apart",
+            optional=True,
+            default=LATER_INPUTS["apart"],
+            tooltip=f"Images of the same batch move away from each other, so that one prompt gives different pictures. "
+            f"A kind of {NOVELTY}, alone or together with a reference. A negative strength draws them together.",
+        ),
+        io.Boolean.Input(
+            "smooth",
+            extra_dict=ADVANCED,
+            optional=True,
+            default=LATER_INPUTS["smooth"],
+            tooltip=f"Takes the gradient as the mean over {VIEWS} views of the image, mirrored and cropped, so that single "
+            f"pixels count less. {VIEWS} times the encoder's work.",
+        ),
+        io.Boolean.Input(
+            "keep_appearance",
+            extra_dict=ADVANCED,
+            optional=True,
+            default=LATER_INPUTS["keep_appearance"],
+            tooltip="Leaves out of the gradient what changes only brightness, contrast and saturation, the easiest ways to "
+            "move an encoder.",
+        ),
+        io.Boolean.Input(
+            "agree",
+            extra_dict=ADVANCED,
+            optional=True,
+            default=LATER_INPUTS["agree"],
+            tooltip="With several encoders from JEPA Combine Encoders: moves a pixel only where all of them agree on the "
+            f"direction. Also for the two criteria of {BOTH}. Otherwise their weighted mean decides.",
         ),
     ]
 
@@ -300,6 +376,12 @@ def config_of(settings: dict) -> GuidanceConfig:
         decoder=settings["decoder"],
         one_call=settings["denoiser_calls"] == ONE_CALL,
         checkpointing=settings["checkpointing"],
+        criterion=settings["criterion"],
+        apart=settings["apart"],
+        smooth=settings["smooth"],
+        keep_appearance=settings["keep_appearance"],
+        agree=settings["agree"],
+        target=TARGETS[settings["target"]],
         fit=settings["fit"],
         antialias=settings["antialias"],
     )

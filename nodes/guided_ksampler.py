@@ -148,6 +148,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
                 settings["encoder"],
                 config_of(settings),
                 judge=settings.get("judge"),
+                reference=settings.get("reference"),
                 report=report,
             )
         latent = stock_sample(

@@ -5,20 +5,18 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ...jepa_core import Encoder, RarityGradient, jepa_score
-from ...jepa_core.score import PROJECTION
 from ..comfy.required import UNetModel
-from ..options import DENOISER_CONSTANT, SQUASH
+from ..options import DENOISER_CONSTANT
 from .checkpointing import checkpointed
 from .decoders import LatentDecoder, decoded
 from .differentiable import host_differentiable, writing_in_place
 from .gradient_check import DECODER, DENOISER, GradientCheck, WrongGradientError
+from .image_gradient import ImageGradient, ScoreGradient, joined
 from .linearise import linearised
 
 Denoise = Callable[[Tensor], Tensor]
@@ -32,31 +30,6 @@ _NO_DERIVATIVE = (
     "a patch of the denoiser, or a model that runs with it, has no derivative (a cache such as EasyCache, a "
     "second model, a LoRA in bypass mode)"
 )
-
-
-class ScoreGradient(NamedTuple):
-    """The guided score and its gradient.
-
-    Attributes:
-        score: (B,) float64; the weighted mean over the guides.
-        gradient: with respect to the sampler's x (or to the argument of the function that returns it), in its shape.
-        clean: the clean estimate at x, in the model's scale; None if unknown.
-        each: (guides, B), the score under each guide; None if the gradient is not that of a score.
-        judged: (judges, B), the projected score under each judge.
-    """
-
-    score: Tensor
-    gradient: Tensor
-    clean: Tensor | None = None
-    each: Tensor | None = None
-    judged: Tensor | None = None
-
-
-class Guide(NamedTuple):
-    """An encoder whose score guidance lowers, and its weight. Weights add up to 1."""
-
-    encoder: Encoder
-    weight: float = 1.0
 
 
 class GradientChain(Protocol):
@@ -96,34 +69,34 @@ class GradientChain(Protocol):
         """Use less memory from here on. Returns what was given up, as a line for users, or None if nothing is left."""
         return None
 
+    def places(self, x: Tensor, base_model: Any) -> list[dict[str, float]]:
+        """Where the images of a sampler's result lie: {criterion: percentage of the reference that is rarer} for each.
+
+        Args:
+            x: free of noise, in the scale of the model's latents.
+        """
+        return []
+
 
 @dataclass
 class LatentGradient(GradientChain):
-    """Gradient of the guided JEPA score of the decoded clean estimate.
+    """The gradient of rarity of the decoded clean estimate.
 
     Attributes:
         decoder: its weights stay in place (residency.resident_vae).
-        guides: the encoders that define rarity. With several, each gradient with respect to the decoded image is scaled
-            to a root mean square of 1 before it is weighted, since scores of different encoders differ in scale.
-        rarity: computes the gradient with respect to the preprocessed image.
-        judges: encoders that also score the decoded image, without any effect on the gradient.
+        image: the gradient with respect to the decoded image.
         through_denoiser: differentiate the denoiser too (the paper); otherwise its output is held constant
             and the clean estimate moves with x alone (MPGD, ICLR 2024).
         checkpointing: checkpoint the decoder: less memory, and its forward pass runs twice. The caller checkpoints the
             denoiser.
-        fit, antialias: how the encoder sees the image, see Encoder.preprocess.
         small: the decoder for when memory runs out, at the encoder's resolution; None if `decoder` is that already.
         check: see GradientChain.begin_run; None skips the comparison.
     """
 
     decoder: LatentDecoder
-    guides: Sequence[Guide]
-    rarity: RarityGradient
-    judges: Sequence[Encoder] = ()
+    image: ImageGradient
     through_denoiser: bool = False
     checkpointing: bool = False
-    fit: str = SQUASH
-    antialias: bool = True
     small: LatentDecoder | None = None
     labels: tuple[Sequence[str], Sequence[str]] = ((), ())
     check: GradientCheck | None = None
@@ -132,12 +105,13 @@ class LatentGradient(GradientChain):
     _guarded: bool = False
 
     def begin_run(self, on_pass: Callable[[], None], check: GradientCheck) -> "LatentGradient":
-        return replace(self, rarity=self.rarity.fresh(on_pass), check=check)
+        return replace(self, image=self.image.fresh(on_pass), check=check)
 
     def cheaper(self) -> str | None:
         # first what only costs time, last what changes the image
-        if self.rarity.chunk != 1:
-            self.rarity.chunk = 1
+        rarity = self.image.rarity
+        if self.image.uses_score and rarity.chunk != 1:
+            rarity.chunk = 1
             return "one direction per encoder pass from here on (slower, the same image)"
         if not self.checkpointing:
             self.checkpointing = True
@@ -151,14 +125,14 @@ class LatentGradient(GradientChain):
         return None
 
     def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
-        tracked = self.rarity.snapshot()
+        tracked = self.image.rarity.snapshot()
         try:
             if self.through_denoiser:
                 return self._through(denoise, x, sigma, base_model)
             found = self._of_estimate(denoise(x), base_model)
             return found._replace(gradient=found.gradient * dx0_dx(base_model.model_sampling, sigma))
         except BaseException:
-            self.rarity.restore(tracked)  # as if this call had not happened
+            self.image.rarity.restore(tracked)  # as if this call had not happened
             raise
 
     def _through(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
@@ -198,64 +172,50 @@ class LatentGradient(GradientChain):
         """Score and gradient for clean latents in the VAE's scale, (B, C, h, w) or (B, C, t, h, w), one by one."""
         module = self.decoder.vae.first_stage_model
         with host_differentiable(module), checkpointed(module) if self.checkpointing else nullcontext():
-            found = [self._of_one_latent(latent, index) for index, latent in enumerate(latents.split(1))]
-        return ScoreGradient(
-            torch.cat([one.score for one in found]),
-            torch.cat([one.gradient for one in found]),
-            each=torch.cat([one.each for one in found], 1),  # type: ignore[misc]
-            judged=torch.cat([one.judged for one in found], 1),  # type: ignore[misc]
-        )
+            singles = latents.split(1)
+            others = self._others(singles) if self.image.apart else [None] * len(singles)
+            found = [
+                self._of_one_latent(latent, index, near)
+                for index, (latent, near) in enumerate(zip(singles, others, strict=True))
+            ]
+        return joined(found)
 
-    def _of_one_latent(self, latent: Tensor, index: int) -> ScoreGradient:
-        def decode(latent: Tensor) -> Tensor:
-            return decoded(self.decoder.vae, self.decoder.prepare(latent))
+    def _others(self, latents: Sequence[Tensor]) -> list[list[Tensor]]:
+        """For each latent and each guide, the embeddings (B - 1, d) of the other latents' images."""
+        if len(latents) == 1:
+            return [[torch.empty(0, 0)] * len(self.image.guides)]
+        with torch.no_grad():
+            rows = [self.image.embeddings(self._decode(latent)) for latent in latents]
+        of_guides = [torch.cat(column) for column in zip(*rows, strict=True)]
+        keep = ~torch.eye(len(latents), dtype=torch.bool)
+        return [[all_rows[mask.to(all_rows.device)] for all_rows in of_guides] for mask in keep]
 
-        with linearised(decode, latent) as (image, pull):
-            found = self._of_image(image, index)
+    def _decode(self, latent: Tensor) -> Tensor:
+        return decoded(self.decoder.vae, self.decoder.prepare(latent))
+
+    def _of_one_latent(self, latent: Tensor, index: int, others: Sequence[Tensor] | None) -> ScoreGradient:
+        with linearised(self._decode, latent) as (image, pull):
+            found = self.image(image, index, others)
             due = self.check is not None and self.check.due(DECODER, latent)
             gradient = pull(found.gradient, keep=due)
             if self.check is not None and due:
-                self.check(DECODER, decode, latent, image, pull, gradient)
+                self.check(DECODER, self._decode, latent, image, pull, gradient)
         return found._replace(gradient=gradient)
 
-    def _of_image(self, image: Tensor, index: int) -> ScoreGradient:
-        """Score and gradient for the decoded image (1, H, W, 3) or video (T, H, W, 3) at `index` in the batch."""
-        parts, scores = [], []
-        for number, (encoder, weight) in enumerate(self.guides):
-            encoder = _of_frames(encoder, len(image))
-            pixels = image.to(encoder.weight.device)
-            with linearised(partial(self._seen, encoder), pixels) as (x, pull):
-                rarity = self.rarity(encoder, x, ids=[(number, index)])
-                part = pull(rarity.grad)
-            if len(self.guides) > 1:
-                # clamped: an encoder that does not see the image gives a gradient of zero
-                part = weight * part / part.square().mean().sqrt().clamp(min=torch.finfo(part.dtype).tiny)
-            parts.append(part.to(image))
-            scores.append(rarity.score)
-        each = torch.stack(scores)
-        weights = each.new_tensor([guide.weight for guide in self.guides])
-        gradient = sum(parts[1:], parts[0])
-        return ScoreGradient(weights @ each, gradient, each=each, judged=self._judged(image))
-
-    def _seen(self, encoder: Encoder, frames: Tensor) -> Tensor:
-        """Frames (T, H, W, 3), preprocessed for an encoder: an image if there is one, else a clip."""
-        images = frames[None] if len(frames) > 1 else frames
-        return encoder.preprocess(images, fit=self.fit, antialias=self.antialias)
-
-    def _judged(self, image: Tensor) -> Tensor:
-        """Scores (judges, 1) of a decoded image; NaN if the image is not finite."""
-        scores = torch.full((len(self.judges), 1), torch.nan, dtype=torch.float64, device="cpu")
-        for number, judge in enumerate(self.judges if image.isfinite().all() else ()):
-            judge = _of_frames(judge, len(image))
-            x = self._seen(judge, image.to(judge.weight.device))
-            projection = min(PROJECTION, judge.embed_dim)
-            scores[number] = jepa_score(judge, x, projection=projection, on_pass=self.rarity.on_pass)
-        return scores
-
-
-def _of_frames(encoder: Encoder, frames: int) -> Encoder:
-    """The encoder for an image (1 frame) or for clips of `frames` frames."""
-    return encoder.of_clips(frames) if frames > 1 else encoder
+    def places(self, x: Tensor, base_model: Any) -> list[dict[str, float]]:
+        image = self.image
+        if image.target is None:
+            return []
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            host_differentiable(self.decoder.vae.first_stage_model),
+        ):
+            latents = base_model.process_latent_out(x.clone())
+            return [
+                image.target.place(self._decode(latent), image.seen, image.on_pass)
+                for latent in latents.split(1)
+            ]
 
 
 def dx0_dx(model_sampling: Any, sigma: Tensor) -> float:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from ...jepa_core import RarityGradient
-from ..options import FULL, SQUASH
+from ...jepa_core.novelty import FORM
+from ..options import FULL, SCORE, SQUASH
 from .schedule import Schedule
 
 
@@ -20,6 +21,9 @@ class GuidanceConfig:
             at the shifted latent (the paper).
         checkpointing: checkpoint the decoder, and the denoiser if it is differentiated: less memory, more time, the same
             gradient.
+        criterion, apart, smooth, keep_appearance, agree: what is descended, see ImageGradient.
+        target: guidance stops when this share of the reference is as rare, see Target; None never stops.
+        form: how novelty measures distance, a key of jepa_core.novelty.FORMS.
         fit, antialias: how the encoder sees the image, see Encoder.preprocess.
     """
 
@@ -29,5 +33,12 @@ class GuidanceConfig:
     decoder: str = FULL
     one_call: bool = False
     checkpointing: bool = False
+    criterion: str = SCORE
+    apart: bool = False
+    smooth: bool = False
+    keep_appearance: bool = False
+    agree: bool = False
+    target: float | None = None
+    form: str = FORM
     fit: str = SQUASH
     antialias: bool = True

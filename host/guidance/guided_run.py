@@ -134,7 +134,10 @@ class GuidedRun:
                 disable=disable,
                 **options,
             )
-        return guided_model.result(result)
+        result = guided_model.result(result)
+        if sigmas[-1] == 0 and self.guided:
+            self.place(self.base_model.model_sampling.inverse_noise_scaling(sigmas[-1], result))
+        return result
 
     def _plan(self, plan: SamplerPlan, model_hooks: int) -> None:
         """Set the plan. The model has `model_hooks` post-CFG hooks before the sampler adds its own."""
@@ -244,6 +247,8 @@ class GuidedRun:
             following = torch.tensor(self.plan.sigmas[step + 1])
             eta *= posterior_variance(signal_rate(sampling, sigma), signal_rate(sampling, following))
         change = shift_of(found.gradient, eta, latent_scale(sampling, sigma), schedule.normalisation)
+        if found.push is not None:
+            change = change * found.push.to(change).reshape(-1, *[1] * (change.ndim - 1))
         x -= change.to(x)
         finite = is_finite(found.gradient)
         if not finite.all():
@@ -261,9 +266,22 @@ class GuidedRun:
                 _by_label(self.trace.judges, found.judged),
                 found.gradient.flatten(1).norm(dim=1).tolist(),
                 change.flatten(1).abs().amax(1).tolist(),
+                novelty=[] if found.novelty is None else found.novelty.tolist(),
+                push=[] if found.push is None else found.push.tolist(),
             )
         )
         return change
+
+    def place(self, latents: Tensor) -> None:
+        """Record where the finished images lie in the reference."""
+        try:
+            with random_state_kept(latents.device):
+                self.trace.places = self.chain.places(latents, self.base_model)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.trace.notice("out of memory: where the images lie in the reference is not known")
+        self.report(self.trace)
 
     # --- reports -------------------------------------------------------------------------------------------------
 

@@ -5,21 +5,32 @@ from typing import Any
 
 from torch import Tensor
 
-from ...jepa_core import has_fast_bfloat16
+from ...jepa_core import Reference, has_fast_bfloat16
 from ..comfy.models import replaced_model_options
 from ..comfy.required import interrupt_check
 from ..comfy.sampling import go_on_with, wrap_run, wrap_sampler, wrapped_sampler
 from ..comfy.streaming import is_dynamic
 from ..encoders.host_encoder import AnyEncoder, HostEncoder, patchers
-from ..gradient.chain import GradientChain, Guide, LatentGradient
+from ..gradient.chain import GradientChain, LatentGradient
 from ..gradient.decoders import LatentDecoder, choose_decoder
+from ..gradient.image_gradient import ImageGradient
 from ..gradient.residency import ResidentParts, bound_to_streamed, fits_whole, resident
-from ..options import COLD, DENOISER_CONSTANT, ENCODER_RESOLUTION, FULL, THROUGH_DENOISER, TRACKED
+from ..options import (
+    COLD,
+    DENOISER_CONSTANT,
+    ENCODER_RESOLUTION,
+    FULL,
+    NOVELTY,
+    SCORE,
+    THROUGH_DENOISER,
+    TRACKED,
+)
 from .config import GuidanceConfig
 from .guided_run import KEY, Guidance, GuidedRun
 from .preparation import TOO_LARGE_TOGETHER, held_constant
 from .refusals import check_one_device, check_rank, check_sampling, check_vae_fits
 from .trace import Trace
+from .usual import check_usual, guides_of, judges_of, part_of, target_of
 
 
 def apply_guidance(
@@ -29,6 +40,7 @@ def apply_guidance(
     config: GuidanceConfig,
     *,
     judge: AnyEncoder | None = None,
+    reference: Reference | None = None,
     chain: GradientChain | None = None,
     on_pass: Callable[[], None] = interrupt_check,
     report: Callable[[Trace], None] = lambda trace: None,
@@ -37,7 +49,8 @@ def apply_guidance(
 
     Args:
         model: MODEL. vae: the VAE for its latents. encoder: the guide, or a weighted set of guides.
-        judge: scores every guided step for the trace, without any other effect.
+        judge: scores every guided step for the trace, and measures how near the target is if the reference knows it.
+        reference: what novelty and the target compare with.
         chain: replaces the whole gradient, for comparisons; encoder and VAE are still checked and loaded.
         on_pass: called after every encoder pass; may raise to stop.
         report: called with the trace after every step, and from time to time within guided steps.
@@ -50,24 +63,35 @@ def apply_guidance(
     check_one_device(model)
     guides = [member.encoder for member in encoder.members]
     judges = [member.encoder for member in judge.members] if judge else []
-    check_rank(config.rarity.k, guides)
+    check_usual(config, encoder, reference)
+    if config.criterion != NOVELTY:
+        check_rank(config.rarity.k, guides)
     loaded = patchers(*guides, *judges)
     decoder, small = _decoders(config, vae, model, guides)
     through, notices = config.through_denoiser, []
     if through and (why := _not_differentiable(model, [decoder.vae.patcher, *loaded])):
         through = False
         notices.append(held_constant(why))
-    own = LatentGradient(
-        decoder,
-        [Guide(member.encoder.encoder, member.weight) for member in encoder.members],
+    image = ImageGradient(
+        guides_of(encoder, config, reference),
         config.rarity,
-        judges=[one.encoder for one in judges],
-        through_denoiser=through,
-        checkpointing=config.checkpointing,
+        judges_of(judges, config, reference),
+        criterion=config.criterion,
+        apart=config.apart,
+        smooth=config.smooth,
+        keep_appearance=config.keep_appearance,
+        agree=config.agree,
+        target=target_of(config, encoder, judges, reference),
         fit=config.fit,
         antialias=config.antialias,
+    )
+    own = LatentGradient(
+        decoder,
+        image,
+        through_denoiser=through,
+        checkpointing=config.checkpointing,
         small=small,
-        labels=([one.label for one in guides], [one.label for one in judges]),
+        labels=([one.label for one in guides], [_judge_label(one, config, reference) for one in judges]),
     )
     guidance = Guidance(
         config=config,
@@ -109,6 +133,12 @@ def _not_differentiable(model: Any, others: Sequence[Any]) -> str | None:
     return bound_to_streamed(model)
 
 
+def _judge_label(judge: HostEncoder, config: GuidanceConfig, reference: Reference | None) -> str:
+    """How the trace names what a judge reports, see judges_of."""
+    novelty = config.criterion == NOVELTY and part_of(reference, judge) is not None
+    return f"{judge.label} (novelty)" if novelty else judge.label
+
+
 def _description(
     config: GuidanceConfig,
     through_denoiser: bool,
@@ -118,12 +148,17 @@ def _description(
 ) -> str:
     """How the gradient is computed, as a line for users."""
     half = config.rarity.half and has_fast_bfloat16(loaded[0].load_device)
+    range_finder = (TRACKED if config.rarity.tracked else COLD) + (" in half precision" if half else "")
     return ", ".join(
         [
+            *([config.criterion] if config.criterion != SCORE else []),
+            *(["apart"] if config.apart else []),
             THROUGH_DENOISER if through_denoiser else DENOISER_CONSTANT,
             decoder.description,
             "one call" if config.one_call else "two calls",
-            (TRACKED if config.rarity.tracked else COLD) + (" in half precision" if half else ""),
+            *([range_finder] if config.criterion != NOVELTY else []),
+            *(["smooth"] if config.smooth else []),
+            *(["keep appearance"] if config.keep_appearance else []),
             *(["checkpointing"] if config.checkpointing else []),
             *([f"{len(guides)} guides"] if len(guides) > 1 else []),
         ]

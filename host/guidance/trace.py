@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from ..options import NOVELTY, SCORE
+
 
 @dataclass(frozen=True)
 class UnguidedStep:
@@ -26,11 +28,13 @@ class GuidedStep:
 
     Attributes:
         step: from 0. sigma: its noise level.
-        score: the guided score, the weighted mean over the guides.
-        scores: label of a guide -> its score.
-        judged: label of a judge -> its projected score, comparable only with other projected scores.
+        score: the guided score, the weighted mean over the guides; NaN if the score is no criterion.
+        scores: label of a guide -> its score, or its novelty if the score is no criterion.
+        judged: label of a judge -> its projected score, comparable only with other projected scores, or its novelty.
         gradient_norm: of the gradient with respect to x; not finite for an image that was not shifted.
         shift: the largest change of x in sampler units; 0 if the gradient was not finite.
+        novelty: the weighted mean over the guides; NaN if novelty is no criterion, empty if unknown.
+        push: what remained of the strength near the target, 0 to 1; empty without a target.
     """
 
     step: int
@@ -40,6 +44,8 @@ class GuidedStep:
     judged: dict[str, list[float]]
     gradient_norm: list[float]
     shift: list[float]
+    novelty: list[float] = field(default_factory=list)
+    push: list[float] = field(default_factory=list)
     guided: ClassVar[bool] = True
 
 
@@ -57,6 +63,7 @@ class Trace:
         steps: the steps taken so far.
         notices: deviations from the settings, one line each.
         passes: within a guided step, (the step, guidance passes done); None elsewhere.
+        places: for each finished image {criterion: percentage of the reference that is rarer}; empty without a reference.
         instead: a text that replaces the summary, for a run that is not guided.
     """
 
@@ -67,6 +74,7 @@ class Trace:
     steps: list[Step] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     passes: tuple[int, int] | None = None
+    places: list[dict[str, float]] = field(default_factory=list)
     instead: str = ""
 
     @property
@@ -90,6 +98,7 @@ class Trace:
             "judges": list(self.judges),
             "total": self.total,
             "message": self.message(),
+            "places": self.places,
             "first": first,
             "steps": [_as_json(step) for step in self.steps[first:]],
         }
@@ -114,15 +123,15 @@ class Trace:
                 if done < total
                 else "JEPA guidance: no step of this run lies in the guided range; the image is the stock sampler's"
             )
-        mean, each = ("mean score", self.guides) if len(self.guides) > 1 else ("score", ())
         last = guided[-1]
         skipped = sum(not math.isfinite(norm) for step in guided for norm in step.gradient_norm)
+        each = self.guides if len(self.guides) > 1 else ()
         # a node shows only some lines: notices first
         return "\n".join(
             [
-                f"JEPA guidance: {len(guided)} of {total} steps guided, "
-                f"{mean} {_course([step.score for step in guided])}",
+                f"JEPA guidance: {len(guided)} of {total} steps guided, {self._courses()}",
                 *self.notices,
+                *self._places(),
                 *([f"{skipped} shift(s) skipped, their gradient was not finite"] if skipped else []),
                 *(f"{name}: {_course([step.scores[name] for step in guided])}" for name in each),
                 *(
@@ -133,6 +142,27 @@ class Trace:
                 *([self.how] if self.how else []),
             ]
         )
+
+    def _courses(self) -> str:
+        """The criteria at the first and at the last guided step."""
+        of = "mean " if len(self.guides) > 1 else ""
+        guided = self.guided_steps
+        columns = {SCORE: [step.score for step in guided], NOVELTY: [step.novelty for step in guided]}
+        unused = {
+            name for name, rows in columns.items() if all(math.isnan(value) for row in rows for value in row)
+        }
+        # if every score is NaN, the score is what could not be found
+        named = [name for name in columns if name not in unused] or [SCORE]
+        return ", ".join(f"{of}{name} {_course(columns[name])}" for name in named)
+
+    def _places(self) -> list[str]:
+        """Where the finished images lie in the reference."""
+        if not self.places:
+            return []
+        return [
+            f"{name}: rarer than {', '.join(f'{100 - place[name]:.0f} %' for place in self.places)} of the reference"
+            for name in self.places[0]
+        ]
 
 
 def _as_json(step: Step) -> dict:

@@ -1,10 +1,12 @@
 """What research takes from the pack's host layer, in one place: importing this loads the pack."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from jepa_core.novelty import FORM
 from research.harness.pack import load_pack
 from research.harness.program import Row
 
@@ -74,8 +76,15 @@ def guided(
     encoder: Any,
     inputs: Row,
     gradient: Callable[..., chain.ScoreGradient] | None = None,
+    form: str = FORM,
+    **others: Any,
 ) -> Any:
-    """The MODEL as a node with these inputs guides it, or guided by another gradient, see OwnGradient."""
-    config = guidance_inputs.config_of(inputs)
+    """The MODEL as a node with these inputs guides it, or guided by another gradient, see OwnGradient.
+
+    Args:
+        form: how novelty measures distance, see GuidanceConfig.
+        others: of apply_guidance, such as reference.
+    """
+    config = replace(guidance_inputs.config_of(inputs), form=form)
     own = OwnGradient(gradient, config.through_denoiser, config.checkpointing) if gradient else None
-    return apply_guidance(model, vae, encoder, config, chain=own)
+    return apply_guidance(model, vae, encoder, config, chain=own, **others)

@@ -22,6 +22,7 @@ def draw(
     *,
     seed: int,
     count: int = 1,
+    only: slice = slice(None),
     steps: int = STEPS,
     cfg: float = CFG,
     **others: Any,
@@ -29,9 +30,11 @@ def draw(
     """The latents (count, C, 16, 16) that KSampler gives for a MODEL of the demo generator and an Empty Latent Image.
 
     Args:
+        only: samples these rows of the batch alone.
         others: of the host's `comfy.sample.sample`, such as callback.
     """
     empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(count, 4, LATENT_SIDE, LATENT_SIDE), 8)
     noise = comfy.sample.prepare_noise(empty, seed)
+    empty, noise = empty[only], noise[only]
     how = (steps, cfg, SAMPLER, SCHEDULER, positive, negative, empty)
     return comfy.sample.sample(model, noise, *how, disable_pbar=True, seed=seed, **others)

@@ -1,0 +1,119 @@
+"""What novelty and the target compare with: a reference, under the encoders that guide and judge."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from ...jepa_core import Reference
+from ...jepa_core.novelty import FORMS, Distance, distances_within
+from ...jepa_core.reference import NO_SCORE, ReferencePart
+from ..encoders.host_encoder import AnyEncoder, HostEncoder
+from ..gradient.image_gradient import Guide, Judge
+from ..gradient.scale import Scale, Target
+from ..options import BOTH, NOVELTY, SCORE
+from .config import GuidanceConfig
+
+# names of jepa_score's arguments -> how a reference's mode states them
+MODES = {"top_k": r"top (\d+)", "projection": r"projected on (\d+) outputs"}
+
+
+def check_usual(config: GuidanceConfig, encoder: AnyEncoder, reference: Reference | None) -> None:
+    """Refuse settings that lack what they compare with, before anything is loaded.
+
+    Raises:
+        ValueError: names the input and the fix.
+    """
+    if config.criterion == SCORE and config.apart:
+        raise ValueError("apart is a kind of novelty; set criterion to novelty or both, or turn apart off")
+    if config.criterion != SCORE and reference is None and not config.apart:
+        raise ValueError(
+            f"criterion {config.criterion} has nothing to compare with; connect a reference, or turn apart on"
+        )
+    if reference is None:
+        if config.target is not None:
+            raise ValueError("target is in units of a reference; connect one, or set target to none")
+        return
+    seen = {"fit": config.fit, "antialias": "on" if config.antialias else "off"}
+    for name, value in seen.items():
+        if reference.how[name] != value:
+            raise ValueError(
+                f"reference was made with {name} {reference.how[name]}, this node has {value}; use the same in both"
+            )
+    for member in encoder.members:
+        if part_of(reference, member.encoder) is None:
+            made = ", ".join(part.label for part in reference.parts)
+            raise ValueError(
+                f"reference was made with {made}, this node guides with {member.encoder.label}; make the reference with the "
+                "same encoder, file and image size"
+            )
+    if config.target is not None and config.criterion != NOVELTY and reference.how["mode"] == NO_SCORE:
+        raise ValueError(
+            f"target needs the scores of the reference for criterion {config.criterion}; make the reference with a mode "
+            "other than 'no scores'"
+        )
+
+
+def part_of(reference: Reference | None, encoder: HostEncoder) -> ReferencePart | None:
+    """What a reference knows under an encoder; None if it was made with others, or at another size."""
+    if reference is None:
+        return None
+    key = (encoder.encoder.fingerprint, encoder.image_size)
+    return next((part for part in reference.parts if (part.fingerprint, part.image_size) == key), None)
+
+
+def guides_of(encoder: AnyEncoder, config: GuidanceConfig, reference: Reference | None) -> list[Guide]:
+    """The guides, which know their distance from the reference."""
+    return [
+        Guide(member.encoder.encoder, member.weight, _distance(part_of(reference, member.encoder), config.form))
+        for member in encoder.members
+    ]
+
+
+def judges_of(
+    judges: Iterable[HostEncoder], config: GuidanceConfig, reference: Reference | None
+) -> list[Judge]:
+    """The judges; they report novelty where guidance raises it and the reference knows them."""
+    known = reference if config.criterion == NOVELTY else None
+    return [Judge(one.encoder, _distance(part_of(known, one), config.form)) for one in judges]
+
+
+def target_of(
+    config: GuidanceConfig,
+    encoder: AnyEncoder,
+    judges: Sequence[HostEncoder],
+    reference: Reference | None,
+) -> Target | None:
+    """Measures where an image lies in the reference; by the judges that the reference knows, else by the guides."""
+    if reference is None:
+        return None
+    measuring = [one for one in judges if part_of(reference, one) is not None]
+    measuring = measuring or [member.encoder for member in encoder.members]
+    criteria = [SCORE, NOVELTY] if config.criterion == BOTH else [config.criterion]
+    if reference.how["mode"] == NO_SCORE:
+        criteria = [one for one in criteria if one != SCORE]
+    if not criteria:
+        return None
+    scales = [_scale(one, reference, criteria, config.form) for one in measuring]
+    return Target(scales, criteria, config.target, typical=config.schedule.strength < 0)
+
+
+def _distance(part: ReferencePart | None, form: str) -> Distance | None:
+    return None if part is None else FORMS[form](part.embeddings)
+
+
+def _scale(encoder: HostEncoder, reference: Reference, criteria: Sequence[str], form: str) -> Scale:
+    part = part_of(reference, encoder)
+    assert part is not None
+    rarities = {}
+    if NOVELTY in criteria:
+        rarities[NOVELTY] = distances_within(part.smoothed, FORMS[form]).tolist()
+    if SCORE in criteria and part.scores is not None:
+        rarities[SCORE] = (-part.scores).sort().values.tolist()
+    return Scale(encoder.encoder, FORMS[form](part.smoothed), rarities, _mode(reference.how["mode"]))
+
+
+def _mode(text: str) -> dict[str, int | None]:
+    """The arguments of jepa_score for the mode of a reference."""
+    for name, pattern in MODES.items():
+        if found := re.fullmatch(pattern, text):
+            return {name: int(found[1])}
+    return {}
