@@ -45,7 +45,7 @@ class ScoreGradient(NamedTuple):
         clean: the clean estimate at x, in the model's scale; None if unknown.
         each: (guides, B), the score under each guide; None if the gradient is not that of a score.
         judged: (judges, B), the projected score, or the novelty, under each judge.
-        novelty: (B,) float64, the weighted mean over the guides; NaN if novelty is no criterion.
+        novelty: (B,) float64, the weighted mean over the guides; None if novelty is no criterion.
         push: (B,) in 0 to 1, what remains of the strength near the target; None without a target.
     """
 
@@ -160,7 +160,7 @@ class ImageGradient:
             gradient,
             each=each if self.uses_score else self._mean(parts, NOVELTY)[1],
             judged=self._judged(image),
-            novelty=self._mean(parts, NOVELTY)[0],
+            novelty=self._mean(parts, NOVELTY)[0] if self.uses_novelty else None,
             push=None if push is None else torch.tensor([max(push.values())], dtype=torch.float64),
         )
 

@@ -26,12 +26,13 @@ from .guided_model import GuidedModel, SamplerPlan
 from .model_calls import HookListener, StepCalls, inpainting_mask, post_cfg_hooks
 from .preparation import gradient_check, hold_constant, make_differentiable
 from .progress import StepProgress
+from .record import record_places, record_step
 from .refusals import check_finite, check_frames
 from .refused_samplers import OTHERS, sampler_name
 from .sampler_probe import probe_sampler
 from .schedule import latent_scale, posterior_variance, signal_rate
-from .shift import is_finite, shift_of
-from .trace import GuidedStep, Trace, UnguidedStep
+from .shift import shift_of
+from .trace import Trace, UnguidedStep
 
 KEY = "jepa_guidance"  # of this pack's wrappers, and of the models that it attaches to a MODEL
 
@@ -136,7 +137,9 @@ class GuidedRun:
             )
         result = guided_model.result(result)
         if sigmas[-1] == 0 and self.guided:
-            self.place(self.base_model.model_sampling.inverse_noise_scaling(sigmas[-1], result))
+            clean = self.base_model.model_sampling.inverse_noise_scaling(sigmas[-1], result)
+            record_places(self.trace, self.chain, clean, self.base_model)
+            self.report(self.trace)
         return result
 
     def _plan(self, plan: SamplerPlan, model_hooks: int) -> None:
@@ -250,38 +253,8 @@ class GuidedRun:
         if found.push is not None:
             change = change * found.push.to(change).reshape(-1, *[1] * (change.ndim - 1))
         x -= change.to(x)
-        finite = is_finite(found.gradient)
-        if not finite.all():
-            logging.warning(
-                "JEPA guidance: step %d: image(s) %s not shifted, their gradient is not finite",
-                step + 1,
-                (~finite).nonzero().flatten().tolist(),
-            )
-        self.trace.add(
-            GuidedStep(
-                step,
-                float(sigma),
-                found.score.tolist(),
-                _by_label(self.trace.guides, found.each),
-                _by_label(self.trace.judges, found.judged),
-                found.gradient.flatten(1).norm(dim=1).tolist(),
-                change.flatten(1).abs().amax(1).tolist(),
-                novelty=[] if found.novelty is None else found.novelty.tolist(),
-                push=[] if found.push is None else found.push.tolist(),
-            )
-        )
+        record_step(self.trace, step, float(sigma), found, change)
         return change
-
-    def place(self, latents: Tensor) -> None:
-        """Record where the finished images lie in the reference."""
-        try:
-            with random_state_kept(latents.device):
-                self.trace.places = self.chain.places(latents, self.base_model)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self.trace.notice("out of memory: where the images lie in the reference is not known")
-        self.report(self.trace)
 
     # --- reports -------------------------------------------------------------------------------------------------
 
@@ -308,8 +281,3 @@ class GuidedRun:
         if not self.chain.through_denoiser or runs_compiled(network, self.guider.model_options):
             return nullcontext()
         return self.blocks.of(network, blocks(network))
-
-
-def _by_label(labels: Sequence[str], scores: Tensor | None) -> dict[str, list[float]]:
-    # a gradient that is not that of a score has no labels
-    return {} if scores is None or not labels else dict(zip(labels, scores.tolist(), strict=True))

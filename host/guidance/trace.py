@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any, ClassVar
 
 from ..options import NOVELTY, SCORE
@@ -33,7 +34,7 @@ class GuidedStep:
         judged: label of a judge -> its projected score, comparable only with other projected scores, or its novelty.
         gradient_norm: of the gradient with respect to x; not finite for an image that was not shifted.
         shift: the largest change of x in sampler units; 0 if the gradient was not finite.
-        novelty: the weighted mean over the guides; NaN if novelty is no criterion, empty if unknown.
+        novelty: the weighted mean over the guides; empty if novelty is no criterion.
         push: what remained of the strength near the target, 0 to 1; empty without a target.
     """
 
@@ -148,9 +149,7 @@ class Trace:
         of = "mean " if len(self.guides) > 1 else ""
         guided = self.guided_steps
         columns = {SCORE: [step.score for step in guided], NOVELTY: [step.novelty for step in guided]}
-        unused = {
-            name for name, rows in columns.items() if all(math.isnan(value) for row in rows for value in row)
-        }
+        unused = {name for name, rows in columns.items() if all(map(math.isnan, chain.from_iterable(rows)))}
         # if every score is NaN, the score is what could not be found
         named = [name for name in columns if name not in unused] or [SCORE]
         return ", ".join(f"{of}{name} {_course(columns[name])}" for name in named)
@@ -169,7 +168,8 @@ def _as_json(step: Step) -> dict:
     record = asdict(step)
     # the page relies on this order
     head = {"step": record.pop("step"), "sigma": record.pop("sigma"), "guided": step.guided}
-    return _finite(head | record)
+    unused = [name for name in ("novelty", "push") if not record[name]] if step.guided else []
+    return _finite(head | {name: value for name, value in record.items() if name not in unused})
 
 
 def _finite(value: Any) -> Any:

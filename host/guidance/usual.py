@@ -63,7 +63,9 @@ def part_of(reference: Reference | None, encoder: HostEncoder) -> ReferencePart 
 def guides_of(encoder: AnyEncoder, config: GuidanceConfig, reference: Reference | None) -> list[Guide]:
     """The guides, which know their distance from the reference."""
     return [
-        Guide(member.encoder.encoder, member.weight, _distance(part_of(reference, member.encoder), config.form))
+        Guide(
+            member.encoder.encoder, member.weight, _distance(part_of(reference, member.encoder), config.form)
+        )
         for member in encoder.members
     ]
 

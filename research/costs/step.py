@@ -33,7 +33,13 @@ from research.harness.networks import (
     random_networks,
     tiny_autoencoder,
 )
-from research.harness.pack_api import chain, host_differentiable, load_host_encoder, preset_inputs
+from research.harness.pack_api import (
+    ScoreGradient,
+    chain,
+    host_differentiable,
+    load_host_encoder,
+    preset_inputs,
+)
 from research.harness.program import Row, markdown
 from research.harness.timing import Stages, count_operations
 
@@ -75,7 +81,7 @@ def naive_chain(vae: Any, encoder: Any, stages: Stages) -> Callable[..., Any]:
                 (found,) = torch.autograd.grad(seen, latent, rarity.grad[None], retain_graph=True)
             with stages.stage(timing.DENOISER_BACKWARD):
                 (found,) = torch.autograd.grad(latent, leaf, found)
-        return chain.ScoreGradient(torch.tensor([rarity.score], dtype=torch.float64), found)
+        return ScoreGradient(torch.tensor([rarity.score], dtype=torch.float64), found)
 
     return gradient
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from research.harness import program
 from research.harness.images import UNGUIDED, Experiment, Sampler
-from research.harness.pack_api import chain, inputs_of, preset_inputs
+from research.harness.pack_api import ScoreGradient, inputs_of, preset_inputs
 from research.harness.program import Row, markdown
 from research.harness.sheet import contact_sheet
 from research.harness.summary import Values, complete_seeds, differences, mean_and_error, plus_minus
@@ -56,7 +56,7 @@ def random_gradient(seed: int) -> Callable[..., Any]:
 
     def gradient(denoise: object, x: Tensor, sigma: Tensor, base_model: object) -> Any:
         noise = torch.randn(x.shape, generator=generator).to(x)
-        return chain.ScoreGradient(torch.zeros(len(x), dtype=torch.float64), noise)
+        return ScoreGradient(torch.zeros(len(x), dtype=torch.float64), noise)
 
     return gradient
 

@@ -8,47 +8,40 @@ batch by batch, all classes and arms of it. The judge is an EfficientNet-Lite0 t
 pictures of the world are what it compares with.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from jepa_core.novelty import FORM, FORMS, embed
-from jepa_core.reference import NO_SCORE, Reference, ReferencePart, load_reference, save_reference
-from jepa_core.views import views
+from jepa_core.novelty import FORMS
 from research.harness import program
+from research.harness.batches import BATCH, PROMPT, Arm, Study
 from research.harness.images import UNGUIDED, Sampler
-from research.harness.pack_api import demo, preset_inputs
-from research.harness.program import Row, whole
-from research.harness.sampling import draw
-from research.harness.timing import timed
+from research.harness.program import Row, markdown
+from research.harness.summary import mean_and_error
+from research.judges.effects import Judge, vendi
 from research.world.data import load_pictures
 
-BATCH = 16
-PICTURES = 300  # of a reference
-REAL, PROMPT = "real", "prompt"
+GROUP = 4  # pictures whose diversity is taken together
+HEADINGS = {
+    "distance": "judge's distance",
+    "minority": "minority hit rate",
+    "tail": "share as rare",
+    "recognised": "recognised",
+    "precise": "precision",
+    "contrast": "contrast",
+    "saturation": "saturation",
+    "vendi": "Vendi score of 4",
+    "within": "ended at 2 to 10 %",
+    "seconds": "seconds",
+}
+SHARES = ("minority", "recognised", "precise")
 # As the demo guides: research/effects/strengths.py says what came of it.
 INPUTS: Row = {"interval": 2, "oversampling": 1, "power_iterations": 1}
 INPUTS |= {"range_finder": "tracked in half precision"}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Inputs of the guiding node, and what it is given.
-
-    Attributes:
-        form: how novelty measures distance. reference: REAL, PROMPT, or "" for none.
-        rows: how many of a batch are sampled together.
-    """
-
-    inputs: Row
-    form: str = FORM
-    reference: str = REAL
-    rows: int = BATCH
 
 
 def _novelty(strength: float, **more: Any) -> Row:
@@ -82,91 +75,6 @@ GROUPS: dict[str, dict[str, Arm]] = {
 }
 
 
-@dataclass
-class Study:
-    """Batches of pictures below a folder, and what they are made with."""
-
-    folder: Path
-    sampler: Sampler
-    world: Any
-    references: dict[tuple[str, str], Reference] = field(default_factory=dict)
-
-    def file(self, arm: str, name: str, batch: int) -> Path:
-        return self.folder / "pictures" / arm / f"{name}-{batch:03d}.safetensors"
-
-    def reference(self, kind: str, name: str) -> Reference | None:
-        """The reference of a class; made once."""
-        if not kind:
-            return None
-        if (kind, name) not in self.references:
-            file = self.folder / "references" / f"{kind}-{name}.safetensors"
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                save_reference(self._embedded(self._usual(kind, name)), file)
-            self.references[kind, name] = load_reference(file)
-        return self.references[kind, name]
-
-    def _usual(self, kind: str, name: str) -> Tensor:
-        """Pictures (N, H, W, 3) in [0, 1] that count as usual."""
-        if kind == REAL:
-            trained = self.world.trained_on()
-            rows = (trained.labels == self.sampler.classes.index(name) + 1).nonzero().flatten()
-            return trained.pixels(rows[:PICTURES]).movedim(1, -1)
-        batches = range(-(-PICTURES // BATCH))
-        parts = [self._drawn(self.sampler.model, name, 1_000_000 + batch, BATCH) for batch in batches]
-        return torch.cat(parts)[:PICTURES]
-
-    @torch.no_grad()
-    def _embedded(self, pictures: Tensor) -> Reference:
-        encoder = self.sampler.encoder.encoder
-        plain, smoothed = [], []
-        for part in pictures.split(20):
-            seen = torch.stack([embed(encoder, encoder.preprocess(view)) for view in views(part)])
-            plain.append(seen[0])
-            smoothed.append(seen.mean(0))
-        own = (self.sampler.encoder.name, encoder.fingerprint, encoder.image_size)
-        part = ReferencePart(*own, torch.cat(plain), torch.cat(smoothed))
-        return Reference((part,), {"mode": NO_SCORE, "fit": "squash", "antialias": "on"})
-
-    @torch.inference_mode()
-    def _drawn(self, model: Any, name: str, seed: int, rows: int) -> Tensor:
-        """The pictures (BATCH, H, W, 3) in [0, 1] of a batch's noise, sampled `rows` at a time."""
-        positive, negative = map(demo.demo_conditioning, (name, "any"))
-        found = []
-        for first in range(0, BATCH, rows):
-            part = slice(first, first + rows)
-            latents = draw(
-                model, positive, negative, seed=seed, count=BATCH, steps=self.sampler.steps, only=part
-            )
-            found.append(self.sampler.vae.decode(latents))
-        return torch.cat(found).clone()
-
-    def make(self, name: str, arm: str, how: Arm | None, batch: int) -> None:
-        """Make a batch of an arm, unless it is there."""
-        file = self.file(arm, name, batch)
-        if file.exists():
-            return
-        model, traces = self.sampler.model, []
-
-        def note(trace: Any) -> None:
-            if not traces or trace is not traces[-1]:
-                traces.append(trace)
-
-        if how is not None:
-            inputs, reference = preset_inputs(changes=INPUTS | how.inputs), self.reference(how.reference, name)
-            model = self.sampler.guided(inputs, form=how.form, reference=reference, report=note)
-        seed = batch * 100 + self.sampler.classes.index(name)
-        rows = BATCH if how is None else how.rows
-        pictures, seconds = timed(lambda: self._drawn(model, name, seed, rows))
-        tensors = {"pictures": pictures.mul(255).round().clamp(0, 255).byte()}
-        tensors["seconds"] = torch.tensor(seconds)
-        if places := [place["novelty"] for trace in traces for place in trace.places]:
-            tensors["rarer"] = torch.tensor(places)
-        with whole(file) as partial:
-            save_file(tensors, partial)
-        print(f"{name} {batch} {arm}: {seconds:.1f} s", flush=True)
-
-
 def arms_of(groups: Sequence[str]) -> dict[str, Arm | None]:
     """The arms of some groups, the unguided one first."""
     return {UNGUIDED: None} | {name: arm for group in groups for name, arm in GROUPS[group].items()}
@@ -183,11 +91,90 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     sampler = Sampler(options.encoder, image_size=options.image_size)
     world = load_pictures(options.world or options.folder, processes=1)
-    study, arms = Study(options.folder, sampler, world), arms_of(options.groups)
+    study, arms = Study(options.folder, sampler, world, INPUTS), arms_of(options.groups)
     for batch in range(options.each // BATCH if not options.finish else 0):
         for name in sampler.classes:
             for arm, how in arms.items():
                 study.make(name, arm, how, batch)
+    settings = program.settings(parser, options, **sampler.settings(), inputs=INPUTS, batch=BATCH)
+    found = json.loads(options.out.read_text()) if options.out.exists() else {"arms": {}}
+    found["settings"] = found.get("settings", {}) | {"+".join(options.groups): settings}
+    judge = cache(lambda: Judge(world, options.world or options.folder))
+    found["real"] = found.get("real") or real_row(judge())
+    for arm in arms:
+        found["arms"][arm] = summary(study, arm, judge)
+    program.write(options.out, found, table)
+
+
+def paired(study: Study, arm: str, judge: Callable[[], Judge]) -> tuple[list[Row], list[Row]]:
+    """The measures of all pictures of an arm, and of the unguided ones of the same noise."""
+    rows: tuple[list[Row], list[Row]] = ([], [])
+    for name in study.sampler.classes:
+        batch = 0
+        while all(study.file(one, name, batch).exists() for one in (arm, UNGUIDED)):
+            for one, some in zip((arm, UNGUIDED), rows, strict=True):
+                found = study.judged(one, name, batch, judge)
+                diversity = [vendi(part) for part in found.pop("features").float().split(GROUP)]
+                seconds = found.pop("seconds").item() / BATCH
+                for index in range(BATCH):
+                    row = {key: value[index].item() for key, value in found.items()}
+                    row |= {"class": name, "seconds": seconds}
+                    if index % GROUP == 0:
+                        row["vendi"] = diversity[index // GROUP]
+                    some.append(row)
+            batch += 1
+    return rows
+
+
+def summary(study: Study, arm: str, judge: Callable[[], Judge]) -> Row:
+    """Each measure's mean, and its paired difference from the unguided pictures with its standard error."""
+    own, unguided = paired(study, arm, judge)
+    found: Row = {"pictures": len(own)}
+    for name in own[0].keys() - {"class"} if own else ():
+        pairs = [(a[name], b.get(name)) for a, b in zip(own, unguided, strict=True) if name in a]
+        found[name] = mean_and_error([a for a, _ in pairs])
+        if arm != UNGUIDED and pairs[0][1] is not None:
+            found[name]["change"] = mean_and_error([a - b for a, b in pairs])
+    places = [row["rarer"] for row in own if "rarer" in row]
+    if places:
+        found["within"] = round(sum(2 <= place <= 10 for place in places) / len(places), 4)
+        found["past"] = round(sum(place < 2 for place in places) / len(places), 4)
+        found["short"] = round(sum(place > 10 for place in places) / len(places), 4)
+    return found
+
+
+def real_row(judge: Judge) -> Row:
+    """The same measures of held-out pictures that nothing is compared with."""
+    pictures, labels = judge.real_pictures
+    features = judge.features(pictures)
+    found = judge.judge(pictures, labels, features)
+    return {"pictures": len(pictures)} | {
+        name: mean_and_error(value.tolist()) for name, value in found.items()
+    }
+
+
+def table(figures: Row) -> str:
+    """A row for each arm: the means, and in brackets the change from the unguided pictures."""
+    columns = {"arm": "{arm}", "pictures": "{pictures}"}
+    for name, heading in HEADINGS.items():
+        columns[heading] = f"{{{name}}}"
+    rows = [
+        {"arm": "held-out drawings"} | figures["real"],
+        *({"arm": a} | r for a, r in figures["arms"].items()),
+    ]
+    return markdown(columns, [{name: _cell(name, value) for name, value in row.items()} for row in rows])
+
+
+def _cell(name: str, value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    digits = 0 if name in SHARES else 2
+    scale = 100 if name in SHARES else 1
+    text = f"{scale * value['mean']:.{digits}f}" + (" %" if name in SHARES else "")
+    if "change" in value:
+        change, error = (scale * (value["change"][key] or 0) for key in ("mean", "standard_error"))
+        text += f" ({change:+.{digits + 1}f} +- {error:.{digits + 1}f})"
+    return text
 
 
 if __name__ == "__main__":

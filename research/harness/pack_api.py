@@ -20,6 +20,9 @@ from jepa_guidance.host.gradient import chain as chain  # noqa: E402
 from jepa_guidance.host.gradient.checkpointing import checkpointed as checkpointed  # noqa: E402
 from jepa_guidance.host.gradient.decoders import LatentDecoder as LatentDecoder  # noqa: E402
 from jepa_guidance.host.gradient.differentiable import host_differentiable as host_differentiable  # noqa: E402
+from jepa_guidance.host.gradient.image_gradient import Guide as Guide  # noqa: E402
+from jepa_guidance.host.gradient.image_gradient import ImageGradient as ImageGradient  # noqa: E402
+from jepa_guidance.host.gradient.image_gradient import ScoreGradient as ScoreGradient  # noqa: E402
 from jepa_guidance.host.guidance.patch import apply_guidance  # noqa: E402
 from jepa_guidance.host.guidance.schedule import Schedule as Schedule  # noqa: E402
 from jepa_guidance.nodes import guidance_inputs  # noqa: E402
@@ -56,7 +59,7 @@ class OwnGradient(chain.GradientChain):
 
     def __init__(
         self,
-        function: Callable[..., chain.ScoreGradient],
+        function: Callable[..., ScoreGradient],
         through_denoiser: bool = False,
         checkpointing: bool = False,
     ) -> None:
@@ -66,7 +69,7 @@ class OwnGradient(chain.GradientChain):
 
     def __call__(
         self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any
-    ) -> chain.ScoreGradient:
+    ) -> ScoreGradient:
         return self.function(denoise, x, sigma, base_model)
 
 
@@ -75,7 +78,7 @@ def guided(
     vae: Any,
     encoder: Any,
     inputs: Row,
-    gradient: Callable[..., chain.ScoreGradient] | None = None,
+    gradient: Callable[..., ScoreGradient] | None = None,
     form: str = FORM,
     **others: Any,
 ) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from jepa_guidance.host.gradient.chain import ScoreGradient
+from jepa_guidance.host.gradient.image_gradient import ScoreGradient
 from jepa_guidance.host.guidance.config import GuidanceConfig
 from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule

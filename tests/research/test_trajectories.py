@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from research.harness.images import Sampler
-from research.harness.pack_api import chain, preset_inputs
+from research.harness.pack_api import ScoreGradient, chain, preset_inputs
 
 STEPS = 5
 
@@ -37,7 +37,7 @@ def test_estimates_are_what_guidance_sees(sampler: Sampler) -> None:
             latent = base_model.process_latent_out(denoise(x).clone())
             seen.append(chain.decoded(sampler.vae, latent)[0].clone())
         # a zero gradient shifts by exactly nothing
-        return chain.ScoreGradient(torch.zeros(len(x), dtype=torch.float64), torch.zeros_like(x))
+        return ScoreGradient(torch.zeros(len(x), dtype=torch.float64), torch.zeros_like(x))
 
     inputs = preset_inputs(changes={"start_percent": 0.0, "end_percent": 1.0})
     final = sampler.sample(sampler.guided(inputs, gradient=record), 0)

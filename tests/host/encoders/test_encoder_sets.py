@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from jepa_guidance.host.encoders.host_encoder import HostEncoder, combined, load_host_encoder, patchers
-from jepa_guidance.host.gradient.chain import Guide, LatentGradient
+from jepa_guidance.host.gradient.chain import LatentGradient
 from jepa_guidance.host.gradient.decoders import LatentDecoder, decoded
+from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.jepa_core.score import PROJECTION
@@ -130,12 +131,12 @@ def test_the_gradient_of_a_set_is_the_finite_difference(tiny, files, weights):
         return [rarity(guide.encoder, guide.encoder.preprocess(image)).score.item() for guide in guides]
 
     sizes = []
-    for encoder, _ in guides:
+    for encoder, *_ in guides:
         pixels = image_of(latent).requires_grad_()
         x = encoder.preprocess(pixels)
         (part,) = torch.autograd.grad(x, pixels, rarity(encoder, x.detach()).grad)
         sizes.append(part.square().mean().sqrt().item())
-    result = LatentGradient(LatentDecoder(vae), guides, rarity).of_latent(latent)
+    result = LatentGradient(LatentDecoder(vae), ImageGradient(guides, rarity)).of_latent(latent)
     at = scores_at(latent)
     assert result.each[:, 0].tolist() == pytest.approx(at)
     assert result.score.item() == pytest.approx(sum(w * s for w, s in zip(weights, at, strict=True)))
@@ -205,12 +206,12 @@ def test_a_guide_with_a_gradient_of_zero_is_left_out(tiny, clip, jepa):
                 found.grad.zero_()
             return found
 
-    both = LatentGradient(LatentDecoder(vae), [blind, Guide(jepa.encoder, 0.5)], Blind(**RARITY)).of_latent(
-        latent
-    )
-    alone = LatentGradient(LatentDecoder(vae), [Guide(jepa.encoder)], RarityGradient(**RARITY)).of_latent(
-        latent
-    )
+    both = LatentGradient(
+        LatentDecoder(vae), ImageGradient([blind, Guide(jepa.encoder, 0.5)], Blind(**RARITY))
+    ).of_latent(latent)
+    alone = LatentGradient(
+        LatentDecoder(vae), ImageGradient([Guide(jepa.encoder)], RarityGradient(**RARITY))
+    ).of_latent(latent)
     assert both.gradient.isfinite().all()
     cosine = torch.cosine_similarity(both.gradient.flatten(), alone.gradient.flatten(), dim=0)
     assert cosine > 1 - 1e-6

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from jepa_guidance.host.gradient.chain import Guide, LatentGradient, ScoreGradient
+from jepa_guidance.host.gradient.chain import LatentGradient
 from jepa_guidance.host.gradient.decoders import LatentDecoder, choose_decoder, decoded
 from jepa_guidance.host.gradient.differentiable import writing_in_place
 from jepa_guidance.host.gradient.gradient_check import WrongGradientError
+from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient, ScoreGradient
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.options import ENCODER_RESOLUTION
 
@@ -42,7 +43,7 @@ def random_like(tensor, seed):
 def test_gradient_of_a_clean_latent_is_the_finite_difference(tiny):
     vae, encoder = tiny.make_vae(torch.float64), tiny.make_encoder(torch.float64).encoder
     latent = random_like(torch.empty(1, 4, 8, 8, dtype=torch.float64), 1)
-    chain = LatentGradient(LatentDecoder(vae), [Guide(encoder)], RarityGradient(**RARITY))
+    chain = LatentGradient(LatentDecoder(vae), ImageGradient([Guide(encoder)], RarityGradient(**RARITY)))
     score, gradient, *_ = chain.of_latent(latent)
     assert score.item() == pytest.approx(score_of_latent(vae, encoder, latent), rel=1e-9)
     for seed in (2, 3, 4):
@@ -55,7 +56,7 @@ def test_gradient_of_a_clean_latent_is_the_finite_difference(tiny):
 def test_gradient_of_a_shrunk_latent_is_the_finite_difference(tiny, fit):
     vae, encoder = tiny.make_vae(torch.float64), tiny.make_encoder(torch.float64).encoder
     decoder = choose_decoder(ENCODER_RESOLUTION, vae, None, encoder.image_size, fit)
-    chain = LatentGradient(decoder, [Guide(encoder)], RarityGradient(**RARITY), fit=fit)
+    chain = LatentGradient(decoder, ImageGradient([Guide(encoder)], RarityGradient(**RARITY), fit=fit))
     latent = random_like(torch.empty(1, 4, 20, 17, dtype=torch.float64), 1)
 
     def score_at(point):
@@ -77,7 +78,9 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
     dtype = torch.float64
     model, vae, encoder = tiny.make_model(kind, dtype), tiny.make_vae(dtype), tiny.make_encoder(dtype)
     guides = [Guide(encoder.encoder)]
-    chain = LatentGradient(LatentDecoder(vae), guides, RarityGradient(**RARITY), through_denoiser=through)
+    chain = LatentGradient(
+        LatentDecoder(vae), ImageGradient(guides, RarityGradient(**RARITY)), through_denoiser=through
+    )
     checked = []
 
     def check(denoise, x, sigma, base_model):
@@ -121,7 +124,7 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
 
 def test_a_denoiser_that_writes_in_place_and_has_no_derivative_is_said_to_have_none(tiny):
     guides, rarity = [Guide(tiny.encoder.encoder)], RarityGradient(**RARITY)
-    chain = LatentGradient(LatentDecoder(tiny.vae), guides, rarity, through_denoiser=True)
+    chain = LatentGradient(LatentDecoder(tiny.vae), ImageGradient(guides, rarity), through_denoiser=True)
     calls = []
 
     def denoise(x):

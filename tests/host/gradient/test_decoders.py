@@ -9,8 +9,9 @@ import folder_paths
 import latent_preview
 import pytest
 import torch
-from jepa_guidance.host.gradient.chain import Guide, LatentGradient
+from jepa_guidance.host.gradient.chain import LatentGradient
 from jepa_guidance.host.gradient.decoders import choose_decoder, decoded, shrink, tiny_decoder_name
+from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient
 from jepa_guidance.host.guidance.refusals import check_vae_fits
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.options import DECODERS, ENCODER_RESOLUTION, FULL, TINY, TINY_OR_SMALL
@@ -96,7 +97,9 @@ def test_latents_that_are_small_enough_decode_like_the_full_decoder_bit_for_bit(
     for name in (FULL, ENCODER_RESOLUTION):
         decoder = choice(tiny, name, fit=fit)
         rarity = RarityGradient(k=3)
-        chain = LatentGradient(decoder, [Guide(tiny.encoder.encoder)], rarity, fit=fit, antialias=True)
+        chain = LatentGradient(
+            decoder, ImageGradient([Guide(tiny.encoder.encoder)], rarity, fit=fit, antialias=True)
+        )
         found.append(chain.of_latent(latents))
     assert torch.equal(found[0].score, found[1].score)
     assert torch.equal(found[0].gradient, found[1].gradient)

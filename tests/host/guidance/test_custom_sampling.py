@@ -14,7 +14,7 @@ import torch
 from comfy_extras import nodes_apg, nodes_cfg, nodes_differential_diffusion, nodes_easycache, nodes_perpneg
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-from jepa_guidance.host.gradient.chain import ScoreGradient
+from jepa_guidance.host.gradient.image_gradient import ScoreGradient
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient

@@ -14,8 +14,9 @@ import pytest
 import torch
 from jepa_guidance.host.comfy.memory import is_out_of_memory
 from jepa_guidance.host.gradient import residency
-from jepa_guidance.host.gradient.chain import Guide, LatentGradient
+from jepa_guidance.host.gradient.chain import LatentGradient
 from jepa_guidance.host.gradient.decoders import LatentDecoder
+from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient
 from jepa_guidance.host.gradient.residency import refuse_streamed
 from jepa_guidance.host.guidance.schedule import Schedule
 
@@ -230,7 +231,9 @@ def one_buffer(monkeypatch):
 
 
 def gradient_of_decoding(tiny: Any, latent: torch.Tensor) -> torch.Tensor:
-    chain = LatentGradient(LatentDecoder(tiny.vae), [Guide(tiny.encoder.encoder)], RarityGradient(k=3))
+    chain = LatentGradient(
+        LatentDecoder(tiny.vae), ImageGradient([Guide(tiny.encoder.encoder)], RarityGradient(k=3))
+    )
     return chain.of_latent(latent).gradient
 
 

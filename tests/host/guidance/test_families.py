@@ -13,8 +13,9 @@ from typing import Any
 import nodes as host_nodes
 import pytest
 import torch
-from jepa_guidance.host.gradient.chain import Guide, LatentGradient, ScoreGradient, dx0_dx
+from jepa_guidance.host.gradient.chain import LatentGradient, dx0_dx
 from jepa_guidance.host.gradient.decoders import LatentDecoder, choose_decoder, decoded
+from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient, ScoreGradient
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.options import ENCODER_RESOLUTION, TINY, TINY_OR_SMALL
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
@@ -210,8 +211,7 @@ def check_inside(
     first_step = settings.pop("start_percent", 0.4)
     chain = LatentGradient(
         LatentDecoder(family.vae),
-        [Guide(encoder.encoder)],
-        RarityGradient(**EXACT),
+        ImageGradient([Guide(encoder.encoder)], RarityGradient(**EXACT)),
         through_denoiser=through,
         checkpointing=checkpointing,
     )
@@ -295,8 +295,7 @@ def test_checkpointing_changes_no_gradient(name):
     for checkpointing in (False, True):
         chain = LatentGradient(
             LatentDecoder(family.vae),
-            [Guide(encoder_of().encoder)],
-            RarityGradient(**QUICK),
+            ImageGradient([Guide(encoder_of().encoder)], RarityGradient(**QUICK)),
             through_denoiser=True,
             checkpointing=checkpointing,
         )
@@ -341,7 +340,9 @@ def gradients_of_a_run(family: Family, checkpointing: bool) -> list[Tensor]:
     """Gradients through the denoiser at each of three steps, without any shift."""
     settings = {"through_denoiser": True, "checkpointing": checkpointing}
     chain = LatentGradient(
-        LatentDecoder(family.vae), [Guide(encoder_of().encoder)], RarityGradient(**QUICK), **settings
+        LatentDecoder(family.vae),
+        ImageGradient([Guide(encoder_of().encoder)], RarityGradient(**QUICK)),
+        **settings,
     )
     gradients = []
 

@@ -6,7 +6,7 @@ import comfy.model_patcher
 import comfy.model_sampling
 import pytest
 import torch
-from jepa_guidance.host.gradient.chain import ScoreGradient
+from jepa_guidance.host.gradient.image_gradient import ScoreGradient
 from jepa_guidance.host.guidance.refusals import check_one_device, check_sampling
 from jepa_guidance.host.guidance.schedule import Schedule
 from safetensors.torch import save_file

@@ -12,7 +12,7 @@ import comfy.samplers
 import pytest
 import torch
 from jepa_guidance.host.comfy.required import interrupt_check
-from jepa_guidance.host.gradient.chain import ScoreGradient
+from jepa_guidance.host.gradient.image_gradient import ScoreGradient
 from jepa_guidance.host.gradient.residency import refuse_streamed
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.guidance.trace import Trace

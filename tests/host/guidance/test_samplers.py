@@ -12,7 +12,7 @@ import comfy.k_diffusion.sampling
 import comfy.samplers
 import pytest
 import torch
-from jepa_guidance.host.gradient.chain import ScoreGradient
+from jepa_guidance.host.gradient.image_gradient import ScoreGradient
 from jepa_guidance.host.guidance.refused_samplers import sampler_refusal
 from jepa_guidance.host.guidance.sampler_probe import probe_sampler
 from jepa_guidance.host.guidance.schedule import Schedule

@@ -10,8 +10,9 @@ import comfy.model_patcher
 import pytest
 import torch
 from jepa_guidance.host.encoders.host_encoder import HostEncoder, combined
-from jepa_guidance.host.gradient.chain import Guide, LatentGradient
+from jepa_guidance.host.gradient.chain import LatentGradient
 from jepa_guidance.host.gradient.decoders import LatentDecoder, decoded, shrink
+from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.options import ENCODER_RESOLUTION, FULL
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
@@ -72,7 +73,7 @@ def test_the_frames_are_seen_together_as_a_clip(motion):
     vae = exact_family("wan_video").vae
     latent = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(0)).double()
     rarity = RarityGradient(k=3, oversample=12, power_iterations=6)
-    clip = LatentGradient(LatentDecoder(vae), [Guide(encoder)], rarity).of_latent(latent)
+    clip = LatentGradient(LatentDecoder(vae), ImageGradient([Guide(encoder)], rarity)).of_latent(latent)
     with torch.inference_mode(False), torch.no_grad():
         frames = decoded(vae, latent)
     seen = encoder.of_clips(FRAMES)

@@ -1,0 +1,141 @@
+"""Batches of pictures of one class of the demo world from the same noise in every arm: made, judged, resumable."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from jepa_core.novelty import FORM, embed
+from jepa_core.reference import NO_SCORE, Reference, ReferencePart, load_reference, save_reference
+from jepa_core.views import views
+from research.harness.images import Sampler
+from research.harness.pack_api import demo, preset_inputs
+from research.harness.program import Row, whole
+from research.harness.sampling import draw
+from research.harness.timing import timed
+from research.judges.effects import Judge
+from research.training.pictures import Pictures
+
+BATCH = 16
+PICTURES = 300  # of a reference
+REAL, PROMPT = "real", "prompt"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Inputs of the guiding node, and what it is given.
+
+    Attributes:
+        form: how novelty measures distance. reference: REAL, PROMPT, or "" for none.
+        rows: how many of a batch are sampled together.
+    """
+
+    inputs: Row
+    form: str = FORM
+    reference: str = REAL
+    rows: int = BATCH
+
+
+@dataclass
+class Study:
+    """Batches of pictures below a folder, and what they are made with; inputs: of the guiding node in every arm."""
+
+    folder: Path
+    sampler: Sampler
+    world: Pictures
+    inputs: Row
+    references: dict[tuple[str, str], Reference] = field(default_factory=dict)
+
+    def file(self, arm: str, name: str, batch: int) -> Path:
+        return self.folder / "pictures" / arm / f"{name}-{batch:03d}.safetensors"
+
+    def reference(self, kind: str, name: str) -> Reference | None:
+        """The reference of a class; made once."""
+        if not kind:
+            return None
+        if (kind, name) not in self.references:
+            file = self.folder / "references" / f"{kind}-{name}.safetensors"
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                save_reference(self._embedded(self._usual(kind, name)), file)
+            self.references[kind, name] = load_reference(file)
+        return self.references[kind, name]
+
+    def _usual(self, kind: str, name: str) -> Tensor:
+        """Pictures (N, H, W, 3) in [0, 1] that count as usual."""
+        if kind == REAL:
+            trained = self.world.trained_on()
+            rows = (trained.labels == self.sampler.classes.index(name) + 1).nonzero().flatten()
+            return trained.pixels(rows[:PICTURES]).movedim(1, -1)
+        batches = range(-(-PICTURES // BATCH))
+        parts = [self._drawn(self.sampler.model, name, 1_000_000 + batch, BATCH) for batch in batches]
+        return torch.cat(parts)[:PICTURES]
+
+    @torch.no_grad()
+    def _embedded(self, pictures: Tensor) -> Reference:
+        encoder = self.sampler.encoder.encoder
+        plain, smoothed = [], []
+        for part in pictures.split(20):
+            seen = torch.stack([embed(encoder, encoder.preprocess(view)) for view in views(part)])
+            plain.append(seen[0])
+            smoothed.append(seen.mean(0))
+        own = (self.sampler.encoder.name, encoder.fingerprint, encoder.image_size)
+        part = ReferencePart(*own, torch.cat(plain), torch.cat(smoothed))
+        return Reference((part,), {"mode": NO_SCORE, "fit": "squash", "antialias": "on"})
+
+    @torch.inference_mode()
+    def _drawn(self, model: Any, name: str, seed: int, rows: int) -> Tensor:
+        """The pictures (BATCH, H, W, 3) in [0, 1] of a batch's noise, sampled `rows` at a time."""
+        positive, negative = map(demo.demo_conditioning, (name, "any"))
+        found = []
+        for first in range(0, BATCH, rows):
+            part = slice(first, first + rows)
+            latents = draw(
+                model, positive, negative, seed=seed, count=BATCH, steps=self.sampler.steps, only=part
+            )
+            found.append(self.sampler.vae.decode(latents))
+        return torch.cat(found).clone()
+
+    def make(self, name: str, arm: str, how: Arm | None, batch: int) -> None:
+        """Make a batch of an arm, unless it is there."""
+        file = self.file(arm, name, batch)
+        if file.exists():
+            return
+        model = self.sampler.model
+        traces: list[Any] = []
+
+        def note(trace: Any) -> None:
+            if not traces or trace is not traces[-1]:
+                traces.append(trace)
+
+        if how is not None:
+            inputs = preset_inputs(changes=self.inputs | how.inputs)
+            reference = self.reference(how.reference, name)
+            model = self.sampler.guided(inputs, form=how.form, reference=reference, report=note)
+        seed = batch * 100 + self.sampler.classes.index(name)
+        rows = BATCH if how is None else how.rows
+        pictures, seconds = timed(lambda: self._drawn(model, name, seed, rows))
+        tensors = {"pictures": pictures.mul(255).round().clamp(0, 255).byte()}
+        tensors["seconds"] = torch.tensor(seconds)
+        if places := [place["novelty"] for trace in traces for place in trace.places]:
+            tensors["rarer"] = torch.tensor(places)
+        with whole(file) as partial:
+            save_file(tensors, partial)
+        print(f"{name} {batch} {arm}: {seconds:.1f} s", flush=True)
+
+    def judged(self, arm: str, name: str, batch: int, judge: Callable[[], Judge]) -> dict[str, Tensor]:
+        """The measures of a batch that was made, with "features" and what was noted while it was made; judged once."""
+        file, label = self.file(arm, name, batch), self.sampler.classes.index(name) + 1
+        out = file.with_name(f"{file.stem}.judged.safetensors")
+        if not out.exists():
+            made = load_file(file)
+            pictures = made.pop("pictures").movedim(-1, 1).float() / 255
+            features = judge().features(pictures)
+            made |= judge().judge(pictures, torch.full((len(pictures),), label), features)
+            with whole(out) as partial:
+                save_file(made | {"features": features.half()}, partial)
+        return load_file(out)
