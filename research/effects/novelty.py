@@ -18,11 +18,11 @@ import torch
 
 from jepa_core.novelty import FORMS
 from research.harness import program
-from research.harness.batches import BATCH, PROMPT, Arm, Study
+from research.harness.batches import BATCH, PICTURES, PROMPT, Arm, Study
 from research.harness.images import UNGUIDED, Sampler
 from research.harness.program import Row, markdown
 from research.harness.summary import mean_and_error
-from research.judges.effects import Judge, vendi
+from research.judges.effects import REAL, Judge, vendi
 from research.world.data import load_pictures
 
 GROUP = 4  # pictures whose diversity is taken together
@@ -90,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     sampler = Sampler(options.encoder, image_size=options.image_size)
-    world = load_pictures(options.world or options.folder, processes=1)
+    place = options.world or options.folder
+    world = load_pictures(place, PICTURES * len(sampler.classes), 2 * REAL, processes=1)
     study, arms = Study(options.folder, sampler, world, INPUTS), arms_of(options.groups)
     for batch in range(options.each // BATCH if not options.finish else 0):
         for name in sampler.classes:
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = program.settings(parser, options, **sampler.settings(), inputs=INPUTS, batch=BATCH)
     found = json.loads(options.out.read_text()) if options.out.exists() else {"arms": {}}
     found["settings"] = found.get("settings", {}) | {"+".join(options.groups): settings}
-    judge = cache(lambda: Judge(world, options.world or options.folder))
+    judge = cache(lambda: Judge(world, place))
     found["real"] = found.get("real") or real_row(judge())
     for arm in arms:
         found["arms"][arm] = summary(study, arm, judge)
