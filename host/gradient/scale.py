@@ -17,6 +17,7 @@ from ...jepa_core.reference import percentile
 from ...jepa_core.views import views
 from ..options import NOVELTY, SCORE
 
+RAMP = 0.5  # of the way from the median to the target, over which the push falls to 0
 UNSEEN = (1, 3)  # views without the picture as it is
 Seen = Callable[[Encoder, Tensor], Tensor]
 
@@ -65,7 +66,7 @@ class Target:
     typical: bool = False
 
     def push(self, image: Tensor, seen: Seen, on_pass: Callable[[], None]) -> dict[str, float]:
-        """For each criterion what remains of the strength: 1 up to the reference's median, 0 from the target on."""
+        """For each criterion what remains of the strength: 0 from the target on, 1 up to halfway from the median to it."""
         return {
             criterion: sum(self._push(scale, criterion, image, seen, on_pass) for scale in self.scales)
             / len(self.scales)
@@ -84,7 +85,7 @@ class Target:
             return 1.0  # such an image is not shifted
         if goal <= middle:
             return float(value < goal)
-        return min(1.0, max(0.0, (goal - value) / (goal - middle)))
+        return min(1.0, max(0.0, (goal - value) / (RAMP * (goal - middle))))
 
     def place(self, image: Tensor, seen: Seen, on_pass: Callable[[], None]) -> dict[str, float]:
         """For each criterion the percentage of the reference's pictures that are rarer, the mean over the encoders."""
