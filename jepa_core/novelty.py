@@ -14,6 +14,7 @@ from .encoder import Encoder
 from .precision import differentiable, full_precision
 
 NEIGHBOURS = 5
+FORM = "L2"  # of FORMS, where none is chosen
 SHRINKAGE = 0.1  # share of the mean variance that is added to every variance before whitening
 
 

@@ -12,7 +12,7 @@ from .guided_ksampler import JEPAGuidedKSampler
 from .plot_trace import JEPAPlotTrace
 from .rank_images import JEPARankImages
 from .rarity_map import JEPARarityMap
-from .reference_scores import JEPAReferenceScores
+from .reference import JEPAReferenceNode
 from .score_image import JEPAScoreImage
 
 
@@ -34,5 +34,5 @@ class JEPAExtension(ComfyExtension):
             JEPAPlotTrace,
             JEPARankImages,
             JEPARarityMap,
-            JEPAReferenceScores,
+            JEPAReferenceNode,
         ]

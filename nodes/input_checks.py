@@ -14,7 +14,7 @@ USED = {
     "JEPA_ENCODER": "members",
     "DJEPA": "class_names",
     "JEPA_TRACE": "steps",
-    "JEPA_REFERENCE": "scores",
+    "JEPA_REFERENCE": "parts",
     "IMAGE": "isfinite",
 }
 
