@@ -11,6 +11,10 @@ from .input_checks import check_values, count_images, inputs_of, only
 from .scoring_inputs import how_of, reference_inputs, reference_scoring
 from .types import JEPAEncoder, JEPAReference
 
+REFERENCE_ENCODER = (
+    "The same encoder as in the nodes that use the reference. With JEPA Combine Encoders, the reference is good for each of "
+    "them."
+)
 USES = "For JEPA Score Image, JEPA Rank Images, and guidance by novelty."
 
 
@@ -31,11 +35,7 @@ class JEPAReferenceNode(io.ComfyNode):
                 io.Image.Input(
                     "images", tooltip="The images that count as usual: a batch, or a list of batches."
                 ),
-                JEPAEncoder.Input(
-                    "encoder",
-                    tooltip="The same encoder as in the nodes that use the reference. With JEPA Combine Encoders, the "
-                    "reference is good for each of them.",
-                ),
+                JEPAEncoder.Input("encoder", tooltip=REFERENCE_ENCODER),
                 *reference_inputs(),
             ],
             outputs=[

@@ -40,6 +40,15 @@ def load_named(name: str) -> Reference:
     return load_reference(reference_file(name))
 
 
+def state_of_named(name: str) -> str:
+    """The date and size of a reference's file; empty if it is not there."""
+    path = folder_paths.get_full_path(REFERENCE_FOLDER, name) if name in reference_names() else None
+    if path is None:
+        return ""
+    state = Path(path).stat()
+    return f"{state.st_mtime_ns} {state.st_size}"
+
+
 def save_named(reference: Reference, name: str, *, overwrite: bool) -> str:
     """Save a reference in models/jepa_references; returns its name in the menu.
 
