@@ -88,7 +88,7 @@ SCENES = (
         pictures=(
             Sheet(f"{HELP}/rank_images.jpg", RANKED, width=560, columns=1, gap=0),
             Sheet(f"{PAGES}/ranked.jpg", RANKED, width=560, columns=1, gap=0),
-            Shot(f"{HELP}/reference_scores.png", (10,), width=596),
+            Shot(f"{HELP}/reference.png", (10,), width=596),
             Shot(f"{HELP}/score_image.png", (11,), width=640),
             Sheet(
                 f"{THUMBNAILS}/jepa_keep_the_rarest.jpg",

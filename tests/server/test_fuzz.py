@@ -42,7 +42,8 @@ NASTY: list[Any] = [
 OURS = (
     "JEPAEncoderLoader", "JEPAGuidedKSampler", "JEPAGuidance", "JEPAScoreImage", "JEPADemoLoader", "JEPADemoClass",
     "JEPACombineEncoders", "DJEPALoader", "DJEPASampler", "JEPAPlotTrace",
-    "JEPARankImages", "JEPARarityMap", "JEPAReferenceScores",
+    "JEPARankImages", "JEPARarityMap", "JEPAReference", "JEPAReferenceFolder", "JEPAPromptReference", "JEPASaveReference",
+    "JEPALoadReference", "JEPACombineReferences",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -86,7 +87,7 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
     mode = {"mode": "top-k", "top_k": 2}
     compared = {
         "map": node("JEPARarityMap", **judged, **view, opacity=0.5),
-        "reference": node("JEPAReferenceScores", **judged, **view, **mode),
+        "reference": node("JEPAReference", **judged, **view, **mode),
         "score": node("JEPAScoreImage", **judged, **view, **mode, reference=["reference", 0]),
     }
     return [*prompts, drawn, drawn | encoder_only | {"rank": rank}, drawn | encoder_only | compared]

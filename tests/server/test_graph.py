@@ -29,7 +29,12 @@ NODES = (
     "JEPAPlotTrace",
     "JEPARankImages",
     "JEPARarityMap",
-    "JEPAReferenceScores",
+    "JEPAReference",
+    "JEPAReferenceFolder",
+    "JEPAPromptReference",
+    "JEPASaveReference",
+    "JEPALoadReference",
+    "JEPACombineReferences",
 )
 GUIDANCE = {
     "strength": 2.0,
@@ -398,7 +403,7 @@ def test_a_rarity_map_is_drawn_and_its_mask_can_be_used(server, encoder):
 def test_a_score_is_placed_among_reference_images(server, encoder):
     mode = {"mode": "projected", "top_k": 1}
     reference = node(
-        "JEPAReferenceScores",
+        "JEPAReference",
         images=["decode", 0],
         encoder=["encoder", 0],
         fit="squash",

@@ -78,7 +78,7 @@ def prompts(server: Server) -> dict[str, dict]:
         "map": graph(encoder, stock()) | {"map": node("JEPARarityMap", **judged, **view, opacity=0.5)},
         "reference": graph(encoder, stock())
         | {
-            "reference": node("JEPAReferenceScores", **judge, **view),
+            "reference": node("JEPAReference", **judge, **view),
             "scores": node("PreviewAny", source=["reference", 1]),
         },
         "chart": simple | {"chart": node("JEPAPlotTrace", trace=["sample", 1])},
