@@ -14,7 +14,7 @@ MAX_SEED = 2**64 - 1
 class JEPACombineReferences(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        inputs: list[io.Input] = [
+        references = [
             JEPAReference.Input(
                 f"reference_{slot}",
                 optional=slot > 2,
@@ -28,7 +28,7 @@ class JEPACombineReferences(io.ComfyNode):
             category="JEPA",
             description="Puts the images of several references together, and keeps all or some of them, drawn at random.",
             inputs=[
-                *inputs,
+                *references[:2],
                 io.Int.Input(
                     "keep",
                     default=0,
@@ -39,6 +39,7 @@ class JEPACombineReferences(io.ComfyNode):
                 io.Int.Input(
                     "keep_seed", default=0, min=0, max=MAX_SEED, tooltip="Draws which images are kept."
                 ),
+                *references[2:],
             ],
             outputs=[JEPAReference.Output(display_name="reference", tooltip=USES)],
         )

@@ -81,7 +81,7 @@ class JEPAReferenceNode(io.ComfyNode):
 
 def summary(count: int, scores: list[float]) -> str:
     """A line about the reference, for the page."""
-    text = f"{count} reference images"
+    text = f"{count} reference image{'s' * (count > 1)}"
     if not scores:
         return text
     ordered = sorted(scores)

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io, ui
 
+from ..host.comfy.page import show_text
 from ..host.scoring.reference_files import load_named, reference_names, save_named, state_of_named
 from .input_checks import check_values, inputs_of
 from .reference import USES
@@ -31,6 +32,7 @@ class JEPASaveReference(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="The name of the saved file.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -40,7 +42,9 @@ class JEPASaveReference(io.ComfyNode):
         if not isinstance(filename, str):
             raise ValueError(f"filename must be text, got {filename!r:.100}")
         name = save_named(reference, filename, overwrite=overwrite)
-        return io.NodeOutput(name, ui=ui.PreviewText(f"{len(reference)} images saved as {name}"))
+        text = f"{len(reference)} images saved as {name}"
+        show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(name, ui=ui.PreviewText(text))
 
 
 class JEPALoadReference(io.ComfyNode):

@@ -24,8 +24,17 @@ DOCS = ROOT / "docs"
 PAGES = {
     "guidance.md": ("JEPAGuidance", "JEPAGuidedKSampler", "JEPAPlotTrace", "JEPADemoClass"),
     "encoders.md": ("JEPAEncoderLoader", "JEPACombineEncoders"),
-    "scoring.md": ("JEPAScoreImage", "JEPAReference", "JEPAReferenceFolder", "JEPAPromptReference", "JEPASaveReference",
-        "JEPALoadReference", "JEPACombineReferences", "JEPARarityMap", "JEPARankImages"),
+    "scoring.md": (
+        "JEPAScoreImage",
+        "JEPAReference",
+        "JEPAReferenceFolder",
+        "JEPAPromptReference",
+        "JEPASaveReference",
+        "JEPALoadReference",
+        "JEPACombineReferences",
+        "JEPARarityMap",
+        "JEPARankImages",
+    ),
     "djepa.md": ("DJEPALoader", "DJEPASampler"),
 }
 # Menus whose entries are the host's or depend on the files of the machine.

@@ -15,6 +15,7 @@ from .reference import embed_pictures, parts_of
 
 SAMPLE = 1000  # of a reference's pictures, this many tell how far its pictures are from each other
 _CHUNK = 256
+_SAME = 1e-4  # of an embedding's length: less than two pictures differ by, more than rounding
 
 
 class Distances:
@@ -25,8 +26,17 @@ class Distances:
         self._distance = FORMS[FORM](embeddings)
 
     def of(self, embeddings: Tensor) -> Tensor:
-        """How far embeddings (B, d) are from the pictures: (B,)."""
-        return torch.cat([self._distance(some) for some in embeddings.split(_CHUNK)])
+        """How far embeddings (B, d) are from the pictures: (B,). A picture of the reference is compared with the others."""
+        return torch.cat([self._of(some) for some in embeddings.split(_CHUNK)])
+
+    def _of(self, embeddings: Tensor) -> Tensor:
+        found = self._distance(embeddings)
+        nearest = torch.cdist(embeddings, self.embeddings).argmin(1)
+        apart = (embeddings - self.embeddings[nearest]).norm(dim=1)
+        inside = apart <= _SAME * embeddings.norm(dim=1)
+        if inside.any() and len(self.embeddings) > 1:
+            found[inside] = self._distance(embeddings[inside], nearest[inside])
+        return found
 
     def among(self, index: Tensor) -> Tensor:
         """How far some of the pictures (B,) are from all others: (B,). Needs two pictures at least."""

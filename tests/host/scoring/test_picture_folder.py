@@ -121,7 +121,7 @@ def test_files_that_are_broken_are_skipped_and_named(tiny, output):
     (output / "bytes.png").write_bytes(content[:60] + bytes(200) + content[260:])
     reference, text = run(tiny.encoder, count=1)
     assert len(reference) == 1
-    assert text.startswith("1 reference images\nskipped: ")
+    assert text.startswith("1 reference image\nskipped: ")
     for name in ("half", "empty", "text", "script", "huge", "bytes"):
         assert f"{name}." in text
     both = combined([(tiny.encoder, 1.0), (tiny.make_encoder(), 1.0)])
