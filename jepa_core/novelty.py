@@ -222,14 +222,13 @@ def patch_novelty(
 
 @torch.no_grad()
 def distances_within(points: Tensor, form: Callable[[Tensor], Distance], count: int = 1000) -> Tensor:
-    """The novelty of the points (N, d) among themselves: of each against all others; (min(N, count),), sorted.
+    """The novelty of points (N, d) among themselves, of each against all others: (min(N, count),), or (0,) of one point.
 
     Args:
         count: of more points, this many take part, evenly spread.
     """
     if len(points) < 2:
         return points.new_zeros(0)
-    chosen = torch.linspace(0, len(points) - 1, min(count, len(points))).round().long()
+    chosen = torch.linspace(0, len(points) - 1, min(count, len(points)), device="cpu").round().long()
     distance = form(points)
-    parts = [distance(points[some], some) for some in chosen.split(256)]
-    return torch.cat(parts).sort().values
+    return torch.cat([distance(points[some], some) for some in chosen.split(256)])

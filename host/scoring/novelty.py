@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...jepa_core import Reference
-from ...jepa_core.novelty import FORM, FORMS
+from ...jepa_core.novelty import FORM, FORMS, distances_within
 from ...jepa_core.reference import ReferencePart, percentile
 from ..encoders.host_encoder import AnyEncoder
 from .reference import embed_pictures, parts_of
@@ -45,10 +45,7 @@ class Distances:
     @cached_property
     def own(self) -> Tensor:
         """How far pictures of the reference are from the others: of at most SAMPLE, evenly spread, in their order."""
-        count = len(self.embeddings)
-        if count < 2:
-            return self.embeddings.new_zeros(0)
-        return self.among(torch.linspace(0, count - 1, min(count, SAMPLE), device="cpu").round().long())
+        return distances_within(self.embeddings, FORMS[FORM], SAMPLE)
 
     @cached_property
     def median(self) -> float:
