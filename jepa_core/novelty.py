@@ -9,14 +9,12 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
+from torch.nn.functional import normalize
 
 from .encoder import Encoder
 from .precision import differentiable, full_precision
 
 NEIGHBOURS = 5
-CELLS = 12  # of patch_novelty, on each side
-BLUR = 4  # pixels on each side that a place is blurred to
 SHRINKAGE = 0.1  # share of the mean variance that is added to every variance before whitening
 
 
@@ -184,40 +182,25 @@ def embed(encoder: Encoder, x: Tensor, on_pass: Callable[[], None] = lambda: Non
     return embeddings
 
 
-@torch.no_grad()
 def patch_novelty(
     encoder: Encoder,
     x: Tensor,
     distance: Callable[[Tensor], Tensor],
-    *,
-    side: int = CELLS,
     on_pass: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Return what each place of an image adds to its novelty: by how much it falls when the place is blurred away.
-
-    Place (i, j) of a grid of side x side is a square of twice the width of a cell, in the middle of which the image is
-    replaced by a strongly blurred one; towards the edges of the square the two fade into each other.
+    """Return how much the novelty of each image depends on each patch: the norm of its gradient there.
 
     Args:
-        x: (1, 3, S, S), preprocessed.
-        distance: see novelty_gradient.
-        on_pass: called after each pass; may raise to stop.
+        x: (B, 3, S, S), preprocessed.
+        distance, on_pass: see novelty_gradient.
 
     Returns:
-        (side, side) float64 on the CPU. Positive where the image becomes more usual without it.
+        (B, S / patch, S / patch) float64 on the CPU, one number per patch of the encoder; at least 0.
     """
-    size = x.shape[-1]
-    blurred = interpolate(adaptive_avg_pool2d(x, BLUR), (size, size), mode="bicubic", align_corners=False)
-    centres = (torch.arange(side, device=x.device) + 0.5) * size / side
-    offsets = torch.arange(size, device=x.device) + 0.5 - centres[:, None]
-    ramps = (2 - offsets.abs() * side / size).clamp(0, 1)  # (side, S)
-    whole = distance(embed(encoder, x, on_pass))
-    rows = []
-    for down in ramps:
-        shares = down[None, :, None] * ramps[:, None, :]
-        hidden = torch.lerp(x, blurred, shares[:, None])
-        rows.append(whole - distance(embed(encoder, hidden, on_pass)))
-    return torch.stack(rows).double().cpu()
+    patch = encoder.model.config.patch_size
+    grad = novelty_gradient(encoder, x, distance, on_pass).grad
+    squares = grad.double().cpu().square().sum(1).unflatten(1, (-1, patch)).unflatten(3, (-1, patch))
+    return squares.sum((2, 4)).sqrt()
 
 
 @torch.no_grad()
