@@ -69,8 +69,8 @@ GROUPS: dict[str, dict[str, Arm]] = {
         "apart -1": Arm(_novelty(-1.0, apart=True), reference="", rows=4),
     },
     "target": {
-        "novelty 4, prompt reference": Arm(_novelty(4.0), reference=PROMPT),
         "novelty 4, prompt reference, 1 in 20": Arm(_novelty(4.0, target="1 in 20"), reference=PROMPT),
+        "novelty 4, prompt reference": Arm(_novelty(4.0), reference=PROMPT),
     },
 }
 
@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", type=int, default=32, help=f"pictures of a class, a multiple of {BATCH}")
     parser.add_argument("--image-size", type=int, default=112, help="at which the encoder sees pictures")
     parser.add_argument("--world", type=Path, help="keeps the world's pictures; WORK by default")
+    parser.add_argument("--draw-only", action="store_true", help="only make pictures, and judge them later")
     parser.add_argument("--finish", action="store_true", help="only judge and write the figures")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -97,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in sampler.classes:
             for arm, how in arms.items():
                 study.make(name, arm, how, batch)
+    if options.draw_only:
+        return
     settings = program.settings(parser, options, **sampler.settings(), inputs=INPUTS, batch=BATCH)
     found = json.loads(options.out.read_text()) if options.out.exists() else {"arms": {}}
     found["settings"] = found.get("settings", {}) | {"+".join(options.groups): settings}
