@@ -80,4 +80,9 @@ def reference_scoring(mode: str, top_k: int) -> dict[str, Any] | None:
 def how_of(mode: str, top_k: int, fit: str, antialias: bool) -> dict[str, str]:
     """The settings that what is compared must share, by input name; see jepa_core.Reference."""
     modes = {TOP_K: f"top {top_k}", PROJECTED: f"projected on {PROJECTION} outputs"}
-    return {"mode": modes.get(mode, mode), "fit": fit, "antialias": "on" if antialias else "off"}
+    return {"mode": modes.get(mode, mode)} | seen_as(fit, antialias)
+
+
+def seen_as(fit: str, antialias: bool) -> dict[str, str]:
+    """Those of the settings that concern how pictures are seen."""
+    return {"fit": fit, "antialias": "on" if antialias else "off"}
