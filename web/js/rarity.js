@@ -86,10 +86,10 @@ function draw(node) {
   drawScale(ctx, { ...box, y: 6 }, valueOf(node, "strength"), words, colours);
   let y = 52;
   const { text, warn } = outlook(node);
-  if (text) y += drawText(ctx, { ...box, y }, text, warn ? colours.warn : colours.dim) + 4;
   const trace = node.jepaTrace;
   const found = trace?.total ? outcome(trace, words) : "";
-  if (found) y += drawText(ctx, { ...box, y }, found, colours.dim) + 4;
+  const paragraphs = warn ? [[text, colours.warn], [found, colours.dim]] : [[`${text} ${found}`.trim(), colours.dim]];
+  for (const [line, colour] of paragraphs) if (line) y += drawText(ctx, { ...box, y }, line, colour) + 4;
   if (trace?.total) drawTrace(ctx, { ...box, y, height: height - y - 4 }, trace, words, colours);
   else drawText(ctx, { ...box, y }, words.waiting, colours.dim);
   const lines = trace ? traceLines(trace, words).map(spoken) : [];
