@@ -218,7 +218,9 @@ def test_every_template_opens_complete_from_the_template_browser(comfy, server, 
     assert not page.errors
 
 
-def a_trace(judge: str | None = None, places: Sequence[dict] = (), **values: Sequence[Sequence[float]]) -> dict:
+def a_trace(
+    judge: str | None = None, places: Sequence[dict] = (), **values: Sequence[Sequence[float]]
+) -> dict:
     """A trace as the page gets it, of 14 steps; those from the fourth on are guided, as long as there are values.
 
     Args:
@@ -257,7 +259,9 @@ SHOWN = {
         ["score, lower is rarer; 4: -26", "judge's score, lower is rarer; 4:"],
     ),
     "both": (
-        a_trace("one", score=SCORES, novelty=NOVELTY, judged=SCORES, places=[{"score": 62.4, "novelty": 3.6}] * 2),
+        a_trace(
+            "one", score=SCORES, novelty=NOVELTY, judged=SCORES, places=[{"score": 62.4, "novelty": 3.6}] * 2
+        ),
         ("score", "novelty", "judge"),
         [
             "Score rarer than 38, 38 % of the reference. Novelty rarer than 96, 96 % of the reference.",
@@ -276,7 +280,11 @@ SHOWN = {
         ("novelty",),
         ["1 of 2 images stopped at the target."],
     ),
-    "near_the_target": (a_trace(score=SCORES[:5], push=PUSH[:5]), ("score",), ["Dots fade as the target comes near."]),
+    "near_the_target": (
+        a_trace(score=SCORES[:5], push=PUSH[:5]),
+        ("score",),
+        ["Dots fade as the target comes near."],
+    ),
     "many_images": (
         a_trace(novelty=[[1.0] * 8] * 9, places=[{"novelty": 8.0 * i} for i in range(8)]),
         ("novelty",),
@@ -327,7 +335,10 @@ def test_the_chart_shows_what_was_guided_for(comfy, theme):
             drawn = page.ask(COLOURS, sampler)
             for kind in ("score", "novelty", "judge"):
                 # the scale of the strength has the colour of the score too
-                assert (drawn.get(colours[kind].lower(), 0) > 300) == (kind in kinds or kind == "score"), (name, kind)
+                assert (drawn.get(colours[kind].lower(), 0) > 300) == (kind in kinds or kind == "score"), (
+                    name,
+                    kind,
+                )
     finally:
         page.change("Comfy.ColorPalette", "dark")
         page.page.wait_for_timeout(1000)
