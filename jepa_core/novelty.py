@@ -143,11 +143,13 @@ FORM = "L2"
 
 
 class Novelty(NamedTuple):
-    """Of a batch: the novelty (B,), its gradient with respect to the preprocessed images, and the embeddings (B, d)."""
+    """Of a batch: the novelty (B,), its gradient with respect to the preprocessed images, and how many encoder passes, one
+    after the other, both took.
+    """
 
     value: Tensor
     grad: Tensor
-    embeddings: Tensor
+    encoder_calls: int = 2
 
 
 def novelty_gradient(
@@ -170,7 +172,7 @@ def novelty_gradient(
         value = distance(embeddings)
         (grad,) = torch.autograd.grad(value.sum(), leaf)
         on_pass()
-    return Novelty(value.detach(), grad, embeddings.detach())
+    return Novelty(value.detach(), grad)
 
 
 @torch.no_grad()
