@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from jepa_core.novelty import FORMS
 from research.harness import program
 from research.harness.batches import BATCH, PICTURES, PROMPT, Arm, Study
 from research.harness.images import UNGUIDED, Sampler
 from research.harness.program import Row, markdown
+from research.harness.sheet import contact_sheet
 from research.harness.summary import mean_and_error
 from research.judges.effects import REAL, Judge, vendi
 from research.world.data import load_pictures
@@ -108,6 +110,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for arm in arms:
         found["arms"][arm] = summary(study, arm, judge)
     program.write(options.out, found, table)
+    for group in options.groups:
+        draw_sheet(study, group).save(options.folder / f"{group}.png", optimize=True)
+
+
+def draw_sheet(study: Study, group: str) -> Image.Image:
+    """The first picture of each class, unguided and in the arms of a group."""
+    arms = [UNGUIDED, *GROUPS[group]]
+    pictures = [
+        [study.picture(arm, name, 0, 0) for arm in arms]
+        for name in study.sampler.classes
+        if all(study.file(arm, name, 0).exists() for arm in arms)
+    ]
+    captions = [[""] * len(arms)] * len(pictures)
+    return contact_sheet(
+        "The same noise", list(study.sampler.classes[: len(pictures)]), pictures, captions, arms, side=128
+    )
 
 
 def paired(study: Study, arm: str, judge: Callable[[], Judge]) -> tuple[list[Row], list[Row]]:

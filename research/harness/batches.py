@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -126,6 +127,10 @@ class Study:
         with whole(file) as partial:
             save_file(tensors, partial)
         print(f"{name} {batch} {arm}: {seconds:.1f} s", flush=True)
+
+    def picture(self, arm: str, name: str, batch: int, index: int) -> Image.Image:
+        """One that was made."""
+        return Image.fromarray(load_file(self.file(arm, name, batch))["pictures"][index].numpy())
 
     def judged(self, arm: str, name: str, batch: int, judge: Callable[[], Judge]) -> dict[str, Tensor]:
         """The measures of a batch that was made, with "features" and what was noted while it was made; judged once."""
