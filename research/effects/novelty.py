@@ -19,7 +19,7 @@ from PIL import Image
 
 from jepa_core.novelty import FORMS
 from research.harness import program
-from research.harness.batches import BATCH, PICTURES, PROMPT, Arm, Study
+from research.harness.batches import BATCH, PICTURES, PROMPT, SCORED, Arm, Study
 from research.harness.images import UNGUIDED, Sampler
 from research.harness.program import Row, markdown
 from research.harness.sheet import contact_sheet
@@ -73,6 +73,10 @@ GROUPS: dict[str, dict[str, Arm]] = {
     "target": {
         "novelty 4, prompt reference, 1 in 20": Arm(_novelty(4.0, target="1 in 20"), reference=PROMPT),
         "novelty 4, prompt reference": Arm(_novelty(4.0), reference=PROMPT),
+    },
+    "score target": {
+        "score 1, 1 in 20": Arm({"strength": 1.0, "target": "1 in 20"}, reference=SCORED),
+        "score 1, with a reference": Arm({"strength": 1.0}, reference=SCORED),
     },
 }
 
