@@ -72,12 +72,20 @@ GROUPS: dict[str, dict[str, Arm]] = {
         "apart -1": Arm(_novelty(-1.0, apart=True), reference="", rows=4),
     },
     "target": {
+        "novelty 2 at every step, 1 in 20": Arm(
+            _novelty(2.0, interval=1, target="1 in 20"), reference=PROMPT
+        ),
+        "novelty 2 at every step": Arm(_novelty(2.0, interval=1), reference=PROMPT),
+    },
+    "large steps": {
         "novelty 4, prompt reference, 1 in 20": Arm(_novelty(4.0, target="1 in 20"), reference=PROMPT),
         "novelty 4, prompt reference": Arm(_novelty(4.0), reference=PROMPT),
     },
     "score target": {
-        "score 1, 1 in 20": Arm({"strength": 1.0, "target": "1 in 20"}, reference=SCORED),
-        "score 1, with a reference": Arm({"strength": 1.0}, reference=SCORED),
+        "score 1 at every step, 1 in 20": Arm(
+            {"strength": 1.0, "interval": 1, "target": "1 in 20"}, reference=SCORED
+        ),
+        "score 1 at every step": Arm({"strength": 1.0, "interval": 1}, reference=SCORED),
     },
 }
 
