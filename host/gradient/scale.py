@@ -88,12 +88,18 @@ class Target:
         return min(1.0, max(0.0, (goal - value) / (RAMP * (goal - middle))))
 
     def place(self, image: Tensor, seen: Seen, on_pass: Callable[[], None]) -> dict[str, float]:
-        """For each criterion the percentage of the reference's pictures that are rarer, the mean over the encoders."""
+        """For each criterion the percentage of the reference's pictures that are rarer, the mean over the encoders.
+
+        NaN for an image that is not finite.
+        """
         found = {}
         for criterion in self.criteria:
             values = [
                 (scale.rarity(criterion, image, seen, on_pass), scale.rarities[criterion])
                 for scale in self.scales
             ]
-            found[criterion] = sum(100 - percentile(value, own) for value, own in values) / len(values)
+            rarer = [
+                math.nan if math.isnan(value) else 100 - percentile(value, own) for value, own in values
+            ]
+            found[criterion] = sum(rarer) / len(rarer)
         return found

@@ -64,7 +64,8 @@ class Trace:
         steps: the steps taken so far.
         notices: deviations from the settings, one line each.
         passes: within a guided step, (the step, guidance passes done); None elsewhere.
-        places: for each finished image {criterion: percentage of the reference that is rarer}; empty without a reference.
+        places: for each finished image {criterion: percentage of the reference that is rarer}, NaN if the image is not
+            finite; empty without a reference.
         instead: a text that replaces the summary, for a run that is not guided.
     """
 
@@ -99,7 +100,7 @@ class Trace:
             "judges": list(self.judges),
             "total": self.total,
             "message": self.message(),
-            "places": self.places,
+            "places": _finite(self.places),
             "first": first,
             "steps": [_as_json(step) for step in self.steps[first:]],
         }
@@ -158,9 +159,10 @@ class Trace:
         """Where the finished images lie in the reference."""
         if not self.places:
             return []
+        shares = {name: [100 - place[name] for place in self.places] for name in self.places[0]}
         return [
-            f"{name}: rarer than {', '.join(f'{100 - place[name]:.0f} %' for place in self.places)} of the reference"
-            for name in self.places[0]
+            f"{name}: rarer than {', '.join('?' if math.isnan(one) else f'{one:.0f} %' for one in own)} of the reference"
+            for name, own in shares.items()
         ]
 
 
