@@ -98,8 +98,6 @@ class Target:
                 (scale.rarity(criterion, image, seen, on_pass), scale.rarities[criterion])
                 for scale in self.scales
             ]
-            rarer = [
-                math.nan if math.isnan(value) else 100 - percentile(value, own) for value, own in values
-            ]
+            rarer = [math.nan if math.isnan(value) else 100 - percentile(value, own) for value, own in values]
             found[criterion] = sum(rarer) / len(rarer)
         return found
