@@ -31,7 +31,8 @@ class TraceReporter:
         if self._node_id is None:
             return
         show_text(self._node_id, trace.message())
-        if is_new or len(trace.steps) > first:
+        # places come after the last step
+        if is_new or len(trace.steps) > first or trace.places:
             send_event(TRACE_EVENT, {"node": self._node_id, "trace": trace.as_json(first)})
 
 

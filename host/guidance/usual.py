@@ -63,8 +63,9 @@ def part_of(reference: Reference | None, encoder: HostEncoder) -> ReferencePart 
     """What a reference knows under an encoder; None if it was made with others, or at another size."""
     if reference is None:
         return None
-    key = (encoder.encoder.fingerprint, encoder.image_size)
-    return next((part for part in reference.parts if (part.fingerprint, part.image_size) == key), None)
+    key = (encoder.encoder.fingerprint, encoder.image_size, encoder.encoder.embed_dim)
+    keys = [(part.fingerprint, part.image_size, part.embeddings.shape[1]) for part in reference.parts]
+    return reference.parts[keys.index(key)] if key in keys else None
 
 
 def guides_of(encoder: AnyEncoder, config: GuidanceConfig, reference: Reference | None) -> list[Guide]:
