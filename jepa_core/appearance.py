@@ -24,9 +24,11 @@ def appearance_directions(images: Tensor) -> Tensor:
 def without_appearance(gradient: Tensor, images: Tensor) -> Tensor:
     """The gradient (B, H, W, 3) without its components along appearance_directions of the images (B, H, W, 3)."""
     directions = appearance_directions(images.detach()).flatten(2).double()
-    # unit directions; those of a grey or flat picture are zero, which the pseudoinverse leaves out
-    directions = directions / directions.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    size = directions.norm(dim=2, keepdim=True)
+    # of a grey or flat picture some are only rounding; the pseudoinverse leaves zeros out
+    rounding = size <= 1e-5 * images.flatten(1).double().norm(dim=1)[:, None, None]
+    directions = torch.where(rounding, 0.0, directions / size)
     flat = gradient.flatten(1).double()[..., None]
-    gram = directions @ directions.mT
+    gram = (directions @ directions.mT).nan_to_num()  # the result of such an image is NaN all the same
     share = torch.linalg.pinv(gram, rtol=1e-9, hermitian=True) @ (directions @ flat)
     return (flat - directions.mT @ share).squeeze(-1).to(gradient).reshape(gradient.shape)

@@ -94,11 +94,12 @@ class KernelDensity:
     point and its k-th nearest.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, points: Tensor, k: int = NEIGHBOURS) -> None:
-        self.points = points
+        self.points = points.clone()  # a normal tensor, which a backward pass may save
         sample = points[:: max(1, len(points) // 500)]
         distances = torch.cdist(sample, points).topk(min(k + 1, len(points)), largest=False).values
-        self.width = float(distances[:, -1].mean())
+        self.width = float(distances[:, -1].mean()) or 1.0  # 0 if all points are the same
 
     def __call__(self, embeddings: Tensor, skip: Tensor | None = None) -> Tensor:
         distances = torch.cdist(embeddings, self.points.to(embeddings))
@@ -113,14 +114,16 @@ def unit_length(embeddings: Tensor) -> Tensor:
     return normalize(embeddings, dim=1)
 
 
+@torch.inference_mode(False)  # a backward pass saves the matrix
 def whitening(points: Tensor) -> Callable[[Tensor], Tensor]:
     """The map of embeddings (B, d) after which the points (N, d) have mean 0 and nearly the same variance everywhere."""
     centre = points.mean(0)
     values, vectors = torch.linalg.eigh(
         (points - centre).T.double() @ (points - centre).double() / len(points)
     )
-    scale = (values + SHRINKAGE * values.mean()).rsqrt()
-    matrix = (vectors * scale).to(points)
+    variances = values + SHRINKAGE * values.mean()
+    variances = torch.where(variances > 0, variances, 1.0)  # 0 if all points are the same
+    matrix = (vectors * variances.rsqrt()).to(points)
 
     def whiten(embeddings: Tensor) -> Tensor:
         return (embeddings - centre.to(embeddings)) @ matrix.to(embeddings)

@@ -59,7 +59,9 @@ def draw_trace(trace: Trace) -> Image.Image:
         panels.append(Panel("What the target left of the strength", "share, 0 is stopped", lines, (0, 1)))
     pictures = [_draw_panel(panel, trace.steps) for panel in panels]
     if trace.places:
-        pictures.append(_written("\n".join(_places(trace.places)), BOTTOM))
+        shares = trace.shares().items()
+        lines = [f"By {name}, rarer than {', '.join(own)} of the reference." for name, own in shares]
+        pictures.append(_written("\n".join(lines), BOTTOM))
     chart = Image.new("RGB", (WIDTH, sum(picture.height for picture in pictures)), PAPER)
     top = 0
     for picture in pictures:
@@ -92,14 +94,6 @@ def _of_judge(judge: str, guided: Sequence[GuidedStep]) -> Panel:
     lines = _curves("mean", [(step.step, step.judged[judge]) for step in guided], criterion)
     title = f"{TITLES[criterion]} under the judge {judge.removesuffix(NOVELTY_JUDGE)}"
     return Panel(title, AXES[criterion], lines)
-
-
-def _places(places: Sequence[Mapping[str, float]]) -> list[str]:
-    """Where the finished images lie in the reference, a line for each criterion."""
-    return [
-        f"By {criterion}, rarer than {', '.join(f'{100 - place[criterion]:.0f} %' for place in places)} of the reference."
-        for criterion in places[0]
-    ]
 
 
 def _curves(name: str, batches: Sequence[tuple[float, list[float]]], single: str = SCORE) -> list[Line]:

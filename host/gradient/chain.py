@@ -181,14 +181,21 @@ class LatentGradient(GradientChain):
         return joined(found)
 
     def _others(self, latents: Sequence[Tensor]) -> list[list[Tensor]]:
-        """For each latent and each guide, the embeddings (B - 1, d) of the other latents' images."""
+        """For each latent and each guide, the embeddings (up to B - 1, d) of the other latents' images."""
         if len(latents) == 1:
             return [[torch.empty(0, 0)] * len(self.image.guides)]
         with torch.no_grad():
             rows = [self.image.embeddings(self._decode(latent)) for latent in latents]
         of_guides = [torch.cat(column) for column in zip(*rows, strict=True)]
-        keep = ~torch.eye(len(latents), dtype=torch.bool)
-        return [[all_rows[mask.to(all_rows.device)] for all_rows in of_guides] for mask in keep]
+        # an image that is not finite must not stop the others
+        finite = [all_rows.isfinite().all(1) for all_rows in of_guides]
+        return [
+            [
+                all_rows[usable & (torch.arange(len(all_rows), device=all_rows.device) != index)]
+                for all_rows, usable in zip(of_guides, finite, strict=True)
+            ]
+            for index in range(len(latents))
+        ]
 
     def _decode(self, latent: Tensor) -> Tensor:
         return decoded(self.decoder.vae, self.decoder.prepare(latent))

@@ -230,14 +230,17 @@ def _distance(usual: Distance | None, others: Tensor | None) -> Distance:
 def _combined(parts: Sequence[_Part], push: dict[str, float] | None, agree: bool) -> Tensor:
     if len(parts) == 1:
         return parts[0].gradient
+    # how much of the strength remains is up to the caller; here only what is left of each criterion beside the other
+    most = max(push.values()) if push else 0.0
     scaled = []
     for part in parts:
         gradient = part.gradient
         # clamped: an encoder that does not see the image gives a gradient of zero
         size = gradient.square().mean().sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
-        scaled.append(part.weight * (1.0 if push is None else push[part.criterion]) * gradient / size)
+        share = push[part.criterion] / most if push and most else 1.0
+        scaled.append(part.weight * share * gradient / size)
     total = sum(scaled[1:], scaled[0])
     if not agree:
         return total
-    signs = torch.stack(scaled).sign()
-    return torch.where((signs == signs[0]).all(0), total, 0.0)
+    signs = torch.stack([part.gradient for part in parts]).sign()
+    return torch.where((signs == signs[0]).all(0) | total.isnan(), total, 0.0)

@@ -90,7 +90,7 @@ class Target:
     def place(self, image: Tensor, seen: Seen, on_pass: Callable[[], None]) -> dict[str, float]:
         """For each criterion the percentage of the reference's pictures that are rarer, the mean over the encoders.
 
-        Empty for an image that is not finite.
+        NaN for an image that is not finite.
         """
         found = {}
         for criterion in self.criteria:
@@ -98,6 +98,6 @@ class Target:
                 (scale.rarity(criterion, image, seen, on_pass), scale.rarities[criterion])
                 for scale in self.scales
             ]
-            if not any(math.isnan(value) for value, _ in values):
-                found[criterion] = sum(100 - percentile(value, own) for value, own in values) / len(values)
+            rarer = [math.nan if math.isnan(value) else 100 - percentile(value, own) for value, own in values]
+            found[criterion] = sum(rarer) / len(rarer)
         return found

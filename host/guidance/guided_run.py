@@ -136,6 +136,7 @@ class GuidedRun:
                 **options,
             )
         result = guided_model.result(result)
+        self.progress.end()
         if sigmas[-1] == 0 and self.guided:
             clean = self.base_model.model_sampling.inverse_noise_scaling(sigmas[-1], result)
             record_places(self.trace, self.chain, clean, self.base_model)

@@ -73,22 +73,9 @@ def apply_guidance(
     if through and (why := _not_differentiable(model, [decoder.vae.patcher, *loaded])):
         through = False
         notices.append(held_constant(why))
-    image = ImageGradient(
-        guides_of(encoder, config, reference),
-        config.rarity,
-        judges_of(judges, config, reference),
-        criterion=config.criterion,
-        apart=config.apart,
-        smooth=config.smooth,
-        keep_appearance=config.keep_appearance,
-        agree=config.agree,
-        target=target_of(config, encoder, judges, reference),
-        fit=config.fit,
-        antialias=config.antialias,
-    )
     own = LatentGradient(
         decoder,
-        image,
+        _image_gradient(config, encoder, judges, reference),
         through_denoiser=through,
         checkpointing=config.checkpointing,
         small=small,
@@ -109,6 +96,27 @@ def apply_guidance(
     wrap_sampler(patched, KEY, lambda executor, *args: _sample(guidance, executor, *args))
     wrap_run(patched, KEY, _run_with_resident_parts if through else _run)
     return patched
+
+
+def _image_gradient(
+    config: GuidanceConfig,
+    encoder: AnyEncoder,
+    judges: Sequence[HostEncoder],
+    reference: Reference | None,
+) -> ImageGradient:
+    return ImageGradient(
+        guides_of(encoder, config, reference),
+        config.rarity,
+        judges_of(judges, config, reference),
+        criterion=config.criterion,
+        apart=config.apart,
+        smooth=config.smooth,
+        keep_appearance=config.keep_appearance,
+        agree=config.agree,
+        target=target_of(config, encoder, judges, reference),
+        fit=config.fit,
+        antialias=config.antialias,
+    )
 
 
 def _decoders(

@@ -25,7 +25,7 @@ class StepProgress:
     def __init__(self, total: int, report: Callable[[int, int], None]) -> None:
         self._bar = ProgressBar(total * PARTS)
         self._report = report
-        self._step = 0
+        self._step: int | None = 0
         self._passes = 0
         self._expected = 0
         self._reported = time.monotonic()
@@ -34,8 +34,14 @@ class StepProgress:
         """Begin a guided step, counted from 0."""
         self._step, self._expected, self._passes = step, self._passes, 0
 
+    def end(self) -> None:
+        """No guided step follows; passes after it, which measure finished images, do not count."""
+        self._step = None
+
     def passed(self) -> None:
         """Count an encoder pass."""
+        if self._step is None:
+            return
         self._passes += 1
         if self._expected:
             within = min(PARTS * self._passes // self._expected, PARTS - 1)

@@ -42,9 +42,7 @@ def record_places(trace: Trace, chain: GradientChain, result: Tensor, base_model
     """Record where finished images lie in the reference; `result` is free of noise, in the scale of the model's latents."""
     try:
         with random_state_kept(result.device):  # some decoders draw noise
-            places = chain.places(result, base_model)
-        # an image that is not finite has no place
-        trace.places = places if all(places) else []
+            trace.places = chain.places(result, base_model)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

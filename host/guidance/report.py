@@ -23,17 +23,16 @@ class TraceReporter:
         self.trace = Trace()
         self._node_id = node_id
         self._sent = 0
-        self._placed = False
 
     def __call__(self, trace: Trace) -> None:
         is_new = trace is not self.trace
         first = 0 if is_new else self._sent
-        is_placed = bool(trace.places) and (is_new or not self._placed)
-        self.trace, self._sent, self._placed = trace, len(trace.steps), bool(trace.places)
+        self.trace, self._sent = trace, len(trace.steps)
         if self._node_id is None:
             return
         show_text(self._node_id, trace.message())
-        if is_new or is_placed or len(trace.steps) > first:
+        # places come after the last step
+        if is_new or len(trace.steps) > first or trace.places:
             send_event(TRACE_EVENT, {"node": self._node_id, "trace": trace.as_json(first)})
 
 

@@ -64,7 +64,8 @@ class Trace:
         steps: the steps taken so far.
         notices: deviations from the settings, one line each.
         passes: within a guided step, (the step, guidance passes done); None elsewhere.
-        places: for each finished image {criterion: percentage of the reference that is rarer}; empty without a reference.
+        places: for each finished image {criterion: percentage of the reference that is rarer}, NaN if the image is not
+            finite; empty without a reference.
         instead: a text that replaces the summary, for a run that is not guided.
     """
 
@@ -99,7 +100,7 @@ class Trace:
             "judges": list(self.judges),
             "total": self.total,
             "message": self.message(),
-            "places": self.places,
+            "places": _finite(self.places),
             "first": first,
             "steps": [_as_json(step) for step in self.steps[first:]],
         }
@@ -155,13 +156,16 @@ class Trace:
         return ", ".join(f"{of}{name} {_course(columns[name])}" for name in named)
 
     def _places(self) -> list[str]:
-        """Where the finished images lie in the reference."""
-        if not self.places:
-            return []
-        return [
-            f"{name}: rarer than {', '.join(f'{100 - place[name]:.0f} %' for place in self.places)} of the reference"
-            for name in self.places[0]
-        ]
+        shares = self.shares().items()
+        return [f"{name}: rarer than {', '.join(own)} of the reference" for name, own in shares]
+
+    def shares(self) -> dict[str, list[str]]:
+        """For each criterion, how much of the reference each finished image is rarer than, as text."""
+        found: dict[str, list[str]] = {}
+        for place in self.places:
+            for name, rarer in place.items():
+                found.setdefault(name, []).append("?" if math.isnan(rarer) else f"{100 - rarer:.0f} %")
+        return found
 
 
 def _as_json(step: Step) -> dict:

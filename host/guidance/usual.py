@@ -16,6 +16,8 @@ from .config import GuidanceConfig
 # names of jepa_score's arguments -> how a reference's mode states them
 MODES = {"top_k": r"top (\d+)", "projection": r"projected on (\d+) outputs"}
 
+FEWEST = 2  # pictures, for distances among them
+
 
 def check_usual(config: GuidanceConfig, encoder: AnyEncoder, reference: Reference | None) -> None:
     """Refuse settings that lack what they compare with, before anything is loaded.
@@ -35,8 +37,11 @@ def check_usual(config: GuidanceConfig, encoder: AnyEncoder, reference: Referenc
         return
     seen = {"fit": config.fit, "antialias": "on" if config.antialias else "off"}
     check_comparable(reference, encoder, seen)
-    if config.target is not None and len(reference) < 2:
-        raise ValueError("target needs a reference of more than one picture; fifty make a good one")
+    if config.target is not None and len(reference) < FEWEST:
+        raise ValueError(
+            f"target needs a reference of at least {FEWEST} pictures, this one has {len(reference)}; add pictures, or set "
+            "target to none"
+        )
     if config.target is not None and config.criterion != NOVELTY and reference.how["mode"] == NO_SCORE:
         raise ValueError(
             f"target needs the scores of the reference for criterion {config.criterion}; make the reference with a mode "
@@ -66,8 +71,11 @@ def target_of(
     judges: Sequence[HostEncoder],
     reference: Reference | None,
 ) -> Target | None:
-    """Measures where an image lies in the reference; by the judges that the reference knows, else by the guides."""
-    if reference is None or len(reference) < 2:
+    """Measures where an image lies in the reference; by the judges that the reference knows, else by the guides.
+
+    None without a reference, or with one of too few pictures.
+    """
+    if reference is None or len(reference) < FEWEST:
         return None
     measuring = [one for one in judges if part_of(reference, one)]
     measuring = measuring or [member.encoder for member in encoder.members]

@@ -122,8 +122,10 @@ def key_of(encoder: HostEncoder) -> tuple[str, int]:
 
 def part_of(reference: Reference, encoder: HostEncoder) -> ReferencePart | None:
     """The part of a reference that this encoder made, at its image size."""
-    key = key_of(encoder)
-    return next((part for part in reference.parts if part.key == key), None)
+    key, length = key_of(encoder), encoder.encoder.embed_dim
+    # a file may state the weights of one encoder and hold the embeddings of another
+    fits = (part for part in reference.parts if part.key == key and part.embeddings.shape[1] == length)
+    return next(fits, None)
 
 
 def parts_of(reference: Reference, encoder: AnyEncoder) -> list[tuple[ReferencePart, float]]:

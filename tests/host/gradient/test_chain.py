@@ -10,9 +10,11 @@ from jepa_guidance.host.gradient.differentiable import writing_in_place
 from jepa_guidance.host.gradient.gradient_check import WrongGradientError
 from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient, ScoreGradient
 from jepa_guidance.host.guidance.schedule import Schedule
-from jepa_guidance.host.options import ENCODER_RESOLUTION
+from jepa_guidance.host.options import BOTH, ENCODER_RESOLUTION, NOVELTY, SCORE
 
 from jepa_core import JacobianOperator, RarityGradient, differentiable
+from jepa_core.novelty import NEIGHBOURS, Nearest
+from jepa_core.views import views
 from tests.host.guide import guide_model
 
 K = 3
@@ -29,6 +31,30 @@ def dense_score(encoder, x):
 def score_of_latent(tiny_vae, encoder, latent, fit="squash"):
     with torch.no_grad():
         return dense_score(encoder, encoder.preprocess(decoded(tiny_vae, latent), fit=fit))
+
+
+def plain_novelty(encoder, x, points):
+    """The mean distance of the embedding of x (1, 3, S, S) to the nearest of the points, by sorting."""
+    with torch.no_grad():
+        return torch.cdist(encoder(x), points)[0].sort().values[:NEIGHBOURS].mean().item()
+
+
+def plain_parts(image, guides, criterion, *, points=None, others=None, smooth=False):
+    """What guidance descends at a decoded image (1, H, W, 3), in parts: for each guide and criterion a number.
+
+    Args:
+        points, others: for each guide the embeddings of the reference, and of the other images of the batch.
+    """
+    found = []
+    for number, guide in enumerate(guides):
+        seen = [guide.encoder.preprocess(view) for view in (views(image) if smooth else [image])]
+        near = [group[number] for group in (points, others) if group is not None]
+        if criterion in (SCORE, BOTH):
+            found.append(sum(dense_score(guide.encoder, x) for x in seen) / len(seen))
+        if criterion in (NOVELTY, BOTH):
+            distances = [plain_novelty(guide.encoder, x, group) for x in seen for group in near]
+            found.append(-sum(distances) / len(distances))
+    return found
 
 
 def directional(function, point, direction, step):
@@ -73,14 +99,24 @@ def test_gradient_of_a_shrunk_latent_is_the_finite_difference(tiny, fit):
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
 @pytest.mark.parametrize("through", [False, True])
-def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, cfg, through):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"criterion": SCORE},
+        {"criterion": NOVELTY},
+        {"criterion": NOVELTY, "apart": True},
+        {"criterion": NOVELTY, "smooth": True},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, cfg, through, settings):
     """Compared inside a real sampler call of the host, at a guided step, under inference mode."""
     dtype = torch.float64
     model, vae, encoder = tiny.make_model(kind, dtype), tiny.make_vae(dtype), tiny.make_encoder(dtype)
-    guides = [Guide(encoder.encoder)]
-    chain = LatentGradient(
-        LatentDecoder(vae), ImageGradient(guides, RarityGradient(**RARITY)), through_denoiser=through
-    )
+    points = random_like(torch.empty(9, 16, dtype=dtype), 7)
+    guides = [Guide(encoder.encoder, usual=Nearest(points))]
+    image_gradient = ImageGradient(guides, RarityGradient(**RARITY), **settings)
+    chain = LatentGradient(LatentDecoder(vae), image_gradient, through_denoiser=through)
     checked = []
 
     def check(denoise, x, sigma, base_model):
@@ -88,21 +124,33 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
         with torch.inference_mode(False), torch.no_grad():
             x, clean = x.detach().clone(), denoise(x).detach().clone().double()
 
-        def score(point):
+        def value(point):
             # as each path is defined: the network runs again, or its output is held constant
             if through:
                 estimate = denoise(point.to(x.dtype)).detach().clone().double()
             else:
                 per_x = {"EPS": 1.0, "FLOW": 1.0, "V_PREDICTION": 1 / (1 + sigma.item() ** 2)}[kind]
                 estimate = clean + per_x * (point - x)
-            return score_of_latent(vae, encoder.encoder, estimate[:1] / 0.18215)
+            with torch.inference_mode(False), torch.no_grad():
+                images = [decoded(vae, one / 0.18215) for one in estimate.split(1)]
+                other = encoder.encoder(encoder.encoder.preprocess(images[1]))
+            others = [other] if settings.get("apart") else None
+            (part,) = plain_parts(
+                images[0],
+                guides,
+                settings["criterion"],
+                points=[points],
+                others=others,
+                smooth=settings.get("smooth", False),
+            )
+            return part
 
         # The host's models return float32 whatever the dtype of their weights, so the steps are large.
         step, tolerance = (1e-3, 5e-3) if through else (1e-5, 1e-4)
         for seed in (5, 6):
             direction = random_like(x, seed).double()
             direction[1:] = 0
-            expected = directional(score, x.double(), direction, step)
+            expected = directional(value, x.double(), direction, step)
             found = (at_x.gradient.double() * direction).sum().item()
             checked.append((found, expected))
             assert found == pytest.approx(expected, abs=tolerance * at_x.gradient.norm().item())

@@ -27,6 +27,8 @@ from jepa_guidance.nodes.input_checks import check_values, value_message
 from jepa_guidance.nodes.score_image import JEPAScoreImage
 from safetensors.torch import save_file
 
+from tests.host.guide import reference_of
+
 QUICK = settings(
     deadline=None,
     derandomize=True,
@@ -182,6 +184,7 @@ def defaults() -> dict[str, Any]:
 
 
 CHOICES = {entry.id: entry.options for entry in guidance_inputs() if getattr(entry, "options", None)}
+SWITCHES = ("antialias", "checkpointing", "apart", "smooth", "keep_appearance", "agree")
 WHOLE = {"rank": (1, 16), "oversampling": (0, 16), "power_iterations": (0, 3), "interval": (1, 100)}
 
 
@@ -190,17 +193,20 @@ WHOLE = {"rank": (1, 16), "oversampling": (0, 16), "power_iterations": (0, 3), "
     st.fixed_dictionaries(
         {name: st.sampled_from(options) for name, options in CHOICES.items()}
         | {name: st.integers(*ends) for name, ends in WHOLE.items()}
-        | {"strength": st.floats(-10, 10), "antialias": st.booleans(), "checkpointing": st.booleans()}
-        | {"start_percent": st.floats(0, 1), "end_percent": st.floats(0, 1)}
-    )
+        | {name: st.booleans() for name in SWITCHES}
+        | {"strength": st.floats(-10, 10), "start_percent": st.floats(0, 1), "end_percent": st.floats(0, 1)}
+    ),
+    st.booleans(),
 )
-def test_every_choice_of_the_menu_runs_or_says_why_not(tiny, stock, chosen):
+def test_every_choice_of_the_menu_runs_or_says_why_not(tiny, stock, chosen, referred):
     """Every option that the page offers gives an image, or a message about an input."""
-    inputs = {**defaults(), **chosen, "vae": tiny.vae, "encoder": tiny.encoder}
-    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    images = torch.rand(6, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    reference = reference_of([tiny.encoder], images, top_k=3, fit=chosen["fit"]) if referred else None
+    inputs = {**defaults(), **chosen, "vae": tiny.vae, "encoder": tiny.encoder, "reference": reference}
+    latent = {"samples": torch.zeros(2, 4, 8, 8)}
     refusal = ""
     try:
-        model = apply_guidance(tiny.model, tiny.vae, tiny.encoder, config_of(inputs))
+        model = apply_guidance(tiny.model, tiny.vae, tiny.encoder, config_of(inputs), reference=reference)
     except ValueError as error:
         refusal = str(error)
     if refusal:
@@ -210,13 +216,7 @@ def test_every_choice_of_the_menu_runs_or_says_why_not(tiny, stock, chosen):
 
 
 def test_the_test_above_covers_every_option_of_the_menus():
-    assert set(defaults()) == set(CHOICES) | set(WHOLE) | {
-        "strength",
-        "start_percent",
-        "end_percent",
-        "antialias",
-        "checkpointing",
-    }
+    assert set(defaults()) == {*CHOICES, *WHOLE, *SWITCHES, "strength", "start_percent", "end_percent"}
     assert set(CHOICES["preset"]) == {"custom", *PRESETS}
 
 
@@ -277,6 +277,9 @@ LINKED = {
     "range_finder": [],
     "preset": [],
     "denoiser_calls": "x",
+    "criterion": "x",
+    "reference": "x",
+    "target": 0.05,
     "vae": "x",
     "encoder": None,
     "model": torch.zeros(1),
@@ -316,7 +319,9 @@ OFF = ({"strength": 0.0}, {"start_percent": 0.5, "end_percent": 0.5})
 
 
 @pytest.mark.parametrize("off", OFF)
-@pytest.mark.parametrize("name", ["rank", "interval", "normalisation", "preset", "vae", "encoder"])
+@pytest.mark.parametrize(
+    "name", ["rank", "interval", "normalisation", "preset", "vae", "encoder", "reference"]
+)
 def test_guidance_that_is_off_refuses_nothing_and_is_the_stock_sampler(tiny, stock, name, off):
     guided = {**defaults(), "vae": tiny.vae, "encoder": tiny.encoder, name: LINKED[name], **off}
     assert JEPAGuidance.execute(model=tiny.model, **guided).result[0] is tiny.model

@@ -8,10 +8,11 @@ from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.options import TINY_OR_SMALL
 from jepa_guidance.nodes.guidance_inputs import LATER_INPUTS, PRESETS, config_of, guidance_inputs
 
-# Inputs that no preset sets: strength, range, and what the encoder sees.
+# Inputs that no preset sets: strength, range, what the encoder sees, and what rare means.
 STRENGTH_AND_TIME = {
     *("strength", "start_percent", "end_percent", "interval", "schedule", "normalisation", "strength_rule"),
     *("fit", "antialias", "vae", "encoder", "preset", "judge"),
+    *("criterion", "reference", "target", "apart", "smooth", "keep_appearance", "agree"),
 }
 
 

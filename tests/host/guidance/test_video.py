@@ -14,10 +14,12 @@ from jepa_guidance.host.gradient.chain import LatentGradient
 from jepa_guidance.host.gradient.decoders import LatentDecoder, decoded, shrink
 from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient
 from jepa_guidance.host.guidance.schedule import Schedule
-from jepa_guidance.host.options import ENCODER_RESOLUTION, FULL
+from jepa_guidance.host.options import ENCODER_RESOLUTION, FULL, NOVELTY
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 
-from jepa_core import RarityGradient, load_encoder
+from jepa_core import RarityGradient, Reference, load_encoder
+from jepa_core.novelty import embed
+from jepa_core.reference import NO_SCORE, ReferencePart
 from tests.core.conftest import random_model
 from tests.host.families import CPU
 from tests.host.guidance.test_families import (
@@ -99,6 +101,30 @@ def test_a_run_is_guided_and_without_strength_it_is_the_stock_one(motion, decode
     steps = reports[-1].guided_steps
     assert steps
     assert all(len(step.score) == len(step.judged[encoder.label]) == 1 for step in steps)
+
+
+def test_novelty_compares_clips_with_clips(motion):
+    """And a video alone in its batch has nothing to be apart from."""
+    family, encoder = family_of("wan_video"), motion[torch.float32]
+    plain = sample(family)
+    assert torch.equal(sample(family, guided(family, encoder, criterion=NOVELTY, apart=True)), plain)
+    clips = encoder.encoder.of_clips(FRAMES)
+    usual = torch.rand(7, FRAMES, 32, 48, 3, generator=torch.Generator().manual_seed(0))
+    embeddings = embed(clips, clips.preprocess(usual))
+    own = (encoder.name, encoder.encoder.fingerprint, encoder.image_size)
+    how = {"mode": NO_SCORE, "fit": "squash", "antialias": "on"}
+    reference = Reference((ReferencePart(*own, embeddings, embeddings),), how)
+    reports: list[Any] = []
+    settings = {"criterion": NOVELTY, "reference": reference, "target": 0.2, "smooth": True}
+    patched = guided(
+        family, encoder, Schedule(strength=-0.5, end_percent=1.0), report=reports.append, **settings
+    )
+    found = sample(family, patched)
+    assert found.isfinite().all()
+    assert (found - plain).abs().amax((0, 1, 3, 4)).min() > 1e-3
+    steps = reports[-1].guided_steps
+    assert steps[-1].novelty < steps[0].novelty
+    assert [list(place) for place in reports[-1].places] == [[NOVELTY]]
 
 
 @pytest.mark.parametrize("who", ["guide", "one of two guides", "judge"])
