@@ -60,8 +60,8 @@ def draw_trace(trace: Trace) -> Image.Image:
     pictures = [_draw_panel(panel, trace.steps) for panel in panels]
     if trace.places:
         shares = trace.shares().items()
-        lines = [f"By {name}, rarer than {', '.join(own)} of the reference." for name, own in shares]
-        pictures.append(_written("\n".join(lines), BOTTOM))
+        texts = [f"By {name}, rarer than {', '.join(own)} of the reference." for name, own in shares]
+        pictures.append(_written("\n".join(texts), BOTTOM))
     chart = Image.new("RGB", (WIDTH, sum(picture.height for picture in pictures)), PAPER)
     top = 0
     for picture in pictures:
