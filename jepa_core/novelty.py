@@ -9,13 +9,11 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from .encoder import Encoder
 from .precision import differentiable, full_precision
 
 NEIGHBOURS = 5
-SHRINKAGE = 0.1  # share of the mean variance that is added to every variance before whitening
 
 
 class Distance(Protocol):
@@ -35,114 +33,28 @@ class Nearest:
     Args:
         points: (N, d), N >= 1.
         k: neighbours.
-        embed: (B, d) -> (B, d'), a differentiable map of embeddings and points to where distances are taken.
-        softness: 0 counts the k nearest alike. Above 0, 8 k neighbours count, weighted by a soft minimum whose
-            temperature is this fraction of the mean distance between a point and its nearest.
     """
 
-    def __init__(
-        self,
-        points: Tensor,
-        k: int = NEIGHBOURS,
-        embed: Callable[[Tensor], Tensor] = lambda embeddings: embeddings,
-        softness: float = 0.0,
-    ) -> None:
-        self.embed = embed
-        self.points = embed(points)
-        self.squares = self.points.square().sum(1)
-        self.k = 8 * k if softness else k
-        self.temperature = softness * self._spacing() if softness else 0.0
-
-    def to(self, like: Tensor) -> "Nearest":
-        """Move the points to the dtype and device of `like`."""
-        self.points, self.squares = self.points.to(like), self.squares.to(like)
-        return self
+    def __init__(self, points: Tensor, k: int = NEIGHBOURS) -> None:
+        self.points = points
+        self.squares = points.square().sum(1)
+        self.k = k
 
     def __call__(self, embeddings: Tensor, skip: Tensor | None = None) -> Tensor:
-        z = self.embed(embeddings)
-        self.to(z)
+        return self.to_nearest(embeddings, skip).mean(1)
+
+    def to_nearest(self, embeddings: Tensor, skip: Tensor | None = None) -> Tensor:
+        """The distances to the k nearest, (B, k), nearest first."""
+        # the points follow the encoder to its device once
+        self.points, self.squares = self.points.to(embeddings), self.squares.to(embeddings)
         with torch.no_grad():
-            # |z - p|^2 without |z|^2, which is the same for all points
-            order = self.squares - 2 * z @ self.points.T
+            # |e - p|^2 without |e|^2, which is the same for all points
+            order = self.squares - 2 * embeddings @ self.points.T
             if skip is not None:
-                order[torch.arange(len(z)), skip] = torch.inf
+                order[torch.arange(len(embeddings)), skip] = torch.inf
             count = min(self.k, len(self.points) - (skip is not None))
             nearest = order.topk(count, largest=False).indices
-        distances = (z[:, None] - self.points[nearest]).norm(dim=-1)
-        if not self.temperature:
-            return distances.mean(1)
-        return -self.temperature * (-distances / self.temperature).logsumexp(1)
-
-    def _spacing(self) -> float:
-        sample = self.points[:: max(1, len(self.points) // 500)]
-        distances = torch.cdist(sample, self.points)
-        return float(distances.topk(min(2, len(self.points)), largest=False).values[:, -1].mean())
-
-
-class Mahalanobis:
-    """The distance to the points' mean, in units of their spread along each direction; points (N, d)."""
-
-    def __init__(self, points: Tensor) -> None:
-        self.whiten = whitening(points)
-
-    def __call__(self, embeddings: Tensor, skip: Tensor | None = None) -> Tensor:
-        return self.whiten(embeddings).norm(dim=1)
-
-
-class KernelDensity:
-    """Minus the logarithm of a Gaussian kernel density of the points (N, d), whose width is the mean distance between a
-    point and its k-th nearest.
-    """
-
-    @torch.inference_mode(False)
-    def __init__(self, points: Tensor, k: int = NEIGHBOURS) -> None:
-        self.points = points.clone()  # a normal tensor, which a backward pass may save
-        sample = points[:: max(1, len(points) // 500)]
-        distances = torch.cdist(sample, points).topk(min(k + 1, len(points)), largest=False).values
-        self.width = float(distances[:, -1].mean()) or 1.0  # 0 if all points are the same
-
-    def __call__(self, embeddings: Tensor, skip: Tensor | None = None) -> Tensor:
-        distances = torch.cdist(embeddings, self.points.to(embeddings))
-        logs = -distances.square() / (2 * self.width**2)
-        if skip is not None:
-            logs = logs.scatter(1, skip[:, None], -torch.inf)
-        return -logs.logsumexp(1)
-
-
-def unit_length(embeddings: Tensor) -> Tensor:
-    """Embeddings (B, d) scaled to length 1, so that distances depend on their angle alone."""
-    return normalize(embeddings, dim=1)
-
-
-@torch.inference_mode(False)  # a backward pass saves the matrix
-def whitening(points: Tensor) -> Callable[[Tensor], Tensor]:
-    """The map of embeddings (B, d) after which the points (N, d) have mean 0 and nearly the same variance everywhere."""
-    centre = points.mean(0)
-    values, vectors = torch.linalg.eigh(
-        (points - centre).T.double() @ (points - centre).double() / len(points)
-    )
-    variances = values + SHRINKAGE * values.mean()
-    variances = torch.where(variances > 0, variances, 1.0)  # 0 if all points are the same
-    matrix = (vectors * variances.rsqrt()).to(points)
-
-    def whiten(embeddings: Tensor) -> Tensor:
-        return (embeddings - centre.to(embeddings)) @ matrix.to(embeddings)
-
-    return whiten
-
-
-FORMS: dict[str, Callable[[Tensor], Distance]] = {
-    "L2": Nearest,
-    "soft L2": lambda points: Nearest(points, softness=0.1),
-    "cosine": lambda points: Nearest(points, embed=unit_length),
-    "soft cosine": lambda points: Nearest(points, embed=unit_length, softness=0.1),
-    "whitened": lambda points: Nearest(points, embed=whitening(points)),
-    "soft whitened": lambda points: Nearest(points, embed=whitening(points), softness=0.1),
-    "Mahalanobis": Mahalanobis,
-    "kernel density": KernelDensity,
-}
-
-FORM = "L2"
+        return (embeddings[:, None] - self.points[nearest]).norm(dim=-1)
 
 
 class Novelty(NamedTuple):
@@ -209,11 +121,14 @@ def patch_novelty(
 
 
 @torch.no_grad()
-def distances_within(points: Tensor, form: Callable[[Tensor], Distance], count: int = 1000) -> Tensor:
+def distances_within(
+    points: Tensor, count: int = 1000, form: Callable[[Tensor], Distance] = Nearest
+) -> Tensor:
     """The novelty of points (N, d) among themselves, of each against all others: (min(N, count),), or (0,) of one point.
 
     Args:
         count: of more points, this many take part, evenly spread.
+        form: makes the distance from points.
     """
     if len(points) < 2:
         return points.new_zeros(0)

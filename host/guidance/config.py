@@ -1,11 +1,16 @@
 """The settings of guidance."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ...jepa_core import RarityGradient
-from ...jepa_core.novelty import FORM
+from ...jepa_core.novelty import Distance, Nearest
 from ..options import FULL, SCORE, SQUASH
 from .schedule import Schedule
+
+Form = Callable[[Tensor], Distance]
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class GuidanceConfig:
             gradient.
         criterion, apart, smooth, keep_appearance, agree: what is descended, see ImageGradient.
         target: guidance stops when this share of the reference is as rare, see Target; None never stops.
-        form: how novelty measures distance, a key of jepa_core.novelty.FORMS.
+        form: makes the distance that novelty is from a reference's embeddings.
         fit, antialias: how the encoder sees the image, see Encoder.preprocess.
     """
 
@@ -39,6 +44,6 @@ class GuidanceConfig:
     keep_appearance: bool = False
     agree: bool = False
     target: float | None = None
-    form: str = FORM
+    form: Form = Nearest
     fit: str = SQUASH
     antialias: bool = True

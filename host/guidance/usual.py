@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ...jepa_core import Reference
-from ...jepa_core.novelty import FORMS, Distance, distances_within
+from ...jepa_core.novelty import Distance, distances_within
 from ...jepa_core.reference import NO_SCORE
 from ..encoders.host_encoder import AnyEncoder, HostEncoder
 from ..gradient.image_gradient import Guide, Judge
 from ..gradient.scale import Scale, Target
 from ..options import BOTH, NOVELTY, SCORE
 from ..scoring.reference import check_comparable, part_of
-from .config import GuidanceConfig
+from .config import Form, GuidanceConfig
 
 # names of jepa_score's arguments -> how a reference's mode states them
 MODES = {"top_k": r"top (\d+)", "projection": r"projected on (\d+) outputs"}
@@ -88,20 +88,20 @@ def target_of(
     return Target(scales, criteria, config.target, typical=config.schedule.strength < 0)
 
 
-def _distance(reference: Reference | None, encoder: HostEncoder, form: str) -> Distance | None:
+def _distance(reference: Reference | None, encoder: HostEncoder, form: Form) -> Distance | None:
     part = part_of(reference, encoder) if reference else None
-    return FORMS[form](part.embeddings) if part else None
+    return form(part.embeddings) if part else None
 
 
-def _scale(encoder: HostEncoder, reference: Reference, criteria: Sequence[str], form: str) -> Scale:
+def _scale(encoder: HostEncoder, reference: Reference, criteria: Sequence[str], form: Form) -> Scale:
     part = part_of(reference, encoder)
     assert part is not None
     rarities = {}
     if NOVELTY in criteria:
-        rarities[NOVELTY] = distances_within(part.smoothed, FORMS[form]).sort().values.tolist()
+        rarities[NOVELTY] = distances_within(part.smoothed, form=form).sort().values.tolist()
     if SCORE in criteria and part.scores is not None:
         rarities[SCORE] = (-part.scores).sort().values.tolist()
-    return Scale(encoder.encoder, FORMS[form](part.smoothed), rarities, _mode(reference.how["mode"]))
+    return Scale(encoder.encoder, form(part.smoothed), rarities, _mode(reference.how["mode"]))
 
 
 def _mode(text: str) -> dict[str, int | None]:

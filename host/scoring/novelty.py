@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...jepa_core import Reference
-from ...jepa_core.novelty import FORM, FORMS, distances_within
+from ...jepa_core.novelty import Nearest, distances_within
 from ...jepa_core.reference import ReferencePart, percentile
 from ..encoders.host_encoder import AnyEncoder
 from .reference import embed_pictures, parts_of
@@ -23,7 +23,7 @@ class Distances:
 
     def __init__(self, embeddings: Tensor) -> None:
         self.embeddings = embeddings
-        self._distance = FORMS[FORM](embeddings)
+        self._distance = Nearest(embeddings)
 
     def of(self, embeddings: Tensor) -> Tensor:
         """How far embeddings (B, d) are from the pictures: (B,). A picture of the reference is compared with the others."""
@@ -45,7 +45,7 @@ class Distances:
     @cached_property
     def own(self) -> Tensor:
         """How far pictures of the reference are from the others: of at most SAMPLE, evenly spread, in their order."""
-        return distances_within(self.embeddings, FORMS[FORM], SAMPLE)
+        return distances_within(self.embeddings, SAMPLE)
 
     @cached_property
     def median(self) -> float:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...jepa_core import Reference, patch_scores
-from ...jepa_core.novelty import FORM, FORMS, patch_novelty
+from ...jepa_core.novelty import Nearest, patch_novelty
 from ...jepa_core.score import PROJECTION
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
@@ -74,7 +74,7 @@ def novelty_fields(
     total = torch.zeros(len(images), height, width, device="cpu")
     several = len(encoder.members) > 1
     for member, (part, weight) in zip(encoder.members, parts_of(reference, encoder), strict=True):
-        judge, distance = use_encoder(member.encoder), FORMS[FORM](part.embeddings)
+        judge, distance = use_encoder(member.encoder), Nearest(part.embeddings)
         for image, field in zip(images.split(1), total, strict=True):
             seen = over_white(image).to(judge.weight.device)
             x = judge.preprocess(seen, fit=fit, antialias=antialias)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from jepa_core.novelty import FORMS
 from research.harness import program
 from research.harness.batches import BATCH, PICTURES, PROMPT, SCORED, Arm, Study
+from research.harness.forms import FORMS
 from research.harness.images import UNGUIDED, Sampler
 from research.harness.program import Row, markdown
 from research.harness.sheet import contact_sheet
@@ -51,7 +51,7 @@ def _novelty(strength: float, **more: Any) -> Row:
 
 
 GROUPS: dict[str, dict[str, Arm]] = {
-    "forms": {f"novelty 1, {form}": Arm(_novelty(1.0), form) for form in FORMS},
+    "forms": {f"novelty 1, {form}": Arm(_novelty(1.0), FORMS[form]) for form in FORMS},
     "dose": {f"novelty {s:g}": Arm(_novelty(s)) for s in (1.0, 2.0, -1.0, 0.5, 0.25)},
     "score": {f"score {s:g}": Arm({"strength": s}, reference="") for s in (1.0, 2.0)},
     "score, more": {f"score {s:g}": Arm({"strength": s}, reference="") for s in (-1.0, 0.5)},

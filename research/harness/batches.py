@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jepa_core.novelty import FORM
+from jepa_core.novelty import Distance, Nearest
 from jepa_core.reference import NO_SCORE, Reference, load_reference, save_reference
 from jepa_core.score import PROJECTION
 from research.harness.images import Sampler
@@ -38,7 +38,7 @@ class Arm:
     """
 
     inputs: Row
-    form: str = FORM
+    form: Callable[[Tensor], Distance] = Nearest
     reference: str = REAL
     rows: int = BATCH
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from jepa_core.novelty import FORM
+from jepa_core.novelty import Distance, Nearest
 from research.harness.pack import load_pack
 from research.harness.program import Row
 
@@ -81,7 +81,7 @@ def guided(
     encoder: Any,
     inputs: Row,
     gradient: Callable[..., ScoreGradient] | None = None,
-    form: str = FORM,
+    form: Callable[[Tensor], Distance] = Nearest,
     **others: Any,
 ) -> Any:
     """The MODEL as a node with these inputs guides it, or guided by another gradient, see OwnGradient.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from jepa_core import Reference, ReferenceFileError, load_reference, save_reference
-from jepa_core.novelty import FORM, FORMS
+from jepa_core.novelty import Nearest
 from jepa_core.reference import FORMAT, NO_SCORE, ReferencePart, merged, percentile
 from tests.core.test_hostile_files import QUICK, join, little_memory, split
 
@@ -102,7 +102,7 @@ def test_a_hundred_thousand_embeddings_load_and_are_searched_quickly(tmp_path):
     save_reference(reference, tmp_path / "a.safetensors")
     begun = time.perf_counter()
     (part,) = load_reference(tmp_path / "a.safetensors").parts
-    distance = FORMS[FORM](part.embeddings)(points[:1] + 1)
+    distance = Nearest(part.embeddings)(points[:1] + 1)
     assert distance.shape == (1,)
     assert time.perf_counter() - begun < 10
 

@@ -15,8 +15,9 @@ from jepa_guidance.host.options import BOTH, ENCODER_RESOLUTION, NOVELTY, SCORE
 from torch import Tensor
 
 from jepa_core import Encoder, RarityGradient, jepa_score, load_encoder
-from jepa_core.novelty import FORMS, Nearest, distances_within, embed
+from jepa_core.novelty import Nearest, distances_within, embed
 from jepa_core.views import COUNT, views
+from research.harness.forms import FORMS
 from tests.core.conftest import random_model
 from tests.host.gradient.test_chain import RARITY, directional, plain_novelty, plain_parts, random_like
 
@@ -346,7 +347,7 @@ def scale_of(vae: Any, encoder: Encoder, rarities: dict[str, list[float]] | None
     )
     scores = [jepa_score(encoder, encoder.preprocess(image), top_k=3).item() for image in images]
     own = {
-        NOVELTY: distances_within(smoothed, Nearest).tolist(),
+        NOVELTY: sorted(distances_within(smoothed).tolist()),
         SCORE: sorted(-score for score in scores),
     }
     return Scale(encoder, Nearest(smoothed), rarities or own, {"top_k": 3})

@@ -26,9 +26,10 @@ from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from torch import Tensor
 
 from jepa_core import RarityGradient, jepa_score
-from jepa_core.novelty import FORMS, Nearest, distances_within, embed
+from jepa_core.novelty import Nearest, distances_within, embed
 from jepa_core.reference import Reference
 from jepa_core.views import views
+from research.harness.forms import FORMS
 from tests.core.conftest import random_model
 from tests.host.gradient.test_chain import plain_novelty
 from tests.host.guide import guide_model, reference_of
@@ -433,7 +434,7 @@ def test_the_push_shrinks_to_nothing_as_the_images_reach_the_target(
     settings = {"criterion": criterion, "reference": reference, "target": 0.2, "report": reports.append}
     stock(guide(tiny, schedule, **settings), tiny, steps=10, **batch(3))
     values = {SCORE: (-reference.parts[0].scores).tolist()}  # type: ignore[operator]
-    values[NOVELTY] = distances_within(reference.parts[0].smoothed, Nearest).tolist()
+    values[NOVELTY] = sorted(distances_within(reference.parts[0].smoothed).tolist())
     criteria = {BOTH: [SCORE, NOVELTY]}.get(criterion, [criterion])
     sign = 1 if strength > 0 else -1
     measured = iter(watched.found)
@@ -502,7 +503,7 @@ def test_places_are_those_of_the_finished_images(tiny, stock, reference, criteri
             expected[SCORE] = 100 * (part.scores < score).double().mean().item()
         if criterion != SCORE:
             middle = torch.cat([embed(encoder, x) for x in seen]).mean(0, keepdim=True)
-            own = distances_within(part.smoothed, Nearest)
+            own = distances_within(part.smoothed).sort().values
             expected[NOVELTY] = 100 * (own > Nearest(part.smoothed)(middle)).double().mean().item()
         assert place == pytest.approx(expected, abs=1e-6)
     for name, percentage in reports[-1].places[0].items():

@@ -14,7 +14,7 @@ from jepa_guidance.host.scoring import novelty
 from jepa_guidance.host.scoring.novelty import novelties, sorted_novelties
 from jepa_guidance.host.scoring.reference import check_comparable, make_reference, part_of, sorted_scores
 from jepa_guidance.host.scoring.scores import score_images
-from jepa_guidance.jepa_core.novelty import FORM, FORMS, NEIGHBOURS, distances_within
+from jepa_guidance.jepa_core.novelty import NEIGHBOURS, distances_within
 from jepa_guidance.jepa_core.reference import NO_SCORE, Reference, ReferencePart, percentile
 from jepa_guidance.jepa_core.views import views
 from jepa_guidance.nodes.rank_images import JEPARankImages
@@ -200,7 +200,7 @@ def test_a_reference_of_one_picture_gives_distances_but_no_share(tiny, images):
 def test_the_distances_among_the_pictures_are_the_mathematics_and_remembered(tiny, images, monkeypatch):
     reference, *_ = reference_of([images], tiny.encoder, mode=NO_SCORE)
     found = sorted_novelties(reference, tiny.encoder)
-    assert found == sorted(distances_within(reference.parts[0].embeddings, FORMS[FORM]).tolist())
+    assert found == sorted(distances_within(reference.parts[0].embeddings).tolist())
     monkeypatch.setattr(novelty, "Distances", None)
     assert sorted_novelties(reference, tiny.encoder) == found
 
