@@ -15,6 +15,7 @@ import pytest
 import torch
 from jepa_guidance.host.comfy.required import interrupt_check
 from jepa_guidance.host.encoders.host_encoder import HostEncoder, combined, load_host_encoder
+from jepa_guidance.host.gradient import chain
 from jepa_guidance.host.gradient.scale import RAMP, UNSEEN, Scale
 from jepa_guidance.host.guidance import patch
 from jepa_guidance.host.guidance.progress import StepProgress
@@ -697,7 +698,7 @@ def test_an_interrupt_anywhere_leaves_everything_as_it_was(tiny, stock, referenc
             raise Stop
 
     settings = {"reference": reference, "apart": True, "target": 0.05}
-    # of five steps, four are guided: four passes for each of two images, and one for each place
+    # of five steps three are guided, with four passes for each of two images; the 25th pass is for a place
     patched = guide(tiny, Schedule(start_percent=0.3, end_percent=1.0), on_pass=stop, **settings)
     modules = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.encoder)
     before = [{id(t) for t in (*m.parameters(), *m.buffers())} for m in modules]
@@ -719,36 +720,28 @@ def test_the_hosts_interrupt_reaches_the_places(tiny, stock, monkeypatch, refere
 
 
 def test_an_image_that_breaks_spares_the_others(tiny, stock, monkeypatch, reference):
-    """Its gradient is skipped and its place is not known; the trace has no NaN in its JSON."""
-    from jepa_guidance.host.gradient import chain
-
-    decode, decoded = chain.decoded, []
-
-    def broken(vae: Any, latent: Tensor) -> Tensor:
-        image = decode(vae, latent)
-        decoded.append(1)
-        return image * torch.nan if latent.flatten()[0] == first[0] else image
-
-    first = [None]
-    of_latent = chain.LatentGradient.of_latent
+    """Its shifts are skipped, and the trace has no NaN in its JSON."""
+    decode, of_latent = chain.decoded, chain.LatentGradient.of_latent
+    broken: list[Tensor] = []
 
     def noted(self: Any, latents: Tensor) -> Any:
-        first[0] = latents[1].flatten()[0]
+        broken[:] = [latents[1]]
         return of_latent(self, latents)
 
-    monkeypatch.setattr(chain, "decoded", broken)
+    def decoded(vae: Any, latent: Tensor) -> Tensor:
+        image = decode(vae, latent)
+        return image * torch.nan if torch.equal(latent[0], broken[0]) else image
+
+    monkeypatch.setattr(chain, "decoded", decoded)
     monkeypatch.setattr(chain.LatentGradient, "of_latent", noted)
-    monkeypatch.setattr(
-        "jepa_guidance.host.gradient.scale.Scale.rarity", lambda *args: math.nan if not decoded else 0.0
-    )
     reports: list[Any] = []
-    settings = {"reference": reference, "apart": True, "keep_appearance": True, "agree": True}
+    settings = {"reference": reference, "apart": True, "keep_appearance": True, "agree": True, "target": 0.05}
     found = stock(guide(tiny, report=reports.append, **settings), tiny, **batch(3))
     plain = stock(tiny.model, tiny, **batch(3))
     assert torch.equal(found[1], plain[1])
     assert not torch.equal(found[0], plain[0])
     assert not torch.equal(found[2], plain[2])
-    assert "shift(s) skipped" in reports[-1].message()
+    assert "4 shift(s) skipped" in reports[-1].message()
     json.dumps(reports[-1].as_json(), allow_nan=False)
 
 
