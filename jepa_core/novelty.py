@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from .encoder import Encoder
 from .precision import differentiable, full_precision
@@ -110,7 +111,7 @@ class KernelDensity:
 
 def unit_length(embeddings: Tensor) -> Tensor:
     """Embeddings (B, d) scaled to length 1, so that distances depend on their angle alone."""
-    return torch.nn.functional.normalize(embeddings, dim=1)
+    return normalize(embeddings, dim=1)
 
 
 @torch.inference_mode(False)  # a backward pass saves the matrix
@@ -145,11 +146,13 @@ FORM = "L2"
 
 
 class Novelty(NamedTuple):
-    """Of a batch: the novelty (B,), its gradient with respect to the preprocessed images, and the embeddings (B, d)."""
+    """Of a batch: the novelty (B,), its gradient with respect to the preprocessed images, and how many encoder passes, one
+    after the other, both took.
+    """
 
     value: Tensor
     grad: Tensor
-    embeddings: Tensor
+    encoder_calls: int = 2
 
 
 def novelty_gradient(
@@ -172,7 +175,7 @@ def novelty_gradient(
         value = distance(embeddings)
         (grad,) = torch.autograd.grad(value.sum(), leaf)
         on_pass()
-    return Novelty(value.detach(), grad, embeddings.detach())
+    return Novelty(value.detach(), grad)
 
 
 @torch.no_grad()
@@ -184,16 +187,36 @@ def embed(encoder: Encoder, x: Tensor, on_pass: Callable[[], None] = lambda: Non
     return embeddings
 
 
+def patch_novelty(
+    encoder: Encoder,
+    x: Tensor,
+    distance: Callable[[Tensor], Tensor],
+    on_pass: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Return how much the novelty of each image depends on each patch: the norm of its gradient there.
+
+    Args:
+        x: (B, 3, S, S), preprocessed.
+        distance, on_pass: see novelty_gradient.
+
+    Returns:
+        (B, S / patch, S / patch) float64 on the CPU, one number per patch of the encoder; at least 0.
+    """
+    patch = encoder.model.config.patch_size
+    grad = novelty_gradient(encoder, x, distance, on_pass).grad
+    squares = grad.double().cpu().square().sum(1).unflatten(1, (-1, patch)).unflatten(3, (-1, patch))
+    return squares.sum((2, 4)).sqrt()
+
+
 @torch.no_grad()
 def distances_within(points: Tensor, form: Callable[[Tensor], Distance], count: int = 1000) -> Tensor:
-    """The novelty of the points (N, d) among themselves: of each against all others; (min(N, count),), sorted.
+    """The novelty of points (N, d) among themselves, of each against all others: (min(N, count),), or (0,) of one point.
 
     Args:
         count: of more points, this many take part, evenly spread.
     """
     if len(points) < 2:
         return points.new_zeros(0)
-    chosen = torch.linspace(0, len(points) - 1, min(count, len(points))).round().long()
+    chosen = torch.linspace(0, len(points) - 1, min(count, len(points)), device="cpu").round().long()
     distance = form(points)
-    parts = [distance(points[some], some) for some in chosen.split(256)]
-    return torch.cat(parts).sort().values
+    return torch.cat([distance(points[some], some) for some in chosen.split(256)])

@@ -1,10 +1,13 @@
 """A reference: what encoders make of pictures that count as usual, and its file."""
 
 import json
+import os
+import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,15 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FORMAT = "jepa-reference-1"
-_MAX_PARTS, _MAX_TEXT, _MAX_LENGTH = 16, 1 << 16, 1 << 16
 NO_SCORE = "no scores"
+# Limits of what a file may state.
+_MAX_PARTS, _MAX_TEXT, _MAX_LENGTH, _MAX_NAME = 16, 1 << 16, 1 << 16, 200
+_DTYPES = {"embeddings": "F32", "smoothed": "F32", "scores": "F64"}
 
 
 class ReferenceFileError(ValueError):
     """A reference file is missing, damaged or of another kind. The message names the file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReferencePart:
     """What one encoder makes of the pictures of a reference, N >= 1.
 
@@ -43,6 +48,11 @@ class ReferencePart:
         """Name and size, as shown to users."""
         return f"{self.encoder} at {self.image_size} px"
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """What embeddings must share to be comparable: weights and image size."""
+        return self.fingerprint, self.image_size
+
     def taken(self, index: Tensor) -> "ReferencePart":
         """The part of some of the pictures."""
         scores = None if self.scores is None else self.scores[index]
@@ -50,7 +60,7 @@ class ReferencePart:
         return ReferencePart(*own, self.embeddings[index], self.smoothed[index], scores)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """Pictures that define what is usual, as embeddings and scores under one encoder or several.
 
@@ -66,50 +76,68 @@ class Reference:
     def __len__(self) -> int:
         return len(self.parts[0].embeddings)
 
+    @property
+    def label(self) -> str:
+        """The encoders, as shown to users."""
+        return ", ".join(part.label for part in self.parts)
+
+    @torch.inference_mode(False)  # so that its tensors can take part in gradients
     def thinned(self, count: int, seed: int = 0) -> "Reference":
         """At most `count` of the pictures, drawn at random: their distribution stays the same."""
         if count >= len(self):
             return self
         generator = torch.Generator("cpu").manual_seed(seed)
-        index = torch.randperm(len(self), generator=generator)[:count].sort().values
+        index = torch.randperm(len(self), generator=generator, device="cpu")[:count].sort().values
         return Reference(tuple(part.taken(index) for part in self.parts), self.how)
 
 
-def merged(references: Sequence[Reference]) -> Reference:
-    """The pictures of all references together.
+@torch.inference_mode(False)
+def merged(references: Sequence[Reference], names: Sequence[str] = ()) -> Reference:
+    """The pictures of all references together, in the order of the parts of the first.
+
+    Args:
+        names: of the references, for messages; without, they are numbered.
 
     Raises:
         ValueError: they were made with different encoders, image sizes or settings; names the first difference.
     """
+    names = names or [f"reference_{number}" for number in range(1, len(references) + 1)]
     first = references[0]
-    for number, other in enumerate(references[1:], 2):
-        for name, value in first.how.items():
-            if other.how[name] != value:
+    columns = []
+    for name, other in zip(names, references, strict=True):
+        for setting, value in first.how.items():
+            if other.how[setting] != value:
                 raise ValueError(
-                    f"reference_{number} was made with {name} {other.how[name]}, reference_1 with {value}; make them with "
-                    "the same settings"
+                    f"{name} was made with {setting} {other.how[setting]}, {names[0]} with {value}; make them with the "
+                    "same settings"
                 )
-        ours, theirs = ([(part.fingerprint, part.image_size) for part in one.parts] for one in (first, other))
-        if ours != theirs:
-            names = [", ".join(part.label for part in one.parts) for one in (other, first)]
+        parts = {part.key: part for part in other.parts}
+        if parts.keys() != {part.key for part in first.parts}:
             raise ValueError(
-                f"reference_{number} was made with {names[0]}, reference_1 with {names[1]}; make them with the same encoder"
+                f"{name} was made with {_told_apart(other, first)}, {names[0]} with {_told_apart(first, other)}; make "
+                "them with the same encoder"
             )
-    return Reference(
-        tuple(_joined(parts) for parts in zip(*(one.parts for one in references), strict=True)), first.how
-    )
+        columns.append([parts[part.key] for part in first.parts])
+    return Reference(tuple(_joined(parts) for parts in zip(*columns, strict=True)), first.how)
+
+
+def _told_apart(reference: Reference, other: Reference) -> str:
+    """The encoders of a reference; with a few digits of their weights' hashes where the names alone are those of another."""
+    if reference.label != other.label:
+        return reference.label
+    return ", ".join(f"{part.label} (weights {part.fingerprint[:8]})" for part in reference.parts)
 
 
 def _joined(parts: Sequence[ReferencePart]) -> ReferencePart:
     first = parts[0]
-    scores = None if first.scores is None else torch.cat([part.scores for part in parts])  # type: ignore[misc]
+    scores = [part.scores for part in parts if part.scores is not None]
     return ReferencePart(
         first.encoder,
         first.fingerprint,
         first.image_size,
         torch.cat([part.embeddings for part in parts]),
         torch.cat([part.smoothed for part in parts]),
-        scores,
+        torch.cat(scores) if scores else None,
     )
 
 
@@ -119,23 +147,31 @@ def percentile(value: float, others: Sequence[float]) -> float:
     return 100 * (below + upto) / 2 / len(others)
 
 
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
 def save_reference(reference: Reference, file: Path) -> None:
-    """Write a reference as safetensors. It appears whole or not at all."""
+    """Write a reference as safetensors. It appears whole or not at all, and replaces an older one."""
     tensors, parts = {}, []
     for number, part in enumerate(reference.parts):
-        for name in ("embeddings", "smoothed", "scores"):
+        for name in _DTYPES:
             if (tensor := getattr(part, name)) is not None:
                 tensors[f"{number}.{name}"] = tensor.contiguous()
-        own = {"encoder": part.encoder, "fingerprint": part.fingerprint, "image_size": part.image_size}
+        own = {
+            "encoder": part.encoder[:_MAX_NAME],
+            "fingerprint": part.fingerprint,
+            "image_size": part.image_size,
+        }
         parts.append(own)
     header = {"format": FORMAT, "reference": json.dumps({"parts": parts, "how": dict(reference.how)})}
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial, header)
-    partial.replace(file)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".saving-") as folder:
+        save_file(tensors, Path(folder) / "reference", header)
+        os.replace(Path(folder) / "reference", file)
 
 
+@torch.inference_mode(False)
 def load_reference(file: Path) -> Reference:
-    """Read a file of save_reference.
+    """Read a file of save_reference. Sizes and types are checked before a tensor is read.
 
     Raises:
         ReferenceFileError: missing, damaged, or of another kind.
@@ -145,18 +181,10 @@ def load_reference(file: Path) -> Reference:
             header = content.metadata() or {}
             if header.get("format") != FORMAT:
                 raise ReferenceFileError(f"{file} is not a reference; save one with JEPA Save Reference")
-            text = header.get("reference", "")
-            if len(text) > _MAX_TEXT:
-                raise ReferenceFileError(f"{file} is not a valid reference: its header is too long")
-            stated = json.loads(text)
-            how = {str(name): str(value) for name, value in stated["how"].items()}
-            parts = stated["parts"]
-            if not 1 <= len(parts) <= _MAX_PARTS or not {"mode", "fit", "antialias"} <= how.keys():
-                raise ValueError("its header lacks an entry")
+            how, stated = _header(header.get("reference", ""))
             names = set(content.keys())
-            tensors = {name: content.get_tensor(name) for name in sorted(names)[: 3 * _MAX_PARTS]}
-            return _checked(
-                Reference(tuple(_part(number, own, tensors) for number, own in enumerate(parts)), how)
+            return Reference(
+                tuple(_part(number, own, how, content, names) for number, own in enumerate(stated)), how
             )
     except ReferenceFileError:
         raise
@@ -164,38 +192,55 @@ def load_reference(file: Path) -> Reference:
         raise ReferenceFileError(f"{file} does not exist") from error
     except (SafetensorError, OSError) as error:
         raise ReferenceFileError(f"{file} is damaged or not a safetensors file: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ReferenceFileError(f"{file} is not a valid reference: {error}") from error
 
 
-def _part(number: int, own: Mapping, tensors: Mapping[str, Tensor]) -> ReferencePart:
-    return ReferencePart(
-        str(own["encoder"])[:200],
-        str(own["fingerprint"])[:200],
-        int(own["image_size"]),
-        tensors[f"{number}.embeddings"],
-        tensors[f"{number}.smoothed"],
-        tensors.get(f"{number}.scores"),
-    )
+def _header(text: str) -> tuple[dict[str, str], list[Any]]:
+    """How the pictures were seen, and an entry for each part. Raises ValueError, or KeyError, if it is not valid."""
+    if len(text) > _MAX_TEXT:
+        raise ValueError("its header is too long")
+    stated = json.loads(text)
+    how = {str(name): str(value) for name, value in stated["how"].items()}
+    if how.keys() != {"mode", "fit", "antialias"}:
+        raise ValueError(f"its settings are {', '.join(how)!r:.100}")
+    parts = stated["parts"]
+    if not isinstance(parts, list) or not 1 <= len(parts) <= _MAX_PARTS:
+        raise ValueError(f"it must have 1 to {_MAX_PARTS} parts")
+    return how, parts
 
 
-def _checked(reference: Reference) -> Reference:
-    """Raise ValueError unless shapes and types are those of a reference and all numbers are finite."""
-    scored = reference.how["mode"] != NO_SCORE
-    shape = reference.parts[0].embeddings.shape
-    for part in reference.parts:
-        own = part.embeddings.shape
-        if part.embeddings.ndim != 2 or 0 in own or own[0] != shape[0] or own[1] > _MAX_LENGTH:
-            raise ValueError(f"embeddings of shape {tuple(own)}")
-        if part.smoothed.shape != own or (part.scores is not None) != scored:
-            raise ValueError("its tensors do not belong together")
-        wanted = {"embeddings": torch.float32, "smoothed": torch.float32, "scores": torch.float64}
-        for name, dtype in wanted.items():
-            tensor = getattr(part, name)
-            if tensor is None:
-                continue
-            if tensor.dtype != dtype or not tensor.isfinite().all():
-                raise ValueError(f"{name} must be finite numbers of type {dtype}")
-        if part.scores is not None and part.scores.shape != own[:1]:
-            raise ValueError(f"scores of shape {tuple(part.scores.shape)}")
-    return reference
+def _part(
+    number: int, own: Mapping[str, Any], how: Mapping[str, str], content: Any, names: set[str]
+) -> ReferencePart:
+    """Raises ValueError unless shapes and types are those of a part whose header entry is `own`, and all numbers finite."""
+    rows = content.get_slice("0.embeddings").get_shape()[0]
+    _, length = content.get_slice(f"{number}.embeddings").get_shape()
+    size = own["image_size"]
+    if (
+        not 1 <= length <= _MAX_LENGTH
+        or rows < 1
+        or not isinstance(size, int)
+        or not 1 <= size <= _MAX_LENGTH
+    ):
+        raise ValueError(f"part {number} has {rows} embeddings of length {length} at image size {size!r:.20}")
+    scored = how["mode"] != NO_SCORE
+    if scored != (f"{number}.scores" in names):
+        raise ValueError(f"its mode is {how['mode']!r:.50}, which does not fit its tensors")
+    tensors = {}
+    for name, dtype in _DTYPES.items():
+        if name == "scores" and not scored:
+            continue
+        wanted = [rows] if name == "scores" else [rows, length]
+        found = content.get_slice(f"{number}.{name}")
+        if found.get_shape() != wanted or found.get_dtype() != dtype:
+            raise ValueError(
+                f"{number}.{name} is {found.get_dtype()} {found.get_shape()}, not {dtype} {wanted}"
+            )
+        tensors[name] = content.get_tensor(
+            f"{number}.{name}"
+        ).clone()  # not a map of the file, which may be replaced
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{number}.{name} holds NaN or infinite numbers")
+    encoder, fingerprint = (str(own[name])[:_MAX_NAME] for name in ("encoder", "fingerprint"))
+    return ReferencePart(encoder, fingerprint, size, **tensors)

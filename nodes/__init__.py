@@ -4,15 +4,19 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..host.comfy.model_folders import register_folders
 from .combine_encoders import JEPACombineEncoders
+from .combine_references import JEPACombineReferences
 from .demo import JEPADemoClass, JEPADemoLoader
 from .djepa import DJEPALoader, DJEPASampler
 from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
 from .guided_ksampler import JEPAGuidedKSampler
 from .plot_trace import JEPAPlotTrace
+from .prompt_reference import JEPAPromptReference
 from .rank_images import JEPARankImages
 from .rarity_map import JEPARarityMap
-from .reference_scores import JEPAReferenceScores
+from .reference import JEPAReferenceNode
+from .reference_files import JEPALoadReference, JEPASaveReference
+from .reference_folder import JEPAReferenceFolder
 from .score_image import JEPAScoreImage
 
 
@@ -34,5 +38,10 @@ class JEPAExtension(ComfyExtension):
             JEPAPlotTrace,
             JEPARankImages,
             JEPARarityMap,
-            JEPAReferenceScores,
+            JEPAReferenceNode,
+            JEPAReferenceFolder,
+            JEPAPromptReference,
+            JEPASaveReference,
+            JEPALoadReference,
+            JEPACombineReferences,
         ]

@@ -296,14 +296,14 @@ def novelty_inputs() -> list[io.Input]:
             default=LATER_INPUTS["criterion"],
             tooltip=f"What rare means. {SCORE}: the encoder is hardly sensitive to the image (the paper). {NOVELTY}: the "
             "encoder finds the image unlike those of the reference; much faster, with one forward and one backward pass "
-            f"of the encoder in a guided step. {BOTH}: equal parts.",
+            f"of the encoder in a guided step. {BOTH}: the two in equal parts.",
         ),
         JEPAReference.Input(
             "reference",
             optional=True,
             tooltip=f"The pictures that count as usual, for {NOVELTY} and for target: from JEPA Prompt Reference (what this "
             "prompt gives by itself), JEPA Reference from Folder (your last pictures) or JEPA Reference. "
-            "Made with the same encoder, image size, fit and antialias.",
+            "It must be made with the same encoder, image size, fit and antialias.",
         ),
         io.Combo.Input(
             "target",
@@ -311,22 +311,24 @@ def novelty_inputs() -> list[io.Input]:
             optional=True,
             default=LATER_INPUTS["target"],
             tooltip="Stops when it is enough. 1 in 20: guidance fades out as the image becomes as rare as the rarest 5 % of "
-            "the reference (for a negative strength, as usual as the most usual 5 %). none: strength alone decides.",
+            "the reference (for a negative strength, as usual as the most usual 5 %). none: strength alone decides. Needs a "
+            "reference.",
         ),
         io.Boolean.Input(
             "apart",
             optional=True,
             default=LATER_INPUTS["apart"],
             tooltip=f"Images of the same batch move away from each other, so that one prompt gives different pictures. "
-            f"A kind of {NOVELTY}, alone or together with a reference. A negative strength draws them together.",
+            f"A kind of {NOVELTY}, alone or together with a reference. A negative strength draws them together. A single "
+            "image has nothing to move away from.",
         ),
         io.Boolean.Input(
             "smooth",
             extra_dict=ADVANCED,
             optional=True,
             default=LATER_INPUTS["smooth"],
-            tooltip=f"Takes the gradient as the mean over {VIEWS} views of the image, mirrored and cropped, so that single "
-            f"pixels count less. {VIEWS} times the encoder's work.",
+            tooltip=f"Uses the mean gradient over {VIEWS} views of the image, mirrored and cropped, so that single pixels "
+            f"count less. {VIEWS} times the encoder's work.",
         ),
         io.Boolean.Input(
             "keep_appearance",

@@ -80,8 +80,8 @@ class JEPAGuidedKSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
                 JEPATrace.Output(
                     display_name="trace",
-                    tooltip="What guidance did at each step: sigma, the score under each guide and judge, the gradient norm "
-                    "and the size of the shift.",
+                    tooltip="What guidance did at each step: sigma, score and novelty under guides and judge, what the "
+                    "target left of the strength, the gradient norm and the size of the shift.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],

@@ -17,8 +17,8 @@ class JEPAPlotTrace(io.ComfyNode):
             node_id="JEPAPlotTrace",
             display_name="JEPA Plot Trace",
             category="JEPA",
-            description="Draws the JEPA score at each step of a JEPA Guided KSampler run. Down is rarer; grey steps were "
-            "not guided. A judge gets its own panel.",
+            description="Draws the JEPA score, the novelty, or both at each step of a JEPA Guided KSampler run. A lower "
+            "score and a higher novelty are rarer; grey steps were not guided. A judge gets its own panel.",
             inputs=[JEPATrace.Input("trace", tooltip="From JEPA Guided KSampler, after it has run.")],
             outputs=[io.Image.Output(display_name="chart", tooltip="The chart, 1024 pixels wide.")],
             is_output_node=True,

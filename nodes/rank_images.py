@@ -1,18 +1,27 @@
 """JEPARankImages: keep the rarest, or the most typical, of many images."""
 
+from typing import Any, NamedTuple
+
 import torch
 from comfy_api.latest import io, ui
 
 from ..host.comfy.required import ProgressBar
 from ..host.drawing.pictures import labelled_sheet
-from ..host.scoring.scores import rank_images
+from ..host.scoring.comparison import check_scored_alike, score_percentiles
+from ..host.scoring.novelty import novelties, novelty_percentiles
+from ..host.scoring.reference import check_comparable
+from ..host.scoring.scores import check_images, rank_images, score_batches
 from ..jepa_core.score import PROJECTION
 from .input_checks import check_values, count_images, inputs_of, only
-from .scoring_inputs import EXACT, PROJECTED, mode_arguments
-from .types import JEPAEncoder
+from .scoring_inputs import EXACT, PROJECTED, how_of, mode_arguments
+from .types import JEPAEncoder, JEPAReference
 
 RAREST = "rarest"
 TYPICAL = "most typical"
+SCORE = "score"
+NOVELTY = "novelty"
+# JEPA Rank Images has no inputs for how images are seen.
+FIT, ANTIALIAS = "squash", True
 
 
 class JEPARankImages(io.ComfyNode):
@@ -63,6 +72,20 @@ class JEPARankImages(io.ComfyNode):
                     force_input=True,
                     tooltip="The seed of the images, or a list with one for each; those of the kept images are returned.",
                 ),
+                JEPAReference.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="What counts as usual: needed to rank by novelty, and adds percentiles to the sheet. From JEPA "
+                    "Reference, made with fit squash and antialias on.",
+                ),
+                io.Combo.Input(
+                    "by",
+                    options=[SCORE, NOVELTY],
+                    default=SCORE,
+                    optional=True,
+                    tooltip=f"What makes an image rare. {SCORE}: the JEPA score, lower is rarer. {NOVELTY}: how far it is "
+                    "from its nearest in the reference, higher is rarer; many times faster.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -71,7 +94,9 @@ class JEPARankImages(io.ComfyNode):
                     tooltip="The kept images, sorted: one batch if all have the same size, otherwise one by one.",
                 ),
                 io.Float.Output(
-                    display_name="scores", is_output_list=True, tooltip="Their scores. Lower is rarer."
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="Their scores; lower is rarer. By novelty: their novelties; higher is rarer.",
                 ),
                 io.Int.Output(
                     display_name="indices",
@@ -85,42 +110,73 @@ class JEPARankImages(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="sheet",
-                    tooltip="The kept images, labelled with rank, index, score and seed.",
+                    tooltip="The kept images, labelled with rank, index, score or novelty, percentile and seed.",
                 ),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, images, encoder, keep, count, mode, seeds=None) -> io.NodeOutput:
+    def execute(
+        cls, images, encoder, keep, count, mode, seeds=None, reference=None, by=None
+    ) -> io.NodeOutput:
         # a node that takes lists gets every input as a list
-        judge, keep, count, mode = (
-            only(name, values)
-            for name, values in {"encoder": encoder, "keep": keep, "count": count, "mode": mode}.items()
-        )
-        single = {"encoder": judge, "keep": keep, "count": count, "mode": mode}
+        inputs = {"encoder": encoder, "keep": keep, "count": count, "mode": mode, "by": by or [SCORE]}
+        if reference not in (None, [None]):
+            inputs["reference"] = reference
+        single = {name: only(name, values) for name, values in inputs.items()}
         for batch in images:
             check_values(inputs_of(JEPARankImages), single | {"images": batch})
+            check_images(batch)
         total = count_images(images)
         given = seeds_of(seeds, total)
-        bar = ProgressBar(total * len(judge.members))
+        rarity = rarity_of(images, single["encoder"], single["mode"], single["by"], single.get("reference"))
         ranked = rank_images(
             images,
-            judge,
-            count=count,
-            typical=keep == TYPICAL,
-            **mode_arguments(mode),
-            on_image=lambda: bar.update(1),
+            rarity.values,
+            count=single["count"],
+            highest=(single["by"] == NOVELTY) != (single["keep"] == TYPICAL),
         )
-        indices, scores, kept = (list(part) for part in zip(*ranked, strict=True))
+        indices, values, kept = (list(part) for part in zip(*ranked, strict=True))
         own = [given[index] for index in indices] if given else []
-        labels = [f"{rank}. image {index}\n{score:.2f}" for rank, (index, score, _) in enumerate(ranked, 1)]
-        if own:
-            labels = [f"{label}\nseed {seed}" for label, seed in zip(labels, own, strict=True)]
-        sheet = labelled_sheet(kept, labels)
+        sheet = labelled_sheet(kept, labels(ranked, rarity.percentiles, own))
         alike = len({picture.shape for picture in kept}) == 1
         pictures = [torch.stack(kept)] if alike else [picture[None] for picture in kept]
-        return io.NodeOutput(pictures, scores, indices, own, sheet, ui=ui.PreviewImage(sheet, cls=cls))
+        return io.NodeOutput(pictures, values, indices, own, sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+class Rarity(NamedTuple):
+    """Of each image: its score or novelty, and its percentile in the reference (empty if there is none)."""
+
+    values: list[float]
+    percentiles: list[float]
+
+
+def rarity_of(images: list, encoder: Any, mode: str, by: str, reference: Any) -> Rarity:
+    """The scores or novelties of all images of some batches. Raises ValueError for a reference that does not fit."""
+    how = how_of(mode, 0, FIT, ANTIALIAS)
+    if by == NOVELTY:
+        if reference is None:
+            raise ValueError("reference is needed to rank by novelty; connect one, from JEPA Reference")
+        check_comparable(reference, encoder, {name: how[name] for name in ("fit", "antialias")})
+        values = novelties([image for batch in images for image in batch], encoder, reference, how)
+        return Rarity(values, novelty_percentiles(values, reference, encoder))
+    if reference is not None:
+        check_scored_alike(reference, encoder, how)
+    bar = ProgressBar(count_images(images) * len(encoder.members))
+    scores = score_batches(images, encoder, **mode_arguments(mode), on_image=lambda: bar.update(1))
+    return Rarity(scores, score_percentiles(scores, encoder, reference) if reference is not None else [])
+
+
+def labels(ranked: list, percentiles: list[float], seeds: list[int]) -> list[str]:
+    """What the sheet says below each image."""
+    lines = []
+    for rank, (index, value, _) in enumerate(ranked):
+        label = f"{rank + 1}. image {index}\n{value:.2f}"
+        if percentiles:
+            label += f"\nrarer than {100 - percentiles[index]:.0f} %"
+        lines.append(f"{label}\nseed {seeds[rank]}" if seeds else label)
+    return lines
 
 
 def seeds_of(seeds: list | None, total: int) -> list[int]:

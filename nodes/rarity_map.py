@@ -4,11 +4,12 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..host.comfy.required import ProgressBar
-from ..host.drawing.rarity_overlay import draw_overlay
-from ..host.scoring.rarity_map import rarity_mask, score_fields
+from ..host.drawing.rarity_overlay import NOVELTIES, SCORES, draw_overlay
+from ..host.scoring.rarity_map import novelty_fields, rarity_mask, score_fields
+from ..host.scoring.reference import check_comparable
 from .input_checks import check_values, inputs_of
-from .scoring_inputs import view_inputs
-from .types import JEPAEncoder
+from .scoring_inputs import seen_as, view_inputs
+from .types import JEPAEncoder, JEPAReference
 
 
 class JEPARarityMap(io.ComfyNode):
@@ -20,8 +21,9 @@ class JEPARarityMap(io.ComfyNode):
             node_id="JEPARarityMap",
             display_name="JEPA Rarity Map",
             category="JEPA",
-            description="Shows which parts of an image are rare: the JEPA score of every patch, bright where it is rarer. "
-            "Plain areas are bright too, since an encoder is hardly sensitive to them.",
+            description="Shows which parts of an image are rare: the JEPA score of every patch, bright where it is "
+            "rarer. Plain areas are bright too, since an encoder is hardly sensitive to them. With a reference: which parts "
+            "make the image unlike it.",
             inputs=[
                 io.Image.Input("images", tooltip="A batch of images; each gets its own map."),
                 JEPAEncoder.Input("encoder", tooltip="Scores the patches. From JEPA Encoder Loader."),
@@ -34,6 +36,12 @@ class JEPARarityMap(io.ComfyNode):
                     tooltip="How strongly the colours cover the image. Does not change the mask.",
                 ),
                 *view_inputs(),
+                JEPAReference.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="Shows instead which parts make the image unlike these pictures: where small changes would move "
+                    "it most, away from them or back. Much faster than the scores.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -49,13 +57,20 @@ class JEPARarityMap(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, encoder, opacity, fit, antialias) -> io.NodeOutput:
+    def execute(cls, images, encoder, opacity, fit, antialias, reference=None) -> io.NodeOutput:
         values = {"images": images, "encoder": encoder, "opacity": opacity, "fit": fit}
+        if reference is not None:
+            values["reference"] = reference
         check_values(inputs_of(JEPARarityMap), values)
         # a 0-d tensor has no len(); scoring refuses it
         bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
-        fields = score_fields(images, encoder, fit=fit, antialias=antialias, on_image=lambda: bar.update(1))
-        pairs = list(zip(images, fields, strict=True))
-        overlay = torch.cat([draw_overlay(image, field, opacity) for image, field in pairs])
+        view = {"fit": fit, "antialias": antialias, "on_image": lambda: bar.update(1)}
+        if reference is None:
+            fields, legend = score_fields(images, encoder, **view), SCORES
+        else:
+            check_comparable(reference, encoder, seen_as(fit, antialias))
+            fields, legend = novelty_fields(images, encoder, reference, **view), NOVELTIES
+        pairs = zip(images, fields, strict=True)
+        overlay = torch.cat([draw_overlay(image, field, opacity, legend) for image, field in pairs])
         mask = torch.stack([rarity_mask(field) for field in fields])
         return io.NodeOutput(overlay, mask, ui=ui.PreviewImage(overlay, cls=cls))

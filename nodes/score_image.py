@@ -6,10 +6,10 @@ from comfy_api.latest import io, ui
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.scoring.reference import check_comparable, percentile
-from ..host.scoring.scores import combined_scores, ranking, score_images
+from ..host.scoring.comparison import Comparison, check_scored_alike, compare, ranking
+from ..host.scoring.scores import combined_scores, score_images
 from .input_checks import check_values, inputs_of
-from .scoring_inputs import mode_arguments, mode_inputs, scoring_of, view_inputs
+from .scoring_inputs import how_of, mode_arguments, mode_inputs, view_inputs
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -34,8 +34,8 @@ class JEPAScoreImage(io.ComfyNode):
                 JEPAReference.Input(
                     "reference",
                     optional=True,
-                    tooltip="Adds a percentile to each image: the share of the reference images that are rarer. From JEPA "
-                    "Reference Scores.",
+                    tooltip="Adds to each image how rare it is beside the reference: the share of the reference images with "
+                    "a lower score, its novelty, and the share that is more novel. From JEPA Reference.",
                 ),
             ],
             outputs=[
@@ -55,7 +55,20 @@ class JEPAScoreImage(io.ComfyNode):
                     display_name="percentiles",
                     is_output_list=True,
                     tooltip="For each image, the percentage of reference images that are rarer: 3 is a rare image, 50 an "
-                    "ordinary one. Empty without a reference.",
+                    "ordinary one. Empty without a reference, or if it has no scores.",
+                ),
+                io.Float.Output(
+                    display_name="novelties",
+                    is_output_list=True,
+                    tooltip="For each image, how far it is from its nearest in the reference, to the encoder. Higher is "
+                    "rarer. With several encoders: their weighted mean, each in units of the reference's median. Empty "
+                    "without a reference.",
+                ),
+                io.Float.Output(
+                    display_name="novelty_percentiles",
+                    is_output_list=True,
+                    tooltip="For each image, the percentage of reference images that are more novel among the others: 3 is "
+                    "a rare image, 50 an ordinary one. Empty without a reference, or if it has one image.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -68,9 +81,9 @@ class JEPAScoreImage(io.ComfyNode):
         if reference is not None:
             values["reference"] = reference
         check_values(inputs_of(JEPAScoreImage), values)
-        how = scoring_of(encoder, mode, top_k, fit, antialias)
+        how = how_of(mode, top_k, fit, antialias)
         if reference is not None:
-            check_comparable(reference, how)
+            check_scored_alike(reference, encoder, how)
         # a 0-d tensor has no len(); scoring refuses it
         bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
         each = score_images(
@@ -82,10 +95,17 @@ class JEPAScoreImage(io.ComfyNode):
             on_image=lambda: bar.update(1),
         )
         scores = combined_scores(each, encoder)
-        percentiles = [percentile(score, reference) for score in scores] if reference is not None else []
-        ranked = ranking(scores, each, reference)
+        compared = compare(images, scores, encoder, reference, how) if reference is not None else None
+        ranked = ranking(scores, each, compared)
         text = "\n".join(["JEPA score, rarest first", *ranked, f"{how['mode']}, {encoder.name}"])
         show_text(cls.hidden.unique_id, text)
+        beside = compared or Comparison()
         return io.NodeOutput(
-            scores, text, list(chain.from_iterable(each)), percentiles, ui=ui.PreviewText(text)
+            scores,
+            text,
+            list(chain.from_iterable(each)),
+            list(beside.percentiles),
+            list(beside.novelties),
+            list(beside.novelty_percentiles),
+            ui=ui.PreviewText(text),
         )

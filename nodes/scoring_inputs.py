@@ -4,34 +4,46 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..jepa_core.reference import NO_SCORE
 from ..jepa_core.score import PROJECTION
 
 EXACT = "exact"
 TOP_K = "top-k"
 PROJECTED = "projected"
+_MODES = (
+    f"{EXACT}: all singular values of the encoder's Jacobian; slow, with one backward pass for each embedding entry. "
+    f"{TOP_K}: only the largest, several times faster. {PROJECTED}: the fastest, for ranking many images; it ranks nearly "
+    f"as {EXACT} does, from {PROJECTION} fixed random outputs of the encoder. Scores of different modes are not comparable."
+)
 
 
 def mode_inputs() -> list[io.Input]:
     """Which kind of score, and how many singular values top-k sums."""
-    return [
-        io.Combo.Input(
-            "mode",
-            options=[EXACT, TOP_K, PROJECTED],
-            default=EXACT,
-            tooltip=f"{EXACT}: all singular values of the encoder's Jacobian; slow, with one backward pass for each "
-            f"embedding entry. {TOP_K}: only the largest, several times faster. {PROJECTED}: the fastest, for "
-            f"ranking many images; it ranks nearly as {EXACT} does, from {PROJECTION} fixed random outputs of the "
-            "encoder. Scores of different modes are not comparable.",
-        ),
-        io.Int.Input(
-            "top_k",
-            default=9,
-            min=1,
-            max=256,
-            tooltip=f"How many of the largest singular values {TOP_K} sums; guidance uses 9. Costs 6 (k + 4) products; "
-            f"{EXACT} takes 384 with a small encoder. Other modes ignore it.",
-        ),
-    ]
+    menu = io.Combo.Input("mode", options=[EXACT, TOP_K, PROJECTED], default=EXACT, tooltip=_MODES)
+    return [menu, _top_k_input()]
+
+
+def reference_inputs() -> list[io.Input]:
+    """How the pictures of a reference are seen and scored."""
+    menu = io.Combo.Input(
+        "mode",
+        options=[PROJECTED, EXACT, TOP_K, NO_SCORE],
+        default=PROJECTED,
+        tooltip=f"Which scores the pictures get besides their embeddings. {NO_SCORE}: none, which takes a small part of the "
+        f"time and is enough for novelty; percentiles of scores need them. {_MODES}",
+    )
+    return [menu, _top_k_input(), *view_inputs()]
+
+
+def _top_k_input() -> io.Input:
+    return io.Int.Input(
+        "top_k",
+        default=9,
+        min=1,
+        max=256,
+        tooltip=f"How many of the largest singular values {TOP_K} sums; guidance uses 9. Costs 6 (k + 4) products; "
+        f"{EXACT} takes 384 with a small encoder. Other modes ignore it.",
+    )
 
 
 def view_inputs() -> list[io.Input]:
@@ -60,12 +72,17 @@ def mode_arguments(mode: str, top_k: int | None = None) -> dict[str, Any]:
     }
 
 
-def scoring_of(encoder: Any, mode: str, top_k: int, fit: str, antialias: bool) -> dict[str, str]:
-    """The settings that scores must share to be comparable, by input name."""
-    modes = {EXACT: EXACT, TOP_K: f"top {top_k}", PROJECTED: f"projected on {PROJECTION} outputs"}
-    return {
-        "encoder": encoder.name,
-        "mode": modes[mode],
-        "fit": fit,
-        "antialias": "on" if antialias else "off",
-    }
+def reference_scoring(mode: str, top_k: int) -> dict[str, Any] | None:
+    """The arguments of jepa_core.jepa_score for a reference, or None for no scores."""
+    return None if mode == NO_SCORE else mode_arguments(mode, top_k)
+
+
+def how_of(mode: str, top_k: int, fit: str, antialias: bool) -> dict[str, str]:
+    """The settings that what is compared must share, by input name; see jepa_core.Reference."""
+    modes = {TOP_K: f"top {top_k}", PROJECTED: f"projected on {PROJECTION} outputs"}
+    return {"mode": modes.get(mode, mode)} | seen_as(fit, antialias)
+
+
+def seen_as(fit: str, antialias: bool) -> dict[str, str]:
+    """Those of the settings that concern how pictures are seen."""
+    return {"fit": fit, "antialias": "on" if antialias else "off"}

@@ -24,7 +24,17 @@ DOCS = ROOT / "docs"
 PAGES = {
     "guidance.md": ("JEPAGuidance", "JEPAGuidedKSampler", "JEPAPlotTrace", "JEPADemoClass"),
     "encoders.md": ("JEPAEncoderLoader", "JEPACombineEncoders"),
-    "scoring.md": ("JEPAScoreImage", "JEPAReferenceScores", "JEPARarityMap", "JEPARankImages"),
+    "scoring.md": (
+        "JEPAScoreImage",
+        "JEPAReference",
+        "JEPAReferenceFolder",
+        "JEPAPromptReference",
+        "JEPASaveReference",
+        "JEPALoadReference",
+        "JEPACombineReferences",
+        "JEPARarityMap",
+        "JEPARankImages",
+    ),
     "djepa.md": ("DJEPALoader", "DJEPASampler"),
 }
 # Menus whose entries are the host's or depend on the files of the machine.
@@ -32,6 +42,9 @@ MENUS = {
     ("JEPAGuidedKSampler", "sampler_name"): "as in KSampler",
     ("JEPAGuidedKSampler", "scheduler"): "as in KSampler",
     ("JEPAEncoderLoader", "encoder"): "the encoders above, and files in models/jepa",
+    ("JEPAPromptReference", "sampler_name"): "as in KSampler",
+    ("JEPAPromptReference", "scheduler"): "as in KSampler",
+    ("JEPALoadReference", "file"): "files in models/jepa_references",
     ("DJEPALoader", "model"): "the bundled model, and files in models/djepa",
 }
 

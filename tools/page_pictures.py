@@ -83,12 +83,58 @@ SCENES = (
         ),
     ),
     Scene(
+        "jepa_demo_ab",
+        runs=(
+            {
+                (101, "count"): 8,
+                (101, "cfg"): 2.0,
+                (101, "scheduler"): "simple",
+                (101, "mode"): "no scores",
+                (103, "filename"): "robots",
+                (104, "file"): "robots.safetensors",
+            },
+        ),
+        added=(
+            Added(
+                101,
+                "JEPAPromptReference",
+                (2600, 0),
+                inputs=(
+                    ("model", 2, 0),
+                    ("vae", 2, 1),
+                    ("positive", 5, 0),
+                    ("negative", 6, 0),
+                    ("latent_image", 3, 0),
+                    ("encoder", 7, 0),
+                ),
+            ),
+            Added(102, "PreviewImage", (3100, 0), inputs=(("images", 101, 1),)),
+            Added(103, "JEPASaveReference", (3100, 500), inputs=(("reference", 101, 0),)),
+            Added(104, "JEPALoadReference", (3600, 0), inputs=()),
+            Added(105, "JEPACombineReferences", (3600, 300), inputs=()),
+            Added(106, "JEPAReferenceFolder", (3600, 800), inputs=()),
+        ),
+        off=tuple(range(8, 20)),
+        pictures=(
+            Sheet(
+                f"{HELP}/prompt_reference.jpg",
+                tuple(Tile(102, index) for index in range(8)),
+                width=640,
+                columns=4,
+            ),
+            Shot(f"{HELP}/save_reference.png", (103,), width=596),
+            Shot(f"{HELP}/load_reference.png", (104,), width=596),
+            Shot(f"{HELP}/combine_references.png", (105,), width=596),
+            Shot(f"{HELP}/reference_folder.png", (106,), width=596),
+        ),
+    ),
+    Scene(
         "jepa_keep_the_rarest",
         runs=({(3, "image_size"): SMALL},),
         pictures=(
             Sheet(f"{HELP}/rank_images.jpg", RANKED, width=560, columns=1, gap=0),
             Sheet(f"{PAGES}/ranked.jpg", RANKED, width=560, columns=1, gap=0),
-            Shot(f"{HELP}/reference_scores.png", (10,), width=596),
+            Shot(f"{HELP}/reference.png", (10,), width=596),
             Shot(f"{HELP}/score_image.png", (11,), width=640),
             Sheet(
                 f"{THUMBNAILS}/jepa_keep_the_rarest.jpg",

@@ -215,6 +215,7 @@ class Studio:
             for (node, name), value in {**local, **widgets}.items():
                 self.comfy.ask(SET, [node, name, value])
             made.append(self._run(scene.template))
+            self.comfy.ask("() => app.refreshComboInNodes()")  # menus list files that the run saved
         self.comfy.page.wait_for_timeout(SETTLE_MS)
         return {
             one.file: self._shot(one) if isinstance(one, Shot) else put_together(one, made) for one in wanted

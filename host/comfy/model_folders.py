@@ -1,4 +1,4 @@
-"""The folders models/jepa and models/djepa."""
+"""The folders models/jepa, models/djepa and models/jepa_references."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,12 @@ from .required import folder_paths
 
 ENCODER_FOLDER = "jepa"
 DJEPA_FOLDER = "djepa"
+REFERENCE_FOLDER = "jepa_references"
 
 
 def register_folders() -> None:
-    """Register models/jepa and models/djepa with the host, keeping folders from the user's configuration."""
-    for name in (ENCODER_FOLDER, DJEPA_FOLDER):
+    """Register the pack's model folders with the host, keeping folders from the user's configuration."""
+    for name in (ENCODER_FOLDER, DJEPA_FOLDER, REFERENCE_FOLDER):
         default = Path(folder_paths.models_dir) / name
         default.mkdir(parents=True, exist_ok=True)
         paths, _ = folder_paths.folder_names_and_paths.get(name, ([], set()))

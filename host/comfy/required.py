@@ -107,6 +107,7 @@ sampler_object = _need(comfy.samplers, "sampler_object")
 SAMPLER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SAMPLERS")
 SCHEDULER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SCHEDULERS")
 common_ksampler = _need(host_nodes, "common_ksampler")
+VAEDecode = _need(host_nodes, "VAEDecode")
 ProgressBar = _need(comfy.utils, "ProgressBar")
 PreviewMethod = _need(comfy.cli_args, "LatentPreviewMethod")
 SAMPLER_WRAPPER = _need(_need(comfy.patcher_extension, "WrappersMP"), "SAMPLER_SAMPLE")
@@ -117,6 +118,7 @@ for _name in ("clone", "get_model_object", "set_additional_models", "get_additio
     _need(ModelPatcher, _name)
 for _name in ("add_wrapper_with_key", "remove_wrappers_with_key", "load", "model_patches_models"):
     _need(ModelPatcher, _name)
+_need(ModelPatcher, "remove_additional_models")
 for _name in ("throw_exception_if_invalid", "spacial_compression_decode"):
     _need(VAE, _name)
 for _name in ("process_in", "latent_channels", "latent_dimensions", "taesd_decoder_name"):
@@ -126,6 +128,8 @@ for _class in ("EPS", "V_PREDICTION", "EDM", "CONST"):
     for _name in ("calculate_input", "calculate_denoised", "noise_scaling"):
         _need(_need(comfy.model_sampling, _class), _name)
 for _name in ("folder_names_and_paths", "models_dir", "get_filename_list", "get_folder_paths"):
+    _need(folder_paths, _name)
+for _name in ("get_input_directory", "get_output_directory"):
     _need(folder_paths, _name)
 _need_mention(ModelPatcher.__init__, "model_lowvram", "load_device", "offload_device", "hook_patches")
 _need_mention(VAE.__init__, "first_stage_model", "patcher", "vae_dtype", "device")

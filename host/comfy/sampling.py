@@ -37,6 +37,15 @@ def wrap_run(model: Any, key: str, wrapper: Callable) -> None:
     model.add_wrapper_with_key(RUN_WRAPPER, key, wrapper)
 
 
+def unwrapped(model: Any, key: str) -> Any:
+    """A clone of MODEL without the wrappers of this key, and without the models that are attached with it."""
+    plain = model.clone()
+    for kind in (SAMPLER_WRAPPER, RUN_WRAPPER):
+        plain.remove_wrappers_with_key(kind, key)
+    plain.remove_additional_models(key)
+    return plain
+
+
 def wrapped_sampler(executor: Any) -> Any:
     """The sampler that the wrapper replaces."""
     return executor.class_obj

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .required import VAEDecode
+
 
 def decode(vae: Any, latent: Tensor) -> Tensor:
     """Decode latent (1, C, ...), in the VAE's own scale, to (1, 3, ...) in [0, 1], differentiably.
@@ -15,3 +17,9 @@ def decode(vae: Any, latent: Tensor) -> Tensor:
     pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
     # clone: the host's last step works in place, and a pixel-space VAE returns its input
     return vae.process_output(pixels.clone())
+
+
+def stock_decode(vae: Any, latent: dict) -> Tensor:
+    """Run the host's own VAE Decode; returns an IMAGE (B, H, W, C)."""
+    images: Tensor = VAEDecode().decode(vae, latent)[0]
+    return images

@@ -1,4 +1,6 @@
-"""Patch scores as colours over an image, with a scale below."""
+"""Where an image is rare as colours over it, with a scale below."""
+
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -15,11 +17,23 @@ HEAT = torch.tensor(
 GREY = (0.299, 0.587, 0.114)  # luma of red, green and blue
 
 
-def draw_overlay(image: Tensor, field: Tensor, opacity: float) -> Tensor:
-    """The image in grey, the colours of its patch scores over it, and a scale below.
+class Legend(NamedTuple):
+    """The texts of a scale: of its typical end, its rare end and its unit; {value} is the number at that end."""
+
+    typical: str
+    rare: str
+    unit: str
+
+
+SCORES = Legend("{value:.0f} typical", "rarer {value:.0f}", "patch score (nats)")
+NOVELTIES = Legend("usual", "unlike the reference", "")
+
+
+def draw_overlay(image: Tensor, field: Tensor, opacity: float, legend: Legend = SCORES) -> Tensor:
+    """The image in grey, the colours of its patches over it, and a scale below.
 
     Args:
-        image: (H, W, 3 or 4) in [0, 1]. field: (H, W) patch scores, NaN where the encoder saw nothing.
+        image: (H, W, 3 or 4) in [0, 1]. field: (H, W), lower is rarer, NaN where the encoder saw nothing.
         opacity: opacity of the colours, 0 to 1.
 
     Returns:
@@ -29,7 +43,8 @@ def draw_overlay(image: Tensor, field: Tensor, opacity: float) -> Tensor:
     share = torch.where(field.isnan(), 0.0, opacity)[..., None]
     picture = (1 - share) * grey + share * _heat(rarity_mask(field))
     low, high = ends(field)
-    return torch.cat([picture, _scale(image.shape[1], low, high)])[None].clamp(0, 1)
+    texts = Legend(legend.typical.format(value=high), legend.rare.format(value=low), legend.unit)
+    return torch.cat([picture, _scale(image.shape[1], texts)])[None].clamp(0, 1)
 
 
 def _heat(rarity: Tensor) -> Tensor:
@@ -40,7 +55,7 @@ def _heat(rarity: Tensor) -> Tensor:
     return (1 - part) * HEAT[below] + part * HEAT[below + 1]
 
 
-def _scale(width: int, low: float, high: float) -> Tensor:
+def _scale(width: int, texts: Legend) -> Tensor:
     """A strip with the colour scale, (rows, width, 3); its text is legible at any width."""
     size = max(13.0, 18 * width / 512)
     rows = round(3.5 * size)
@@ -52,8 +67,8 @@ def _scale(width: int, low: float, high: float) -> Tensor:
     font = ImageFont.load_default(size)
     middle = round(rows * 0.68)
     edge = round(size / 3)
-    draw.text((edge, middle), f"{high:.0f} typical", fill=INK, font=font, anchor="lm")
-    draw.text((width - edge, middle), f"rarer {low:.0f}", fill=INK, font=font, anchor="rm")
+    draw.text((edge, middle), texts.typical, fill=INK, font=font, anchor="lm")
+    draw.text((width - edge, middle), texts.rare, fill=INK, font=font, anchor="rm")
     if width > 24 * size:  # else the three texts would overlap
-        draw.text((width / 2, middle), "patch score (nats)", fill=INK, font=font, anchor="mm")
+        draw.text((width / 2, middle), texts.unit, fill=INK, font=font, anchor="mm")
     return to_image(strip)[0]

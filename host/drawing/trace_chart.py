@@ -1,4 +1,4 @@
-"""The trace of a guided run as a chart: score against step, with unguided steps in grey."""
+"""The trace of a guided run as a chart: score and novelty against step, with unguided steps in grey."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from ..guidance.trace import GuidedStep, Step, Trace
+from ..options import NOVELTY, SCORE
 from .pictures import INK, PAPER
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -22,6 +23,9 @@ UNGUIDED = "#e4e4e4"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKS = ("circle", "square", "triangle", "diamond", "circle", "square")
 PALE = 0.7  # share of white in the colour of single images of a batch
+AXES = {SCORE: "score (nats), lower is rarer", NOVELTY: "novelty, higher is rarer"}
+TITLES = {SCORE: "JEPA score", NOVELTY: "Novelty"}
+NOVELTY_JUDGE = " (novelty)"  # host/guidance/patch.py ends the label of a judge that reports novelty with it
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,31 @@ class Line:
     pale: bool = False
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes: its title, what the vertical axis shows, the lines, and values that the axis covers anyway."""
+
+    title: str
+    axis: str
+    lines: Sequence[Line]
+    covered: Sequence[float] = ()
+
+
 def draw_trace(trace: Trace) -> Image.Image:
-    """The chart of a trace, WIDTH pixels wide: one panel for the guides, one for each judge."""
+    """The chart of a trace, WIDTH pixels wide: a panel for each criterion, for each judge, and for the target."""
     guided = trace.guided_steps
     if not guided:
         return _message(trace.message())
-    titles = ["JEPA score under the guide" + ("s" if len(trace.guides) > 1 else "")]
-    panels = [_of_guides(trace, guided)]
-    for judge in trace.judges:
-        titles.append(f"JEPA score under the judge {judge}")
-        panels.append(_curves("mean", [(step.step, step.judged[judge]) for step in guided]))
-    pictures = [_panel(title, lines, trace.steps) for title, lines in zip(titles, panels, strict=True)]
+    panels = [_of_guides(trace, guided, criterion) for criterion in _criteria(guided)]
+    panels += [_of_judge(judge, guided) for judge in trace.judges]
+    if pushes := [(step.step, step.push) for step in guided if step.push]:
+        lines = _curves("mean", pushes, "share")
+        panels.append(Panel("What the target left of the strength", "share, 0 is stopped", lines, (0, 1)))
+    pictures = [_draw_panel(panel, trace.steps) for panel in panels]
+    if trace.places:
+        shares = trace.shares().items()
+        lines = [f"By {name}, rarer than {', '.join(own)} of the reference." for name, own in shares]
+        pictures.append(_written("\n".join(lines), BOTTOM))
     chart = Image.new("RGB", (WIDTH, sum(picture.height for picture in pictures)), PAPER)
     top = 0
     for picture in pictures:
@@ -52,20 +70,36 @@ def draw_trace(trace: Trace) -> Image.Image:
     return chart
 
 
-def _of_guides(trace: Trace, guided: Sequence[GuidedStep]) -> list[Line]:
-    name = "mean of the guides" if len(trace.guides) > 1 else "mean"
-    lines = _curves(name, [(step.step, step.score) for step in guided])
-    if len(trace.guides) > 1:
+def _criteria(guided: Sequence[GuidedStep]) -> list[str]:
+    """What was guided for. A score that is NaN throughout is no criterion, unless it is the only one."""
+    novelty = any(step.novelty for step in guided)
+    score = not novelty or any(math.isfinite(score) for step in guided for score in step.score)
+    return [name for name, used in ((SCORE, score), (NOVELTY, novelty)) if used]
+
+
+def _of_guides(trace: Trace, guided: Sequence[GuidedStep], criterion: str) -> Panel:
+    several = len(trace.guides) > 1
+    batches = [(step.step, step.score if criterion == SCORE else step.novelty) for step in guided]
+    lines = _curves("mean of the guides" if several else "mean", batches, criterion)
+    # the guides' own values are those of the first criterion
+    if several and criterion == _criteria(guided)[0]:
         for guide in trace.guides:
             means = [(step.step, _mean(step.scores[guide])) for step in guided]
             lines.append(Line(guide, means))
-    return lines
+    return Panel(f"{TITLES[criterion]} under the guide{'s' if several else ''}", AXES[criterion], lines)
 
 
-def _curves(name: str, batches: Sequence[tuple[float, list[float]]]) -> list[Line]:
-    """A pale line for each image of the batch, then their mean; a single line for a single image."""
+def _of_judge(judge: str, guided: Sequence[GuidedStep]) -> Panel:
+    criterion = NOVELTY if judge.endswith(NOVELTY_JUDGE) else SCORE
+    lines = _curves("mean", [(step.step, step.judged[judge]) for step in guided], criterion)
+    title = f"{TITLES[criterion]} under the judge {judge.removesuffix(NOVELTY_JUDGE)}"
+    return Panel(title, AXES[criterion], lines)
+
+
+def _curves(name: str, batches: Sequence[tuple[float, list[float]]], single: str = SCORE) -> list[Line]:
+    """A pale line for each image of the batch, then their mean; a single line, called `single`, for a single image."""
     if len(batches[0][1]) == 1:
-        return [Line("score" if name == "mean" else name, [(step, scores[0]) for step, scores in batches])]
+        return [Line(single if name == "mean" else name, [(step, scores[0]) for step, scores in batches])]
     images = range(len(batches[0][1]))
     lines = [Line("each image", [(step, scores[i]) for step, scores in batches], pale=True) for i in images]
     return [*lines, Line(name, [(step, _mean(scores)) for step, scores in batches])]
@@ -75,8 +109,9 @@ def _mean(scores: Sequence[float]) -> float:
     return sum(scores) / len(scores)
 
 
-def _panel(title: str, lines: Sequence[Line], steps: Sequence[Step]) -> Image.Image:
-    """One set of axes: scores over the sampler's steps, which are numbered from 1."""
+def _draw_panel(shown: Panel, steps: Sequence[Step]) -> Image.Image:
+    """One set of axes: values over the sampler's steps, which are numbered from 1."""
+    lines = shown.lines
     entries = {line.name: style for line, style in zip(lines, _styles(lines), strict=True)}
     legend = len(entries) * LEGEND_HEIGHT + 20 if len(entries) > 1 else 0
     panel = Image.new("RGB", (WIDTH, PANEL_HEIGHT + legend), PAPER)
@@ -84,6 +119,7 @@ def _panel(title: str, lines: Sequence[Line], steps: Sequence[Step]) -> Image.Im
     big, normal = ImageFont.load_default(BIG), ImageFont.load_default(NORMAL)
     right, bottom = WIDTH - RIGHT, PANEL_HEIGHT - BOTTOM
     scores = [score for line in lines for _, score in line.points if math.isfinite(score)]
+    scores += shown.covered
     ticks = nice_ticks(min(scores, default=0.0), max(scores, default=0.0), 5)
     low, high = ticks[0], ticks[-1]
     first, last = steps[0].step, steps[-1].step
@@ -105,7 +141,7 @@ def _panel(title: str, lines: Sequence[Line], steps: Sequence[Step]) -> Image.Im
     for number in shown_steps(first, last):
         draw.text((across(number), bottom + 10), str(number + 1), fill=INK, font=normal, anchor="ma")
     draw.rectangle((LEFT, TOP, right, bottom), outline=INK, width=2)
-    draw.text((LEFT, TOP - 14), title, fill=INK, font=big, anchor="ls")
+    draw.text((LEFT, TOP - 14), shown.title, fill=INK, font=big, anchor="ls")
     draw.text(
         ((LEFT + right) / 2, PANEL_HEIGHT - 12),
         "sampler step (grey: not guided)",
@@ -113,7 +149,7 @@ def _panel(title: str, lines: Sequence[Line], steps: Sequence[Step]) -> Image.Im
         font=normal,
         anchor="ms",
     )
-    _upright(panel, "score (nats), lower is rarer", (36, (TOP + bottom) // 2), normal)
+    _upright(panel, shown.axis, (36, (TOP + bottom) // 2), normal)
     _draw_lines(draw, lines, across, down)
     if legend:
         _draw_legend(draw, entries, normal)
@@ -201,8 +237,15 @@ def shown_steps(first: int, last: int, most: int = 12) -> list[int]:
 
 def _message(text: str) -> Image.Image:
     """The picture in place of a chart when nothing was guided."""
-    chart = Image.new("RGB", (WIDTH, PANEL_HEIGHT), PAPER)
+    return _written(text, PANEL_HEIGHT)
+
+
+def _written(text: str, height: int) -> Image.Image:
+    """Text, wrapped, in a picture that is at least `height` pixels high."""
     font = ImageFont.load_default(NORMAL)
     lines = "\n".join(textwrap.fill(line, 72) for line in text.splitlines())
-    ImageDraw.Draw(chart).multiline_text((60, 60), lines, fill=INK, font=font, spacing=10)
-    return chart
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    bottom = draw.multiline_textbbox((60, 0), lines, font=font, spacing=10)[3]
+    picture = Image.new("RGB", (WIDTH, max(height, round(bottom) + 60)), PAPER)
+    ImageDraw.Draw(picture).multiline_text((60, 30), lines, fill=INK, font=font, spacing=10)
+    return picture

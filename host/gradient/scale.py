@@ -1,7 +1,7 @@
 """Where a picture lies among those of a reference, and how much guidance is left to do.
 
 The guide's own number is easy to move, so it is not asked. Novelty is measured at the mean embedding over a few views, and
-the score at views that the gradient has not seen, preferably both under another encoder.
+the score at mirrored views, preferably both under another encoder.
 """
 
 import math
@@ -18,7 +18,7 @@ from ...jepa_core.views import views
 from ..options import NOVELTY, SCORE
 
 RAMP = 0.5  # of the way from the median to the target, over which the push falls to 0
-UNSEEN = (1, 3)  # views without the picture as it is
+UNSEEN = (1, 3)  # views other than the one that the gradient sees unless it is smoothed
 Seen = Callable[[Encoder, Tensor], Tensor]
 
 

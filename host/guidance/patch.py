@@ -25,12 +25,13 @@ from ..options import (
     THROUGH_DENOISER,
     TRACKED,
 )
+from ..scoring.reference import part_of
 from .config import GuidanceConfig
 from .guided_run import KEY, Guidance, GuidedRun
 from .preparation import TOO_LARGE_TOGETHER, held_constant
 from .refusals import check_one_device, check_rank, check_sampling, check_vae_fits
 from .trace import Trace
-from .usual import check_usual, guides_of, judges_of, part_of, target_of
+from .usual import check_usual, guides_of, judges_of, target_of
 
 
 def apply_guidance(
@@ -143,7 +144,7 @@ def _not_differentiable(model: Any, others: Sequence[Any]) -> str | None:
 
 def _judge_label(judge: HostEncoder, config: GuidanceConfig, reference: Reference | None) -> str:
     """How the trace names what a judge reports, see judges_of."""
-    novelty = config.criterion == NOVELTY and part_of(reference, judge) is not None
+    novelty = config.criterion == NOVELTY and reference is not None and part_of(reference, judge)
     return f"{judge.label} (novelty)" if novelty else judge.label
 
 

@@ -156,14 +156,16 @@ class Trace:
         return ", ".join(f"{of}{name} {_course(columns[name])}" for name in named)
 
     def _places(self) -> list[str]:
-        """Where the finished images lie in the reference."""
-        if not self.places:
-            return []
-        shares = {name: [100 - place[name] for place in self.places] for name in self.places[0]}
-        return [
-            f"{name}: rarer than {', '.join('?' if math.isnan(one) else f'{one:.0f} %' for one in own)} of the reference"
-            for name, own in shares.items()
-        ]
+        shares = self.shares().items()
+        return [f"{name}: rarer than {', '.join(own)} of the reference" for name, own in shares]
+
+    def shares(self) -> dict[str, list[str]]:
+        """For each criterion, how much of the reference each finished image is rarer than, as text."""
+        found: dict[str, list[str]] = {}
+        for place in self.places:
+            for name, rarer in place.items():
+                found.setdefault(name, []).append("?" if math.isnan(rarer) else f"{100 - rarer:.0f} %")
+        return found
 
 
 def _as_json(step: Step) -> dict:

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 
 from ...jepa_core import Reference
 from ...jepa_core.novelty import FORMS, Distance, distances_within
-from ...jepa_core.reference import NO_SCORE, ReferencePart
+from ...jepa_core.reference import NO_SCORE
 from ..encoders.host_encoder import AnyEncoder, HostEncoder
 from ..gradient.image_gradient import Guide, Judge
 from ..gradient.scale import Scale, Target
 from ..options import BOTH, NOVELTY, SCORE
+from ..scoring.reference import check_comparable, part_of
 from .config import GuidanceConfig
 
 # names of jepa_score's arguments -> how a reference's mode states them
@@ -35,18 +36,7 @@ def check_usual(config: GuidanceConfig, encoder: AnyEncoder, reference: Referenc
             raise ValueError("target is in units of a reference; connect one, or set target to none")
         return
     seen = {"fit": config.fit, "antialias": "on" if config.antialias else "off"}
-    for name, value in seen.items():
-        if reference.how[name] != value:
-            raise ValueError(
-                f"reference was made with {name} {reference.how[name]}, this node has {value}; use the same in both"
-            )
-    for member in encoder.members:
-        if part_of(reference, member.encoder) is None:
-            made = ", ".join(part.label for part in reference.parts)
-            raise ValueError(
-                f"reference was made with {made}, this node guides with {member.encoder.label}; make the reference with the "
-                "same encoder, file and image size"
-            )
+    check_comparable(reference, encoder, seen)
     if config.target is not None and len(reference) < FEWEST:
         raise ValueError(
             f"target needs a reference of at least {FEWEST} pictures, this one has {len(reference)}; add pictures, or set "
@@ -59,21 +49,10 @@ def check_usual(config: GuidanceConfig, encoder: AnyEncoder, reference: Referenc
         )
 
 
-def part_of(reference: Reference | None, encoder: HostEncoder) -> ReferencePart | None:
-    """What a reference knows under an encoder; None if it was made with others, or at another size."""
-    if reference is None:
-        return None
-    key = (encoder.encoder.fingerprint, encoder.image_size, encoder.encoder.embed_dim)
-    keys = [(part.fingerprint, part.image_size, part.embeddings.shape[1]) for part in reference.parts]
-    return reference.parts[keys.index(key)] if key in keys else None
-
-
 def guides_of(encoder: AnyEncoder, config: GuidanceConfig, reference: Reference | None) -> list[Guide]:
     """The guides, which know their distance from the reference."""
     return [
-        Guide(
-            member.encoder.encoder, member.weight, _distance(part_of(reference, member.encoder), config.form)
-        )
+        Guide(member.encoder.encoder, member.weight, _distance(reference, member.encoder, config.form))
         for member in encoder.members
     ]
 
@@ -83,7 +62,7 @@ def judges_of(
 ) -> list[Judge]:
     """The judges; they report novelty where guidance raises it and the reference knows them."""
     known = reference if config.criterion == NOVELTY else None
-    return [Judge(one.encoder, _distance(part_of(known, one), config.form)) for one in judges]
+    return [Judge(one.encoder, _distance(known, one, config.form)) for one in judges]
 
 
 def target_of(
@@ -98,7 +77,7 @@ def target_of(
     """
     if reference is None or len(reference) < FEWEST:
         return None
-    measuring = [one for one in judges if part_of(reference, one) is not None]
+    measuring = [one for one in judges if part_of(reference, one)]
     measuring = measuring or [member.encoder for member in encoder.members]
     criteria = [SCORE, NOVELTY] if config.criterion == BOTH else [config.criterion]
     if reference.how["mode"] == NO_SCORE:
@@ -109,8 +88,9 @@ def target_of(
     return Target(scales, criteria, config.target, typical=config.schedule.strength < 0)
 
 
-def _distance(part: ReferencePart | None, form: str) -> Distance | None:
-    return None if part is None else FORMS[form](part.embeddings)
+def _distance(reference: Reference | None, encoder: HostEncoder, form: str) -> Distance | None:
+    part = part_of(reference, encoder) if reference else None
+    return FORMS[form](part.embeddings) if part else None
 
 
 def _scale(encoder: HostEncoder, reference: Reference, criteria: Sequence[str], form: str) -> Scale:
@@ -118,7 +98,7 @@ def _scale(encoder: HostEncoder, reference: Reference, criteria: Sequence[str], 
     assert part is not None
     rarities = {}
     if NOVELTY in criteria:
-        rarities[NOVELTY] = distances_within(part.smoothed, FORMS[form]).tolist()
+        rarities[NOVELTY] = distances_within(part.smoothed, FORMS[form]).sort().values.tolist()
     if SCORE in criteria and part.scores is not None:
         rarities[SCORE] = (-part.scores).sort().values.tolist()
     return Scale(encoder.encoder, FORMS[form](part.smoothed), rarities, _mode(reference.how["mode"]))

@@ -1,6 +1,11 @@
-"""Scores of batches of images, and of the patches of one image.
+"""Scores of batches of images, references to compare them with, and the patches of one image.
 
-scores.py       scoring and ranking a batch
-reference.py    scores of reference images, percentiles among them
-rarity_map.py   patch scores at every pixel
+scores.py           scoring and ranking a batch
+reference.py        making references, and what may be compared with them
+novelty.py          distances to a reference, and among its pictures
+comparison.py       images beside a reference: percentiles, novelty, text
+picture_folder.py   the pictures in a folder of the host
+prompt_pictures.py  what a prompt draws without guidance
+reference_files.py  references in models/jepa_references
+rarity_map.py       patch scores at every pixel
 """

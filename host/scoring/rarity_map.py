@@ -1,4 +1,4 @@
-"""Where an image is rare: patch scores at every pixel, and as a mask."""
+"""Where an image is rare: patch scores at every pixel, or what its novelty depends on; and as a mask."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...jepa_core import patch_scores
+from ...jepa_core import Reference, patch_scores
+from ...jepa_core.novelty import FORM, FORMS, patch_novelty
 from ...jepa_core.score import PROJECTION
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, use_encoder
 from ..options import CROP, SQUASH
+from .reference import parts_of
 from .scores import check_images
 
 
@@ -48,6 +50,38 @@ def score_fields(
             x = judge.preprocess(seen, fit=fit, antialias=antialias)
             scores = patch_scores(judge, x, projection=projection, on_pass=interrupt_check)
             field += member.weight * _over_image(scores.float(), height, width, fit)
+            on_image()
+    return total
+
+
+def novelty_fields(
+    images: Tensor,
+    encoder: AnyEncoder,
+    reference: Reference,
+    *,
+    fit: str = SQUASH,
+    antialias: bool = True,
+    on_image: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Minus how much the distance from a reference depends on every pixel's patch; see jepa_core.novelty.patch_novelty.
+
+    Over a set of encoders the weighted mean, each in units of its own mean over the image.
+
+    Args, returns, raises: see score_fields. The encoders must have their parts in the reference (check_comparable).
+    """
+    check_images(images)
+    height, width = images.shape[1:3]
+    total = torch.zeros(len(images), height, width, device="cpu")
+    several = len(encoder.members) > 1
+    for member, (part, weight) in zip(encoder.members, parts_of(reference, encoder), strict=True):
+        judge, distance = use_encoder(member.encoder), FORMS[FORM](part.embeddings)
+        for image, field in zip(images.split(1), total, strict=True):
+            seen = over_white(image).to(judge.weight.device)
+            x = judge.preprocess(seen, fit=fit, antialias=antialias)
+            found = patch_novelty(judge, x, distance, interrupt_check).float()
+            if several:
+                found = weight * found / found.mean().clamp(min=torch.finfo(found.dtype).tiny)
+            field -= _over_image(found, height, width, fit)
             on_image()
     return total
 

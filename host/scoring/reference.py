@@ -1,34 +1,198 @@
-"""Scores of reference images, and the percentile of a score among them."""
+"""References: made from pictures, and checked before anything is compared with them."""
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...jepa_core import Encoder, Reference, jepa_score
+from ...jepa_core.novelty import embed
+from ...jepa_core.reference import NO_SCORE, ReferencePart
+from ...jepa_core.transparency import over_white
+from ...jepa_core.views import views
+from ..comfy.required import interrupt_check
+from ..encoders.host_encoder import AnyEncoder, HostEncoder, use_encoder
+from .scores import check_lengths
+
+_PASS, _PASS_BYTES = 16, 1 << 29  # the most pictures in an encoder pass, and bytes of its layers
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Scores of reference images.
+def make_reference(
+    pictures: Iterable[Tensor],
+    encoder: AnyEncoder,
+    how: Mapping[str, str],
+    *,
+    scoring: Mapping[str, int | None] | None,
+    on_image: Callable[[], None] = lambda: None,
+) -> Reference:
+    """What an encoder, or every encoder of a set, makes of pictures.
 
-    Attributes:
-        scores: sorted, at least one.
-        how: the settings that comparable scores share, by name: encoder, mode, ...
+    Transparent pixels are composited over white. A score costs many times as much as the embeddings.
+
+    Args:
+        pictures: one at least, each (H, W, 3 or 4) in [0, 1] and finite; gone through once for each encoder.
+        how: see Reference.
+        scoring: the arguments of jepa_core.jepa_score that `how` calls its mode; None makes no scores.
+        on_image: called after each picture under each encoder.
+
+    Raises:
+        ValueError: `scoring` does not fit an encoder; or a later encoder was given other pictures than the first.
     """
+    if scoring is not None:
+        check_lengths(encoder, **scoring)
+    parts: dict[tuple[str, int], ReferencePart] = {}
+    # one encoder after the other: they need not fit on the device together
+    for member in encoder.members:
+        key = key_of(member.encoder)
+        if key not in parts:
+            parts[key] = _part(pictures, member.encoder, how, scoring, on_image)
+    first, *others = parts.values()
+    if any(len(part.embeddings) != len(first.embeddings) for part in others):
+        raise ValueError("the pictures changed while they were read; run again")
+    return Reference(tuple(parts.values()), dict(how))
 
-    scores: Sequence[float]
-    how: Mapping[str, str]
+
+def _part(
+    pictures: Iterable[Tensor],
+    encoder: HostEncoder,
+    how: Mapping[str, str],
+    scoring: Mapping[str, int | None] | None,
+    on_image: Callable[[], None],
+) -> ReferencePart:
+    judge = use_encoder(encoder)
+    embeddings, smoothed, scores = [], [], []
+    for batches in _passes(pictures, judge, how, views):
+        each = [embed(judge, torch.cat(batch), interrupt_check).float().cpu() for batch in batches]
+        embeddings.append(each[0])
+        smoothed.append(torch.stack(each).mean(0))
+        for x in batches[0]:
+            if scoring is not None:
+                scores.append(jepa_score(judge, x, **scoring, on_pass=interrupt_check))
+            on_image()
+    # normal tensors, which can take part in gradients
+    with torch.inference_mode(False):
+        return ReferencePart(
+            encoder.name,
+            *key_of(encoder),
+            torch.cat(embeddings),
+            torch.cat(smoothed),
+            torch.cat(scores) if scores else None,
+        )
 
 
-def check_comparable(reference: Reference, how: Mapping[str, str]) -> None:
-    """Raise ValueError if scores with the settings `how` are not comparable to those of the reference."""
+def embed_pictures(pictures: Iterable[Tensor], encoder: HostEncoder, how: Mapping[str, str]) -> Tensor:
+    """The embeddings (N, d) float32, on the CPU, of pictures (H, W, 3 or 4), seen as `how` says; see make_reference."""
+    judge = use_encoder(encoder)
+    passes = _passes(pictures, judge, how, lambda picture: [picture])
+    return torch.cat([embed(judge, torch.cat(batch), interrupt_check).float().cpu() for (batch,) in passes])
+
+
+def _passes(
+    pictures: Iterable[Tensor],
+    judge: Encoder,
+    how: Mapping[str, str],
+    views_of: Callable[[Tensor], list[Tensor]],
+) -> Iterable[list[tuple[Tensor, ...]]]:
+    """Some pictures at a time: for each view a tuple with the preprocessed (1, 3, S, S) of each picture."""
+    size = max(1, min(_PASS, _PASS_BYTES // judge.layer_bytes))
+    remaining = iter(pictures)
+    while some := list(islice(remaining, size)):
+        seen = [
+            [
+                _preprocessed(judge, view, how)
+                for view in views_of(over_white(picture[None].to(judge.weight.device)))
+            ]
+            for picture in some
+        ]
+        yield list(zip(*seen, strict=True))
+
+
+def _preprocessed(judge: Encoder, pixels: Tensor, how: Mapping[str, str]) -> Tensor:
+    return judge.preprocess(pixels, fit=how["fit"], antialias=how["antialias"] == "on")
+
+
+def key_of(encoder: HostEncoder) -> tuple[str, int]:
+    """What embeddings must share to be comparable, as ReferencePart.key."""
+    return encoder.encoder.fingerprint, encoder.image_size
+
+
+def part_of(reference: Reference, encoder: HostEncoder) -> ReferencePart | None:
+    """The part of a reference that this encoder made, at its image size."""
+    key, length = key_of(encoder), encoder.encoder.embed_dim
+    # a file may state the weights of one encoder and hold the embeddings of another
+    fits = (part for part in reference.parts if part.key == key and part.embeddings.shape[1] == length)
+    return next(fits, None)
+
+
+def parts_of(reference: Reference, encoder: AnyEncoder) -> list[tuple[ReferencePart, float]]:
+    """For each encoder of a set, its part of the reference and its weight.
+
+    Raises:
+        ValueError: see check_comparable.
+    """
+    found = []
+    for member in encoder.members:
+        part = part_of(reference, member.encoder)
+        if part is None:
+            raise ValueError(_missing(reference, member.encoder))
+        found.append((part, member.weight))
+    return found
+
+
+def check_comparable(reference: Reference, encoder: AnyEncoder, how: Mapping[str, str]) -> None:
+    """Refuse what cannot be compared with a reference, before any work.
+
+    Args:
+        encoder: each of its members needs its part of the reference: the same weights, at the same image size.
+        how: the settings, of those that Reference.how names, that count.
+
+    Raises:
+        ValueError: names the first difference, and what to do.
+    """
+    parts_of(reference, encoder)
     for name, value in how.items():
         if reference.how[name] != value:
+            why = (
+                "it has no scores to compare with, so make it with this mode"
+                if reference.how[name] == NO_SCORE
+                else "pictures seen or scored with different settings are not comparable, so use the same in both nodes"
+            )
             raise ValueError(
-                f"reference was scored with {name} {reference.how[name]}, this node has {value}; scores with "
-                "different settings are not comparable, so use the same settings in both nodes"
+                f"reference was made with {name} {reference.how[name]}, this node has {value}; {why}"
             )
 
 
-def percentile(score: float, reference: Reference) -> float:
-    """The percentage of the reference that is rarer; equal scores count half."""
-    below, upto = bisect_left(reference.scores, score), bisect_right(reference.scores, score)
-    return 100 * (below + upto) / 2 / len(reference.scores)
+def _missing(reference: Reference, encoder: HostEncoder) -> str:
+    """Why an encoder has no part of the reference."""
+    same = [part.image_size for part in reference.parts if part.fingerprint == encoder.encoder.fingerprint]
+    if same:
+        sizes = " and ".join(f"{size} px" for size in same)
+        return (
+            f"reference was made with {encoder.name} at {sizes}, this node's is at {encoder.image_size} px; embeddings at "
+            "different image sizes are not comparable, so use the same image_size"
+        )
+    weights = " with other weights" if encoder.label in [part.label for part in reference.parts] else ""
+    return (
+        f"reference was made with {reference.label}, this node has {encoder.label}{weights}; embeddings of different "
+        "encoders are not comparable, so make the reference with this encoder"
+    )
+
+
+def sorted_scores(reference: Reference, encoder: AnyEncoder) -> list[float]:
+    """The scores of a reference's pictures under a set's weights, rarest first; [] if it has none."""
+    return sorted(reference_scores(reference, encoder))
+
+
+def reference_scores(reference: Reference, encoder: AnyEncoder) -> list[float]:
+    """The scores of a reference's pictures under a set's weights, in their order; [] if it has none."""
+    total: Any = 0.0
+    for part, weight in parts_of(reference, encoder):
+        if part.scores is None:
+            return []
+        total = total + weight * part.scores
+    scores: list[float] = total.tolist()
+    return scores

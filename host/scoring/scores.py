@@ -11,7 +11,6 @@ from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, use_encoder
 from ..options import SQUASH
-from .reference import Reference, percentile
 
 
 def check_images(images: Tensor) -> None:
@@ -21,6 +20,17 @@ def check_images(images: Tensor) -> None:
     for index, image in enumerate(images):
         if not image.isfinite().all():
             raise ValueError(f"images: image {index} of the batch holds NaN or infinite pixels")
+
+
+def check_lengths(encoder: AnyEncoder, **counts: int | None) -> None:
+    """Raise ValueError for counts (top_k, projection) larger than an embedding of one of the encoders."""
+    for judge in (member.encoder for member in encoder.members):
+        length = judge.encoder.embed_dim
+        for what, count in counts.items():
+            if count is not None and count > length:
+                raise ValueError(
+                    f"{what} {count} is larger than the embedding of {judge.name}, {length}; lower it"
+                )
 
 
 def score_images(
@@ -44,14 +54,8 @@ def score_images(
         ValueError: images of another shape or with pixels that are not finite; top_k or projection larger than an embedding.
     """
     check_images(images)
+    check_lengths(encoder, top_k=top_k, projection=projection)
     judges = [member.encoder for member in encoder.members]
-    for judge in judges:
-        length = judge.encoder.embed_dim
-        for what, count in (("top_k", top_k), ("projection", projection)):
-            if count is not None and count > length:
-                raise ValueError(
-                    f"{what} {count} is larger than the embedding of {judge.name}, {length}; lower it"
-                )
     scores: list[list[float]] = []
     # one encoder after the other: they need not fit on the device together
     for judge in map(use_encoder, judges):
@@ -80,39 +84,16 @@ def score_batches(batches: Sequence[Tensor], encoder: AnyEncoder, **settings: An
     ]
 
 
-def ranking(
-    scores: Sequence[float], each: Sequence[Sequence[float]], reference: Reference | None
-) -> list[str]:
-    """A line for each image, the rarest first: rank, score, the scores under several encoders, the percentile."""
-    lines = []
-    for rank, index in enumerate(sorted(range(len(scores)), key=scores.__getitem__), 1):
-        line = f"{rank}. image {index}: {scores[index]:.2f}"
-        if len(each) > 1:
-            line += f" ({', '.join(f'{own[index]:.2f}' for own in each)})"
-        if reference is not None:
-            rarer = 100 - percentile(scores[index], reference)
-            line += f", rarer than {rarer:.0f} % of {len(reference.scores)} reference images"
-        lines.append(line)
-    return lines
-
-
 def rank_images(
-    batches: Sequence[Tensor],
-    encoder: AnyEncoder,
-    *,
-    count: int,
-    typical: bool = False,
-    **settings: Any,
+    batches: Sequence[Tensor], values: Sequence[float], *, count: int, highest: bool
 ) -> list[tuple[int, float, Tensor]]:
-    """The rarest, or most typical, of all images of the batches: (index among all, score, image (H, W, C)).
+    """All images of the batches, sorted by their values: (index among all, value, image (H, W, C)).
 
     Args:
-        batches: each (B, H, W, 3 or 4) in [0, 1]; sizes may differ between batches.
+        batches: each (B, H, W, 3 or 4); sizes may differ between batches.
         count: return at most this many.
-        typical: return the most typical images instead, the most typical first.
-        settings: those of score_images.
+        highest: begin with the highest value instead of the lowest.
     """
-    scores = score_batches(batches, encoder, **settings)
     images = [image for batch in batches for image in batch.unbind(0)]
-    order = sorted(range(len(images)), key=scores.__getitem__, reverse=typical)[:count]
-    return [(index, scores[index], images[index]) for index in order]
+    order = sorted(range(len(images)), key=values.__getitem__, reverse=highest)[:count]
+    return [(index, values[index], images[index]) for index in order]

@@ -1,4 +1,4 @@
-"""What does a guided step cost beside an unguided one, on networks of Stable Diffusion 1.5's shape at 512 pixels?
+"""What does a guided step cost beside an unguided one, on networks of the shape of Stable Diffusion 1.5 or SDXL?
 
     python dev.py run research/costs/step.py [--out FILE.json] [--arms NAME ...]
 
@@ -22,12 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jepa_core.reference import NO_SCORE, Reference, ReferencePart
 from research.harness import program, timing
 from research.harness.naive import naive_gradient
 from research.harness.networks import (
     CFG,
     FIRST_STEP,
     SD15,
+    SDXL,
     TOTAL_STEPS,
     Networks,
     random_networks,
@@ -57,7 +59,14 @@ ARMS: dict[str, tuple[str, Row]] = {
     "custom": ("custom", {"gradient_path": "denoiser constant"}),
     "fast": ("fast", {}),
     "fast without a tiny autoencoder": ("fast", {"decoder": "encoder resolution"}),
+    "through denoiser, VAE at encoder resolution, novelty": (
+        "balanced",
+        {"gradient_path": "through denoiser", "criterion": "novelty"},
+    ),
+    "balanced, novelty": ("balanced", {"criterion": "novelty"}),
+    "fast, novelty": ("fast", {"criterion": "novelty"}),
 }
+SIZES = {"sd15": SD15, "sdxl": SDXL}
 NOTHING: tuple[float, int] = (0.0, 0)  # of a stage that a step does not have
 
 
@@ -86,8 +95,22 @@ def naive_chain(vae: Any, encoder: Any, stages: Stages) -> Callable[..., Any]:
     return gradient
 
 
+def random_reference(encoder: Any, embeddings: int) -> Reference:
+    """A reference of this many embeddings of pictures that do not exist."""
+    inner = encoder.encoder
+    random = torch.randn(embeddings, inner.embed_dim, generator=torch.Generator().manual_seed(6))
+    part = ReferencePart(encoder.name, inner.fingerprint, inner.image_size, random, random)
+    return Reference((part,), {"mode": NO_SCORE, "fit": "squash", "antialias": "on"})
+
+
 def run_arm(
-    networks: Networks, arm: str, steps: int, pixels: int, stages: Stages, strength: float = 0.5
+    networks: Networks,
+    arm: str,
+    steps: int,
+    pixels: int,
+    stages: Stages,
+    strength: float = 0.5,
+    embeddings: int = 300,
 ) -> Tensor:
     """Sample `steps` steps of an arm, every one guided, and report them to `stages`; returns the latent."""
     everywhere = {"strength": strength, "start_percent": 0.0, "end_percent": 1.0}
@@ -100,19 +123,22 @@ def run_arm(
         model = networks.guided(preset_inputs(changes=everywhere), gradient)
     else:
         preset, changes = ARMS[arm]
-        model = networks.guided(preset_inputs(preset, changes | everywhere))
+        inputs = preset_inputs(preset, changes | everywhere)
+        usual = random_reference(networks.encoder, embeddings) if inputs["criterion"] != "score" else None
+        model = networks.guided(inputs, reference=usual)
     latent = networks.sample(model, steps, pixels, stages)
     if len(stages.steps) != steps:
         raise RuntimeError(f"{arm}: the sampler reported {len(stages.steps)} steps, expected {steps}")
     return latent
 
 
-def measure(networks: Networks, arm: str, steps: int, pixels: int, count: bool) -> Row:
+def measure(networks: Networks, arm: str, steps: int, pixels: int, count: bool, embeddings: int = 300) -> Row:
     """Time an arm's steps by stage, and count the operations of a warm one.
 
     Args:
         steps: at least 2; all but the first are warm.
         count: operations as well, in one more step.
+        embeddings: of the reference, where there is one.
 
     Returns:
         Seconds of a warm step (median), of the cold one, of each, by stage (median), and TFLOP of a step by stage.
@@ -125,7 +151,7 @@ def measure(networks: Networks, arm: str, steps: int, pixels: int, count: bool) 
             lambda done: counting.enter_context(counter) if count and done == steps else None,
         )
         with stages.watching():
-            run_arm(networks, arm, steps + count, pixels, stages)
+            run_arm(networks, arm, steps + count, pixels, stages, embeddings=embeddings)
     totals = [round(sum(seconds for seconds, _ in step.values()), 4) for step in stages.steps[:steps]]
     warm, counted = stages.steps[1:steps], stages.steps[-1]
     parts: dict[str, Row] = {}
@@ -178,19 +204,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     every = (UNGUIDED, NAIVE, *ARMS)
     parser.add_argument("--arms", nargs="+", choices=every, default=every)
     parser.add_argument("--steps", type=int, default=3, help="of each arm; the first one is the cold one")
-    parser.add_argument("--pixels", type=int, default=SD15.pixels, help="a side of the image")
+    parser.add_argument("--size", choices=list(SIZES), default="sd15", help="of the networks")
+    parser.add_argument("--pixels", type=int, help="a side of the image; by default as the network's")
+    parser.add_argument("--embeddings", type=int, default=300, help="of the reference of novelty")
     parser.add_argument("--no-count", action="store_true", help="do not count operations")
     options = parser.parse_args(arguments)
     if options.steps < 2:
         parser.error(f"--steps must be at least 2, got {options.steps}: the first one is not counted")
     encoder = load_host_encoder(options.encoder, options.encoder.name, 224)
-    networks = random_networks(SD15, encoder, torch.float32)
+    size = SIZES[options.size]
+    options.pixels = options.pixels or size.pixels
+    networks = random_networks(size, encoder, torch.float32)
     found: dict[str, Row] = {}
-    with tiny_autoencoder():
+    with tiny_autoencoder(size.config):
         # the libraries' own first use
         run_arm(networks, UNGUIDED, 1, options.pixels, Stages())
         for arm in options.arms:
-            found[arm] = measure(networks, arm, options.steps, options.pixels, not options.no_count)
+            found[arm] = measure(
+                networks, arm, options.steps, options.pixels, not options.no_count, options.embeddings
+            )
             print(f"{arm}: {found[arm]['each_step']} s", flush=True)
     last = FIRST_STEP + options.steps - 1
     settings = program.settings(

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from jepa_core.novelty import FORMS
 from research.harness import program
-from research.harness.batches import BATCH, PICTURES, PROMPT, Arm, Study
+from research.harness.batches import BATCH, PICTURES, PROMPT, SCORED, Arm, Study
 from research.harness.images import UNGUIDED, Sampler
 from research.harness.program import Row, markdown
+from research.harness.sheet import contact_sheet
 from research.harness.summary import mean_and_error
 from research.judges.effects import REAL, Judge, vendi
 from research.world.data import load_pictures
@@ -51,7 +53,8 @@ def _novelty(strength: float, **more: Any) -> Row:
 GROUPS: dict[str, dict[str, Arm]] = {
     "forms": {f"novelty 1, {form}": Arm(_novelty(1.0), form) for form in FORMS},
     "dose": {f"novelty {s:g}": Arm(_novelty(s)) for s in (1.0, 2.0, -1.0, 0.5, 0.25)},
-    "score": {f"score {s:g}": Arm({"strength": s}, reference="") for s in (1.0, 2.0, -1.0, 0.5)},
+    "score": {f"score {s:g}": Arm({"strength": s}, reference="") for s in (1.0, 2.0)},
+    "score, more": {f"score {s:g}": Arm({"strength": s}, reference="") for s in (-1.0, 0.5)},
     "options": {
         "novelty 2, smooth": Arm(_novelty(2.0, smooth=True)),
         "novelty 2, keep appearance": Arm(_novelty(2.0, keep_appearance=True)),
@@ -69,8 +72,20 @@ GROUPS: dict[str, dict[str, Arm]] = {
         "apart -1": Arm(_novelty(-1.0, apart=True), reference="", rows=4),
     },
     "target": {
-        "novelty 4, prompt reference": Arm(_novelty(4.0), reference=PROMPT),
+        "novelty 2 at every step, 1 in 20": Arm(
+            _novelty(2.0, interval=1, target="1 in 20"), reference=PROMPT
+        ),
+        "novelty 2 at every step": Arm(_novelty(2.0, interval=1), reference=PROMPT),
+    },
+    "large steps": {
         "novelty 4, prompt reference, 1 in 20": Arm(_novelty(4.0, target="1 in 20"), reference=PROMPT),
+        "novelty 4, prompt reference": Arm(_novelty(4.0), reference=PROMPT),
+    },
+    "score target": {
+        "score 1 at every step, 1 in 20": Arm(
+            {"strength": 1.0, "interval": 1, "target": "1 in 20"}, reference=SCORED
+        ),
+        "score 1 at every step": Arm({"strength": 1.0, "interval": 1}, reference=SCORED),
     },
 }
 
@@ -86,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", type=int, default=32, help=f"pictures of a class, a multiple of {BATCH}")
     parser.add_argument("--image-size", type=int, default=112, help="at which the encoder sees pictures")
     parser.add_argument("--world", type=Path, help="keeps the world's pictures; WORK by default")
+    parser.add_argument("--draw-only", action="store_true", help="only make pictures, and judge them later")
     parser.add_argument("--finish", action="store_true", help="only judge and write the figures")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -97,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in sampler.classes:
             for arm, how in arms.items():
                 study.make(name, arm, how, batch)
+    if options.draw_only:
+        return
     settings = program.settings(parser, options, **sampler.settings(), inputs=INPUTS, batch=BATCH)
     found = json.loads(options.out.read_text()) if options.out.exists() else {"arms": {}}
     found["settings"] = found.get("settings", {}) | {"+".join(options.groups): settings}
@@ -105,6 +123,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for arm in arms:
         found["arms"][arm] = summary(study, arm, judge)
     program.write(options.out, found, table)
+    for group in options.groups:
+        draw_sheet(study, group).save(options.folder / f"{group}.png", optimize=True)
+
+
+def draw_sheet(study: Study, group: str) -> Image.Image:
+    """The first picture of each class, unguided and in the arms of a group."""
+    arms = [UNGUIDED, *GROUPS[group]]
+    pictures = [
+        [study.picture(arm, name, 0, 0) for arm in arms]
+        for name in study.sampler.classes
+        if all(study.file(arm, name, 0).exists() for arm in arms)
+    ]
+    captions = [[""] * len(arms)] * len(pictures)
+    return contact_sheet(
+        "The same noise", list(study.sampler.classes[: len(pictures)]), pictures, captions, arms, side=128
+    )
 
 
 def paired(study: Study, arm: str, judge: Callable[[], Judge]) -> tuple[list[Row], list[Row]]:

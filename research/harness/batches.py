@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jepa_core.novelty import FORM, embed
-from jepa_core.reference import NO_SCORE, Reference, ReferencePart, load_reference, save_reference
-from jepa_core.views import views
+from jepa_core.novelty import FORM
+from jepa_core.reference import NO_SCORE, Reference, load_reference, save_reference
+from jepa_core.score import PROJECTION
 from research.harness.images import Sampler
-from research.harness.pack_api import demo, preset_inputs
+from research.harness.pack_api import demo, make_reference, preset_inputs
 from research.harness.program import Row, whole
 from research.harness.sampling import draw
 from research.harness.timing import timed
@@ -22,7 +23,9 @@ from research.training.pictures import Pictures
 
 BATCH = 16
 PICTURES = 300  # of a reference
-REAL, PROMPT = "real", "prompt"
+FEW = 96  # of one with scores, which take longer
+REAL, PROMPT, SCORED = "real", "prompt", "prompt with scores"
+MODES = {REAL: NO_SCORE, PROMPT: NO_SCORE, SCORED: f"projected on {PROJECTION} outputs"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Arm:
     """Inputs of the guiding node, and what it is given.
 
     Attributes:
-        form: how novelty measures distance. reference: REAL, PROMPT, or "" for none.
+        form: how novelty measures distance. reference: REAL, PROMPT, SCORED, or "" for none.
         rows: how many of a batch are sampled together.
     """
 
@@ -61,7 +64,10 @@ class Study:
             file = self.folder / "references" / f"{kind}-{name}.safetensors"
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                save_reference(self._embedded(self._usual(kind, name)), file)
+                scoring = {"projection": PROJECTION} if kind == SCORED else None
+                how = {"mode": MODES[kind], "fit": "squash", "antialias": "on"}
+                pictures = list(self._usual(kind, name))
+                save_reference(make_reference(pictures, self.sampler.encoder, how, scoring=scoring), file)
             self.references[kind, name] = load_reference(file)
         return self.references[kind, name]
 
@@ -71,21 +77,10 @@ class Study:
             trained = self.world.trained_on()
             rows = (trained.labels == self.sampler.classes.index(name) + 1).nonzero().flatten()
             return trained.pixels(rows[:PICTURES]).movedim(1, -1)
-        batches = range(-(-PICTURES // BATCH))
+        count = FEW if kind == SCORED else PICTURES
+        batches = range(-(-count // BATCH))
         parts = [self._drawn(self.sampler.model, name, 1_000_000 + batch, BATCH) for batch in batches]
-        return torch.cat(parts)[:PICTURES]
-
-    @torch.no_grad()
-    def _embedded(self, pictures: Tensor) -> Reference:
-        encoder = self.sampler.encoder.encoder
-        plain, smoothed = [], []
-        for part in pictures.split(20):
-            seen = torch.stack([embed(encoder, encoder.preprocess(view)) for view in views(part)])
-            plain.append(seen[0])
-            smoothed.append(seen.mean(0))
-        own = (self.sampler.encoder.name, encoder.fingerprint, encoder.image_size)
-        part = ReferencePart(*own, torch.cat(plain), torch.cat(smoothed))
-        return Reference((part,), {"mode": NO_SCORE, "fit": "squash", "antialias": "on"})
+        return torch.cat(parts)[:count]
 
     @torch.inference_mode()
     def _drawn(self, model: Any, name: str, seed: int, rows: int) -> Tensor:
@@ -121,11 +116,15 @@ class Study:
         pictures, seconds = timed(lambda: self._drawn(model, name, seed, rows))
         tensors = {"pictures": pictures.mul(255).round().clamp(0, 255).byte()}
         tensors["seconds"] = torch.tensor(seconds)
-        if places := [place["novelty"] for trace in traces for place in trace.places]:
+        if places := [next(iter(place.values())) for trace in traces for place in trace.places]:
             tensors["rarer"] = torch.tensor(places)
         with whole(file) as partial:
             save_file(tensors, partial)
         print(f"{name} {batch} {arm}: {seconds:.1f} s", flush=True)
+
+    def picture(self, arm: str, name: str, batch: int, index: int) -> Image.Image:
+        """One that was made."""
+        return Image.fromarray(load_file(self.file(arm, name, batch))["pictures"][index].numpy())
 
     def judged(self, arm: str, name: str, batch: int, judge: Callable[[], Judge]) -> dict[str, Tensor]:
         """The measures of a batch that was made, with "features" and what was noted while it was made; judged once."""

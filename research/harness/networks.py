@@ -109,9 +109,9 @@ class Networks:
     positive: list
     negative: list
 
-    def guided(self, inputs: Row, gradient: Callable | None = None) -> Any:
-        """The MODEL as the node guides it."""
-        return guided(self.model, self.vae, self.encoder, inputs, gradient=gradient)
+    def guided(self, inputs: Row, gradient: Callable | None = None, **others: Any) -> Any:
+        """The MODEL as the node guides it; others: of research.harness.pack_api.guided."""
+        return guided(self.model, self.vae, self.encoder, inputs, gradient=gradient, **others)
 
     @torch.inference_mode()
     def sample(self, model: Any, steps: int, pixels: int, stages: Stages) -> Tensor:

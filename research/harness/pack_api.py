@@ -17,6 +17,7 @@ from jepa_guidance.host.encoders.host_encoder import load_host_encoder as load_h
 from jepa_guidance.host.encoders.host_encoder import use_encoder as use_encoder  # noqa: E402
 from jepa_guidance.host.generators import demo as demo  # noqa: E402
 from jepa_guidance.host.gradient import chain as chain  # noqa: E402
+from jepa_guidance.host.gradient import image_gradient as image_gradient  # noqa: E402
 from jepa_guidance.host.gradient.checkpointing import checkpointed as checkpointed  # noqa: E402
 from jepa_guidance.host.gradient.decoders import LatentDecoder as LatentDecoder  # noqa: E402
 from jepa_guidance.host.gradient.differentiable import host_differentiable as host_differentiable  # noqa: E402
@@ -25,6 +26,7 @@ from jepa_guidance.host.gradient.image_gradient import ImageGradient as ImageGra
 from jepa_guidance.host.gradient.image_gradient import ScoreGradient as ScoreGradient  # noqa: E402
 from jepa_guidance.host.guidance.patch import apply_guidance  # noqa: E402
 from jepa_guidance.host.guidance.schedule import Schedule as Schedule  # noqa: E402
+from jepa_guidance.host.scoring.reference import make_reference as make_reference  # noqa: E402
 from jepa_guidance.nodes import guidance_inputs  # noqa: E402
 
 

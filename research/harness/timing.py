@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from jepa_core import RarityGradient
-from research.harness.pack_api import chain
+from research.harness.pack_api import chain, image_gradient
 
 GIB = 1 << 30
 
@@ -112,6 +112,7 @@ class Stages:
             (chain.LatentGradient, "of_latent", DECODER_BACKWARD),
             (chain.LatentGradient, "__call__", DENOISER_BACKWARD),
             (RarityGradient, "__call__", ENCODER),
+            (image_gradient, "novelty_gradient", ENCODER),
         ]
         with ExitStack() as patches:
             for owner, name, stage in parts:

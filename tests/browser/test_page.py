@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -112,6 +112,9 @@ def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_f
         ("steps", 1, "Nothing will be guided: no step lies in the range"),
         ("interval", 4, "Guides 2 of 14 steps"),
         ("strength", -1, "can reinforce bias"),
+        ("criterion", "novelty", "Novelty has nothing to compare with"),
+        ("target", "1 in 20", "target is in units of a reference"),
+        ("apart", True, "apart is a kind of novelty"),
     ],
 )
 @pytest.mark.long
@@ -156,6 +159,34 @@ def test_the_node_says_nothing_about_settings_that_are_linked(comfy):
 
 
 @pytest.mark.long
+def test_a_linked_reference_or_apart_is_something_to_compare_with(comfy):
+    page = open_demo(comfy)
+    sampler = page.node("JEPAGuidedKSampler")
+    label = "(id) => app.graph.getNodeById(id).jepaCanvas?.ariaLabel"
+    page.wait(label, sampler)
+    page.show(sampler)
+    page.set("JEPAGuidedKSampler", "criterion", "both")
+    assert "nothing to compare with" in page.ask(label, sampler)
+    page.set("JEPAGuidedKSampler", "apart", True)
+    assert "Guides 9 of 14 steps" in page.ask(label, sampler)
+    page.set("JEPAGuidedKSampler", "target", "1 in 5")
+    assert "units of a reference" in page.ask(label, sampler)
+    page.set("JEPAGuidedKSampler", "apart", False)
+    connect = """(id) => {
+        const node = app.graph.getNodeById(id);
+        const makes = (type) => type.nodeData?.output?.includes("JEPA_REFERENCE");
+        const [kind] = Object.entries(LiteGraph.registered_node_types).find(([, type]) => makes(type));
+        const reference = LiteGraph.createNode(kind);
+        app.graph.add(reference);
+        reference.connect(reference.outputs.findIndex((output) => output.type === "JEPA_REFERENCE"), node,
+                          node.inputs.findIndex((input) => input.name === "reference"));
+    }"""
+    page.ask(connect, sampler)
+    assert "Guides 9 of 14 steps" in page.ask(label, sampler)
+    assert not page.errors
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_template_opens_complete_from_the_template_browser(comfy, server, name):
     server.upload(HOST / "input" / "example.png")  # comes with every host
@@ -184,6 +215,173 @@ def test_every_template_opens_complete_from_the_template_browser(comfy, server, 
     )
     page.page.wait_for_timeout(700)
     page.picture(f"template_{name}")
+    assert not page.errors
+
+
+def a_trace(
+    judge: str | None = None, places: Sequence[dict] = (), **values: Sequence[Sequence[float]]
+) -> dict:
+    """A trace as the page gets it, of 14 steps; those from the fourth on are guided, as long as there are values.
+
+    Args:
+        values: score, novelty, push, judged: for each guided step a list with one entry for each image.
+    """
+    rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    judged = [{judge: row.pop("judged")} if judge else {} for row in rows]
+    images = len(next(iter(rows[0].values())))
+    guided = [
+        {"step": 3 + i, "guided": True, "score": [None] * images, **row, "judged": judged[i]}
+        for i, row in enumerate(rows)
+    ]
+    free = [{"step": step, "guided": False} for step in (0, 1, 2, *range(3 + len(rows), 14))]
+    steps = sorted(guided + free, key=lambda step: step["step"])
+    judges = [judge] if judge else []
+    return {"guides": ["g"], "judges": judges, "total": 14, "places": places, "first": 0, "steps": steps}
+
+
+NOVELTY = [[0.241 + 0.02 * i, 0.252 + 0.01 * i] for i in range(9)]
+SCORES = [[-22.1 - i * (9 - i / 2), -30.4 - 2.0 * i] for i in range(9)]
+PUSH = [[min(1.0, max(0.0, 1.4 - 0.2 * i)), min(1.0, max(0.0, 1.6 - 0.2 * i))] for i in range(9)]
+SHOWN = {
+    "novelty": (
+        a_trace("one (novelty)", novelty=NOVELTY, judged=[[3.0 + 0.1 * i] * 2 for i in range(9)]),
+        ("novelty", "judge"),
+        ["novelty, higher is rarer; 4: 0.25, 5: 0.26,", "judge's novelty; 4: 3.0"],
+    ),
+    "novelty_other_judge": (
+        a_trace("one", novelty=NOVELTY, judged=SCORES),
+        ("novelty", "judge"),
+        ["novelty, higher is rarer; 4:", "judge's score, lower is rarer; 4: -26"],
+    ),
+    "score": (
+        a_trace("one", score=SCORES, judged=SCORES),
+        ("score", "judge"),
+        ["score, lower is rarer; 4: -26", "judge's score, lower is rarer; 4:"],
+    ),
+    "both": (
+        a_trace(
+            "one", score=SCORES, novelty=NOVELTY, judged=SCORES, places=[{"score": 62.4, "novelty": 3.6}] * 2
+        ),
+        ("score", "novelty", "judge"),
+        [
+            "Score rarer than 38, 38 % of the reference. Novelty rarer than 96, 96 % of the reference.",
+            "score, lower is rarer; 4: -26",
+            "novelty, higher is rarer; 4: 0.25",
+            "judge's score, lower is rarer; 4: -26",
+        ],
+    ),
+    "stopped": (
+        a_trace(novelty=NOVELTY, push=PUSH, places=[{"novelty": 4.0}, {"novelty": 0.0}]),
+        ("novelty",),
+        ["Stopped at the target. Rarer than 96, 100 % of the reference."],
+    ),
+    "stopped_once": (
+        a_trace(novelty=NOVELTY[:8], push=PUSH[:8]),
+        ("novelty",),
+        ["1 of 2 images stopped at the target."],
+    ),
+    "near_the_target": (
+        a_trace(score=SCORES[:5], push=PUSH[:5]),
+        ("score",),
+        ["Dots fade as the target comes near."],
+    ),
+    "many_images": (
+        a_trace(novelty=[[1.0] * 8] * 9, places=[{"novelty": 8.0 * i} for i in range(8)]),
+        ("novelty",),
+        ["Rarer than 44\u2013100 % of the reference."],
+    ),
+}
+SEND = """async ([node, trace]) => {
+    const { api } = await import("/scripts/api.js");
+    api.dispatchEvent(new CustomEvent("jepa_guidance.trace", { detail: { node: String(node), trace } }));
+}"""
+# the colours of the pixels of the chart that are nearly opaque, and how many have each
+COLOURS = """(id) => {
+    const canvas = app.graph.getNodeById(id).jepaCanvas;
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const found = {};
+    for (let i = 0; i < data.length; i += 4) {
+        if (data[i + 3] < 250) continue;
+        const colour = "#" + [...data.slice(i, i + 3)].map((part) => part.toString(16).padStart(2, "0")).join("");
+        found[colour] = (found[colour] ?? 0) + 1;
+    }
+    return found;
+}"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_the_chart_shows_what_was_guided_for(comfy, theme):
+    page = open_demo(comfy)
+    sampler = page.node("JEPAGuidedKSampler")
+    page.wait("(id) => app.graph.getNodeById(id).jepaCanvas?.ariaLabel", sampler)
+    page.change("Comfy.ColorPalette", theme)
+    try:
+        page.page.wait_for_timeout(1000)
+        page.show(sampler)
+        colours = page.ask(
+            """async (id) => {
+                const { palette } = await import("/extensions/jepa-guidance/js/chart.js");
+                return palette(getComputedStyle(app.graph.getNodeById(id).jepaCanvas).backgroundColor);
+            }""",
+            sampler,
+        )
+        for name, (trace, kinds, texts) in SHOWN.items():
+            page.ask(SEND, [sampler, trace])
+            page.picture(f"chart_{name}_{theme}")
+            label = page.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
+            for text in texts:
+                assert text in label, name
+            drawn = page.ask(COLOURS, sampler)
+            for kind in ("score", "novelty", "judge"):
+                # the scale of the strength has the colour of the score too
+                assert (drawn.get(colours[kind].lower(), 0) > 300) == (kind in kinds or kind == "score"), (
+                    name,
+                    kind,
+                )
+    finally:
+        page.change("Comfy.ColorPalette", "dark")
+        page.page.wait_for_timeout(1000)
+    assert not page.errors
+
+
+@pytest.mark.long
+def test_dots_are_hollow_where_the_target_is_reached(comfy):
+    page = open_demo(comfy)
+    sampler = page.node("JEPAGuidedKSampler")
+    page.wait("(id) => app.graph.getNodeById(id).jepaCanvas?.ariaLabel", sampler)
+    page.show(sampler)
+    filled = []
+    for push in (1.0, 0.5, 0.0):
+        # the same text for both: only the dots differ
+        trace = a_trace(novelty=NOVELTY, push=[[push, push]] * 9)
+        page.ask(SEND, [sampler, trace | {"total": 14}])
+        drawn = page.ask(COLOURS, sampler)
+        filled.append(drawn.get("#3dcb9d", 0))
+    assert filled[0] > filled[1]
+    assert filled[0] > filled[2]
+
+
+@pytest.mark.long
+def test_a_batch_guided_apart_is_charted_by_its_novelty(comfy, server, encoder_name):
+    page = open_demo(comfy)
+    make_small(page, encoder_name)
+    page.set("EmptyLatentImage", "batch_size", 2)
+    page.set("JEPAGuidedKSampler", "criterion", "novelty")
+    page.set("JEPAGuidedKSampler", "apart", True)
+    sampler = page.node("JEPAGuidedKSampler")
+    page.show(sampler)
+    run(page)
+    page.wait("(id) => app.graph.getNodeById(id).jepaTrace?.steps.length === 14", sampler, 120)
+    page.wait(IDLE, seconds=120)
+    page.picture("apart")
+    guided = [step for step in page.ask(TRACE, sampler)["steps"] if step["guided"]]
+    assert len(guided) == 9
+    assert all(step["score"] == [None, None] for step in guided)
+    assert sum(guided[-1]["novelty"]) > sum(guided[0]["novelty"])
+    label = page.ask("(id) => app.graph.getNodeById(id).jepaCanvas.ariaLabel", sampler)
+    assert "novelty, higher is rarer; 4:" in label
+    assert "score" not in label
     assert not page.errors
 
 

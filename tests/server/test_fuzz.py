@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import HOST, ROOT
-from tests.server.test_graph import djepa, graph, guided, node, patch, stock
+from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, stock
 from tests.server.test_workflows import api_prompt, small, workflow
 from tools.server import ExecutionFailed, Server
 
@@ -42,7 +42,8 @@ NASTY: list[Any] = [
 OURS = (
     "JEPAEncoderLoader", "JEPAGuidedKSampler", "JEPAGuidance", "JEPAScoreImage", "JEPADemoLoader", "JEPADemoClass",
     "JEPACombineEncoders", "DJEPALoader", "DJEPASampler", "JEPAPlotTrace",
-    "JEPARankImages", "JEPARarityMap", "JEPAReferenceScores",
+    "JEPARankImages", "JEPARarityMap", "JEPAReference", "JEPAReferenceFolder", "JEPAPromptReference", "JEPASaveReference",
+    "JEPALoadReference", "JEPACombineReferences",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -86,10 +87,36 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
     mode = {"mode": "top-k", "top_k": 2}
     compared = {
         "map": node("JEPARarityMap", **judged, **view, opacity=0.5),
-        "reference": node("JEPAReferenceScores", **judged, **view, **mode),
+        "reference": node("JEPAReference", **judged, **view, **mode),
         "score": node("JEPAScoreImage", **judged, **view, **mode, reference=["reference", 0]),
     }
-    return [*prompts, drawn, drawn | encoder_only | {"rank": rank}, drawn | encoder_only | compared]
+    made = {"mode": "no scores", "top_k": 2, **view}
+    kept = {
+        "prompted": prompted(count=2, steps=1, **made),
+        "folder": node(
+            "JEPAReferenceFolder", folder="output", subfolder="", count=2, encoder=["encoder", 0], **made
+        ),
+        "both": node(
+            "JEPACombineReferences",
+            reference_1=["prompted", 0],
+            reference_2=["folder", 0],
+            keep=3,
+            keep_seed=0,
+        ),
+        "saved": node("JEPASaveReference", reference=["both", 0], filename="fuzz", overwrite=True),
+    }
+    loaded = {
+        "loaded": node("JEPALoadReference", file="fuzz.safetensors"),
+        "rank": rank | {"inputs": rank["inputs"] | {"reference": ["loaded", 0], "by": "novelty"}},
+    }
+    return [
+        *prompts,
+        drawn,
+        drawn | encoder_only | {"rank": rank},
+        drawn | encoder_only | compared,
+        prompts[3] | kept,
+        drawn | encoder_only | loaded,
+    ]
 
 
 def template(name: str, info: dict, encoder: str) -> dict[str, dict]:
@@ -213,7 +240,14 @@ def tracebacks(log: str) -> Iterator[tuple[list[str], str]]:
 
 # The pack's folders, as they appear in the log. Not all of ROOT, since the host may be inside it.
 PACK = tuple(str(ROOT / folder / "x")[:-1] for folder in ("nodes", "host", "jepa_core"))
-MESSAGES = ("ValueError", "EncoderFileError", "EncoderDownloadError", "DemoFileError", "DJEPAFileError")
+MESSAGES = (
+    "ValueError",
+    "EncoderFileError",
+    "EncoderDownloadError",
+    "DemoFileError",
+    "DJEPAFileError",
+    "ReferenceFileError",
+)
 
 
 def careless(log: str) -> list[str]:

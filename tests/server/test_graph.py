@@ -29,7 +29,12 @@ NODES = (
     "JEPAPlotTrace",
     "JEPARankImages",
     "JEPARarityMap",
-    "JEPAReferenceScores",
+    "JEPAReference",
+    "JEPAReferenceFolder",
+    "JEPAPromptReference",
+    "JEPASaveReference",
+    "JEPALoadReference",
+    "JEPACombineReferences",
 )
 GUIDANCE = {
     "strength": 2.0,
@@ -81,6 +86,12 @@ def stock(model: list | None = None, **changes: Any) -> dict[str, dict]:
 def patch(**changes: Any) -> dict[str, dict]:
     inputs = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0]}
     return {"patch": node("JEPAGuidance", **inputs, **GUIDANCE | changes)}
+
+
+def prompted(**inputs: Any) -> dict:
+    own = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0], "first_seed": 5, "cfg": 2.0}
+    own |= {"sampler_name": "euler", "scheduler": "normal", "fit": "squash", "antialias": True}
+    return node("JEPAPromptReference", **CONDS, **own | inputs)
 
 
 def score(**inputs: Any) -> dict:
@@ -398,7 +409,7 @@ def test_a_rarity_map_is_drawn_and_its_mask_can_be_used(server, encoder):
 def test_a_score_is_placed_among_reference_images(server, encoder):
     mode = {"mode": "projected", "top_k": 1}
     reference = node(
-        "JEPAReferenceScores",
+        "JEPAReference",
         images=["decode", 0],
         encoder=["encoder", 0],
         fit="squash",
@@ -443,3 +454,62 @@ def metadata_of(server: Server, prompt: dict) -> dict[str, str]:
     queued = server.queue(prompt, {"extra_pnginfo": {"workflow": {"nodes": []}}})
     (first, *_) = server.wait(queued, timeout=300)["outputs"]["save"]["images"]
     return Image.open(io.BytesIO(server.image(first))).text
+
+
+def test_the_pictures_of_a_prompt_are_those_of_its_seeds_and_become_a_file(server, encoder, run):
+    mode = {"mode": "projected", "top_k": 1}
+    reference = {
+        "prompted": prompted(count=2, steps=4, **mode),
+        "saved": node("JEPASaveReference", reference=["prompted", 0], filename="robots", overwrite=True),
+        "preview": node("SaveImage", images=["prompted", 1], filename_prefix="reference"),
+    }
+    prompt = graph(encoder, stock(seed=6)) | reference
+    outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
+    pictures = [np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in outputs["preview"]["images"]]
+    alone = graph(encoder, stock(seed=6)) | {
+        "empty": node("EmptyLatentImage", width=128, height=128, batch_size=1)
+    }
+    assert np.array_equal(run(alone)[0], pictures[1])
+    loaded = {
+        "loaded": node("JEPALoadReference", file="robots.safetensors"),
+        "both": node(
+            "JEPACombineReferences", reference_1=["loaded", 0], reference_2=["loaded", 0], keep=3, keep_seed=1
+        ),
+        "score": score(encoder=["encoder", 0], **mode, reference=["both", 0]),
+        "rank": node(
+            "JEPARankImages",
+            images=["decode", 0],
+            encoder=["encoder", 0],
+            keep="rarest",
+            count=1,
+            mode="exact",
+            reference=["loaded", 0],
+            by="novelty",
+        ),
+    }
+    loaded["loaded"]["inputs"]["file"] = outputs["saved"]["text"][0].split()[-1]
+    found = server.wait(server.queue(graph(encoder, stock()) | loaded), timeout=300)["outputs"]
+    assert "of 3 reference images; novelty" in found["score"]["text"][0]
+    assert len(found["rank"]["images"]) == 1
+
+
+def test_a_reference_from_a_folder_is_made_again_when_the_folder_changes(server, encoder):
+    made = {"encoder": ["encoder", 0], "mode": "no scores", "top_k": 1, "fit": "squash", "antialias": True}
+    prompt = djepa(batch_size=2) | {
+        "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
+        "images": node("SaveImage", images=["decode", 0], filename_prefix="folder/picture"),
+    }
+    folder = {
+        "encoder": prompt["encoder"],
+        "folder": node("JEPAReferenceFolder", folder="output", subfolder="folder", count=9, **made),
+        "text": node("PreviewAny", source=["folder", 1]),
+    }
+
+    def text() -> str:
+        return server.wait(server.queue(folder), timeout=300)["outputs"]["text"]["text"][0]
+
+    server.wait(server.queue(prompt), timeout=300)
+    assert [text(), text()] == ["2 reference images"] * 2
+    prompt["images"]["inputs"]["filename_prefix"] = "folder/more"
+    server.wait(server.queue(prompt), timeout=300)
+    assert text() == "4 reference images"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.server.test_fuzz import careless
-from tests.server.test_graph import djepa, graph, guided, node, patch, stock
+from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, stock
 from tools.server import ExecutionFailed, Server
 
 SOURCES: dict[str, tuple[str, Any]] = {
@@ -52,6 +52,30 @@ CASES = [
     *(("map", "opacity", source) for source in ("float", "nan")),
     *(("reference", name, "text") for name in ("images", "encoder", "mode", "fit", "top_k")),
     ("score", "reference", "text"),
+    *(("rank", name, "text") for name in ("reference", "by")),
+    *(
+        ("prompted", name, "text")
+        for name in (
+            "model",
+            "vae",
+            "encoder",
+            "latent_image",
+            "sampler_name",
+            "scheduler",
+            "mode",
+            "fit",
+            "count",
+        )
+    ),
+    *(("prompted", name, "negative") for name in ("first_seed", "count", "steps")),
+    *(("prompted", "cfg", source) for source in ("float", "nan")),
+    *(("folder", name, "text") for name in ("folder", "encoder", "count", "mode")),
+    *(("folder", name, "int") for name in ("folder", "subfolder", "count")),
+    *(("both", name, "text") for name in ("reference_1", "reference_2", "keep")),
+    *(("both", name, "negative") for name in ("keep", "keep_seed")),
+    ("saved", "reference", "text"),
+    ("saved", "filename", "int"),
+    *(("loaded", "file", source) for source in ("int", "text")),
 ]
 
 
@@ -66,6 +90,20 @@ def prompts(server: Server) -> dict[str, dict]:
     rank = {"keep": "rarest", "count": 1, "mode": "projected", "seeds": 1}
     view = {"fit": "crop", "antialias": True}
     score = node("JEPAScoreImage", **judge, **view)
+    made = {"encoder": ["encoder", 0], "mode": "no scores", "top_k": 2, **view}
+    kept = graph(encoder, stock()) | {
+        "prompted": prompted(count=1, steps=1, **made),
+        "folder": node("JEPAReferenceFolder", folder="input", subfolder="", count=1, **made),
+        "both": node(
+            "JEPACombineReferences",
+            reference_1=["prompted", 0],
+            reference_2=["prompted", 0],
+            keep=0,
+            keep_seed=0,
+        ),
+        "saved": node("JEPASaveReference", reference=["prompted", 0], filename="links", overwrite=True),
+    }
+    shown = {name: node("PreviewAny", source=[name, 0]) for name in ("both", "folder", "loaded")}
     return {
         "sample": simple,
         "encoder": simple,
@@ -78,9 +116,14 @@ def prompts(server: Server) -> dict[str, dict]:
         "map": graph(encoder, stock()) | {"map": node("JEPARarityMap", **judged, **view, opacity=0.5)},
         "reference": graph(encoder, stock())
         | {
-            "reference": node("JEPAReferenceScores", **judge, **view),
+            "reference": node("JEPAReference", **judge, **view),
             "scores": node("PreviewAny", source=["reference", 1]),
         },
+        "prompted": kept,
+        "saved": kept,
+        "both": kept | {"shown": shown["both"]},
+        "folder": kept | {"shown": shown["folder"]},
+        "loaded": {"loaded": node("JEPALoadReference", file="links.safetensors"), "shown": shown["loaded"]},
         "chart": simple | {"chart": node("JEPAPlotTrace", trace=["sample", 1])},
     }
 

@@ -59,7 +59,8 @@ def test_a_scene_sets_and_links_nodes_of_its_template(scene: Scene):
     added = {one.id for one in scene.added}
     assert {node for widgets in scene.runs for node, _ in widgets} <= set(there) | added
     for one in scene.added:
-        assert all(slot < len(there[node]["outputs"]) for _, node, slot in one.inputs)
+        assert {node for _, node, _ in one.inputs} <= set(there) | added
+        assert all(slot < len(there[node]["outputs"]) for _, node, slot in one.inputs if node in there)
         assert all(name in [slot["name"] for slot in there[node]["inputs"]] for _, node, name in one.outputs)
     # what runs does not wait for what is off
     sources = {link[3]: [] for link in graph["links"]}

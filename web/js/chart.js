@@ -1,10 +1,18 @@
-// Draws the strength scale and the score chart on a canvas. Independent of the host's page.
+// Draws the strength scale and the chart of a trace on a canvas. Independent of the host's page.
 
-const DARK = { ink: "#e8e8e8", dim: "#a8a8a8", grid: "#4a4a4a", grey: "#3a3a3a", score: "#56B4E9", judge: "#E69F00", warn: "#F0E442" };
-const LIGHT = { ink: "#1a1a1a", dim: "#505050", grid: "#c8c8c8", grey: "#e0e0e0", score: "#0072B2", judge: "#B34700", warn: "#7A4B00" };
+const DARK = {
+  ink: "#e8e8e8", dim: "#a8a8a8", grid: "#4a4a4a", grey: "#3a3a3a", warn: "#F0E442",
+  score: "#56B4E9", novelty: "#3DCB9D", judge: "#E69F00",
+};
+const LIGHT = {
+  ink: "#1a1a1a", dim: "#505050", grid: "#c8c8c8", grey: "#e0e0e0", warn: "#7A4B00",
+  score: "#0072B2", novelty: "#006B4E", judge: "#B34700",
+};
 export const USEFUL = [0.5, 2]; // strengths at which images change and stay intact: research/figures/strengths.json
 const SCALE_END = 4; // larger strengths are drawn at the end of the scale
 const FONT = "12px sans-serif";
+const LISTED = 6; // images of a batch; of more, only the range of their places is written
+const NOVELTY_JUDGE = / \(novelty\)$/; // host/guidance/patch.py names a judge that reports novelty so
 
 /** The palette that is legible on a background, given as a CSS rgb() colour. */
 export function palette(background) {
@@ -25,12 +33,59 @@ export function mean(values) {
   return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
 }
 
-/** The points [step from 1, mean score] of the guided steps. */
-export function scorePoints(trace, pick) {
-  return trace.steps
-    .filter((step) => step.guided)
-    .map((step) => [step.step + 1, mean(pick(step))])
-    .filter(([, score]) => score !== null);
+/** The guided steps so far. */
+function guided(trace) {
+  return trace.steps.filter((step) => step.guided);
+}
+
+/** The points {step from 1, value, push} of the guided steps: means over the batch; push is 1 without a target. */
+function points(trace, pick) {
+  return guided(trace)
+    .map((step) => ({ step: step.step + 1, value: mean(pick(step)), push: mean(step.push) ?? 1 }))
+    .filter(({ value }) => value !== null);
+}
+
+/** What the chart draws, {kind, label, points} each: score, novelty or both, and the first judge. */
+export function traceLines(trace, words) {
+  const lines = [
+    { kind: "score", label: words.score, points: points(trace, (step) => step.score) },
+    { kind: "novelty", label: words.novelty, points: points(trace, (step) => step.novelty) },
+  ].filter((line) => line.points.length);
+  const [judge] = trace.judges;
+  if (!judge || !lines.length) return lines;
+  const label = NOVELTY_JUDGE.test(judge) ? words.judgeNovelty : words.judgeScore;
+  const judged = points(trace, (step) => step.judged[judge]).map((point) => ({ ...point, push: 1 }));
+  return judged.length ? [...lines, { kind: "judge", label, points: judged }] : lines;
+}
+
+/** Numbers as text, with as many digits as it takes to tell them apart. */
+export function written(values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const span = high - low || Math.abs(high) / 10 || 1;
+  const digits = Math.min(6, Math.max(0, 1 - Math.floor(Math.log10(span))));
+  return values.map((value) => value.toFixed(digits));
+}
+
+/** What became of the target, and where the finished images lie in the reference; "" if there is neither. */
+export function outcome(trace, words) {
+  const pushes = guided(trace).map((step) => step.push ?? []);
+  const last = pushes.at(-1) ?? [];
+  const stopped = last.filter((push) => push === 0).length;
+  const texts = [];
+  if (stopped === last.length && stopped) texts.push(words.stopped);
+  else if (stopped) texts.push(words.stoppedSome.replace("{count}", stopped).replace("{images}", last.length));
+  else if (pushes.flat().some((push) => push < 1)) texts.push(words.nearing);
+  const places = trace.places ?? [];
+  const criteria = Object.keys(places[0] ?? {});
+  for (const criterion of criteria) {
+    // null for an image that is not finite
+    const shares = places.map((place) => place[criterion]).filter((rarer) => rarer !== null).map((rarer) => Math.round(100 - rarer));
+    if (!shares.length) continue;
+    const listed = shares.length > LISTED ? `${Math.min(...shares)}\u2013${Math.max(...shares)}` : shares.join(", ");
+    const text = criteria.length === 1 ? words.place : criterion === "novelty" ? words.placeNovelty : words.placeScore;
+    texts.push(text.replace("{percent}", listed));
+  }
+  return texts.join(" ");
 }
 
 /** The strength scale from more typical to rarer, with the useful range and the current strength marked. */
@@ -86,14 +141,13 @@ export function drawText(ctx, { x, y, width }, text, colour) {
   return top + 16 - y;
 }
 
-/** The score over the steps; unguided steps are grey. A judge has its own scale on the right. */
+/** The lines of a trace over its steps; unguided steps are grey. The second line has its own scale on the right, and of a
+ * third only the first and the last value are written. Dots fade as the push shrinks near a target. */
 export function drawTrace(ctx, { x, y, width, height }, trace, words, colours) {
-  const lines = [{ points: scorePoints(trace, (step) => step.score), colour: colours.score, side: "left" }];
-  const [judge] = trace.judges;
-  if (judge) lines.push({ points: scorePoints(trace, (step) => step.judged[judge]), colour: colours.judge, side: "right" });
+  const [first, second, third] = traceLines(trace, words);
   const left = x + 44;
-  const right = x + width - (judge ? 44 : 8);
-  const top = y + 20;
+  const right = x + width - (second ? 44 : 8);
+  const top = y + (third ? 36 : 20);
   const bottom = y + height - 32;
   const slot = (right - left) / trace.total;
   const across = (step) => left + (step - 0.5) * slot;
@@ -109,39 +163,55 @@ export function drawTrace(ctx, { x, y, width, height }, trace, words, colours) {
   const stride = Math.ceil((trace.total * 26) / (right - left));
   for (let step = 1; step <= trace.total; step += stride) ctx.fillText(String(step), across(step), bottom + 9);
   ctx.fillText(words.step, (left + right) / 2, bottom + 24);
+  const box = { left, right, top, bottom };
+  if (first) drawLine(ctx, box, first, { across, colour: colours[first.kind], side: "left", heading: [x, y + 8] });
+  if (second) drawLine(ctx, box, second, { across, colour: colours[second.kind], side: "right", heading: [x + width, y + 8] });
+  if (!third) return;
+  const course = written(third.points.map(({ value }) => value));
   ctx.textAlign = "left";
-  ctx.fillStyle = colours.score;
-  ctx.fillText(words.score, x, y + 8);
-  if (judge) {
-    ctx.textAlign = "right";
-    ctx.fillStyle = colours.judge;
-    ctx.fillText(words.judge, x + width, y + 8);
-  }
-  for (const { points, colour, side } of lines) drawLine(ctx, { left, right, top, bottom }, points, across, colour, side);
+  ctx.fillStyle = colours[third.kind];
+  ctx.fillText(`${third.label}: ${[...new Set([course[0], course.at(-1)])].join(" \u2192 ")}`, x, y + 24);
 }
 
-function drawLine(ctx, { left, right, top, bottom }, points, across, colour, side) {
-  if (!points.length) return;
-  const scores = points.map(([, score]) => score);
-  const low = Math.min(...scores);
-  const high = Math.max(...scores);
+/** A line with its heading and its highest and lowest value. */
+function drawLine(ctx, { left, right, top, bottom }, line, { across, colour, side, heading }) {
+  const values = line.points.map(({ value }) => value);
+  const low = Math.min(...values);
+  const high = Math.max(...values);
   const pad = (high - low) * 0.12 || 1;
-  const down = (score) => bottom - ((score - low + pad) / (high - low + 2 * pad)) * (bottom - top);
+  const down = (value) => bottom - ((value - low + pad) / (high - low + 2 * pad)) * (bottom - top);
   ctx.fillStyle = ctx.strokeStyle = colour;
+  ctx.textAlign = side;
+  ctx.fillText(line.label, ...heading);
   ctx.textAlign = side === "left" ? "right" : "left";
   const edge = side === "left" ? left - 5 : right + 5;
-  const digits = high - low < 10 ? 1 : 0;
-  ctx.fillText(high.toFixed(digits), edge, down(high));
-  if (down(low) - down(high) > 12) ctx.fillText(low.toFixed(digits), edge, down(low));
+  const [highest, lowest] = written([high, low]);
+  ctx.fillText(highest, edge, down(high));
+  if (down(low) - down(high) > 12) ctx.fillText(lowest, edge, down(low));
   ctx.lineWidth = 2;
   ctx.beginPath();
-  for (const [step, score] of points) ctx.lineTo(across(step), down(score));
+  for (const { step, value } of line.points) ctx.lineTo(across(step), down(value));
   ctx.stroke();
   ctx.lineWidth = 1;
-  for (const [step, score] of points) {
-    ctx.beginPath();
-    if (side === "left") ctx.arc(across(step), down(score), 3.5, 0, 7);
-    else ctx.rect(across(step) - 3, down(score) - 3, 6, 6); // distinguishable without colour
-    ctx.fill();
+  for (const { step, value, push } of line.points) drawDot(ctx, across(step), down(value), line.kind, push);
+}
+
+/** A dot of the current colour, whose shape tells kinds apart without colour; hollow where push is 0. */
+function drawDot(ctx, x, y, kind, push) {
+  ctx.beginPath();
+  if (kind === "score") ctx.arc(x, y, 3.5, 0, 7);
+  else if (kind === "judge") ctx.rect(x - 3, y - 3, 6, 6);
+  else {
+    ctx.moveTo(x, y - 4.5);
+    ctx.lineTo(x + 4.5, y + 3.5);
+    ctx.lineTo(x - 4.5, y + 3.5);
+    ctx.closePath();
   }
+  ctx.globalCompositeOperation = "destination-out"; // no line shows through
+  ctx.fill();
+  ctx.globalCompositeOperation = "source-over";
+  ctx.globalAlpha = push;
+  ctx.fill();
+  ctx.globalAlpha = 1;
+  ctx.stroke();
 }

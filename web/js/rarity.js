@@ -1,14 +1,15 @@
-// On the guided nodes: the strength scale, which steps will be guided, and the score while the sampler runs.
+// On the guided nodes: the strength scale, what the settings will do, and score and novelty while the sampler runs.
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { drawScale, drawText, drawTrace, guidedSteps, palette, scorePoints } from "./chart.js";
+import { drawScale, drawText, drawTrace, guidedSteps, outcome, palette, traceLines, written } from "./chart.js";
 
 const GUIDED = ["JEPAGuidedKSampler", "JEPAGuidance"];
 const EVENT = "jepa_guidance.trace"; // host/guidance/report.py sends it
 const HEIGHT = 270; // of the chart
 const WIDTH = 330; // of a new node, at least
-const WATCHED = ["strength", "start_percent", "end_percent", "interval", "steps"];
+const RANGE = ["strength", "start_percent", "end_percent", "interval", "steps"];
+const USUAL = ["criterion", "target", "apart"];
 
 let words = null; // texts in the page's language, from locales/*/main.json
 
@@ -43,12 +44,24 @@ function valueOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name)?.value ?? null;
 }
 
+/** What novelty and the target lack to compare with; null if nothing. host/guidance/usual.py refuses the same. */
+function missing(node) {
+  const [criterion, target, apart] = USUAL.map((name) => valueOf(node, name));
+  const reference = isLinked(node, "reference");
+  if (criterion === "score" && apart) return words.apartOfScore;
+  if (criterion !== null && criterion !== "score" && apart === false && !reference) return words.noReference;
+  if (target !== null && target !== "none" && !reference) return words.targetAlone;
+  return null;
+}
+
 /** What the settings will do: {text, warn}. */
 function outlook(node) {
-  const [strength, start, end, interval, steps] = WATCHED.map((name) => valueOf(node, name));
+  const [strength, start, end, interval, steps] = RANGE.map((name) => valueOf(node, name));
   if (strength === 0) return { text: words.off, warn: true };
   if (start !== null && start === end) return { text: words.empty, warn: true };
   if (start !== null && end !== null && start > end) return { text: words.reversed, warn: true };
+  const lacks = missing(node);
+  if (lacks) return { text: lacks, warn: true };
   if (![start, end, interval, steps].includes(null)) {
     const count = guidedSteps({ steps, start, end, interval });
     if (count === 0) return { text: words.noStep, warn: true };
@@ -73,12 +86,20 @@ function draw(node) {
   drawScale(ctx, { ...box, y: 6 }, valueOf(node, "strength"), words, colours);
   let y = 52;
   const { text, warn } = outlook(node);
-  if (text) y += drawText(ctx, { ...box, y }, text, warn ? colours.warn : colours.dim) + 4;
   const trace = node.jepaTrace;
+  const found = trace?.total ? outcome(trace, words) : "";
+  const paragraphs = warn ? [[text, colours.warn], [found, colours.dim]] : [[`${text} ${found}`.trim(), colours.dim]];
+  for (const [line, colour] of paragraphs) if (line) y += drawText(ctx, { ...box, y }, line, colour) + 4;
   if (trace?.total) drawTrace(ctx, { ...box, y, height: height - y - 4 }, trace, words, colours);
   else drawText(ctx, { ...box, y }, words.waiting, colours.dim);
-  const scores = trace ? scorePoints(trace, (step) => step.score).map(([step, score]) => `${step}: ${score.toFixed(1)}`) : [];
-  canvas.setAttribute("aria-label", [text, scores.length ? `${words.score}; ${scores.join(", ")}` : words.waiting].join(" "));
+  const lines = trace ? traceLines(trace, words).map(spoken) : [];
+  canvas.setAttribute("aria-label", [text, found, ...(lines.length ? lines : [words.waiting])].filter(Boolean).join(" "));
+}
+
+/** A line of the chart as text. */
+function spoken({ label, points }) {
+  const values = written(points.map(({ value }) => value));
+  return `${label}; ${points.map(({ step }, index) => `${step}: ${values[index]}`).join(", ")}.`;
 }
 
 function addChart(node) {
@@ -96,7 +117,8 @@ function addChart(node) {
   const [, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], height)]);
   new ResizeObserver(() => draw(node)).observe(canvas);
-  for (const watched of node.widgets.filter(({ name }) => WATCHED.includes(name))) follow(watched, "callback", () => draw(node));
+  const watched = node.widgets.filter(({ name }) => [...RANGE, ...USUAL].includes(name));
+  for (const widget of watched) follow(widget, "callback", () => draw(node));
 }
 
 /** Call `after` after a method of the host's node or widget. */

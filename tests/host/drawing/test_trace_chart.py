@@ -9,6 +9,7 @@ import pytest
 from jepa_guidance.host.drawing import trace_chart
 from jepa_guidance.host.drawing.trace_chart import draw_trace, nice_ticks, shown_steps
 from jepa_guidance.host.guidance.trace import GuidedStep, Trace, UnguidedStep
+from PIL import ImageDraw
 
 
 def a_trace(scores: dict[int, list[float]], total: int, guides: tuple = ("g",), judges: tuple = ()) -> Trace:
@@ -22,6 +23,33 @@ def a_trace(scores: dict[int, list[float]], total: int, guides: tuple = ("g",), 
         judged = {name: [value / 2 for value in scores[step]] for name in judges}
         trace.add(GuidedStep(step, 1.0, scores[step], each, judged, gradient_norm=[], shift=[]))
     return trace
+
+
+def a_novelty_trace(novelty: list[list[float]], guides: tuple = ("g",), judges: tuple = (), **more) -> Trace:
+    """A trace of one step more than there are values, guided for novelty from the second step on."""
+    trace = Trace(guides=list(guides), judges=list(judges), total=len(novelty) + 1)
+    trace.add(UnguidedStep(0, 1.0))
+    for step, values in enumerate(novelty, 1):
+        scores = more.get("score", [[math.nan] * len(values)] * len(novelty))[step - 1]
+        each = dict.fromkeys(guides, values)
+        judged = {judge: [value / 2 for value in values] for judge in judges}
+        push = more.get("push", [[]] * len(novelty))[step - 1]
+        trace.add(GuidedStep(step, 1.0, scores, each, judged, [1.0], [1.0], novelty=values, push=push))
+    return trace
+
+
+def texts_of(monkeypatch: pytest.MonkeyPatch, trace: Trace) -> list[str]:
+    """What is written into the chart."""
+    written = []
+    write = ImageDraw.ImageDraw.text
+
+    def text(self, place, text, *args, **options):
+        written.append(text)
+        return write(self, place, text, *args, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    draw_trace(trace)
+    return written
 
 
 def places_of(chart: np.ndarray, colour: str) -> np.ndarray:
@@ -93,6 +121,50 @@ def test_a_run_without_guidance_says_so():
     assert chart.shape == (trace_chart.PANEL_HEIGHT, trace_chart.WIDTH, 3)
     assert (chart < 100).any()
     assert (chart[:, -20:] == 255).all()  # the text is wrapped
+
+
+def test_a_novelty_trace_shows_novelty_and_no_score(monkeypatch):
+    trace = a_novelty_trace([[0.2], [0.3], [0.45]], judges=("one (novelty)", "two"))
+    chart = np.asarray(draw_trace(trace))
+    blue = places_of(chart[: trace_chart.PANEL_HEIGHT], trace_chart.COLOURS[0])
+    # higher is rarer: the line goes up, over the whole width of the guided steps
+    first, last = blue[blue[:, 1].argmin()], blue[blue[:, 1].argmax()]
+    assert last[0] < first[0] - 200
+    assert chart.shape[0] == 3 * trace_chart.PANEL_HEIGHT
+    written = texts_of(monkeypatch, trace)
+    assert "Novelty under the guide" in written
+    assert "Novelty under the judge one" in written
+    assert "JEPA score under the judge two" in written
+    assert written.count("novelty, higher is rarer") == 2
+    assert written.count("score (nats), lower is rarer") == 1
+
+
+def test_both_criteria_get_a_panel_each(monkeypatch):
+    trace = a_novelty_trace([[0.2, 0.3]] * 3, score=[[-10.0, -20.0]] * 3)
+    written = texts_of(monkeypatch, trace)
+    assert {"JEPA score under the guide", "Novelty under the guide"} <= set(written)
+    assert written.count("score (nats), lower is rarer") == written.count("novelty, higher is rarer") == 1
+
+
+def test_several_guides_show_their_novelty():
+    chart = np.asarray(draw_trace(a_novelty_trace([[0.2, 0.4], [0.3, 0.6]], guides=("one", "two"))))
+    for colour in trace_chart.COLOURS[:3]:
+        assert len(places_of(chart, colour)) > 100
+
+
+def test_the_target_gets_a_panel_from_0_to_1_and_places_a_line(monkeypatch):
+    trace = a_novelty_trace([[0.2, 0.2], [0.3, 0.3]], push=[[1.0, 1.0], [0.9, 0.8]])
+    trace.places = [{"novelty": 4.0}, {"novelty": 60.0}]
+    picture = draw_trace(trace)
+    assert picture.height > 2 * trace_chart.PANEL_HEIGHT + 50
+    written = texts_of(monkeypatch, trace)
+    assert "What the target left of the strength" in written
+    panel = written[written.index("What the target left of the strength") :]
+    assert "share, 0 is stopped" in panel
+    before = written[: written.index("What the target left of the strength")]
+    assert {"0", "0.2", "1"} <= set(before[before.index("novelty, higher is rarer") :])
+    assert (np.asarray(picture)[-trace_chart.BOTTOM :] < 100).any()
+    assert trace_chart._places(trace.places) == ["By novelty, rarer than 96 %, 40 % of the reference."]
 
 
 @pytest.mark.parametrize(

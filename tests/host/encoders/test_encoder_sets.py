@@ -283,12 +283,10 @@ def test_a_batch_is_scored_under_each_encoder_of_a_set(clip, jepa):
     with torch.inference_mode():
         each = score_images(images, both, on_image=lambda: done.append(1))
         assert each == [*score_images(images, clip), *score_images(images, jepa)]
-        scores, text, of_each, percentiles = JEPAScoreImage.execute(
-            images, both, "exact", 9, "squash", True
-        ).args
+        scores, text, of_each, *beside = JEPAScoreImage.execute(images, both, "exact", 9, "squash", True).args
         single = JEPAScoreImage.execute(images, clip, "exact", 9, "squash", True).args
     assert len(done) == 6
-    assert percentiles == []
+    assert beside == [[], [], []]
     mean = [0.25 * a + 0.75 * b for a, b in zip(*each, strict=True)]
     assert scores == pytest.approx(mean)
     assert of_each == each[0] + each[1]

@@ -9,11 +9,12 @@ import pytest
 import torch
 from jepa_guidance.host.drawing.rarity_overlay import GREY, HEAT, draw_overlay
 from jepa_guidance.host.encoders.host_encoder import combined, use_encoder
-from jepa_guidance.host.scoring.rarity_map import rarity_mask, score_fields
+from jepa_guidance.host.scoring.rarity_map import novelty_fields, rarity_mask, score_fields
+from jepa_guidance.host.scoring.reference import make_reference
 from jepa_guidance.jepa_core.score import PROJECTION
 from jepa_guidance.nodes.rarity_map import JEPARarityMap
 
-from jepa_core import patch_scores
+from jepa_core import differentiable, patch_scores
 
 
 @pytest.fixture
@@ -104,3 +105,53 @@ def test_an_image_of_equal_scores_has_an_empty_mask():
 def test_bad_images_are_refused(tiny, images, spoil, message):
     with pytest.raises(ValueError, match=message):
         run(spoil(images), tiny.encoder)
+
+
+# --- against a reference ------------------------------------------------------------------------------------------
+
+
+def reference_of(encoder: Any, **how: str) -> Any:
+    pictures = torch.rand(7, 28, 28, 3, generator=torch.Generator().manual_seed(5))
+    how = {"mode": "no scores", "fit": "squash", "antialias": "on"} | how
+    return make_reference(list(pictures), encoder, how, scoring=None)
+
+
+def distance_at(encoder: Any, reference: Any, x: torch.Tensor) -> torch.Tensor:
+    """The mean distance to the five nearest, written out."""
+    points = reference.parts[0].embeddings.double()
+    distances = (encoder(x)[:, None].double() - points).norm(dim=-1)
+    return distances.sort(1).values[:, :5].mean(1)
+
+
+def test_with_a_reference_the_map_is_the_gradient_of_the_distance(tiny, images):
+    reference = reference_of(tiny.encoder)
+    _, mask = run(images, tiny.encoder, reference=reference)
+    fields = novelty_fields(images, tiny.encoder, reference)
+    assert mask.shape == (2, 28, 42)
+    inner = tiny.encoder.encoder
+    with differentiable(inner):
+        x = inner.preprocess(images).requires_grad_()
+        (grad,) = torch.autograd.grad(distance_at(inner, reference, x).sum(), x)
+    for own, field in zip(grad, fields, strict=True):
+        norms = torch.stack(
+            [own[:, i : i + 14, j : j + 14].norm() for i in range(0, 28, 14) for j in range(0, 28, 14)]
+        )
+        expected = torch.nn.functional.interpolate(norms.reshape(1, 1, 2, 2), (28, 42), mode="bilinear")[0, 0]
+        torch.testing.assert_close(-field, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_set_of_encoders_has_the_weighted_mean_of_the_shapes_of_its_maps(tiny, images):
+    other = replace(tiny.encoder, image_size=42, name="larger")
+    both = combined([(tiny.encoder, 3.0), (other, 1.0)])
+    reference = reference_of(both)
+    first, second = (novelty_fields(images, one, reference) for one in (tiny.encoder, other))
+    found = novelty_fields(images, both, reference)
+    assert found.shape == first.shape == second.shape
+    assert torch.corrcoef(torch.stack([found.flatten(), first.flatten()]))[0, 1] > 0.5
+    assert not torch.equal(found, first)
+
+
+def test_a_reference_of_another_fit_is_refused_before_work(tiny, images, monkeypatch):
+    monkeypatch.setattr("jepa_guidance.nodes.rarity_map.novelty_fields", None)
+    with pytest.raises(ValueError, match=r"fit crop, this node has squash"):
+        run(images, tiny.encoder, reference=reference_of(tiny.encoder, fit="crop"))

@@ -1,0 +1,123 @@
+"""How far pictures are from a reference, in an encoder's embedding, and among those of the reference. Higher is rarer."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ...jepa_core import Reference
+from ...jepa_core.novelty import FORM, FORMS, distances_within
+from ...jepa_core.reference import ReferencePart, percentile
+from ..encoders.host_encoder import AnyEncoder
+from .reference import embed_pictures, parts_of
+
+SAMPLE = 1000  # of a reference's pictures, this many tell how far its pictures are from each other
+_CHUNK = 256
+_SAME = 1e-4  # of an embedding's length: less than two pictures differ by, more than rounding
+
+
+class Distances:
+    """Distances to the pictures of one part of a reference, on the CPU."""
+
+    def __init__(self, embeddings: Tensor) -> None:
+        self.embeddings = embeddings
+        self._distance = FORMS[FORM](embeddings)
+
+    def of(self, embeddings: Tensor) -> Tensor:
+        """How far embeddings (B, d) are from the pictures: (B,). A picture of the reference is compared with the others."""
+        return torch.cat([self._of(some) for some in embeddings.split(_CHUNK)])
+
+    def _of(self, embeddings: Tensor) -> Tensor:
+        found = self._distance(embeddings)
+        nearest = torch.cdist(embeddings, self.embeddings).argmin(1)
+        apart = (embeddings - self.embeddings[nearest]).norm(dim=1)
+        inside = apart <= _SAME * embeddings.norm(dim=1)
+        if inside.any() and len(self.embeddings) > 1:
+            found[inside] = self._distance(embeddings[inside], nearest[inside])
+        return found
+
+    def among(self, index: Tensor) -> Tensor:
+        """How far some of the pictures (B,) are from all others: (B,). Needs two pictures at least."""
+        return torch.cat([self._distance(self.embeddings[some], some) for some in index.split(_CHUNK)])
+
+    @cached_property
+    def own(self) -> Tensor:
+        """How far pictures of the reference are from the others: of at most SAMPLE, evenly spread, in their order."""
+        return distances_within(self.embeddings, FORMS[FORM], SAMPLE)
+
+    @cached_property
+    def median(self) -> float:
+        """The median of `own`, or 1 where that says nothing: for one picture, or pictures that are all alike."""
+        return float(self.own.median()) or 1.0 if len(self.own) else 1.0
+
+
+# Of references in use: what is computed once is kept as long as they are.
+_known: WeakKeyDictionary[ReferencePart, Distances] = WeakKeyDictionary()
+
+
+def distances_to(part: ReferencePart) -> Distances:
+    """The distances to a part's pictures."""
+    if part not in _known:
+        _known[part] = Distances(part.embeddings)
+    return _known[part]
+
+
+def novelties(
+    pictures: Sequence[Tensor], encoder: AnyEncoder, reference: Reference, how: Mapping[str, str]
+) -> list[float]:
+    """How far pictures (H, W, 3 or 4) are from a reference; see combined.
+
+    Args:
+        how: the settings with which they are seen: fit, antialias.
+    """
+    embeddings = (embed_pictures(pictures, member.encoder, how) for member in encoder.members)
+    parts = parts_of(reference, encoder)
+    return combined(
+        (distances_to(part).of(own) for (part, _), own in zip(parts, embeddings, strict=True)),
+        reference,
+        encoder,
+    )
+
+
+def own_novelties(reference: Reference, encoder: AnyEncoder) -> list[float]:
+    """How far each picture of a reference is from the others; [] if it is alone."""
+    if len(reference) < 2:
+        return []
+    everything = torch.arange(len(reference), device="cpu")
+    each = (distances_to(part).among(everything) for part, _ in parts_of(reference, encoder))
+    return combined(each, reference, encoder)
+
+
+def sorted_novelties(reference: Reference, encoder: AnyEncoder) -> list[float]:
+    """How far pictures of a reference (at most SAMPLE) are from the others, ascending; [] if it has one picture."""
+    each = (distances_to(part).own for part, _ in parts_of(reference, encoder))
+    return sorted(combined(each, reference, encoder))
+
+
+def combined(each: Iterable[Tensor], reference: Reference, encoder: AnyEncoder) -> list[float]:
+    """Distances under a set of encoders as one: their weighted mean, each in units of its median in the reference.
+
+    Those of a single encoder stay as they are.
+    """
+    parts = parts_of(reference, encoder)
+    if len(parts) == 1:
+        (alone,) = each
+        values: list[float] = alone.tolist()
+        return values
+    total: Tensor = sum(  # type: ignore[assignment]
+        weight / distances_to(part).median * own.double()
+        for (part, weight), own in zip(parts, each, strict=True)
+    )
+    combined_values: list[float] = total.tolist()
+    return combined_values
+
+
+def novelty_percentiles(values: Sequence[float], reference: Reference, encoder: AnyEncoder) -> list[float]:
+    """For each novelty, the percentage of the reference's pictures that are more novel: small is rare.
+
+    [] if the reference has one picture.
+    """
+    own = sorted_novelties(reference, encoder)
+    return [100 - percentile(value, own) for value in values] if own else []

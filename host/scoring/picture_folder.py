@@ -1,0 +1,115 @@
+"""The pictures in a folder inside the host's input or output folder. Nothing outside is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..comfy.required import folder_paths
+
+INPUT, OUTPUT = "input", "output"
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # others run programs, or draw what a text says
+_MOST_PIXELS = 100_000_000
+
+
+def folder_of(place: str, subfolder: str) -> Path:
+    """The path of a folder inside the host's input or output folder, with links followed.
+
+    Raises:
+        ValueError: it is not there, or outside.
+    """
+    base = folder_paths.get_input_directory() if place == INPUT else folder_paths.get_output_directory()
+    root = os.path.realpath(base)
+    try:
+        folder = Path(os.path.realpath(Path(root) / subfolder))
+    except ValueError as error:  # a character that no file name has
+        raise ValueError(f"subfolder {subfolder!r:.200} is not a path") from error
+    if not folder.is_relative_to(root):
+        raise ValueError(
+            f"subfolder {subfolder!r:.200} leads out of the {place} folder; put the pictures into {root}"
+        )
+    if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
+        raise ValueError(f"There is no folder {subfolder!r:.200} in the {place} folder, {root}")
+    return folder
+
+
+def picture_files(folder: Path) -> list[os.DirEntry[str]]:
+    """The picture files in a folder, the newest first; not links to what lies outside of it, nor folders within."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            inside = not entry.is_symlink() or Path(os.path.realpath(entry.path)).is_relative_to(folder)
+            if os.path.splitext(entry.name)[1].lower() in _SUFFIXES and inside and os.path.isfile(entry.path):
+                found.append(entry)
+    return sorted(found, key=lambda entry: (-entry.stat().st_mtime_ns, entry.name))
+
+
+def state_of(folder: Path) -> str:
+    """A hash of the names, dates and sizes of a folder's pictures."""
+    states = [(one.name, one.stat().st_mtime_ns, one.stat().st_size) for one in picture_files(folder)]
+    return hashlib.sha256(repr(states).encode(errors="surrogateescape")).hexdigest()
+
+
+class FolderPictures:
+    """The newest pictures of a folder, one at a time (H, W, 3 or 4) in [0, 1]; read anew whenever they are gone through.
+
+    Attributes:
+        skipped: files that could not be read, and why; known after the first time through.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.count = count
+        self.files = picture_files(folder)
+        self.skipped: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Raises ValueError if there is none."""
+        given = 0
+        for entry in self.files:
+            if given == self.count:
+                return
+            if entry.name in self.skipped:
+                continue
+            try:
+                picture = read_picture(Path(entry.path))
+            except Exception as error:  # readers of damaged files raise errors of many kinds
+                self.skipped[entry.name] = str(error) or type(error).__name__
+                continue
+            given += 1
+            yield picture
+        if not given:
+            why = f"; skipped {self.skipped_text()}" if self.skipped else ""
+            raise ValueError(f"{self.folder} holds no picture that can be read{why}")
+
+    def skipped_text(self) -> str:
+        """The skipped files and why, the first ten of them."""
+        lines = [f"{name} ({why:.100})" for name, why in self.skipped.items()]
+        more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
+        return ", ".join(lines[:10]) + more
+
+
+def read_picture(file: Path) -> Tensor:
+    """The pixels of a picture file, turned as its EXIF data says: (H, W, 3), or (H, W, 4) with transparency.
+
+    Raises:
+        ValueError: more pixels than a camera has; other errors of Pillow for a damaged file.
+    """
+    with Image.open(file, formats=_FORMATS) as opened:
+        if opened.width * opened.height > _MOST_PIXELS:
+            raise ValueError(f"{opened.width} x {opened.height} pixels are too many")
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode.startswith("I"):  # 16 bits; convert would cut off what is above 255
+            grey = np.asarray(picture, dtype=np.float32) / 65535
+            return torch.from_numpy(grey.clip(0, 1))[..., None].repeat(1, 1, 3)
+        transparent = "A" in picture.getbands() or "transparency" in picture.info
+        pixels = np.asarray(picture.convert("RGBA" if transparent else "RGB"), dtype=np.float32)
+    return torch.from_numpy(pixels / 255)

@@ -1,0 +1,74 @@
+"""References in models/jepa_references, by the names in menus."""
+
+import re
+from pathlib import Path
+
+from ...jepa_core import Reference, load_reference, save_reference
+from ..comfy.model_folders import REFERENCE_FOLDER, inside
+from ..comfy.required import folder_paths
+
+# Letters of any script, digits, and what no file system gives a meaning. Windows has names of its own.
+_NAME = re.compile(r"[\w][\w .+=@,()\[\]-]{0,99}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def reference_names() -> list[str]:
+    """Names for the menu: the .safetensors files in models/jepa_references."""
+    return list(folder_paths.get_filename_list(REFERENCE_FOLDER))
+
+
+def reference_file(name: str) -> Path:
+    """The file of a reference named in the menu.
+
+    Raises:
+        ValueError: a name that is not in the menu, or a link that leads out of the model folders.
+    """
+    if name not in reference_names():
+        raise ValueError(
+            f"There is no reference {name!r:.200}; save one with JEPA Save Reference, or put its .safetensors file into "
+            f"models/{REFERENCE_FOLDER}."
+        )
+    return inside(Path(folder_paths.get_full_path_or_raise(REFERENCE_FOLDER, name)), REFERENCE_FOLDER)
+
+
+def load_named(name: str) -> Reference:
+    """The reference of a name in the menu.
+
+    Raises:
+        ValueError: see reference_file; jepa_core.ReferenceFileError for a damaged file.
+    """
+    return load_reference(reference_file(name))
+
+
+def state_of_named(name: str) -> str:
+    """The date and size of a reference's file; empty if it is not there."""
+    path = folder_paths.get_full_path(REFERENCE_FOLDER, name) if name in reference_names() else None
+    if path is None:
+        return ""
+    state = Path(path).stat()
+    return f"{state.st_mtime_ns} {state.st_size}"
+
+
+def save_named(reference: Reference, name: str, *, overwrite: bool) -> str:
+    """Save a reference in models/jepa_references; returns its name in the menu.
+
+    Args:
+        name: with or without .safetensors.
+        overwrite: replace a file of this name; otherwise the name gets a number.
+
+    Raises:
+        ValueError: not a plain file name.
+    """
+    stem = name.strip().removesuffix(".safetensors").strip()
+    if not _NAME.fullmatch(stem) or _RESERVED.fullmatch(stem) or stem.endswith("."):
+        raise ValueError(
+            f"filename {name!r:.200} is not the name of a file: up to 100 letters, digits, spaces and .-_+=@,()[], and no "
+            "folders"
+        )
+    folder = Path(folder_paths.models_dir) / REFERENCE_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    file, number = folder / f"{stem}.safetensors", 2
+    while not overwrite and file.exists():
+        file, number = folder / f"{stem}_{number}.safetensors", number + 1
+    save_reference(reference, inside(file, REFERENCE_FOLDER))
+    return file.name

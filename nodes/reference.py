@@ -1,0 +1,88 @@
+"""JEPAReference: what counts as usual, from images."""
+
+from comfy_api.latest import io
+
+from ..host.comfy.page import show_text
+from ..host.comfy.required import ProgressBar
+from ..host.scoring.novelty import own_novelties
+from ..host.scoring.reference import make_reference, reference_scores
+from ..host.scoring.scores import check_images
+from .input_checks import check_values, count_images, inputs_of, only
+from .scoring_inputs import how_of, reference_inputs, reference_scoring
+from .types import JEPAEncoder, JEPAReference
+
+REFERENCE_ENCODER = (
+    "The same encoder as in the nodes that use the reference. With JEPA Combine Encoders, the reference is good for each of "
+    "them."
+)
+USES = "For JEPA Score Image, JEPA Rank Images, and guidance by novelty."
+
+
+class JEPAReferenceNode(io.ComfyNode):
+    """Images -> a reference, and how rare each of them is among the others."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JEPAReference",
+            display_name="JEPA Reference",
+            category="JEPA",
+            description="Makes a reference from pictures that count as usual: their embeddings and scores. Other images can "
+            "then be told how rare they are beside them. Takes a batch or a list of batches, of any sizes; fifty images "
+            "make a good reference.",
+            is_input_list=True,
+            inputs=[
+                io.Image.Input(
+                    "images", tooltip="The images that count as usual: a batch, or a list of batches."
+                ),
+                JEPAEncoder.Input("encoder", tooltip=REFERENCE_ENCODER),
+                *reference_inputs(),
+            ],
+            outputs=[
+                JEPAReference.Output(display_name="reference", tooltip=USES),
+                io.Float.Output(
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="The score of each image, in their order; lower is rarer. Empty without scores.",
+                ),
+                io.Float.Output(
+                    display_name="novelties",
+                    is_output_list=True,
+                    tooltip="How far each image is from its nearest among the others, in their order; higher is rarer. "
+                    "Empty for a single image.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, images, encoder, mode, top_k, fit, antialias) -> io.NodeOutput:
+        # a node that takes lists gets every input as a list
+        judge = only("encoder", encoder)
+        settings = {
+            name: only(name, values)
+            for name, values in {"mode": mode, "top_k": top_k, "fit": fit, "antialias": antialias}.items()
+        }
+        for batch in images:
+            check_values(inputs_of(JEPAReferenceNode), settings | {"encoder": judge, "images": batch})
+            check_images(batch)
+        bar = ProgressBar(count_images(images) * len(judge.members))
+        reference = make_reference(
+            [image for batch in images for image in batch],
+            judge,
+            how_of(**settings),
+            scoring=reference_scoring(settings["mode"], settings["top_k"]),
+            on_image=lambda: bar.update(1),
+        )
+        scores = reference_scores(reference, judge)
+        show_text(cls.hidden.unique_id, summary(len(reference), scores))
+        return io.NodeOutput(reference, scores, own_novelties(reference, judge))
+
+
+def summary(count: int, scores: list[float]) -> str:
+    """A line about the reference, for the page."""
+    text = f"{count} reference image{'s' * (count > 1)}"
+    if not scores:
+        return text
+    ordered = sorted(scores)
+    return f"{text}: {ordered[0]:.2f} (rarest) to {ordered[-1]:.2f}, median {ordered[len(ordered) // 2]:.2f}"
