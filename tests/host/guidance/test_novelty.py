@@ -322,23 +322,23 @@ REFUSED: list[tuple[Made, str]] = [
     ),
     (
         lambda reference: {"criterion": NOVELTY, "reference": how(reference, fit="crop")},
-        "reference was made with fit crop, this node has squash; use the same",
+        "reference was made with fit crop, this node has squash; pictures",
     ),
     (
         lambda reference: {"criterion": NOVELTY, "reference": reference, "antialias": False},
-        "reference was made with antialias on, this node has off; use the same",
+        "reference was made with antialias on, this node has off; pictures",
     ),
     (
         lambda reference: {
             "reference": Reference((replace(reference.parts[0], image_size=14),), reference.how)
         },
-        "reference was made with tiny at 14 px, this node guides with tiny at 28 px; make the reference with the same",
+        "reference was made with tiny at 14 px, this node's is at 28 px; embeddings at different image sizes",
     ),
     (
         lambda reference: {
             "reference": Reference((replace(reference.parts[0], fingerprint="?"),), reference.how)
         },
-        "reference was made with tiny at 28 px, this node guides with tiny at 28 px; make",
+        "reference was made with tiny at 28 px, this node has tiny at 28 px with other weights; embeddings",
     ),
     (
         # a damaged file, which would fail in the first step
@@ -348,7 +348,7 @@ REFUSED: list[tuple[Made, str]] = [
                 reference.how,
             )
         },
-        "reference was made with tiny at 28 px, this node guides with tiny at 28 px; make",
+        "reference was made with tiny at 28 px, this node",
     ),
     (
         lambda reference: {"target": "1 in 20", "reference": how(reference, mode="no scores")},
@@ -383,9 +383,7 @@ def test_what_cannot_be_compared_is_refused_with_the_fix_before_anything_is_load
 
 def test_a_reference_must_know_every_guide(tiny, second, reference, nothing_is_loaded):
     pair = combined([(tiny.encoder, 1.0), (second, 1.0)])
-    with pytest.raises(
-        ValueError, match="this node guides with second at 16 px; make the reference with the same"
-    ):
+    with pytest.raises(ValueError, match="this node has second at 16 px; embeddings of different encoders"):
         guide(tiny, encoder=pair, reference=reference)
 
 
