@@ -15,6 +15,7 @@ import pytest
 import torch
 from jepa_guidance.host.comfy.required import interrupt_check
 from jepa_guidance.host.encoders.host_encoder import HostEncoder, combined, load_host_encoder
+from jepa_guidance.host.gradient import chain
 from jepa_guidance.host.gradient.scale import RAMP, UNSEEN, Scale
 from jepa_guidance.host.guidance import patch
 from jepa_guidance.host.guidance.progress import StepProgress
@@ -322,23 +323,23 @@ REFUSED: list[tuple[Made, str]] = [
     ),
     (
         lambda reference: {"criterion": NOVELTY, "reference": how(reference, fit="crop")},
-        "reference was made with fit crop, this node has squash; use the same",
+        "reference was made with fit crop, this node has squash; pictures",
     ),
     (
         lambda reference: {"criterion": NOVELTY, "reference": reference, "antialias": False},
-        "reference was made with antialias on, this node has off; use the same",
+        "reference was made with antialias on, this node has off; pictures",
     ),
     (
         lambda reference: {
             "reference": Reference((replace(reference.parts[0], image_size=14),), reference.how)
         },
-        "reference was made with tiny at 14 px, this node guides with tiny at 28 px; make the reference with the same",
+        "reference was made with tiny at 14 px, this node's is at 28 px; embeddings at different image sizes",
     ),
     (
         lambda reference: {
             "reference": Reference((replace(reference.parts[0], fingerprint="?"),), reference.how)
         },
-        "reference was made with tiny at 28 px, this node guides with tiny at 28 px; make",
+        "reference was made with tiny at 28 px, this node has tiny at 28 px with other weights; embeddings",
     ),
     (
         # a damaged file, which would fail in the first step
@@ -348,7 +349,7 @@ REFUSED: list[tuple[Made, str]] = [
                 reference.how,
             )
         },
-        "reference was made with tiny at 28 px, this node guides with tiny at 28 px; make",
+        "reference was made with tiny at 28 px, this node",
     ),
     (
         lambda reference: {"target": "1 in 20", "reference": how(reference, mode="no scores")},
@@ -383,9 +384,7 @@ def test_what_cannot_be_compared_is_refused_with_the_fix_before_anything_is_load
 
 def test_a_reference_must_know_every_guide(tiny, second, reference, nothing_is_loaded):
     pair = combined([(tiny.encoder, 1.0), (second, 1.0)])
-    with pytest.raises(
-        ValueError, match="this node guides with second at 16 px; make the reference with the same"
-    ):
+    with pytest.raises(ValueError, match="this node has second at 16 px; embeddings of different encoders"):
         guide(tiny, encoder=pair, reference=reference)
 
 
@@ -698,7 +697,7 @@ def test_an_interrupt_anywhere_leaves_everything_as_it_was(tiny, stock, referenc
             raise Stop
 
     settings = {"reference": reference, "apart": True, "target": 0.05}
-    # of five steps, four are guided: four passes for each of two images, and one for each place
+    # of five steps three are guided, with four passes for each of two images; the 25th pass is for a place
     patched = guide(tiny, Schedule(start_percent=0.3, end_percent=1.0), on_pass=stop, **settings)
     modules = (tiny.model.model, tiny.vae.first_stage_model, tiny.encoder.encoder)
     before = [{id(t) for t in (*m.parameters(), *m.buffers())} for m in modules]
@@ -720,36 +719,28 @@ def test_the_hosts_interrupt_reaches_the_places(tiny, stock, monkeypatch, refere
 
 
 def test_an_image_that_breaks_spares_the_others(tiny, stock, monkeypatch, reference):
-    """Its gradient is skipped and its place is not known; the trace has no NaN in its JSON."""
-    from jepa_guidance.host.gradient import chain
-
-    decode, decoded = chain.decoded, []
-
-    def broken(vae: Any, latent: Tensor) -> Tensor:
-        image = decode(vae, latent)
-        decoded.append(1)
-        return image * torch.nan if latent.flatten()[0] == first[0] else image
-
-    first = [None]
-    of_latent = chain.LatentGradient.of_latent
+    """Its shifts are skipped, and the trace has no NaN in its JSON."""
+    decode, of_latent = chain.decoded, chain.LatentGradient.of_latent
+    broken: list[Tensor] = []
 
     def noted(self: Any, latents: Tensor) -> Any:
-        first[0] = latents[1].flatten()[0]
+        broken[:] = [latents[1]]
         return of_latent(self, latents)
 
-    monkeypatch.setattr(chain, "decoded", broken)
+    def decoded(vae: Any, latent: Tensor) -> Tensor:
+        image = decode(vae, latent)
+        return image * torch.nan if torch.equal(latent[0], broken[0]) else image
+
+    monkeypatch.setattr(chain, "decoded", decoded)
     monkeypatch.setattr(chain.LatentGradient, "of_latent", noted)
-    monkeypatch.setattr(
-        "jepa_guidance.host.gradient.scale.Scale.rarity", lambda *args: math.nan if not decoded else 0.0
-    )
     reports: list[Any] = []
-    settings = {"reference": reference, "apart": True, "keep_appearance": True, "agree": True}
+    settings = {"reference": reference, "apart": True, "keep_appearance": True, "agree": True, "target": 0.05}
     found = stock(guide(tiny, report=reports.append, **settings), tiny, **batch(3))
     plain = stock(tiny.model, tiny, **batch(3))
     assert torch.equal(found[1], plain[1])
     assert not torch.equal(found[0], plain[0])
     assert not torch.equal(found[2], plain[2])
-    assert "shift(s) skipped" in reports[-1].message()
+    assert "4 shift(s) skipped" in reports[-1].message()
     json.dumps(reports[-1].as_json(), allow_nan=False)
 
 
