@@ -87,6 +87,7 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
     mode = {"mode": "top-k", "top_k": 2}
     compared = {
         "map": node("JEPARarityMap", **judged, **view, opacity=0.5),
+        "map_beside": node("JEPARarityMap", **judged, **view, opacity=0.5, reference=["reference", 0]),
         "reference": node("JEPAReference", **judged, **view, **mode),
         "score": node("JEPAScoreImage", **judged, **view, **mode, reference=["reference", 0]),
     }

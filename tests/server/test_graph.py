@@ -404,6 +404,15 @@ def test_a_rarity_map_is_drawn_and_its_mask_can_be_used(server, encoder):
     masks = [np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in outputs["masks"]["images"]]
     assert all(mask.min() == 0 and mask.max() == 255 for mask in masks)
     assert not np.array_equal(*masks)
+    # beside a reference, of the same pictures
+    view = {"fit": "squash", "antialias": True}
+    judged = {"images": ["decode", 0], "encoder": ["encoder", 0], **view}
+    prompt["reference"] = node("JEPAReference", **judged, mode="no scores", top_k=1)
+    prompt["map"]["inputs"]["reference"] = ["reference", 0]
+    outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
+    beside = [np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in outputs["masks"]["images"]]
+    assert all(mask.min() == 0 and mask.max() == 255 for mask in beside)
+    assert not any(np.array_equal(*pair) for pair in zip(masks, beside, strict=True))
 
 
 def test_a_score_is_placed_among_reference_images(server, encoder):

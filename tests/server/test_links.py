@@ -52,6 +52,7 @@ CASES = [
     *(("map", "opacity", source) for source in ("float", "nan")),
     *(("reference", name, "text") for name in ("images", "encoder", "mode", "fit", "top_k")),
     ("score", "reference", "text"),
+    ("map", "reference", "text"),
     *(("rank", name, "text") for name in ("reference", "by")),
     *(
         ("prompted", name, "text")

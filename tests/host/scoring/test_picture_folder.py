@@ -176,7 +176,7 @@ def test_no_other_folder_is_read(tiny, output, subfolder):
         ({"count": 0}, "count 0 is outside"),
         ({"count": 1.5}, "count must be a whole number"),
         ({"mode": "best"}, "mode must be one of"),
-        ({}, "holds no picture that can be read$"),
+        ({}, "holds no picture that can be read; make some first"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(tiny, output, changes, message):
