@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FORMAT = "jepa-reference-1"
-NO_SCORE = "no scores"
+NO_SCORE, EXACT = "no scores", "exact"
+# jepa_score's arguments -> how a mode states them
+_MODES = {"top_k": r"top ([1-9]\d{0,4})", "projection": r"projected on ([1-9]\d{0,4}) outputs"}
 # Limits of what a file may state.
 _MAX_PARTS, _MAX_TEXT, _MAX_LENGTH, _MAX_NAME = 16, 1 << 16, 1 << 16, 200
 _DTYPES = {"embeddings": "F32", "smoothed": "F32", "scores": "F64"}
@@ -147,6 +150,20 @@ def percentile(value: float, others: Sequence[float]) -> float:
     return 100 * (below + upto) / 2 / len(others)
 
 
+def scoring_of(mode: str) -> dict[str, int]:
+    """The arguments of jepa_score for a mode as Reference.how states it; {} for the exact score.
+
+    Raises:
+        ValueError: no such mode, or there are no scores.
+    """
+    for name, pattern in _MODES.items():
+        if found := re.fullmatch(pattern, mode):
+            return {name: int(found[1])}
+    if mode != EXACT:
+        raise ValueError(f"its mode is {mode!r:.100}")
+    return {}
+
+
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +241,8 @@ def _part(
         or not 1 <= size <= _MAX_LENGTH
     ):
         raise ValueError(f"part {number} has {rows} embeddings of length {length} at image size {size!r:.20}")
+    if how["mode"] != NO_SCORE and any(count > length for count in scoring_of(how["mode"]).values()):
+        raise ValueError(f"its mode {how['mode']} does not fit embeddings of length {length}")
     scored = how["mode"] != NO_SCORE
     if scored != (f"{number}.scores" in names):
         raise ValueError(f"its mode is {how['mode']!r:.50}, which does not fit its tensors")

@@ -35,7 +35,7 @@ class Scale:
     encoder: Encoder
     distance: Distance
     rarities: Mapping[str, Sequence[float]]
-    mode: Mapping[str, int | None]
+    mode: Mapping[str, int]
 
     def rarity(self, criterion: str, image: Tensor, seen: Seen, on_pass: Callable[[], None]) -> float:
         """The value of a decoded image (1, H, W, 3) or video (T, H, W, 3), on the scale of `rarities`."""

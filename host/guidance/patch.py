@@ -168,6 +168,8 @@ def _description(
             *([range_finder] if config.criterion != NOVELTY else []),
             *(["smooth"] if config.smooth else []),
             *(["keep appearance"] if config.keep_appearance else []),
+            *(["agree"] if config.agree else []),
+            *([f"target 1 in {1 / config.target:.0f}"] if config.target else []),
             *(["checkpointing"] if config.checkpointing else []),
             *([f"{len(guides)} guides"] if len(guides) > 1 else []),
         ]

@@ -1,20 +1,16 @@
 """What novelty and the target compare with: a reference, under the encoders that guide and judge."""
 
-import re
 from collections.abc import Iterable, Sequence
 
 from ...jepa_core import Reference
 from ...jepa_core.novelty import Distance, distances_within
-from ...jepa_core.reference import NO_SCORE
+from ...jepa_core.reference import NO_SCORE, scoring_of
 from ..encoders.host_encoder import AnyEncoder, HostEncoder
 from ..gradient.image_gradient import Guide, Judge
 from ..gradient.scale import Scale, Target
 from ..options import BOTH, NOVELTY, SCORE
 from ..scoring.reference import check_comparable, part_of
 from .config import Form, GuidanceConfig
-
-# names of jepa_score's arguments -> how a reference's mode states them
-MODES = {"top_k": r"top (\d+)", "projection": r"projected on (\d+) outputs"}
 
 FEWEST = 2  # pictures, for distances among them
 
@@ -37,10 +33,10 @@ def check_usual(config: GuidanceConfig, encoder: AnyEncoder, reference: Referenc
         return
     seen = {"fit": config.fit, "antialias": "on" if config.antialias else "off"}
     check_comparable(reference, encoder, seen)
-    if config.target is not None and len(reference) < FEWEST:
+    if config.target is not None and len(reference) < (fewest := round(1 / config.target)):
         raise ValueError(
-            f"target needs a reference of at least {FEWEST} pictures, this one has {len(reference)}; add pictures, or set "
-            "target to none"
+            f"target 1 in {fewest} needs a reference of at least {fewest} pictures, this one has {len(reference)}; add "
+            "pictures, or choose a nearer target"
         )
     if config.target is not None and config.criterion != NOVELTY and reference.how["mode"] == NO_SCORE:
         raise ValueError(
@@ -101,12 +97,5 @@ def _scale(encoder: HostEncoder, reference: Reference, criteria: Sequence[str], 
         rarities[NOVELTY] = distances_within(part.smoothed, form=form).sort().values.tolist()
     if SCORE in criteria and part.scores is not None:
         rarities[SCORE] = (-part.scores).sort().values.tolist()
-    return Scale(encoder.encoder, form(part.smoothed), rarities, _mode(reference.how["mode"]))
-
-
-def _mode(text: str) -> dict[str, int | None]:
-    """The arguments of jepa_score for the mode of a reference."""
-    for name, pattern in MODES.items():
-        if found := re.fullmatch(pattern, text):
-            return {name: int(found[1])}
-    return {}
+    mode = scoring_of(reference.how["mode"]) if SCORE in rarities else {}
+    return Scale(encoder.encoder, form(part.smoothed), rarities, mode)

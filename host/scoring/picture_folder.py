@@ -87,7 +87,11 @@ class FolderPictures:
             given += 1
             yield picture
         if not given:
-            why = f"skipped {self.skipped_text()}" if self.skipped else "make some first, or choose another folder"
+            why = (
+                f"skipped {self.skipped_text()}"
+                if self.skipped
+                else "make some first, or choose another folder"
+            )
             raise ValueError(f"{self.folder} holds no picture that can be read; {why}")
 
     def skipped_text(self) -> str:

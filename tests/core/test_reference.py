@@ -274,6 +274,8 @@ EXACT = {"how": HOW}
         ({}, {"parts": [{"image_size": 28}]}, "encoder"),
         ({}, {"how": None}, "is not a valid reference"),
         ({}, {"how": {"mode": NO_SCORE}}, "its settings are"),
+        ({}, {"how": HOW | {"mode": "top 0"}}, "its mode is 'top 0'"),
+        ({}, {"how": HOW | {"mode": "projected on 99999 outputs"}}, "does not fit embeddings of length"),
         ({}, {"how": HOW | {"mode": NO_SCORE, "more": "x"}}, "its settings are"),
         ({}, {"more": "x" * 70_000}, "header is too long"),
     ],

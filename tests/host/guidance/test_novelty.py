@@ -54,8 +54,8 @@ def images_of(tiny: Any, latents: Tensor) -> Tensor:
 
 @pytest.fixture
 def usual(tiny, stock) -> Tensor:
-    """Twelve pictures (12, 16, 16, 3) that the model makes by itself."""
-    latent = {"samples": torch.zeros(12, 4, 8, 8)}
+    """Pictures (24, 16, 16, 3) that the model makes by itself."""
+    latent = {"samples": torch.zeros(24, 4, 8, 8)}
     return images_of(tiny, stock(tiny.model, tiny, seed=100, latent_image=latent))
 
 
@@ -241,7 +241,7 @@ def test_both_criteria_are_in_the_trace(tiny, stock, reference):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_guides(tiny, stock, reference, form):
     """Made and used under inference mode, as in the host."""
-    patched = guide(tiny, reference=reference, form=form)
+    patched = guide(tiny, reference=reference, form=FORMS[form])
     found = stock(patched, tiny)
     assert found.isfinite().all()
     assert not torch.equal(found, stock(tiny.model, tiny))
@@ -364,8 +364,8 @@ REFUSED: list[tuple[Made, str]] = [
         "target needs the scores of the reference for criterion both",
     ),
     (
-        lambda reference: {"criterion": NOVELTY, "target": "1 in 5", "reference": reference.thinned(1)},
-        "target needs a reference of at least 2 pictures, this one has 1; add pictures, or set target to none",
+        lambda reference: {"criterion": NOVELTY, "target": "1 in 5", "reference": reference.thinned(4)},
+        "target 1 in 5 needs a reference of at least 5 pictures, this one has 4; add pictures, or choose a nearer target",
     ),
     (lambda reference: {"reference": "x"}, "reference must be of type JEPA_REFERENCE, got str"),
     (lambda reference: {"criterion": "x"}, "criterion must be one of score, novelty, both, got 'x'"),
