@@ -145,6 +145,43 @@ SCENES = (
         ),
     ),
     Scene(
+        "jepa_novelty",
+        runs=({},),
+        pictures=(
+            Sheet(
+                f"{THUMBNAILS}/jepa_novelty.jpg",
+                tuple(Tile(node, index) for index in (0, 1) for node in (14, 17)),
+                width=450,
+                columns=2,
+            ),
+        ),
+    ),
+    Scene(
+        "jepa_different_from_my_pictures",
+        # the output folder has pictures after the first run
+        runs=({(8, "folder"): "input"}, {(8, "folder"): "output"}),
+        pictures=(
+            Sheet(
+                f"{THUMBNAILS}/jepa_different_from_my_pictures.jpg",
+                tuple(Tile(node, index, run=1) for index in (0, 1) for node in (14, 17)),
+                width=450,
+                columns=2,
+            ),
+        ),
+    ),
+    Scene(
+        "jepa_four_that_differ",
+        runs=({},),
+        pictures=(
+            Sheet(
+                f"{THUMBNAILS}/jepa_four_that_differ.jpg",
+                tuple(Tile(15, index) for index in range(4)),
+                width=450,
+                columns=2,
+            ),
+        ),
+    ),
+    Scene(
         "jepa_djepa",
         runs=({(3, "batch_size"): 1},),
         off=(7, 8, 9, 10, 11, 12, 13, 14, 15),

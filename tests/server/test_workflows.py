@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.server import PromptRefused, Server
+from tools.server import ExecutionFailed, PromptRefused, Server
 
 FOLDER = Path(__file__).absolute().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -23,14 +24,24 @@ PAGE_ONLY = ("MarkdownNote", "Note")
 MODEL_FILES = ("ckpt_name",)
 WITHOUT_CHECKPOINT = (
     "jepa_demo_ab",
+    "jepa_different_from_my_pictures",
     "jepa_djepa",
+    "jepa_four_that_differ",
     "jepa_keep_the_rarest",
+    "jepa_novelty",
     "jepa_rarity_map",
     "jepa_score_images",
     "jepa_two_guides",
 )
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 TITLE_HEIGHT = 30
+GUIDED_AND_STOCK = (
+    "jepa_compare_ab",
+    "jepa_demo_ab",
+    "jepa_different_from_my_pictures",
+    "jepa_four_that_differ",
+    "jepa_novelty",
+)
 
 Workflow = dict[str, Any]
 Node = dict[str, Any]
@@ -212,6 +223,12 @@ def test_no_nodes_overlap_and_a_note_explains_the_graph(name):
             assert apart, f"{title} and {other[4]}"
     assert any(node["type"] in PAGE_ONLY for node in graph["nodes"])
     assert all(group["title"] for group in graph["groups"])
+    for left, top, right, bottom, title in boxes:
+        for group in graph["groups"]:
+            x, y, width, height = group["bounding"]
+            inside = x <= left and y + TITLE_HEIGHT <= top and right <= x + width and bottom <= y + height
+            outside = left >= x + width or right <= x or top >= y + height or bottom <= y
+            assert inside or outside, f"{title} and the border of {group['title']}"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_CHECKPOINT])
@@ -233,7 +250,7 @@ def test_only_the_checkpoint_is_missing_on_the_server(server, infos, name):
     assert faults(broken) == missing | {("EmptyLatentImage", "value_smaller_than_min")}
 
 
-@pytest.mark.parametrize("name", ["jepa_compare_ab", "jepa_demo_ab"])
+@pytest.mark.parametrize("name", GUIDED_AND_STOCK)
 def test_one_dial_sets_the_seed_of_both_samplers(infos, name):
     prompt = api_prompt(workflow(name), infos)
     (dial,) = of_type(prompt, "PrimitiveInt")
@@ -333,3 +350,72 @@ def test_two_guides_run_from_one_seed_and_are_scored_under_each(server, infos, l
     for key in of_type(prompt, "PreviewAny"):
         (text,) = entry["outputs"][key]["text"]
         assert text.splitlines()[1].count(",") == 1  # under each of the two
+
+
+def quick(name: str, infos: Workflow, encoder: str) -> dict[str, Node]:
+    """A template of guidance by novelty as a prompt of two images in four steps."""
+    prompt = small(api_prompt(workflow(name), infos), encoder)
+    for kind in ("KSampler", "JEPAGuidedKSampler"):
+        for node in of_type(prompt, kind).values():
+            node["inputs"]["steps"] = 4
+    (latent,) = of_type(prompt, "EmptyLatentImage").values()
+    latent["inputs"]["batch_size"] = 2
+    return prompt
+
+
+def shown(server: Server, prompt: dict[str, Node], outputs: Workflow, kind: str) -> list[np.ndarray]:
+    """The pictures that the node of a kind shows."""
+    (key,) = of_type(prompt, kind)
+    return [np.asarray(Image.open(io.BytesIO(server.image(file)))) for file in outputs[key]["images"]]
+
+
+def test_novelty_beside_what_the_prompt_draws(server, infos, local):
+    prompt = quick("jepa_novelty", infos, local)
+    # the reference is drawn as A is
+    (stock,) = of_type(prompt, "KSampler").values()
+    (drawn,) = of_type(prompt, "JEPAPromptReference").values()
+    shared = ("cfg", "sampler_name", "scheduler", "model", "positive", "negative", "latent_image")
+    assert all(stock["inputs"][name] == drawn["inputs"][name] for name in shared)
+    assert drawn["inputs"]["steps"] == 14
+    drawn["inputs"] |= {"count": 6, "steps": 4}
+    outputs = server.wait(server.queue(prompt), timeout=600)["outputs"]
+    assert len(shown(server, prompt, outputs, "PreviewImage")) == 6
+    texts = [outputs[key]["text"][0] for key in of_type(prompt, "PreviewAny")]
+    assert all(text.count("of 6 reference images") == 2 for text in texts)
+    unguided, guided = ([float(part) for part in re.findall(r"novelty ([\d.]+)", text)] for text in texts)
+    assert sum(guided) > sum(unguided)
+
+
+def test_a_folder_of_pictures_grows_with_each_run(server, infos, local):
+    prompt = quick("jepa_different_from_my_pictures", infos, local)
+    (folder,) = of_type(prompt, "JEPAReferenceFolder").values()
+    (saved,) = of_type(prompt, "SaveImage").values()
+    assert folder["inputs"]["folder"] == "output"
+    folder["inputs"] |= {"subfolder": "mine", "count": 3}
+    saved["inputs"]["filename_prefix"] = "mine/unlike"
+    with pytest.raises(ExecutionFailed, match="There is no folder 'mine' in the output folder"):
+        server.wait(server.queue(prompt), timeout=600)
+    # as the note says
+    first = copy.deepcopy(prompt)
+    (folder,) = of_type(first, "JEPAReferenceFolder").values()
+    folder["inputs"] |= {"folder": "input", "subfolder": ""}
+    read = []
+    for one in (first, prompt, prompt):
+        outputs = server.wait(server.queue(one), timeout=600)["outputs"]
+        assert len(shown(server, one, outputs, "SaveImage")) == 2
+        read.append(next(outputs[key]["text"][0] for key in of_type(one, "PreviewAny")))
+    assert read[1:] == ["2 reference images", "3 reference images"]
+
+
+def test_images_of_a_batch_differ_more_when_they_move_apart(server, infos, local):
+    prompt = quick("jepa_four_that_differ", infos, local)
+    (guided,) = of_type(prompt, "JEPAGuidedKSampler").values()
+    assert guided["inputs"]["apart"] is True
+    assert "reference" not in guided["inputs"]
+    outputs = server.wait(server.queue(prompt), timeout=600)["outputs"]
+    together, apart = (
+        [float(text) for text in outputs[key]["text"]] for key in of_type(prompt, "PreviewAny")
+    )
+    # of two images, each is as far from the other
+    assert together[0] == pytest.approx(together[1])
+    assert min(apart) > max(together)
