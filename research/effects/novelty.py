@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from research.harness import program
 from research.harness.batches import BATCH, PICTURES, PROMPT, SCORED, Arm, Study
@@ -37,9 +38,8 @@ HEADINGS = {
     "contrast": "contrast",
     "saturation": "saturation",
     "vendi": "Vendi score of 4",
-    "within": "ended at 2 to 10 %",
-    "seconds": "seconds",
 }
+TARGETED = ", 1 in 20"  # how the names of arms with a target end
 SHARES = ("minority", "recognised", "precise")
 # As the demo guides: research/effects/strengths.py says what came of it.
 INPUTS: Row = {"interval": 2, "oversampling": 1, "power_iterations": 1}
@@ -52,7 +52,7 @@ def _novelty(strength: float, **more: Any) -> Row:
 
 GROUPS: dict[str, dict[str, Arm]] = {
     "forms": {f"novelty 1, {form}": Arm(_novelty(1.0), FORMS[form]) for form in FORMS},
-    "dose": {f"novelty {s:g}": Arm(_novelty(s)) for s in (1.0, 2.0, -1.0, 0.5, 0.25)},
+    "dose": {f"novelty {s:g}": Arm(_novelty(s)) for s in (-1.0, 0.25, 0.5, 1.0, 2.0)},
     "score": {f"score {s:g}": Arm({"strength": s}, reference="") for s in (1.0, 2.0)},
     "score, more": {f"score {s:g}": Arm({"strength": s}, reference="") for s in (-1.0, 0.5)},
     "options": {
@@ -120,8 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found["settings"] = found.get("settings", {}) | {"+".join(options.groups): settings}
     judge = cache(lambda: Judge(world, place))
     found["real"] = found.get("real") or real_row(judge())
-    for arm in arms:
-        found["arms"][arm] = summary(study, arm, judge)
+    made = [arm for arm in arms if batches_of(study, arm)]
+    found["arms"] |= {arm: summary(study, arm, judge) for arm in made}
+    found["ends"] = found.get("ends", {}) | {
+        arm: ends(study, arm) for arm in made if arm.endswith(TARGETED) and arm.removesuffix(TARGETED) in made
+    }
     program.write(options.out, found, table)
     for group in options.groups:
         draw_sheet(study, group).save(options.folder / f"{group}.png", optimize=True)
@@ -141,23 +144,29 @@ def draw_sheet(study: Study, group: str) -> Image.Image:
     )
 
 
+def batches_of(study: Study, arm: str) -> int:
+    """How many batches every class has, of an arm and of the unguided pictures."""
+    batch = 0
+    pairs = [(one, name) for one in (arm, UNGUIDED) for name in study.sampler.classes]
+    while all(study.file(one, name, batch).exists() for one, name in pairs):
+        batch += 1
+    return batch
+
+
 def paired(study: Study, arm: str, judge: Callable[[], Judge]) -> tuple[list[Row], list[Row]]:
-    """The measures of all pictures of an arm, and of the unguided ones of the same noise."""
+    """The measures of an arm's pictures, as many of each class, and of the unguided ones of the same noise."""
     rows: tuple[list[Row], list[Row]] = ([], [])
-    for name in study.sampler.classes:
-        batch = 0
-        while all(study.file(one, name, batch).exists() for one in (arm, UNGUIDED)):
+    for batch in range(batches_of(study, arm)):
+        for name in study.sampler.classes:
             for one, some in zip((arm, UNGUIDED), rows, strict=True):
                 found = study.judged(one, name, batch, judge)
+                del found["seconds"]  # of a machine that did other things too
                 diversity = [vendi(part) for part in found.pop("features").float().split(GROUP)]
-                seconds = found.pop("seconds").item() / BATCH
                 for index in range(BATCH):
                     row = {key: value[index].item() for key, value in found.items()}
-                    row |= {"class": name, "seconds": seconds}
                     if index % GROUP == 0:
                         row["vendi"] = diversity[index // GROUP]
                     some.append(row)
-            batch += 1
     return rows
 
 
@@ -165,17 +174,31 @@ def summary(study: Study, arm: str, judge: Callable[[], Judge]) -> Row:
     """Each measure's mean, and its paired difference from the unguided pictures with its standard error."""
     own, unguided = paired(study, arm, judge)
     found: Row = {"pictures": len(own)}
-    for name in own[0].keys() - {"class"} if own else ():
+    for name in own[0] if own else ():
         pairs = [(a[name], b.get(name)) for a, b in zip(own, unguided, strict=True) if name in a]
         found[name] = mean_and_error([a for a, _ in pairs])
         if arm != UNGUIDED and pairs[0][1] is not None:
             found[name]["change"] = mean_and_error([a - b for a, b in pairs])
-    places = [row["rarer"] for row in own if "rarer" in row]
-    if places:
-        found["within"] = round(sum(2 <= place <= 10 for place in places) / len(places), 4)
-        found["past"] = round(sum(place < 2 for place in places) / len(places), 4)
-        found["short"] = round(sum(place > 10 for place in places) / len(places), 4)
     return found
+
+
+def ends(study: Study, arm: str) -> Row:
+    """Where pictures with a target ended in the reference, beside the same arm without."""
+    places: dict[str, list[float]] = {}
+    for one in (arm, arm.removesuffix(TARGETED)):
+        files = [
+            study.file(one, name, b) for b in range(batches_of(study, arm)) for name in study.sampler.classes
+        ]
+        places[one] = torch.cat([load_file(file)["rarer"] for file in files]).tolist()
+    pairs = list(zip(*places.values(), strict=True))
+    allowed = [own for own, free in pairs if free <= 10]
+    return {
+        "pictures": len(pairs),
+        "within_2_to_10_percent": round(sum(2 <= own <= 10 for own, _ in pairs) / len(pairs), 4),
+        "below_2_percent": round(sum(own < 2 for own, _ in pairs) / len(pairs), 4),
+        "strength_allows_it": len(allowed),
+        "of_these_within": round(sum(2 <= own <= 10 for own in allowed) / len(allowed), 4),
+    }
 
 
 def real_row(judge: Judge) -> Row:
@@ -193,10 +216,9 @@ def table(figures: Row) -> str:
     columns = {"arm": "{arm}", "pictures": "{pictures}"}
     for name, heading in HEADINGS.items():
         columns[heading] = f"{{{name}}}"
-    rows = [
-        {"arm": "held-out drawings"} | figures["real"],
-        *({"arm": a} | r for a, r in figures["arms"].items()),
-    ]
+    known = [UNGUIDED, *(arm for group in GROUPS.values() for arm in group)]
+    rows = [{"arm": "held-out drawings"} | figures["real"]]
+    rows += [{"arm": arm} | figures["arms"][arm] for arm in known if arm in figures["arms"]]
     return markdown(columns, [{name: _cell(name, value) for name, value in row.items()} for row in rows])
 
 

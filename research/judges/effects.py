@@ -5,9 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from research.harness.program import Row, kept
 from research.judges.classifier import load_classifier
 from research.judges.distances import EfficientNetLite0
 from research.training.pictures import Pictures
+from research.world.data import world_id
 from research.world.labels import COLUMNS, tail
 
 REAL = 2000  # held-out pictures that everything is compared with
@@ -31,10 +33,13 @@ class Judge:
         """world: with at least REAL pictures held out. folder: keeps what is fetched."""
         self.classifier, self.network = load_classifier(), EfficientNetLite0(folder)
         unseen = world.unseen()
-        self.real = self.network.features(unseen.pixels(slice(REAL)))
+
+        def real() -> Row:
+            return {"features": self.network.features(unseen.pixels(slice(REAL)))}
+
+        self.real = kept(folder / f"judged-{world_id(128)}.safetensors", real)["features"]
         nearest = torch.cdist(self.real, self.real).topk(NEIGHBOURS + 1, largest=False).values
         self.radius = nearest[:, -1]
-        self.real_labels = unseen.labels[:REAL]
         self.real_pictures = unseen.pixels(slice(REAL, 2 * REAL)), unseen.labels[REAL : 2 * REAL]
 
     @torch.no_grad()
