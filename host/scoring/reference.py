@@ -168,6 +168,11 @@ def check_comparable(reference: Reference, encoder: AnyEncoder, how: Mapping[str
 
 def _missing(reference: Reference, encoder: HostEncoder) -> str:
     """Why an encoder has no part of the reference."""
+    if key_of(encoder) in [part.key for part in reference.parts]:
+        return (
+            f"reference is damaged: its embeddings have another length than those of {encoder.label}, "
+            f"{encoder.encoder.embed_dim}; make it again"
+        )
     same = [part.image_size for part in reference.parts if part.fingerprint == encoder.encoder.fingerprint]
     if same:
         sizes = " and ".join(f"{size} px" for size in same)

@@ -314,17 +314,25 @@ def test_what_is_not_an_image_is_refused(tiny, images, spoil):
 # --- size ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_hundred_thousand_pictures_are_searched_quickly(tiny):
+def test_a_hundred_thousand_pictures_are_searched_quickly():
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(100_000, 384, generator=generator)
-    key = (tiny.encoder.encoder.fingerprint, 28)
-    reference = Reference((ReferencePart("tiny", *key, points, points),), HOW | {"mode": NO_SCORE})
-    distances = novelty.distances_to(reference.parts[0])
+    distances = novelty.Distances(points)
     begun = time.perf_counter()
     found = distances.of(points[:4] + 1)
     assert time.perf_counter() - begun < 2
     expected = torch.cdist(points[:4] + 1, points).sort(1).values[:, :NEIGHBOURS].mean(1)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     begun = time.perf_counter()
-    assert len(sorted_novelties(reference, tiny.encoder)) == novelty.SAMPLE
+    assert len(distances.own) == novelty.SAMPLE
     assert time.perf_counter() - begun < 60
+
+
+def test_embeddings_of_another_length_are_refused(tiny):
+    points = torch.zeros(3, 8)
+    key = (tiny.encoder.encoder.fingerprint, 28)
+    reference = Reference((ReferencePart("tiny", *key, points, points),), HOW | {"mode": NO_SCORE})
+    with pytest.raises(
+        ValueError, match="its embeddings have another length than those of tiny at 28 px, 16"
+    ):
+        sorted_novelties(reference, tiny.encoder)
