@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ async def node_classes() -> list[Any]:
 
 def schemas() -> dict[str, Any]:
     """{node id: schema} of all nodes."""
-    found = [node.define_schema() for node in asyncio.run(node_classes())]
+    with ThreadPoolExecutor(1) as pool:  # the caller's thread may have an event loop of its own
+        nodes = pool.submit(asyncio.run, node_classes()).result()
+    found = [node.define_schema() for node in nodes]
     return {schema.node_id: schema for schema in found}
 
 

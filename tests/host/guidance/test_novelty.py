@@ -36,7 +36,7 @@ from tests.host.gradient.test_chain import plain_novelty
 from tests.host.guide import guide_model, reference_of
 
 RARITY = {"k": 3, "oversample": 2, "power_iterations": 1}
-L2 = {"form": "L2"}
+L2 = {"form": Nearest}
 
 
 @pytest.fixture(scope="module")
