@@ -349,7 +349,7 @@ REFUSED: list[tuple[Made, str]] = [
                 reference.how,
             )
         },
-        "reference was made with tiny at 28 px, this node",
+        "reference is damaged: its embeddings have another length than those of tiny at 28 px, 16; make it again",
     ),
     (
         lambda reference: {"target": "1 in 20", "reference": how(reference, mode="no scores")},
