@@ -4,6 +4,7 @@
 SCORE = "score"
 NOVELTY = "novelty"
 BOTH = "both"
+NOVELTY_JUDGE = " (novelty)"  # ends the label of a judge that reports novelty; web/js/chart.js knows it too
 
 # target: its share of the reference
 TARGETS = {"none": None, "1 in 5": 0.2, "1 in 20": 0.05, "1 in 100": 0.01}

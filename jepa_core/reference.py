@@ -18,7 +18,8 @@ from torch import Tensor
 FORMAT = "jepa-reference-1"
 NO_SCORE, EXACT = "no scores", "exact"
 # jepa_score's arguments -> how a mode states them
-_MODES = {"top_k": r"top ([1-9]\d{0,4})", "projection": r"projected on ([1-9]\d{0,4}) outputs"}
+_MODES = {"top_k": "top {}", "projection": "projected on {} outputs"}
+_NUMBER = r"([1-9]\d{0,4})"
 # Limits of what a file may state.
 _MAX_PARTS, _MAX_TEXT, _MAX_LENGTH, _MAX_NAME = 16, 1 << 16, 1 << 16, 200
 _DTYPES = {"embeddings": "F32", "smoothed": "F32", "scores": "F64"}
@@ -150,14 +151,22 @@ def percentile(value: float, others: Sequence[float]) -> float:
     return 100 * (below + upto) / 2 / len(others)
 
 
+def mode_of(scoring: Mapping[str, int | None] | None) -> str:
+    """How Reference.how states the arguments of jepa_score, top_k or projection; None is for no scores."""
+    if scoring is None:
+        return NO_SCORE
+    stated = (text.format(scoring[name]) for name, text in _MODES.items() if scoring.get(name))
+    return next(stated, EXACT)
+
+
 def scoring_of(mode: str) -> dict[str, int]:
-    """The arguments of jepa_score for a mode as Reference.how states it; {} for the exact score.
+    """The arguments of jepa_score that mode_of states as `mode`; {} for the exact score.
 
     Raises:
         ValueError: no such mode, or there are no scores.
     """
-    for name, pattern in _MODES.items():
-        if found := re.fullmatch(pattern, mode):
+    for name, text in _MODES.items():
+        if found := re.fullmatch(text.format(_NUMBER), mode):
             return {name: int(found[1])}
     if mode != EXACT:
         raise ValueError(f"its mode is {mode!r:.100}")

@@ -7,9 +7,10 @@ from comfy_api.latest import io, ui
 
 from ..host.comfy.required import ProgressBar
 from ..host.drawing.pictures import labelled_sheet
+from ..host.options import NOVELTY, SCORE
 from ..host.scoring.comparison import check_scored_alike, score_percentiles
 from ..host.scoring.novelty import novelties, novelty_percentiles
-from ..host.scoring.reference import check_comparable
+from ..host.scoring.reference import check_comparable, seen_as
 from ..host.scoring.scores import check_images, rank_images, score_batches
 from ..jepa_core.score import PROJECTION
 from .input_checks import check_values, count_images, inputs_of, only
@@ -18,8 +19,6 @@ from .types import JEPAEncoder, JEPAReference
 
 RAREST = "rarest"
 TYPICAL = "most typical"
-SCORE = "score"
-NOVELTY = "novelty"
 # JEPA Rank Images has no inputs for how images are seen.
 FIT, ANTIALIAS = "squash", True
 
@@ -158,7 +157,7 @@ def rarity_of(images: list, encoder: Any, mode: str, by: str, reference: Any) ->
     if by == NOVELTY:
         if reference is None:
             raise ValueError("reference is needed to rank by novelty; connect one, from JEPA Reference")
-        check_comparable(reference, encoder, {name: how[name] for name in ("fit", "antialias")})
+        check_comparable(reference, encoder, seen_as(FIT, ANTIALIAS))
         values = novelties([image for batch in images for image in batch], encoder, reference, how)
         return Rarity(values, novelty_percentiles(values, reference, encoder))
     if reference is not None:

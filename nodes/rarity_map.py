@@ -6,9 +6,9 @@ from comfy_api.latest import io, ui
 from ..host.comfy.required import ProgressBar
 from ..host.drawing.rarity_overlay import NOVELTIES, SCORES, draw_overlay
 from ..host.scoring.rarity_map import novelty_fields, rarity_mask, score_fields
-from ..host.scoring.reference import check_comparable
+from ..host.scoring.reference import check_comparable, seen_as
 from .input_checks import check_values, inputs_of
-from .scoring_inputs import seen_as, view_inputs
+from .scoring_inputs import view_inputs
 from .types import JEPAEncoder, JEPAReference
 
 

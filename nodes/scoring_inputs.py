@@ -4,10 +4,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..jepa_core.reference import NO_SCORE
+from ..host.scoring.reference import seen_as
+from ..jepa_core.reference import EXACT, NO_SCORE, mode_of
 from ..jepa_core.score import PROJECTION
 
-EXACT = "exact"
 TOP_K = "top-k"
 PROJECTED = "projected"
 _MODES = (
@@ -79,10 +79,4 @@ def reference_scoring(mode: str, top_k: int) -> dict[str, Any] | None:
 
 def how_of(mode: str, top_k: int, fit: str, antialias: bool) -> dict[str, str]:
     """The settings that what is compared must share, by input name; see jepa_core.Reference."""
-    modes = {TOP_K: f"top {top_k}", PROJECTED: f"projected on {PROJECTION} outputs"}
-    return {"mode": modes.get(mode, mode)} | seen_as(fit, antialias)
-
-
-def seen_as(fit: str, antialias: bool) -> dict[str, str]:
-    """Those of the settings that concern how pictures are seen."""
-    return {"fit": fit, "antialias": "on" if antialias else "off"}
+    return {"mode": mode_of(reference_scoring(mode, top_k))} | seen_as(fit, antialias)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ...jepa_core.appearance import LUMA
 from ...jepa_core.transparency import over_white
 from ..drawing.pictures import INK, PAPER, to_image
 from ..scoring.rarity_map import ends, rarity_mask
@@ -14,7 +15,6 @@ from ..scoring.rarity_map import ends, rarity_mask
 HEAT = torch.tensor(
     [[10, 8, 36], [62, 15, 98], [128, 37, 100], [193, 63, 72], [240, 118, 32], [250, 190, 62], [252, 253, 190]]
 ) / 255  # fmt: skip
-GREY = (0.299, 0.587, 0.114)  # luma of red, green and blue
 
 
 class Legend(NamedTuple):
@@ -39,7 +39,7 @@ def draw_overlay(image: Tensor, field: Tensor, opacity: float, legend: Legend = 
     Returns:
         (1, H + scale, W, 3) in [0, 1].
     """
-    grey = (over_white(image).cpu().float() * torch.tensor(GREY)).sum(-1, keepdim=True).expand(-1, -1, 3)
+    grey = (over_white(image).cpu().float() * torch.tensor(LUMA)).sum(-1, keepdim=True).expand(-1, -1, 3)
     share = torch.where(field.isnan(), 0.0, opacity)[..., None]
     picture = (1 - share) * grey + share * _heat(rarity_mask(field))
     low, high = ends(field)

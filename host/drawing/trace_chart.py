@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from ..guidance.trace import GuidedStep, Step, Trace
-from ..options import NOVELTY, SCORE
+from ..options import NOVELTY, NOVELTY_JUDGE, SCORE
 from .pictures import INK, PAPER
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -25,7 +25,6 @@ MARKS = ("circle", "square", "triangle", "diamond", "circle", "square")
 PALE = 0.7  # share of white in the colour of single images of a batch
 AXES = {SCORE: "score (nats), lower is rarer", NOVELTY: "novelty, higher is rarer"}
 TITLES = {SCORE: "JEPA score", NOVELTY: "Novelty"}
-NOVELTY_JUDGE = " (novelty)"  # host/guidance/patch.py ends the label of a judge that reports novelty with it
 
 
 @dataclass(frozen=True)

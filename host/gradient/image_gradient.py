@@ -15,7 +15,7 @@ from ...jepa_core.score import PROJECTION
 from ...jepa_core.views import views
 from ..options import BOTH, NOVELTY, SCORE, SQUASH
 from .linearise import linearised
-from .scale import Target
+from .scale import Target, of_frames
 
 
 class Guide(NamedTuple):
@@ -161,7 +161,9 @@ class ImageGradient:
             each=each if self.uses_score else self._mean(parts, NOVELTY)[1],
             judged=self._judged(image),
             novelty=self._mean(parts, NOVELTY)[0] if self.uses_novelty else None,
-            push=None if push is None else torch.tensor([max(push.values())], dtype=torch.float64),
+            push=None
+            if push is None
+            else torch.tensor([max(push.values())], dtype=torch.float64, device="cpu"),
         )
 
     def embeddings(self, image: Tensor) -> list[Tensor]:
@@ -208,17 +210,12 @@ class ImageGradient:
         return found
 
 
-def of_frames(encoder: Encoder, frames: int) -> Encoder:
-    """The encoder for an image (1 frame) or for clips of `frames` frames."""
-    return encoder.of_clips(frames) if frames > 1 else encoder
-
-
-def _distance(usual: Distance | None, others: Tensor | None) -> Distance:
+def _distance(usual: Distance | None, others: Tensor | None) -> Callable[[Tensor], Tensor]:
     """The distance from the reference, from the other images of the batch, or the mean of both."""
     near = [] if others is None or not len(others) else [Nearest(others)]
     distances = [one for one in (usual, *near) if one is not None]
 
-    def mean_distance(embeddings: Tensor, skip: Tensor | None = None) -> Tensor:
+    def mean_distance(embeddings: Tensor) -> Tensor:
         if not distances:
             # alone in its batch: nothing to be apart from, and a gradient of zero
             return 0 * embeddings.sum(1)

@@ -22,6 +22,11 @@ UNSEEN = (1, 3)  # views other than the one that the gradient sees unless it is 
 Seen = Callable[[Encoder, Tensor], Tensor]
 
 
+def of_frames(encoder: Encoder, frames: int) -> Encoder:
+    """The encoder for an image (1 frame) or for clips of `frames` frames."""
+    return encoder.of_clips(frames) if frames > 1 else encoder
+
+
 @dataclass(frozen=True)
 class Scale:
     """The reference's own spread under one encoder.
@@ -39,8 +44,7 @@ class Scale:
 
     def rarity(self, criterion: str, image: Tensor, seen: Seen, on_pass: Callable[[], None]) -> float:
         """The value of a decoded image (1, H, W, 3) or video (T, H, W, 3), on the scale of `rarities`."""
-        frames = len(image)
-        encoder = self.encoder.of_clips(frames) if frames > 1 else self.encoder
+        encoder = of_frames(self.encoder, len(image))
         x = torch.cat([seen(encoder, view) for view in views(image.to(encoder.weight.device))])
         if not x.isfinite().all():
             return math.nan
@@ -78,7 +82,7 @@ class Target:
     ) -> float:
         assert self.share is not None
         sign = -1 if self.typical else 1
-        values = sign * torch.tensor(scale.rarities[criterion], dtype=torch.float64)
+        values = sign * torch.tensor(scale.rarities[criterion], dtype=torch.float64, device="cpu")
         middle, goal = (values.quantile(q).item() for q in (0.5, 1 - self.share))
         value = sign * scale.rarity(criterion, image, seen, on_pass)
         if math.isnan(value):

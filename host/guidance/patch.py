@@ -21,6 +21,7 @@ from ..options import (
     ENCODER_RESOLUTION,
     FULL,
     NOVELTY,
+    NOVELTY_JUDGE,
     SCORE,
     THROUGH_DENOISER,
     TRACKED,
@@ -145,7 +146,7 @@ def _not_differentiable(model: Any, others: Sequence[Any]) -> str | None:
 def _judge_label(judge: HostEncoder, config: GuidanceConfig, reference: Reference | None) -> str:
     """How the trace names what a judge reports, see judges_of."""
     novelty = config.criterion == NOVELTY and reference is not None and part_of(reference, judge)
-    return f"{judge.label} (novelty)" if novelty else judge.label
+    return judge.label + NOVELTY_JUDGE if novelty else judge.label
 
 
 def _description(

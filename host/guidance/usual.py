@@ -9,7 +9,7 @@ from ..encoders.host_encoder import AnyEncoder, HostEncoder
 from ..gradient.image_gradient import Guide, Judge
 from ..gradient.scale import Scale, Target
 from ..options import BOTH, NOVELTY, SCORE
-from ..scoring.reference import check_comparable, part_of
+from ..scoring.reference import check_comparable, part_of, seen_as
 from .config import Form, GuidanceConfig
 
 FEWEST = 2  # pictures, for distances among them
@@ -31,8 +31,7 @@ def check_usual(config: GuidanceConfig, encoder: AnyEncoder, reference: Referenc
         if config.target is not None:
             raise ValueError("target is in units of a reference; connect one, or set target to none")
         return
-    seen = {"fit": config.fit, "antialias": "on" if config.antialias else "off"}
-    check_comparable(reference, encoder, seen)
+    check_comparable(reference, encoder, seen_as(config.fit, config.antialias))
     if config.target is not None and len(reference) < (fewest := round(1 / config.target)):
         raise ValueError(
             f"target 1 in {fewest} needs a reference of at least {fewest} pictures, this one has {len(reference)}; add "

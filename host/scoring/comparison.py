@@ -18,9 +18,10 @@ class Comparison:
 
     Attributes:
         size: pictures in the reference.
-        percentiles: the percentage of the reference with a lower score. Small is rare, as in
-        novelty_percentiles: the percentage of the reference that is further from its others than the image is from it.
+        percentiles: the percentage of the reference with a lower score. Small is rare.
         novelties: distances to the reference. Higher is rarer.
+        novelty_percentiles: the percentage of the reference that is further from its others than the image is from it.
+            Small is rare.
     """
 
     size: int = 0

@@ -143,6 +143,11 @@ def parts_of(reference: Reference, encoder: AnyEncoder) -> list[tuple[ReferenceP
     return found
 
 
+def seen_as(fit: str, antialias: bool) -> dict[str, str]:
+    """How pictures are seen, as Reference.how states it."""
+    return {"fit": fit, "antialias": "on" if antialias else "off"}
+
+
 def check_comparable(reference: Reference, encoder: AnyEncoder, how: Mapping[str, str]) -> None:
     """Refuse what cannot be compared with a reference, before any work.
 

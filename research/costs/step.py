@@ -41,6 +41,7 @@ from research.harness.pack_api import (
     host_differentiable,
     load_host_encoder,
     preset_inputs,
+    seen_as,
 )
 from research.harness.program import Row, markdown
 from research.harness.timing import Stages, count_operations
@@ -100,7 +101,7 @@ def random_reference(encoder: Any, embeddings: int) -> Reference:
     inner = encoder.encoder
     random = torch.randn(embeddings, inner.embed_dim, generator=torch.Generator().manual_seed(6))
     part = ReferencePart(encoder.name, inner.fingerprint, inner.image_size, random, random)
-    return Reference((part,), {"mode": NO_SCORE, "fit": "squash", "antialias": "on"})
+    return Reference((part,), {"mode": NO_SCORE} | seen_as("squash", True))
 
 
 def run_arm(

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jepa_core.novelty import Distance, Nearest
-from jepa_core.reference import NO_SCORE, Reference, load_reference, save_reference
+from jepa_core.reference import Reference, load_reference, mode_of, save_reference
 from jepa_core.score import PROJECTION
 from research.harness.images import Sampler
-from research.harness.pack_api import demo, make_reference, preset_inputs
+from research.harness.pack_api import demo, make_reference, preset_inputs, seen_as
 from research.harness.program import Row, whole
 from research.harness.sampling import draw
 from research.harness.timing import timed
@@ -25,7 +25,6 @@ BATCH = 16
 PICTURES = 300  # of a reference
 FEW = 96  # of one with scores, which take longer
 REAL, PROMPT, SCORED = "real", "prompt", "prompt with scores"
-MODES = {REAL: NO_SCORE, PROMPT: NO_SCORE, SCORED: f"projected on {PROJECTION} outputs"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Study:
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 scoring = {"projection": PROJECTION} if kind == SCORED else None
-                how = {"mode": MODES[kind], "fit": "squash", "antialias": "on"}
+                how = {"mode": mode_of(scoring)} | seen_as("squash", True)
                 pictures = list(self._usual(kind, name))
                 save_reference(make_reference(pictures, self.sampler.encoder, how, scoring=scoring), file)
             self.references[kind, name] = load_reference(file)

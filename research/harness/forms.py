@@ -10,7 +10,7 @@ from jepa_core.novelty import NEIGHBOURS, Distance, Nearest
 
 SHRINKAGE = 0.1  # share of the mean variance that is added to every variance before whitening
 SOFTNESS = (
-    0.1  # temperature of a soft minimum, as a share of the mean distance between a point and its nearest
+    0.1  # a soft minimum's temperature, as a share of the mean distance between a point and its nearest
 )
 SOFT_NEIGHBOURS = 8 * NEIGHBOURS
 

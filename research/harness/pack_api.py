@@ -27,6 +27,7 @@ from jepa_guidance.host.gradient.image_gradient import ScoreGradient as ScoreGra
 from jepa_guidance.host.guidance.patch import apply_guidance  # noqa: E402
 from jepa_guidance.host.guidance.schedule import Schedule as Schedule  # noqa: E402
 from jepa_guidance.host.scoring.reference import make_reference as make_reference  # noqa: E402
+from jepa_guidance.host.scoring.reference import seen_as as seen_as  # noqa: E402
 from jepa_guidance.nodes import guidance_inputs  # noqa: E402
 
 

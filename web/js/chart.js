@@ -12,7 +12,7 @@ export const USEFUL = [0.5, 2]; // strengths at which images change and stay int
 const SCALE_END = 4; // larger strengths are drawn at the end of the scale
 const FONT = "12px sans-serif";
 const LISTED = 6; // images of a batch; of more, only the range of their places is written
-const NOVELTY_JUDGE = / \(novelty\)$/; // host/guidance/patch.py names a judge that reports novelty so
+const NOVELTY_JUDGE = / \(novelty\)$/; // NOVELTY_JUDGE in host/options.py
 
 /** The palette that is legible on a background, given as a CSS rgb() colour. */
 export function palette(background) {

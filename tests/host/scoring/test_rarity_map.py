@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from jepa_guidance.host.drawing.rarity_overlay import GREY, HEAT, draw_overlay
+from jepa_guidance.host.drawing.rarity_overlay import HEAT, draw_overlay
 from jepa_guidance.host.encoders.host_encoder import combined, use_encoder
 from jepa_guidance.host.scoring.rarity_map import novelty_fields, rarity_mask, score_fields
 from jepa_guidance.host.scoring.reference import make_reference
@@ -15,6 +15,7 @@ from jepa_guidance.jepa_core.score import PROJECTION
 from jepa_guidance.nodes.rarity_map import JEPARarityMap
 
 from jepa_core import differentiable, patch_scores
+from jepa_core.appearance import LUMA
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_crop_leaves_the_sides_unseen(tiny, images):
     overlay, mask = run(images, tiny.encoder, fit="crop", opacity=1.0)
     assert mask[:, :, :7].eq(0).all()
     # parts that were not seen stay grey, whatever the opacity
-    grey = (images[0, :, :7] * torch.tensor(GREY)).sum(-1)
+    grey = (images[0, :, :7] * torch.tensor(LUMA)).sum(-1)
     torch.testing.assert_close(overlay[0, :28, :7], grey[..., None].expand(-1, -1, 3))
     centre = score_fields(images[:, :, 7:35], tiny.encoder)
     torch.testing.assert_close(fields[:, :, 7:35], centre)
@@ -74,12 +75,12 @@ def test_several_encoders_are_averaged_by_their_weights(tiny, images):
 def test_without_opacity_the_picture_is_the_grey_image(tiny, images, channels):
     shown = torch.cat([images, torch.ones_like(images)], -1)[..., :channels]
     overlay, _ = run(shown, tiny.encoder, opacity=0.0)
-    grey = (images * torch.tensor(GREY)).sum(-1, keepdim=True).expand(-1, -1, -1, 3)
+    grey = (images * torch.tensor(LUMA)).sum(-1, keepdim=True).expand(-1, -1, -1, 3)
     torch.testing.assert_close(overlay[:, :28], grey)
 
 
 def test_colours_brighten_with_rarity_and_the_scale_says_which_is_which():
-    luma = (HEAT * torch.tensor(GREY)).sum(-1)
+    luma = (HEAT * torch.tensor(LUMA)).sum(-1)
     assert luma.diff().min() > 0.06
     field = torch.linspace(-10, 10, 512).expand(100, -1)
     picture = draw_overlay(torch.zeros(100, 512, 3), field, 1.0)
