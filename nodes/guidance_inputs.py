@@ -106,6 +106,11 @@ RANGE_FINDERS: dict[str, dict[str, Any]] = {
 
 def guidance_inputs() -> list[io.Input]:
     """The schema inputs. Their order is fixed, since saved workflows depend on it."""
+    return [*_dial_inputs(), *_gradient_inputs(), *_later_inputs(), *_novelty_inputs()]
+
+
+def _dial_inputs() -> list[io.Input]:
+    """What guides, how strongly, and when."""
     return [
         io.Vae.Input(
             "vae", tooltip="The VAE that belongs to the model. The encoder scores the decoded image."
@@ -150,6 +155,12 @@ def guidance_inputs() -> list[io.Input]:
             tooltip="Higher is faster: only every N-th step is guided. 2 halves the number of guided steps; with "
             "strength_rule 'spread' the remaining steps shift further to make up for it.",
         ),
+    ]
+
+
+def _gradient_inputs() -> list[io.Input]:
+    """How the gradient is computed and applied."""
+    return [
         io.Int.Input(
             "rank",
             extra_dict=ADVANCED,
@@ -223,6 +234,12 @@ def guidance_inputs() -> list[io.Input]:
             tooltip="Smooths the image before shrinking it for the encoder, as in the encoder's training. Off: the plain "
             "resize of the paper's code.",
         ),
+    ]
+
+
+def _later_inputs() -> list[io.Input]:
+    """Inputs that came after the first workflows were saved."""
+    return [
         io.Combo.Input(
             "decoder",
             extra_dict=ADVANCED,
@@ -282,11 +299,10 @@ def guidance_inputs() -> list[io.Input]:
             f"prove that the image became rarer. The judge's scores come from {PROJECTION} fixed random outputs. It also "
             "decides when the target is reached, if the reference was made with it too.",
         ),
-        *novelty_inputs(),
     ]
 
 
-def novelty_inputs() -> list[io.Input]:
+def _novelty_inputs() -> list[io.Input]:
     """What is descended, and when it is enough."""
     return [
         io.Combo.Input(

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host.comfy.required import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
+from ..host.comfy.required import SAMPLER_NAMES, sampler_object
 from ..host.comfy.sampling import stock_sample
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.refusals import check_finite, check_frames
@@ -11,9 +11,8 @@ from ..host.guidance.report import TraceReporter, note_in_images
 from ..host.guidance.trace import Trace
 from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
 from .input_checks import check_values, inputs_of, number_message
+from .sampling_inputs import MAX_CFG, sampling_inputs
 from .types import JEPATrace
-
-MAX_CFG = 100.0
 
 
 class JEPAGuidedKSampler(io.ComfyNode):
@@ -35,33 +34,11 @@ class JEPAGuidedKSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="The random seed of the noise. The same seed gives the same image.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=20,
-                    min=1,
-                    max=10000,
-                    tooltip="The number of denoising steps.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=8.0,
-                    min=0.0,
-                    max=MAX_CFG,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Classifier-free guidance: how closely to follow the prompt.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=SAMPLER_NAMES,
-                    default="euler",
-                    tooltip="The sampling algorithm. dpm_adaptive cannot be guided.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=SCHEDULER_NAMES,
-                    default="normal",
-                    tooltip="How noise is removed over the steps.",
+                *sampling_inputs(
+                    steps=20,
+                    steps_tip="The number of denoising steps.",
+                    cfg_tip="Classifier-free guidance: how closely to follow the prompt.",
+                    sampler_tip="The sampling algorithm. dpm_adaptive cannot be guided.",
                 ),
                 io.Conditioning.Input("positive", tooltip="What the image should show."),
                 io.Conditioning.Input("negative", tooltip="What the image should not show."),

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
-from ..host.comfy.required import SAMPLER_NAMES, SCHEDULER_NAMES, ProgressBar
+from ..host.comfy.required import ProgressBar
 from ..host.comfy.sampling import unwrapped
 from ..host.guidance.guided_run import KEY
 from ..host.guidance.refusals import check_vae_fits
@@ -11,10 +11,9 @@ from ..host.scoring.prompt_pictures import MAX_SEED, check_one_picture, draw_pic
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of, number_message
 from .reference import REFERENCE_ENCODER, USES, summary
+from .sampling_inputs import MAX_CFG, sampling_inputs
 from .scoring_inputs import how_of, reference_inputs, reference_scoring
 from .types import JEPAEncoder, JEPAReference
-
-MAX_CFG = 100.0
 
 
 class JEPAPromptReference(io.ComfyNode):
@@ -60,30 +59,12 @@ class JEPAPromptReference(io.ComfyNode):
                     max=4096,
                     tooltip="How many pictures. More tell more finely what is rare: with 32, one picture is 3 percent.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=8,
-                    min=1,
-                    max=10000,
-                    tooltip="Sampling steps of each picture. Few are enough to see what the prompt usually gives.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=8.0,
-                    min=0.0,
-                    max=MAX_CFG,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Classifier-free guidance; the same as in the sampler.",
-                ),
-                io.Combo.Input(
-                    "sampler_name", options=SAMPLER_NAMES, default="euler", tooltip="The sampling algorithm."
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=SCHEDULER_NAMES,
-                    default="normal",
-                    tooltip="How noise is removed over the steps.",
+                *sampling_inputs(
+                    steps=8,
+                    steps_tip="Sampling steps of each picture. Fewer are faster; with fewer than in the sampler, "
+                    "the pictures also differ from its own in quality.",
+                    cfg_tip="Classifier-free guidance; the same as in the sampler.",
+                    sampler_tip="The sampling algorithm.",
                 ),
                 *reference_inputs(),
             ],
