@@ -2,13 +2,13 @@
 
 from comfy_api.latest import io
 
+from ..host.comfy.sampling import MAX_SEED
 from ..jepa_core.reference import merged
 from .input_checks import check_values, inputs_of
 from .reference import USES
 from .types import JEPAReference
 
 SLOTS = 4
-MAX_SEED = 2**64 - 1
 
 
 class JEPACombineReferences(io.ComfyNode):

@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..host.generators.djepa import MAX_SEED, NO_CLASS, load_host_djepa, sample_djepa
+from ..host.comfy.sampling import MAX_SEED
+from ..host.generators.djepa import NO_CLASS, load_host_djepa, sample_djepa
 from ..host.generators.djepa_menu import djepa_file, djepa_names, djepa_tokenizer
 from .input_checks import check_values, inputs_of, number_message
 from .types import DJEPAModel

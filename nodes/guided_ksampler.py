@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..host.comfy.required import SAMPLER_NAMES, sampler_object
-from ..host.comfy.sampling import stock_sample
+from ..host.comfy.sampling import MAX_SEED, stock_sample
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.refusals import check_finite, check_frames
 from ..host.guidance.refused_samplers import sampler_refusal
@@ -30,7 +30,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
+                    max=MAX_SEED,
                     control_after_generate=True,
                     tooltip="The random seed of the noise. The same seed gives the same image.",
                 ),

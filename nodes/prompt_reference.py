@@ -4,10 +4,10 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.comfy.sampling import unwrapped
+from ..host.comfy.sampling import MAX_SEED, unwrapped
 from ..host.guidance.guided_run import KEY
 from ..host.guidance.refusals import check_vae_fits
-from ..host.scoring.prompt_pictures import MAX_SEED, check_one_picture, draw_pictures
+from ..host.scoring.prompt_pictures import check_one_picture, draw_pictures
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of, number_message
 from .reference import REFERENCE_ENCODER, USES, summary

@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..host.comfy.required import ProgressBar
+from ..host.comfy.sampling import MAX_SEED
 from ..host.drawing.pictures import labelled_sheet
 from ..host.options import NOVELTY, SCORE
 from ..host.scoring.comparison import check_scored_alike, score_percentiles
@@ -66,7 +67,7 @@ class JEPARankImages(io.ComfyNode):
                     "seeds",
                     default=0,
                     min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
+                    max=MAX_SEED,
                     optional=True,
                     force_input=True,
                     tooltip="The seed of the images, or a list with one for each; those of the kept images are returned.",

@@ -9,6 +9,8 @@ from torch import nn
 
 from .required import RUN_WRAPPER, SAMPLER_WRAPPER, WrapperExecutor, common_ksampler
 
+MAX_SEED = 2**64 - 1  # of KSampler
+
 
 def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
     """Run the host's own KSampler code; returns a LATENT.

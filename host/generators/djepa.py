@@ -33,11 +33,11 @@ from ..comfy.required import (
     load_models_gpu,
     unet_offload_device,
 )
+from ..comfy.sampling import MAX_SEED
 from ..gradient.residency import refuse_streamed
 from .autoencoder import WrappedAutoencoder, small_vae
 
 NO_CLASS = "any"
-MAX_SEED = 2**64 - 1
 PREVIEW_SIZE = 256  # pixels
 HIDDEN = 0.5  # grey level of tokens that are not drawn yet
 

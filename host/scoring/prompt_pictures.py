@@ -6,11 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comfy.sampling import stock_sample
+from ..comfy.sampling import MAX_SEED, stock_sample
 from ..comfy.vae import stock_decode
 from .scores import check_images
-
-MAX_SEED = 2**64 - 1
 
 
 def check_one_picture(latent: dict) -> None:
