@@ -51,6 +51,7 @@ class JacobianOperator:
 
     Attributes:
         shape: (d, n).
+        chunk: directions in a pass of a product. kept: points whose passes keep their graphs together.
         encoder_calls: forward and backward passes so far, before chunking.
     """
 
@@ -75,15 +76,15 @@ class JacobianOperator:
         self._by_jvp = self._half and device in _FORWARD_MODE
         # A direction of a product holds one layer's activations at a time. A pass with a graph keeps those of all layers,
         # and the image's own are already kept twice.
-        self._chunk = chunk or max(1, min(directions, memory // encoder.layer_bytes))
-        self._kept = chunk or max(1, memory // encoder.activation_bytes - 2)
+        self.chunk = chunk or max(1, min(directions, memory // encoder.layer_bytes))
+        self.kept = chunk or max(1, memory // encoder.activation_bytes - 2)
         self._on_pass = on_pass or (lambda: None)
         self._output: Tensor | None = None
         self.shape = (encoder.embed_dim, self._image.numel())
         self.encoder_calls = 0
 
     def _chunks(self, directions: Tensor) -> Iterator[Tensor]:
-        return iter(directions.split(self._chunk))
+        return iter(directions.split(self.chunk))
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         """Return cotangents @ J: (r, d) -> (r, n). Exact; all backward passes share one forward pass."""
@@ -144,7 +145,7 @@ class JacobianOperator:
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Compute (leaf, outputs) of `inputs` in chunks; return the outputs and a function cotangents -> leaf gradient."""
         self.encoder_calls += 1
-        size = self._kept
+        size = self.kept
         together = len(inputs) <= size
         kept = [compute(part, together) for part in inputs.split(size)]
         outputs = torch.cat([output.detach() for _, output in kept])

@@ -1,7 +1,7 @@
 """Scoped changes of torch's state: autograd under inference mode, full and half precision."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
     try:
         for owner, name, exact in _switches():
             setattr(owner, name, exact)
-        with torch.autocast(device.type, enabled=False):
+        # tensors without data ("meta") are only counted
+        with nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False):
             yield
     finally:
         for owner, name, value in before:

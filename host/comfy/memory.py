@@ -1,11 +1,32 @@
 """Loading and unloading models, and recognising out-of-memory errors."""
 
+import gc
 from typing import Any
 
 import comfy.model_management
 import torch
 
-from .required import LoadedModel, free_memory, load_models_gpu
+from .required import (
+    LoadedModel,
+    extra_reserved_memory,
+    free_memory,
+    get_free_memory,
+    load_models_gpu,
+    soft_empty_cache,
+)
+from .streaming import is_dynamic
+
+# Parts of messages of libraries that run out of a device's memory without torch's own error.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",  # processors
+    "out of memory",  # Apple's GPUs; CUDA's driver
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN without room for a workspace
+    "OUT_OF_DEVICE_MEMORY",  # Intel's GPUs
+    "OUT_OF_RESOURCES",
+    "not enough GPU video memory",  # DirectML
+)
 
 
 def unload(patcher: Any) -> None:
@@ -27,21 +48,64 @@ def load_whole(patchers: list[Any]) -> None:
     load_models_gpu(patchers, force_full_load=True)
 
 
-def unload_idle(guider: Any) -> int:
-    """Unload every model that this run does not need; returns how many were unloaded."""
-    used = [guider.model_patcher, *guider.loaded_models]
-    used += [part for patcher in used for part in patcher.model_patches_models()]
-    keep = [LoadedModel(patcher) for patcher in used]
-    return len(free_memory(1e32, guider.model_patcher.load_device, keep))
+class HostRoom:
+    """The memory of a run's device, as the host manages it. guider: the host's guider of this run."""
+
+    def __init__(self, guider: Any) -> None:
+        self._device = guider.model_patcher.load_device
+        self._denoiser = guider.model_patcher
+        others = [*guider.loaded_models]
+        others += [part for patcher in (self._denoiser, *others) for part in patcher.model_patches_models()]
+        self._others = others
+
+    def free(self, through: bool) -> int:
+        """Bytes that are free once the host has unloaded whatever may go.
+
+        Args:
+            through: whether the denoiser has to stay whole; otherwise the host may move some of its weights away.
+        """
+        kept = self._kept(through)
+        may_go = [
+            entry
+            for entry in comfy.model_management.current_loaded_models
+            if entry.device == self._device and not entry.is_dead() and entry not in kept
+        ]
+        freed = sum(entry.model_loaded_memory() for entry in may_go)
+        return int(get_free_memory(self._device) + freed - extra_reserved_memory())
+
+    def reserve(self, size: int, through: bool) -> int:
+        """Have the host move models away until `size` bytes are free; returns how many it unloaded."""
+        return len(free_memory(size + extra_reserved_memory(), self._device, self._kept(through)))
+
+    def _kept(self, through: bool) -> list[Any]:
+        """The entries of the host's list for what must stay; the host may move what it streams."""
+        patchers = [self._denoiser, *self._others] if through else self._others
+        return [LoadedModel(patcher) for patcher in patchers if not is_dynamic(patcher)]
+
+
+def give_back() -> None:
+    """Free what is no longer used: reference cycles of a failed attempt, and torch's cached blocks."""
+    gc.collect()
+    soft_empty_cache()
+
+
+def has_spilled(device: torch.device) -> bool:
+    """Whether torch holds more memory than the device has: the driver moved some into the system's, which is very slow.
+
+    NVIDIA's driver does so on Windows, instead of failing.
+    """
+    if device.type != "cuda":
+        return False
+    total = torch.cuda.get_device_properties(device).total_memory
+    return torch.cuda.memory_reserved(device) > total
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device, or the system, is out of memory."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     ask = getattr(comfy.model_management, "is_oom", None)  # newer hosts only
     if ask is not None and ask(error):
         return True
-    # CPUs and Apple's GPUs raise a plain RuntimeError
     text = str(error)
-    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text)
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)

@@ -79,6 +79,7 @@ BasicTransformerBlock = _need(comfy.ldm.modules.attention, "BasicTransformerBloc
 AttnBlock = _need(comfy.ldm.modules.diffusionmodules.model, "AttnBlock")
 ResnetBlock = _need(comfy.ldm.modules.diffusionmodules.model, "ResnetBlock")
 Upsample = _need(comfy.ldm.modules.diffusionmodules.model, "Upsample")
+pytorch_attention = _need(comfy.ldm.modules.diffusionmodules.model, "pytorch_attention")
 attention_pytorch = _need(comfy.ldm.modules.attention, "attention_pytorch")
 
 # Models, their patchers, and devices.
@@ -98,6 +99,10 @@ load_models_gpu = _need(comfy.model_management, "load_models_gpu")
 soft_empty_cache = _need(comfy.model_management, "soft_empty_cache")
 free_memory = _need(comfy.model_management, "free_memory")
 LoadedModel = _need(comfy.model_management, "LoadedModel")
+_need(LoadedModel, "model_loaded_memory")
+get_free_memory = _need(comfy.model_management, "get_free_memory")
+extra_reserved_memory = _need(comfy.model_management, "extra_reserved_memory")
+InterruptProcessingException = _need(comfy.model_management, "InterruptProcessingException")
 # Raises if the user interrupted the run. The host's own layers call it; a JEPA encoder does not.
 interrupt_check = _need(comfy.model_management, "throw_exception_if_processing_interrupted")
 
@@ -133,7 +138,7 @@ for _name in ("get_input_directory", "get_output_directory"):
     _need(folder_paths, _name)
 _need_mention(ModelPatcher.__init__, "model_lowvram", "load_device", "offload_device", "hook_patches")
 _need_mention(VAE.__init__, "first_stage_model", "patcher", "vae_dtype", "device")
-_need_mention(VAE.__init__, "latent_dim", "output_channels", "process_output")
+_need_mention(VAE.__init__, "latent_dim", "output_channels", "process_output", "memory_used_decode")
 _need_mention(comfy.samplers.CFGGuider.outer_sample, "inner_model", "conds", "loaded_models", "model_patcher")
 _need_mention(KSAMPLER.sample, "sampler_function", "extra_options", "inpaint_options")
 _need_mention(_need(comfy.samplers, "KSamplerX0Inpaint").__call__, "denoise_mask", "inner_model", "sigmas")

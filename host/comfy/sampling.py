@@ -88,6 +88,16 @@ def replaced_conditioning(guider: Any, change: Callable[[Any], Any]) -> Iterator
         guider.conds = before
 
 
+def shapes_of_conditioning(value: Any) -> tuple:
+    """The shapes of all tensors in nested conditioning, in order."""
+    if isinstance(value, torch.Tensor):
+        return (tuple(value.shape),)
+    if hasattr(value, "_copy_with") and hasattr(value, "cond"):
+        return shapes_of_conditioning(value.cond)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return tuple(shape for part in parts for shape in shapes_of_conditioning(part))
+
+
 def has_weight_hooks(guider: Any) -> bool:
     """Whether the host changes the denoiser's weights during this run, for a prompt or part of one."""
     return any(guider.model_patcher.hook_patches.values())

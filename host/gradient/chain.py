@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -11,15 +10,25 @@ import torch
 from torch import Tensor
 
 from ..comfy.required import UNetModel
-from ..options import DENOISER_CONSTANT
-from .checkpointing import checkpointed
 from .decoders import LatentDecoder, decoded
 from .differentiable import host_differentiable, writing_in_place
 from .gradient_check import DECODER, DENOISER, GradientCheck, WrongGradientError
 from .image_gradient import ImageGradient, ScoreGradient, joined
+from .lean import saving_memory
 from .linearise import linearised
+from .rows import DiffersAloneError, check_alone, row
+from .ways import CONSTANT, Way, ways_down
 
-Denoise = Callable[[Tensor], Tensor]
+
+class Denoise(Protocol):
+    """The denoiser at one sigma: noisy latents (B, ...) -> clean estimates, in the scale of the model's latents."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def row(self, index: int) -> Callable[[Tensor], Tensor]:
+        """The same for one image of the batch, x (1, ...)."""
+        ...
+
 
 # torch's messages about tensors cached from other calls, and about operations without a backward pass.
 _NOT_DIFFERENTIABLE = (
@@ -36,14 +45,16 @@ class GradientChain(Protocol):
     """The source of the gradient in a guided run. A subclass only has to be callable; a run may change its own chain.
 
     Attributes:
-        through_denoiser: whether the denoiser is differentiated; otherwise its output is held constant.
-        checkpointing: whether the denoiser is checkpointed.
+        way: how the gradient is computed. The run chooses it from `ways`.
         labels: of the guides and of the judges, in the order of their scores; empty if the gradient is not that of a score.
     """
 
-    through_denoiser: bool = False
-    checkpointing: bool = False
+    way: Way = CONSTANT
     labels: tuple[Sequence[str], Sequence[str]] = ((), ())
+
+    def ways(self, batch: int) -> list[Way]:
+        """The ways from the one that was asked for down to the one with least memory, for a batch of this size."""
+        return [self.way]
 
     def begin_run(self, on_pass: Callable[[], None], check: GradientCheck) -> "GradientChain":
         """Return a chain for one run, which shares no state with other runs.
@@ -58,16 +69,12 @@ class GradientChain(Protocol):
         """Return score and gradient at the noisy latent.
 
         Args:
-            denoise: x -> clean estimate, in the scale of the model's latents; differentiable if through_denoiser.
+            denoise: differentiable if the way goes through the denoiser.
             x: (B, C, h, w) or (B, C, t, h, w), in the sampler's scale.
             sigma: scalar tensor.
             base_model: the host's model, for its latent scale and sampling class.
         """
         ...
-
-    def cheaper(self) -> str | None:
-        """Use less memory from here on. Returns what was given up, as a line for users, or None if nothing is left."""
-        return None
 
     def places(self, x: Tensor, base_model: Any) -> list[dict[str, float]]:
         """Where the images of a sampler's result lie: {criterion: percentage of the reference that is rarer} for each.
@@ -85,18 +92,14 @@ class LatentGradient(GradientChain):
     Attributes:
         decoder: its weights stay in place (residency.resident_vae).
         image: the gradient with respect to the decoded image.
-        through_denoiser: differentiate the denoiser too (the paper); otherwise its output is held constant
-            and the clean estimate moves with x alone (MPGD, ICLR 2024).
-        checkpointing: checkpoint the decoder: less memory, and its forward pass runs twice. The caller checkpoints the
-            denoiser.
-        small: the decoder for when memory runs out, at the encoder's resolution; None if `decoder` is that already.
+        way: what is differentiated and how; see Way. The caller checkpoints the denoiser.
+        small: the decoder at the encoder's resolution, for when memory is short; None if `decoder` is that already.
         check: see GradientChain.begin_run; None skips the comparison.
     """
 
     decoder: LatentDecoder
     image: ImageGradient
-    through_denoiser: bool = False
-    checkpointing: bool = False
+    way: Way = CONSTANT
     small: LatentDecoder | None = None
     labels: tuple[Sequence[str], Sequence[str]] = ((), ())
     check: GradientCheck | None = None
@@ -107,27 +110,18 @@ class LatentGradient(GradientChain):
     def begin_run(self, on_pass: Callable[[], None], check: GradientCheck) -> "LatentGradient":
         return replace(self, image=self.image.fresh(on_pass), check=check)
 
-    def cheaper(self) -> str | None:
-        # first what only costs time, last what changes the image
-        rarity = self.image.rarity
-        if self.image.uses_score and rarity.chunk != 1:
-            rarity.chunk = 1
-            return "one direction per encoder pass from here on (slower, the same image)"
-        if not self.checkpointing:
-            self.checkpointing = True
-            return "checkpointing from here on (slower, the same image)"
-        if self.small is not None:
-            self.decoder, self.small = self.small, None
-            return "decoder at encoder resolution from here on (a different image than with the full decoder)"
-        if self.through_denoiser:
-            self.through_denoiser = False
-            return f"{DENOISER_CONSTANT} from here on (a different image than through the denoiser)"
-        return None
+    def ways(self, batch: int) -> list[Way]:
+        return ways_down(self.way, self.small is not None, batch)
+
+    def decoder_of(self, way: Way) -> LatentDecoder:
+        """The decoder that a way uses."""
+        return self.small if way.small_decoder and self.small is not None else self.decoder
 
     def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
+        self.image.rarity.chunk = 1 if self.way.one_direction else None
         tracked = self.image.rarity.snapshot()
         try:
-            if self.through_denoiser:
+            if self.way.through_denoiser:
                 return self._through(denoise, x, sigma, base_model)
             found = self._of_estimate(denoise(x), base_model)
             return found._replace(gradient=found.gradient * dx0_dx(base_model.model_sampling, sigma))
@@ -136,17 +130,58 @@ class LatentGradient(GradientChain):
             raise
 
     def _through(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
-        due = self.check is not None and self.check.due(DENOISER, x)
+        if not self.way.estimate_first:
+            return self._pulled(denoise, x, sigma, base_model, self.check)
+        with torch.no_grad():
+            found = self._of_estimate(denoise(x), base_model)
+        if self.way.one_by_one:
+            try:
+                return found._replace(gradient=self._of_rows(denoise, x, sigma, base_model, found))
+            except DiffersAloneError:
+                logging.info(
+                    "JEPA guidance: the images of this batch are not independent; differentiated together"
+                )
+                self.way = replace(self.way, one_by_one=False)
+        return self._pulled(denoise, x, sigma, base_model, self.check, found)
+
+    def _of_rows(
+        self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any, found: ScoreGradient
+    ) -> Tensor:
+        """The gradient at x, image by image, from the one at the estimates."""
+        gradients = []
+        for index in range(len(x)):
+            own = row({"gradient": found.gradient, "clean": found.clean}, index, len(x))
+            check = self.check and self.check.of_row(index, len(x))
+            alone = denoise.row(index)
+            gradients.append(
+                self._pulled(
+                    alone, x[index : index + 1], sigma, base_model, check, found._replace(**own)
+                ).gradient
+            )
+        return torch.cat(gradients)
+
+    def _pulled(
+        self,
+        denoise: Callable[[Tensor], Tensor],
+        x: Tensor,
+        sigma: Tensor,
+        base_model: Any,
+        check: GradientCheck | None,
+        found: ScoreGradient | None = None,
+    ) -> ScoreGradient:
+        """Score and gradient at x. `found`: at the estimate of x, if it is known already."""
+        due = check is not None and check.due(DENOISER, x)
         guarded = self._guarded or not isinstance(base_model.diffusion_model, UNetModel)
-        found = None
         while True:
             try:
                 with linearised(denoise, x, writing_in_place() if guarded else None) as (clean, pull):
+                    if self.way.one_by_one and found is not None and found.clean is not None:
+                        check_alone(clean, found.clean)
                     found = found or self._of_estimate(clean, base_model)
                     gradient = pull(found.gradient, keep=due)
-                    if self.check is not None and due:
+                    if check is not None and due:
                         skip = dx0_dx(base_model.model_sampling, sigma)
-                        self.check(DENOISER, denoise, x, clean, pull, gradient, skip)
+                        check(DENOISER, denoise, x, clean, pull, gradient, skip)
                 return found._replace(gradient=gradient)
             except RuntimeError as error:
                 if any(words in str(error) for words in _NOT_DIFFERENTIABLE):
@@ -170,8 +205,8 @@ class LatentGradient(GradientChain):
 
     def of_latent(self, latents: Tensor) -> ScoreGradient:
         """Score and gradient for clean latents in the VAE's scale, (B, C, h, w) or (B, C, t, h, w), one by one."""
-        module = self.decoder.vae.first_stage_model
-        with host_differentiable(module), checkpointed(module) if self.checkpointing else nullcontext():
+        module = self.decoder_of(self.way).vae.first_stage_model
+        with host_differentiable(module), saving_memory(module, checkpointing=self.way.checkpointing):
             singles = latents.split(1)
             others = self._others(singles) if self.image.apart else [None] * len(singles)
             found = [
@@ -198,7 +233,8 @@ class LatentGradient(GradientChain):
         ]
 
     def _decode(self, latent: Tensor) -> Tensor:
-        return decoded(self.decoder.vae, self.decoder.prepare(latent))
+        decoder = self.decoder_of(self.way)
+        return decoded(decoder.vae, decoder.prepare(latent))
 
     def _of_one_latent(self, latent: Tensor, index: int, others: Sequence[Tensor] | None) -> ScoreGradient:
         with linearised(self._decode, latent) as (image, pull):
@@ -216,7 +252,7 @@ class LatentGradient(GradientChain):
         with (
             torch.inference_mode(False),
             torch.no_grad(),
-            host_differentiable(self.decoder.vae.first_stage_model),
+            host_differentiable(self.decoder_of(self.way).vae.first_stage_model),
         ):
             latents = base_model.process_latent_out(x.clone())
             return [

@@ -7,9 +7,9 @@ from typing import Any
 from ..comfy.backward_ops import torch_attention
 from ..comfy.models import casts_weights_by_hand
 from ..comfy.sampling import denoising_modules, replaced_conditioning
-from .checkpointing import checkpointed
 from .compiled import uncompiled
 from .differentiable import host_differentiable, normal_tensors
+from .lean import saving_memory
 
 
 @contextmanager
@@ -28,9 +28,8 @@ def differentiable_denoiser(guider: Any, key: str, *, checkpointing: bool) -> It
             host_differentiable(*modules),
             torch_attention(),
             replaced_conditioning(guider, normal_tensors),
+            # otherwise autograd keeps a copy of every weight that is cast when it is used
+            saving_memory(*modules, checkpointing=checkpointing or casts_weights_by_hand(guider.inner_model)),
         ):
             stack.enter_context(context)
-        # otherwise autograd keeps a copy of every weight that is cast when it is used
-        if checkpointing or casts_weights_by_hand(guider.inner_model):
-            stack.enter_context(checkpointed(*modules))
         yield

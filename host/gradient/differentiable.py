@@ -92,6 +92,12 @@ def normal_tensors(value: Any) -> Any:
     return value
 
 
+def differentiable_arguments(kwargs: dict) -> dict:
+    """The arguments of a model call, for a differentiated one."""
+    normal: dict = normal_tensors(kwargs)
+    return {**normal, "model_options": differentiable_options(normal.get("model_options", {}))}
+
+
 def differentiable_options(options: dict) -> dict:
     """Return the host's model options for a differentiated call.
 

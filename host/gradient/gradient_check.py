@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..comfy.memory import is_out_of_memory
 from .random_state import random_state_kept
+from .rows import row_of_attributes
 
 Function = Callable[[Tensor], Tensor]
 
@@ -137,6 +138,10 @@ class GradientCheck:
     def __init__(self, networks: dict[str, tuple[nn.Module, Hashable, torch.dtype]]) -> None:
         self._networks = networks
         self.mask: Tensor | None = None
+
+    def of_row(self, index: int, batch: int) -> "GradientCheck":
+        """The check for one image of the batch."""
+        return row_of_attributes(self, ["mask"], index, batch)  # type: ignore[no-any-return]
 
     def due(self, part: str, x: Tensor) -> bool:
         """Whether this part has not been compared yet at inputs like x.

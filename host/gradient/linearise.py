@@ -32,7 +32,20 @@ def linearised(
         value = function(leaf)
 
         def pull(cotangent: Tensor, keep: bool = False) -> Tensor:
-            (gradient,) = torch.autograd.grad(value, leaf, cotangent, retain_graph=keep)
-            return gradient
+            unit = _unit(cotangent)
+            (gradient,) = torch.autograd.grad(value, leaf, cotangent / unit, retain_graph=keep)
+            return gradient * unit
 
         yield value.detach(), pull
+
+
+def _unit(cotangent: Tensor) -> Tensor:
+    """The power of two below the largest entry of a cotangent.
+
+    Networks that compute in float16 lose entries below 6e-8, so the backward pass begins at a size of about 1. Scaling by a
+    power of two changes no bit in float32.
+    """
+    largest = cotangent.detach().abs().amax().float()
+    usable = largest.isfinite() & (largest > torch.finfo(torch.float32).tiny)
+    _, exponent = torch.frexp(torch.where(usable, largest, 1.0))
+    return torch.ldexp(torch.ones_like(largest), exponent - 1).to(cotangent)

@@ -233,12 +233,12 @@ def _copied(patcher: Any) -> tuple[nn.Module, dict[int, Any]]:
         is_parameter = weight.name in weight.module._parameters
         twins[id(weight.tensor)] = as_weight(own) if is_parameter else own
     with without_streaming_state(patcher.model):
-        module: nn.Module = _twin(patcher.model, twins)
+        module: nn.Module = twin_of(patcher.model, twins)
     not_loaded_yet(module, patcher.offload_device)
     return module, {id(part): twins[id(part)] for part in patcher.model.modules()}
 
 
-def _twin(value: Any, twins: dict[int, Any]) -> Any:
+def twin_of(value: Any, twins: dict[int, Any]) -> Any:
     """Copy modules, the containers in them, and their bound methods; everything else is shared.
 
     Not copy.deepcopy, which fails for the host's configurations and for some attributes that other packs add to modules.
@@ -250,17 +250,17 @@ def _twin(value: Any, twins: dict[int, Any]) -> Any:
         return twins[id(value)]
     if isinstance(value, nn.Module):
         module = twins[id(value)] = type(value).__new__(type(value))
-        vars(module).update((name, _twin(part, twins)) for name, part in vars(value).items())
+        vars(module).update((name, twin_of(part, twins)) for name, part in vars(value).items())
         return module
     if isinstance(value, dict):
         table = twins[id(value)] = copy.copy(value)
         for key, part in value.items():
-            table[key] = _twin(part, twins)
+            table[key] = twin_of(part, twins)
         return table
     if type(value) in (list, tuple):
-        return type(value)(_twin(part, twins) for part in value)
+        return type(value)(twin_of(part, twins) for part in value)
     if isinstance(value, MethodType):
-        return MethodType(value.__func__, _twin(value.__self__, twins))
+        return MethodType(value.__func__, twin_of(value.__self__, twins))
     return value
 
 

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comfy.memory import is_out_of_memory
-from ..comfy.required import KSAMPLER, soft_empty_cache
+from ..comfy.memory import HostRoom, give_back, is_out_of_memory
+from ..comfy.required import KSAMPLER
 from ..encoders.host_encoder import HostEncoder, patchers
 from ..gradient.block_count import BlockCount
 from ..gradient.chain import GradientChain, ScoreGradient, dx0_dx
 from ..gradient.checkpointing import blocks
 from ..gradient.compiled import runs_compiled
 from ..gradient.denoiser import differentiable_denoiser
-from ..gradient.differentiable import differentiable_options, normal_tensors
+from ..gradient.differentiable import differentiable_arguments
 from ..gradient.gradient_check import DENOISER, WrongGradientError
 from ..gradient.random_state import random_state_kept
 from .config import GuidanceConfig
-from .fallback import fall_back
 from .guided_model import GuidedModel, SamplerPlan
-from .model_calls import HookListener, StepCalls, inpainting_mask, post_cfg_hooks
+from .memory_plan import PlannedMemory
+from .model_calls import BatchDenoiser, HookListener, StepCalls, inpainting_mask, post_cfg_hooks
 from .preparation import gradient_check, hold_constant, make_differentiable
 from .progress import StepProgress
 from .record import record_places, record_step
@@ -65,10 +65,11 @@ class GuidedRun:
     """The state of one sampler call.
 
     Attributes:
-        chain: belongs to this run; the out-of-memory fallback changes it.
+        chain: belongs to this run; the memory plan sets its way.
         trace: what the run did so far.
         plan: how the sampler calls the model; from `sample` on, like `guided`.
         guided: the guided steps.
+        memory: the way that the chain takes, by memory; from `sample` on.
     """
 
     def __init__(self, guidance: Guidance, sampler: Any, guider: Any) -> None:
@@ -112,6 +113,8 @@ class GuidedRun:
         check_finite(x)
         function = self.stock.sampler_function
         self._plan(probe_sampler(function, sigmas, options, model), len(post_cfg_hooks(extra_args or {})))
+        if self.guided:
+            self._plan_memory(model, x, sigmas[:1], extra_args or {})
         guided_model = GuidedModel(model, self.plan, self.guided, self.guided_call)
 
         def after_step(state: dict) -> None:
@@ -167,7 +170,7 @@ class GuidedRun:
         try:
             hooked = listener.added_to(kwargs) if hooks else kwargs
             found = self.gradient_at(calls, x, sigmas, hooked, listener)
-            if mask is not None and not self.chain.through_denoiser:
+            if mask is not None and not self.chain.way.through_denoiser:
                 # the mask is applied on the way into the network and again on the way out
                 found = found._replace(gradient=found.gradient * mask * mask)
             if one_call and found.clean is None:
@@ -217,31 +220,40 @@ class GuidedRun:
                 with random_state_kept(x.device):  # some decoders draw noise
                     return self._gradient(calls, x, sigmas, kwargs)
             except WrongGradientError as error:
-                if error.part != DENOISER or not self.chain.through_denoiser:
+                if error.part != DENOISER or not self.chain.way.through_denoiser:
                     raise ValueError(
                         f"JEPA guidance cannot use this decoder: {error}. Set decoder to another option, or connect "
                         "another VAE."
                     ) from error
                 hold_constant(self.chain, self.trace, str(error))
+                self.memory.take_best()
             except Exception as error:
-                done = fall_back(self.guider, self.chain) if is_out_of_memory(error) else None
-                if done is None:
+                if not (is_out_of_memory(error) and self.memory.take_next()):
                     raise
-                self.trace.notice(done)
             # only after the except block is the failed attempt's memory free
             calls.undo()
             listener.forget()
-            soft_empty_cache()
+            give_back()
 
     def _gradient(self, calls: StepCalls, x: Tensor, sigmas: Tensor, kwargs: dict) -> ScoreGradient:
-        if not self.chain.through_denoiser:
-            return self.chain(lambda z: calls(z, sigmas, kwargs), x, sigmas.flatten()[0], self.base_model)
-        with differentiable_denoiser(self.guider, KEY, checkpointing=self.chain.checkpointing):
-            kwargs = normal_tensors(kwargs)
-            kwargs["model_options"] = differentiable_options(kwargs.get("model_options", {}))
-            sigmas, x = sigmas.clone(), x.clone()
-            denoise = self.blocks.watched(lambda z: calls(z, sigmas, kwargs))
-            return self.chain(denoise, x, sigmas.flatten()[0], self.base_model)
+        sigma = sigmas.flatten()[0]
+        if not self.chain.way.through_denoiser:
+            return self.chain(BatchDenoiser(calls, sigmas, kwargs, self.guider), x, sigma, self.base_model)
+        with differentiable_denoiser(self.guider, KEY, checkpointing=self.chain.way.checkpointing):
+            kwargs = differentiable_arguments(kwargs)
+            denoise = BatchDenoiser(calls, sigmas.clone(), kwargs, self.guider, self.blocks.watched)
+            return self.chain(denoise, x.clone(), sigma.clone(), self.base_model)
+
+    def _plan_memory(self, model: Any, x: Tensor, sigma: Tensor, kwargs: dict) -> None:
+        """Choose the way that fits, before the first step."""
+
+        def call() -> None:
+            calls = StepCalls(model, self.base_model.diffusion_model, kwargs, first_is_samplers=False)
+            with differentiable_denoiser(self.guider, KEY, checkpointing=False):
+                calls(x.clone(), x.new_ones(len(x)) * sigma.to(x), differentiable_arguments(kwargs))
+
+        self.memory = PlannedMemory(self.guider, self.chain, self.trace, x, call, HostRoom(self.guider))
+        self.memory.take_best()
 
     def shift(self, x: Tensor, sigma: Tensor, found: ScoreGradient, step: int) -> Tensor:
         """Shift x in place and record it; returns what was subtracted."""
@@ -279,6 +291,6 @@ class GuidedRun:
     def counting_blocks(self) -> AbstractContextManager:
         """Count the blocks of a differentiated denoiser. Not of a compiled one: hooks would make torch compile it again."""
         network = self.base_model.diffusion_model
-        if not self.chain.through_denoiser or runs_compiled(network, self.guider.model_options):
+        if not self.chain.way.through_denoiser or runs_compiled(network, self.guider.model_options):
             return nullcontext()
         return self.blocks.of(network, blocks(network))

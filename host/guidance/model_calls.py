@@ -1,13 +1,18 @@
 """Model calls within a guided step, and the post-CFG hooks that see them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..comfy.sampling import replaced_conditioning
+from ..gradient.rows import row, row_of_attributes
 from .patch_state import PatchState
 
 POST_CFG = "sampler_post_cfg_function"
+# What the host's wrapper for inpainting masks holds of the batch.
+_HELD = ("latent_image", "noise")
 
 
 class StepCalls:
@@ -26,15 +31,22 @@ class StepCalls:
         self._made = 0
         self._before = self._state(kwargs)
 
-    def __call__(self, x: Tensor, sigmas: Tensor, kwargs: dict) -> Tensor:
-        """Return the clean estimate."""
+    def __call__(self, x: Tensor, sigmas: Tensor, kwargs: dict, model: Any = None) -> Tensor:
+        """Return the clean estimate. model: in place of the sampler's."""
         samplers_own = self._first_is_samplers and not self._made
         state = None if samplers_own else self._state(kwargs)
-        answer: Tensor = self._model(x, sigmas, **kwargs)
+        answer: Tensor = (model or self._model)(x, sigmas, **kwargs)
         if state:
             state.put_back()
         self._made += 1
         return answer
+
+    def of_row(self, x: Tensor, sigmas: Tensor, kwargs: dict, index: int, batch: int) -> Tensor:
+        """The clean estimate of one image of the batch, x (1, ...). The conditioning is the caller's concern."""
+        own = row({"sigmas": sigmas, "mask": kwargs.get("denoise_mask")}, index, batch)
+        kwargs = {**kwargs, "denoise_mask": own["mask"]} if "denoise_mask" in kwargs else kwargs
+        model = row_of_attributes(self._model, _HELD, index, batch)
+        return self(x, own["sigmas"], kwargs, model)
 
     def undo(self) -> None:
         """Restore what patches remembered before the step."""
@@ -43,6 +55,34 @@ class StepCalls:
 
     def _state(self, kwargs: dict) -> PatchState:
         return PatchState(kwargs.get("model_options", {}), self._network)
+
+
+@dataclass(frozen=True)
+class BatchDenoiser:
+    """The denoiser of a guided step as a function of x, see chain.Denoise.
+
+    Attributes:
+        calls, sigmas, kwargs: how the model is called. guider: the host's guider of this run.
+        watched: wraps the function, see BlockCount.
+    """
+
+    calls: StepCalls
+    sigmas: Tensor
+    kwargs: dict
+    guider: Any
+    watched: Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]] = lambda denoise: denoise
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.watched(lambda z: self.calls(z, self.sigmas, self.kwargs))(x)
+
+    def row(self, index: int) -> Callable[[Tensor], Tensor]:
+        batch = len(self.sigmas)
+
+        def one(z: Tensor) -> Tensor:
+            with replaced_conditioning(self.guider, lambda conds: row(conds, index, batch)):
+                return self.calls.of_row(z, self.sigmas, self.kwargs, index, batch)
+
+        return self.watched(one)
 
 
 class HookListener:

@@ -15,6 +15,7 @@ from ..gradient.chain import GradientChain, LatentGradient
 from ..gradient.decoders import LatentDecoder, choose_decoder
 from ..gradient.image_gradient import ImageGradient
 from ..gradient.residency import ResidentParts, bound_to_streamed, fits_whole, resident
+from ..gradient.ways import Way
 from ..options import (
     COLD,
     DENOISER_CONSTANT,
@@ -77,8 +78,7 @@ def apply_guidance(
     own = LatentGradient(
         decoder,
         _image_gradient(config, encoder, judges, reference),
-        through_denoiser=through,
-        checkpointing=config.checkpointing,
+        Way(through, checkpointing=config.checkpointing),
         small=small,
         labels=([one.label for one in guides], [_judge_label(one, config, reference) for one in judges]),
     )

@@ -26,7 +26,7 @@ def held_constant(why: str) -> str:
 
 def hold_constant(chain: GradientChain, trace: Trace, why: str) -> None:
     """Continue with the denoiser's output held constant, and add a notice to the trace."""
-    chain.through_denoiser = False
+    chain.way = chain.way.constant()
     trace.notice(held_constant(why))
 
 
@@ -44,13 +44,13 @@ def make_differentiable(
     needed = [vae.patcher, *encoders]
     others = [guider.model_patcher, *guider.loaded_models]
     patches = models_in_patches(guider.model_patcher)
-    if chain.through_denoiser:
+    if chain.way.through_denoiser:
         if has_weight_hooks(guider):
             why = "a LoRA that comes with the conditioning changes the denoiser within a step"
             hold_constant(chain, trace, why)
         elif any(map(is_dynamic, patches)):
             hold_constant(chain, trace, "a patch of another node brings a model that the host streams")
-    if chain.through_denoiser:
+    if chain.way.through_denoiser:
         # other streamed models may take no part in the call; if they do, the gradient check finds out
         parts = [part for part in (*guider.loaded_models, *patches) if not is_dynamic(part)]
         streamed = keep_whole([*needed, guider.model_patcher, *parts], others)

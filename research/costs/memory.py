@@ -9,106 +9,25 @@ except where a case says "eager".
 
 import subprocess
 import sys
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import Dinov2Config, Dinov2Model
 
 from jepa_core import Encoder, RarityGradient, jacobian, load_encoder
 from research.costs.gradient import ARMS
 from research.costs.guides import PUBLISHED
 from research.harness import program
-from research.harness.checkpoint_sizes import SD15_UNET, SD15_VAE, SDXL_UNET
+from research.harness.checkpoint_sizes import FLUX, SD15_UNET, SD15_VAE, SDXL_UNET
 from research.harness.naive import naive_gradient
-from research.harness.pack_api import checkpointed
+from research.harness.pack_api import Peak, peak_of, peak_of_backward, saving_memory
 from research.harness.program import Row, markdown
 from research.harness.timing import GIB
-
-# Fused attention of this head width and in half precision is flash attention's, anything else the general one's.
-FLASH_HEAD_WIDTH = 256
-
-
-class Peak(NamedTuple):
-    """Bytes: the most alive at any time, and alive when the forward pass was over (kept for the backward)."""
-
-    peak: int
-    kept: int
-
-
-class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of storages that operations make while the mode is on: live now, and the peak so far."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors((args, kwargs)):
-            # weights and inputs: they were there before
-            self._known.add(tensor.untyped_storage())
-        result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if storage not in self._known:
-                self._known.add(storage)
-                self.live += storage.nbytes()
-                weakref.finalize(storage, self._release, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return result
-
-    def _release(self, size: int) -> None:
-        self.live -= size
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-
-
-@contextmanager
-def fused_attention() -> Iterator[None]:
-    """Make attention on meta tensors a GPU's fused kernel; torch would otherwise write the attention matrix out."""
-    stock = F.scaled_dot_product_attention
-
-    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not query.is_meta or args or kwargs.get("attn_mask") is not None:
-            return stock(query, key, value, *args, **kwargs)
-        scale = kwargs.get("scale")
-        if query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= FLASH_HEAD_WIDTH:
-            return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=scale)[0]
-        needs_grad = any(tensor.requires_grad for tensor in (query, key, value))
-        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-        return efficient(query, key, value, None, needs_grad, scale=scale)[0]
-
-    with patch.object(F, stock.__name__, attention):
-        yield
-
-
-def peak_of(run: Callable[[], Any]) -> int:
-    """Return the most bytes alive at any time while `run` works, beside what was there before."""
-    with fused_attention(), LiveStorages() as storages:
-        run()
-    return storages.peak
-
-
-def peak_of_backward(function: Callable[[Tensor], Tensor], x: Tensor) -> Peak:
-    """Count one evaluation of function(x) and the gradient of its output with respect to x."""
-    with fused_attention(), LiveStorages() as storages:
-        leaf = x.detach().requires_grad_()
-        output = function(leaf)
-        kept = storages.live
-        torch.autograd.grad(output, leaf, torch.ones_like(output))
-    return Peak(storages.peak, kept)
 
 
 class Stage(NamedTuple):
@@ -143,12 +62,32 @@ def meta_unet(kind: str, dtype: torch.dtype) -> Stage:
     return Stage(unet, denoise)
 
 
-def meta_kl_decoder(dtype: torch.dtype) -> Stage:
-    """The host's KL decoder of SD1.5 and SDXL: latents (B, 4, h, w) -> pixels (B, 3, 8h, 8w)."""
+def meta_flux(dtype: torch.dtype) -> Stage:
+    """The host's Flux: noisy latents (B, 16, h, w) -> (B, 16, h, w), with a prompt of 256 tokens."""
+    from comfy.ldm.flux.model import Flux
+    from comfy.ldm.modules.attention import attention_pytorch
+    from comfy.ops import disable_weight_init
+
+    flux = _built(lambda: Flux(**FLUX, dtype=dtype, operations=disable_weight_init), dtype)
+    attention = {"optimized_attention_override": lambda _, *qkv, **more: attention_pytorch(*qkv, **more)}
+
+    def denoise(x: Tensor) -> Tensor:
+        context = x.new_zeros(len(x), 256, FLUX["context_in_dim"])
+        pooled = x.new_zeros(len(x), FLUX["vec_in_dim"])
+        time = x.new_zeros(len(x))
+        return flux(x, time, context, pooled, time, transformer_options=attention)
+
+    return Stage(flux, denoise)
+
+
+def meta_kl_decoder(dtype: torch.dtype, channels: int = 4) -> Stage:
+    """The host's KL decoder of SD1.5, SDXL and Flux: latents (B, channels, h, w) -> pixels (B, 3, 8h, 8w)."""
     from comfy.ldm.models.autoencoder import AutoencoderKL
     from comfy.ldm.modules.diffusionmodules import model as parts
 
-    vae = _built(lambda: AutoencoderKL(ddconfig=SD15_VAE, embed_dim=4), dtype)
+    vae = _built(
+        lambda: AutoencoderKL(ddconfig=SD15_VAE | {"z_channels": channels}, embed_dim=channels), dtype
+    )
     for module in vae.modules():
         if isinstance(module, parts.AttnBlock):
             # what the host takes on a GPU; on a CPU it would take slices
@@ -207,7 +146,7 @@ def cases() -> dict[str, Case]:
 def count(case: Case) -> Peak:
     """Count a case's forward and backward."""
     stage = case.stage()
-    with checkpointed(stage.module) if case.checkpoint else nullcontext():
+    with saving_memory(stage.module, checkpointing=case.checkpoint):
         return peak_of_backward(stage.function, torch.empty(case.shape, dtype=case.dtype, device="meta"))
 
 

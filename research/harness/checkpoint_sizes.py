@@ -1,4 +1,4 @@
-"""The published sizes of Stable Diffusion 1.5 and SDXL, as the host's model detection reads them from a checkpoint."""
+"""The published sizes of Stable Diffusion 1.5, SDXL and Flux, as the host's model detection reads them from a checkpoint."""
 
 from typing import Any
 
@@ -44,4 +44,22 @@ SD15_VAE: dict[str, Any] = {
     "num_res_blocks": 2,
     "attn_resolutions": [],
     "dropout": 0.0,
+}
+FLUX: dict[str, Any] = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "vec_in_dim": 768,
+    "context_in_dim": 4096,
+    "hidden_size": 3072,
+    "mlp_ratio": 4.0,
+    "num_heads": 24,
+    "depth": 19,
+    "depth_single_blocks": 38,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
 }

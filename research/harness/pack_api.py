@@ -18,14 +18,26 @@ from jepa_guidance.host.encoders.host_encoder import use_encoder as use_encoder 
 from jepa_guidance.host.generators import demo as demo  # noqa: E402
 from jepa_guidance.host.gradient import chain as chain  # noqa: E402
 from jepa_guidance.host.gradient import image_gradient as image_gradient  # noqa: E402
-from jepa_guidance.host.gradient.checkpointing import checkpointed as checkpointed  # noqa: E402
+from jepa_guidance.host.gradient.chain import LatentGradient as LatentGradient  # noqa: E402
 from jepa_guidance.host.gradient.decoders import LatentDecoder as LatentDecoder  # noqa: E402
+from jepa_guidance.host.gradient.decoders import shrink as shrink  # noqa: E402
 from jepa_guidance.host.gradient.differentiable import host_differentiable as host_differentiable  # noqa: E402
 from jepa_guidance.host.gradient.image_gradient import Guide as Guide  # noqa: E402
 from jepa_guidance.host.gradient.image_gradient import ImageGradient as ImageGradient  # noqa: E402
 from jepa_guidance.host.gradient.image_gradient import ScoreGradient as ScoreGradient  # noqa: E402
+from jepa_guidance.host.gradient.lean import saving_memory as saving_memory  # noqa: E402
+from jepa_guidance.host.gradient.ways import CONSTANT as CONSTANT  # noqa: E402
+from jepa_guidance.host.gradient.ways import THROUGH as THROUGH  # noqa: E402
+from jepa_guidance.host.gradient.ways import Way as Way  # noqa: E402
+from jepa_guidance.host.guidance.memory_plan import PlannedMemory as PlannedMemory  # noqa: E402
 from jepa_guidance.host.guidance.patch import apply_guidance  # noqa: E402
 from jepa_guidance.host.guidance.schedule import Schedule as Schedule  # noqa: E402
+from jepa_guidance.host.guidance.trace import Trace as Trace  # noqa: E402
+from jepa_guidance.host.memory.count import LiveStorages as LiveStorages  # noqa: E402
+from jepa_guidance.host.memory.count import Peak as Peak  # noqa: E402
+from jepa_guidance.host.memory.count import fused_attention as fused_attention  # noqa: E402
+from jepa_guidance.host.memory.count import peak_of as peak_of  # noqa: E402
+from jepa_guidance.host.memory.count import peak_of_backward as peak_of_backward  # noqa: E402
 from jepa_guidance.host.scoring.reference import make_reference as make_reference  # noqa: E402
 from jepa_guidance.host.scoring.reference import seen_as as seen_as  # noqa: E402
 from jepa_guidance.nodes import guidance_inputs  # noqa: E402
@@ -63,12 +75,10 @@ class OwnGradient(chain.GradientChain):
     def __init__(
         self,
         function: Callable[..., ScoreGradient],
-        through_denoiser: bool = False,
-        checkpointing: bool = False,
+        way: Way = CONSTANT,
     ) -> None:
         self.function = function
-        self.through_denoiser = through_denoiser
-        self.checkpointing = checkpointing
+        self.way = way
 
     def __call__(
         self, denoise: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, base_model: Any
@@ -92,5 +102,9 @@ def guided(
         others: of apply_guidance, such as reference.
     """
     config = replace(guidance_inputs.config_of(inputs), form=form)
-    own = OwnGradient(gradient, config.through_denoiser, config.checkpointing) if gradient else None
+    own = (
+        OwnGradient(gradient, Way(config.through_denoiser, checkpointing=config.checkpointing))
+        if gradient
+        else None
+    )
     return apply_guidance(model, vae, encoder, config, chain=own, **others)

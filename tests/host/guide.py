@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jepa_guidance.host.gradient.image_gradient import ScoreGradient
+from jepa_guidance.host.gradient.ways import Way
 from jepa_guidance.host.guidance.config import GuidanceConfig
 from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.guidance.schedule import Schedule
@@ -41,7 +42,11 @@ def guide_model(
     config = GuidanceConfig(
         schedule, rarity, **{name: settings.pop(name) for name in CONFIG & settings.keys()}
     )
-    own = OwnGradient(gradient, config.through_denoiser, config.checkpointing) if gradient else None
+    own = (
+        OwnGradient(gradient, Way(config.through_denoiser, checkpointing=config.checkpointing))
+        if gradient
+        else None
+    )
     return apply_guidance(model, vae, encoder, config, chain=own, **settings)
 
 

@@ -7,18 +7,16 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from jepa_guidance.host.memory.count import fused_attention, peak_of, peak_of_backward
 from torch import Tensor
 
 from research.costs.memory import (
     Case,
     count,
-    fused_attention,
     meta_encoder,
     meta_kl_decoder,
     meta_taesd,
     meta_unet,
-    peak_of,
-    peak_of_backward,
     peak_of_command,
 )
 

@@ -9,6 +9,7 @@ from jepa_guidance.host.gradient.decoders import LatentDecoder, choose_decoder, 
 from jepa_guidance.host.gradient.differentiable import writing_in_place
 from jepa_guidance.host.gradient.gradient_check import WrongGradientError
 from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient, ScoreGradient
+from jepa_guidance.host.gradient.ways import Way
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.options import BOTH, ENCODER_RESOLUTION, NOVELTY, SCORE
 
@@ -116,7 +117,7 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
     points = random_like(torch.empty(9, 16, dtype=dtype), 7)
     guides = [Guide(encoder.encoder, usual=Nearest(points))]
     image_gradient = ImageGradient(guides, RarityGradient(**RARITY), **settings)
-    chain = LatentGradient(LatentDecoder(vae), image_gradient, through_denoiser=through)
+    chain = LatentGradient(LatentDecoder(vae), image_gradient, way=Way(through))
     checked = []
 
     def check(denoise, x, sigma, base_model):
@@ -172,7 +173,7 @@ def test_gradient_of_a_noisy_latent_is_the_finite_difference(tiny, stock, kind, 
 
 def test_a_denoiser_that_writes_in_place_and_has_no_derivative_is_said_to_have_none(tiny):
     guides, rarity = [Guide(tiny.encoder.encoder)], RarityGradient(**RARITY)
-    chain = LatentGradient(LatentDecoder(tiny.vae), ImageGradient(guides, rarity), through_denoiser=True)
+    chain = LatentGradient(LatentDecoder(tiny.vae), ImageGradient(guides, rarity), way=Way(True))
     calls = []
 
     def denoise(x):

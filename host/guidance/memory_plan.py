@@ -1,0 +1,116 @@
+"""The memory plan of a run: made before its first step, and followed down when memory runs out all the same."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+from torch import Tensor
+
+from ..comfy.memory import HostRoom
+from ..comfy.models import casts_weights_by_hand
+from ..comfy.sampling import shapes_of_conditioning
+from ..gradient.chain import GradientChain
+from ..gradient.ways import Way
+from ..memory.needs import Needs, decoder_needs, denoiser_needs, encoder_needs, estimate_needs
+from ..memory.networks import calls_of
+from ..memory.plan import MemoryPlan
+from .trace import Trace
+
+GIB = 1 << 30
+EVERYTHING = 1 << 60
+
+
+class PlannedMemory:
+    """Has a run's chain take the way that fits, keeps room for it, and says so if it is not the one asked for.
+
+    Args:
+        guider: the host's guider of this run. chain: the run's own.
+        x: noisy latents of the run, for their shape.
+        call: evaluates the denoiser at x, as a guided step does, without a graph.
+        room: the memory of the device.
+
+    Attributes:
+        needs: bytes by way; None for another gradient than the pack's own.
+    """
+
+    needs: Needs | None = None
+
+    def __init__(
+        self,
+        guider: Any,
+        chain: GradientChain,
+        trace: Trace,
+        x: Tensor,
+        call: Callable[[], Any],
+        room: HostRoom,
+    ) -> None:
+        self._room = room
+        self._guider, self._chain, self._trace = guider, chain, trace
+        self._x, self._call = x, call
+        self._asked = chain.way
+        self._plan = self._planned()
+
+    def _planned(self) -> MemoryPlan | None:
+        chain: Any = self._chain  # a LatentGradient, if there is a choice
+        base_model, x = self._guider.inner_model, self._x
+        ways = chain.ways(len(x))
+        if len(ways) == 1:
+            return None  # another gradient than the pack's own
+        network = base_model.diffusion_model
+        latent = x[:1]
+        sizes = (tuple(x.shape), shapes_of_conditioning(self._guider.conds))
+        calls = cache(partial(calls_of, network, x.shape[1], self._call))
+        self.needs = Needs(
+            denoiser_needs(network, calls, sizes, self._hosts_estimate(), casts_weights_by_hand(base_model)),
+            # a denoiser that is only evaluated is the host's concern
+            estimate_needs(network, calls, sizes, self._hosts_estimate())
+            if self._asked.through_denoiser
+            else int,
+            decoder_needs(lambda small: chain.decoder_of(replace(chain.way, small_decoder=small)), latent),
+            encoder_needs(chain.image, latent.shape[2] if latent.ndim == 5 else 1),
+            len(x),
+        )
+        room = self._room  # a cycle through self would keep the model loaded
+        return MemoryPlan(
+            ways, self.needs, lambda way: room.free(way.through_denoiser), network, (*sizes, ways[0])
+        )
+
+    def _hosts_estimate(self) -> int:
+        """What the host reckons for a pass of the denoiser with positive and negative prompt."""
+        shape = [2 * len(self._x), *self._x.shape[1:]]
+        return int(self._guider.inner_model.memory_required(shape))
+
+    def take_best(self) -> None:
+        """Choose before the first step, or when the denoiser is held constant for another reason."""
+        if self._chain.way.through_denoiser != self._asked.through_denoiser:
+            self._asked = self._chain.way
+            self._plan = self._planned()
+        if self._plan is None:
+            return
+        self._take(self._plan, self._plan.best(), "to fit")
+
+    def take_next(self) -> bool:
+        """Continue with less memory after a failure. Returns whether anything was left to try."""
+        idle = self._room.reserve(EVERYTHING, through=True)
+        if idle:
+            self._trace.notice(f"out of memory: unloaded {idle} model(s) that this run does not need")
+        way = self._plan.after_failure(self._chain.way) if self._plan else None
+        if way is not None and self._plan is not None:
+            self._take(self._plan, way, "out of memory")
+        elif not idle:
+            logging.error(
+                "JEPA guidance: out of memory, and nothing cheaper is left. Use a smaller image or encoder, or fewer models "
+                "in the graph."
+            )
+        return idle > 0 or way is not None
+
+    def _take(self, plan: MemoryPlan, way: Way, why: str) -> None:
+        self._chain.way = way
+        size = plan.reserve(way)
+        self._room.reserve(size, way.through_denoiser)
+        if way != self._asked:
+            self._trace.notice(
+                f"{why} (about {size / GIB:.1f} GiB beside the models): {way.saved(self._asked)}"
+            )
