@@ -80,6 +80,8 @@ AttnBlock = _need(comfy.ldm.modules.diffusionmodules.model, "AttnBlock")
 ResnetBlock = _need(comfy.ldm.modules.diffusionmodules.model, "ResnetBlock")
 Upsample = _need(comfy.ldm.modules.diffusionmodules.model, "Upsample")
 attention_pytorch = _need(comfy.ldm.modules.attention, "attention_pytorch")
+vae_attention_pytorch = _need(comfy.ldm.modules.diffusionmodules.model, "pytorch_attention")
+vae_attention_xformers = _need(comfy.ldm.modules.diffusionmodules.model, "xformers_attention")
 
 # Models, their patchers, and devices.
 BaseModel = _need(comfy.model_base, "BaseModel")

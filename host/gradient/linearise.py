@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .ordered import no_switch_left
+
 
 class Pull(Protocol):
     """The vector-Jacobian product of a function at one point."""
@@ -32,7 +34,8 @@ def linearised(
         value = function(leaf)
 
         def pull(cotangent: Tensor, keep: bool = False) -> Tensor:
-            (gradient,) = torch.autograd.grad(value, leaf, cotangent, retain_graph=keep)
+            with no_switch_left():
+                (gradient,) = torch.autograd.grad(value, leaf, cotangent, retain_graph=keep)
             return gradient
 
         yield value.detach(), pull
