@@ -9,11 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architectures import ARCHITECTURES, Pixels
+from .ordered_attention import ordered_attention
 from .precision import full_precision, half_precision
 from .resize import resize
 
@@ -27,10 +29,46 @@ def _plain_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def _ordered_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Fused attention with an ordered backward pass; query, key, value (B, heads, N, d)."""
+    return ordered_attention(query, key, value, scale=kwargs.get("scaling")).transpose(
+        1, 2
+    ).contiguous(), None
+
+
 # transformers' eager attention supports forward-mode differentiation everywhere, but some models compute its softmax in
 # float32, which would spoil float64 encoders.
 PLAIN_ATTENTION = "jepa_plain"
+ORDERED_ATTENTION = "jepa_ordered"
 transformers.AttentionInterface.register(PLAIN_ATTENTION, _plain_attention)
+transformers.AttentionInterface.register(ORDERED_ATTENTION, _ordered_attention)
+
+
+class _PatchEmbedding(nn.Module):
+    """A convolution whose stride is its kernel, as one matrix product; it takes over the convolution's weights.
+
+    On CUDA a convolution's backward pass adds up in another order each time, unless a switch of the whole process is set.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, [T,] H, W) -> (B, width, [t,] h, w)."""
+        kernel = self.weight.shape[2:]
+        for axis, side in enumerate(kernel):
+            x = x.unflatten(2 + 2 * axis, (-1, side))
+        axes = range(len(kernel))
+        x = x.permute(0, *(2 + 2 * axis for axis in axes), 1, *(3 + 2 * axis for axis in axes))
+        patches = x.flatten(1 + len(kernel))
+        return F.linear(patches, self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
+def _embeds_patches(module: nn.Module) -> bool:
+    """Whether a module is a convolution that looks at every number once."""
+    return type(module) in (nn.Conv2d, nn.Conv3d) and module.kernel_size == module.stride
 
 
 class _LayerNorm(nn.LayerNorm):
@@ -79,6 +117,8 @@ class Encoder(nn.Module):
         for module in model.modules():
             if type(module) is nn.LayerNorm:
                 module.__class__ = _LayerNorm
+            elif _embeds_patches(module):
+                module.__class__ = _PatchEmbedding
 
     def at_size(self, image_size: int) -> "Encoder":
         """The same encoder for images of another size, sharing the weights.
@@ -155,10 +195,13 @@ class Encoder(nn.Module):
 
     @contextmanager
     def fused_attention(self) -> Iterator[None]:
-        """Use torch's fused attention kernels: less memory, but they support only a plain backward pass."""
+        """Use torch's fused attention kernels: less memory, but they support only a plain backward pass.
+
+        On CUDA only forward; torch's own backward kernels would add up in another order each time.
+        """
         config: Any = self.model.config
         before = config._attn_implementation
-        self.model.set_attn_implementation("sdpa")
+        self.model.set_attn_implementation(ORDERED_ATTENTION if self.weight.is_cuda else "sdpa")
         try:
             yield
         finally:

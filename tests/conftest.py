@@ -40,9 +40,8 @@ def put_first(*folders: Path) -> None:
 
 
 def compute_exactly_on_cuda() -> None:
-    """No TF32, and deterministic convolutions: tests compare results bit by bit."""
+    """No TF32: tests compare with results in float64. The other settings are a user's."""
     torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
 
 
 put_first(HOST, ROOT)

@@ -9,9 +9,9 @@ from typing import Any
 import comfy.cli_args
 import comfy.model_management
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .required import attention_pytorch
+from .required import attention_pytorch, vae_attention_pytorch, vae_attention_xformers
 
 try:
     from comfy_kitchen.backends.eager import rope as plain_rotary
@@ -102,3 +102,21 @@ def torch_attention() -> Iterator[None]:
     finally:
         for table, name, chosen in places:
             table[name] = chosen
+
+
+@contextmanager
+def vae_torch_attention(*modules: nn.Module) -> Iterator[None]:
+    """Within the block, decoders use torch's attention instead of xformers', whose backward pass has no fixed order."""
+    places = [
+        vars(part)
+        for module in modules
+        for part in module.modules()
+        if vars(part).get("optimized_attention") is vae_attention_xformers
+    ]
+    try:
+        for table in places:
+            table["optimized_attention"] = vae_attention_pytorch
+        yield
+    finally:
+        for table in places:
+            table["optimized_attention"] = vae_attention_xformers

@@ -81,6 +81,8 @@ ResnetBlock = _need(comfy.ldm.modules.diffusionmodules.model, "ResnetBlock")
 Upsample = _need(comfy.ldm.modules.diffusionmodules.model, "Upsample")
 pytorch_attention = _need(comfy.ldm.modules.diffusionmodules.model, "pytorch_attention")
 attention_pytorch = _need(comfy.ldm.modules.attention, "attention_pytorch")
+vae_attention_pytorch = _need(comfy.ldm.modules.diffusionmodules.model, "pytorch_attention")
+vae_attention_xformers = _need(comfy.ldm.modules.diffusionmodules.model, "xformers_attention")
 
 # Models, their patchers, and devices.
 BaseModel = _need(comfy.model_base, "BaseModel")

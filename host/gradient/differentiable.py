@@ -9,16 +9,23 @@ import torch
 from torch import nn
 
 from ...jepa_core import differentiable
-from ..comfy.backward_ops import training_operations
+from ..comfy.backward_ops import training_operations, vae_torch_attention
 from ..comfy.required import attention_pytorch
 from ..options import DENOISER_CONSTANT
 from .compiled import compiles
+from .ordered import ordered
 
 
 @contextmanager
 def host_differentiable(*modules: nn.Module) -> Iterator[None]:
-    """`jepa_core.differentiable` for the host's modules, with operations that have a backward pass."""
-    with differentiable(*modules), training_operations(), _without_kept_keys(*modules):
+    """`jepa_core.differentiable` for the host's modules, with operations that have a backward pass in a fixed order."""
+    with (
+        differentiable(*modules),
+        training_operations(),
+        vae_torch_attention(*modules),
+        _without_kept_keys(*modules),
+        ordered(),
+    ):
         yield
 
 

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .ordered import no_switch_left
+
 
 class Pull(Protocol):
     """The vector-Jacobian product of a function at one point."""
@@ -33,7 +35,8 @@ def linearised(
 
         def pull(cotangent: Tensor, keep: bool = False) -> Tensor:
             unit = _unit(cotangent)
-            (gradient,) = torch.autograd.grad(value, leaf, cotangent / unit, retain_graph=keep)
+            with no_switch_left():
+                (gradient,) = torch.autograd.grad(value, leaf, cotangent / unit, retain_graph=keep)
             return gradient * unit
 
         yield value.detach(), pull

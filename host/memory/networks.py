@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..comfy.required import attention_pytorch, pytorch_attention
+from ..comfy.required import attention_pytorch, vae_attention_pytorch
 from ..gradient.residency import twin_of
 
 META = torch.device("meta")
@@ -37,7 +37,7 @@ def without_data(module: nn.Module) -> nn.Module:
     for part in copied.modules():
         if "optimized_attention" in vars(part):
             # of VAEs; on a processor the host takes slices, which ask how much memory is free
-            part.optimized_attention = pytorch_attention
+            part.optimized_attention = vae_attention_pytorch
     return copied
 
 

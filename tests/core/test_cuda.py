@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from jepa_guidance.host.gradient.ordered import ordered
 from torch import Tensor
 
 from jepa_core import Encoder, RarityGradient, jepa_score, load_encoder
 from jepa_core.architectures import ARCHITECTURES
+from jepa_core.novelty import novelty_gradient
 from tests.core.conftest import SMALL
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -92,18 +95,51 @@ def test_the_gradient_in_half_precision(pairs, kind):
     assert cosine(found.grad, expected.grad) > 0.9
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "faithful": {"tracked": False},
+    "custom": {},
+    "balanced": {"half": True},
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_call_gives_the_same_bits(pairs, kind):
+def test_five_times_the_same_calls_give_the_same_bits(pairs, kind, preset):
     _, device = pairs[kind]
     images = pictures().cuda()
     found = []
-    for _ in range(2):
+    for _ in range(5):
         leaf = images.clone().requires_grad_()
         x = device.preprocess(leaf)
-        rarity = RarityGradient(K)(device, x.detach())
-        found.append((rarity.grad, *torch.autograd.grad(x, leaf, rarity.grad)))
-    for once, again in zip(*found, strict=True):
-        assert torch.equal(once, again)
+        rarity = RarityGradient(K, **PRESETS[preset])
+        grads = [
+            rarity(device, x.detach()).grad for _ in range(2)
+        ]  # the second one follows where it is tracked
+        novelty = novelty_gradient(device, x.detach(), lambda embeddings: embeddings.square().sum(1))
+        found.append((*grads, novelty.grad, *torch.autograd.grad(x, leaf, grads[-1])))
+    for again in found[1:]:
+        assert sum((one != other).sum().item() for one, other in zip(found[0], again, strict=True)) == 0
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("heads", "tokens", "width"), [(10, 4096, 64), (24, 1000, 128), (1, 16384, 512)])
+def test_five_times_the_same_attention_gives_the_same_bits(heads, tokens, width, dtype, mask):
+    """Denoisers' attention, and that of a decoder at 1024 pixels."""
+    generator = torch.Generator().manual_seed(1)
+    *inputs, cotangent = (
+        torch.randn(1, heads, tokens, width, generator=generator).to("cuda", dtype) for _ in range(4)
+    )
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    seen = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device="cuda") if mask else None
+    found = []
+    with ordered():
+        for _ in range(5):
+            output = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=seen)
+            found.append((output.detach(), *torch.autograd.grad(output, inputs, cotangent)))
+    assert torch.get_deterministic_debug_mode() == 0
+    for again in found[1:]:
+        assert sum((one != other).sum().item() for one, other in zip(found[0], again, strict=True)) == 0
 
 
 @pytest.mark.parametrize("antialias", [False, True])

@@ -34,7 +34,7 @@ ROWS = {
     "companions": 12,
     "gradients": 13,
     "memory": 8,
-    "bits": 20,
+    "bits": 68,
     "cancel": 4,
     "torch.compile": 2,
 }
@@ -85,7 +85,7 @@ def check_rows(rows: dict[str, Row]) -> None:
     assert rows["SDXL, defaults, gradients"]["cosines"] == [1.0]
     assert rows["ballast, 8 GiB left"][NOT_ON_A_PROCESSOR] == "ballast"
     assert rows["SDXL, 8 GiB left"]["notices"] == 0
-    assert rows["SDXL, guided five times"]["largest_change_by_guidance"] > 0
+    assert rows["SDXL, defaults five times"]["largest_change_by_guidance"] > 0
     assert rows["SDXL, defaults, cancelled"]["seconds_until_idle"] < 30
 
 

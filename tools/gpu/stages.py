@@ -188,7 +188,7 @@ def memory(session: Session) -> Iterator[Row]:
 
 
 def bits(session: Session) -> Iterator[Row]:
-    """What is promised bit for bit: the stock sampler around guidance, strength 0, and one seed five times."""
+    """What is promised bit for bit: the stock sampler around guidance, strength 0, one seed five times with each setting."""
     for model, size in reversed(list(session.plan.sizes.items())):
 
         def run(name: str, sampler: str = SAMPLER, size: Size = size, **changes: Any) -> Row:
@@ -197,11 +197,12 @@ def bits(session: Session) -> Iterator[Row]:
         before = run(f"{model}, stock", STOCK)
         yield before
         yield same_bits(before, run(f"{model}, stock again", STOCK))
-        guided = [run(f"{model}, guided {i + 1}") for i in range(5)]
-        yield from guided
+        for setting, changes in SETTINGS.items():
+            guided = [run(f"{model}, {setting} {i + 1}", **changes) for i in range(5)]
+            yield from guided
+            yield repeated(session, model, setting, guided)
         yield same_bits(before, run(f"{model}, stock after guided", STOCK))
         yield same_bits(before, run(f"{model}, strength 0", strength=0.0))
-        yield repeated(session, model, guided)
 
 
 def file_name(name: str) -> str:
@@ -216,9 +217,9 @@ def same_bits(one: Row, other: Row) -> Row:
     return other
 
 
-def repeated(session: Session, model: str, rows: list[Row]) -> Row:
-    """Whether runs with one seed are equal; their largest difference, and the largest change by guidance."""
-    row: Row = {"name": f"{model}, guided five times"}
+def repeated(session: Session, model: str, setting: str, rows: list[Row]) -> Row:
+    """Whether runs with one seed are equal: unequal numbers, their largest difference, the largest change by guidance."""
+    row: Row = {"name": f"{model}, {setting} five times"}
     if not all(one["ok"] for one in rows):
         return row | {"ok": False, "error": "not all of the runs succeeded"}
     import numpy
@@ -227,6 +228,7 @@ def repeated(session: Session, model: str, rows: list[Row]) -> Row:
         numpy.load(session.output / f"{file_name(name)}.npy")
         for name in (f"{model}, stock", *(one["name"] for one in rows))
     )
+    row["unequal_numbers"] = sum(int((one != guided[0]).sum()) for one in guided)
     row["largest_difference"] = max(float(abs(one - guided[0]).max()) for one in guided)
     row["largest_change_by_guidance"] = float(abs(guided[0] - stock).max())
     row["ok"] = row["same_bits"] = len({one["sha256"] for one in rows}) == 1

@@ -16,6 +16,7 @@ import torch
 from jepa_guidance.host.gradient.chain import LatentGradient, dx0_dx
 from jepa_guidance.host.gradient.decoders import LatentDecoder, choose_decoder, decoded
 from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient, ScoreGradient
+from jepa_guidance.host.gradient.ways import Way
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.options import ENCODER_RESOLUTION, TINY, TINY_OR_SMALL
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
@@ -212,8 +213,7 @@ def check_inside(
     chain = LatentGradient(
         LatentDecoder(family.vae),
         ImageGradient([Guide(encoder.encoder)], RarityGradient(**EXACT)),
-        through_denoiser=through,
-        checkpointing=checkpointing,
+        Way(through, checkpointing=checkpointing),
     )
     # The host's models return float32 whatever the dtype of their weights, so the steps are large.
     step, tolerance = (3e-4, 1e-2) if through else (1e-5, 5e-4)
@@ -296,8 +296,7 @@ def test_checkpointing_changes_no_gradient(name):
         chain = LatentGradient(
             LatentDecoder(family.vae),
             ImageGradient([Guide(encoder_of().encoder)], RarityGradient(**QUICK)),
-            through_denoiser=True,
-            checkpointing=checkpointing,
+            Way(True, checkpointing=checkpointing),
         )
 
         def keep(

@@ -66,7 +66,7 @@ def test_every_family_holds_what_was_planned(name, run_counted, caplog):
         assert 0.85 * held - SMALL < planned < 1.15 * held + SMALL
 
 
-@pytest.mark.parametrize("name", ["sdxl", "flux", "z_image"])
+@pytest.mark.parametrize("name", ["sdxl", "flux", "hunyuan_dit"])
 def test_checkpointing_is_planned_too(name, run_counted):
     peaks, needs = run_counted(name, checkpointing=True)
     print(
