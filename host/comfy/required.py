@@ -79,7 +79,6 @@ BasicTransformerBlock = _need(comfy.ldm.modules.attention, "BasicTransformerBloc
 AttnBlock = _need(comfy.ldm.modules.diffusionmodules.model, "AttnBlock")
 ResnetBlock = _need(comfy.ldm.modules.diffusionmodules.model, "ResnetBlock")
 Upsample = _need(comfy.ldm.modules.diffusionmodules.model, "Upsample")
-pytorch_attention = _need(comfy.ldm.modules.diffusionmodules.model, "pytorch_attention")
 attention_pytorch = _need(comfy.ldm.modules.attention, "attention_pytorch")
 vae_attention_pytorch = _need(comfy.ldm.modules.diffusionmodules.model, "pytorch_attention")
 vae_attention_xformers = _need(comfy.ldm.modules.diffusionmodules.model, "xformers_attention")

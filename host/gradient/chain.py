@@ -118,7 +118,8 @@ class LatentGradient(GradientChain):
         return self.small if way.small_decoder and self.small is not None else self.decoder
 
     def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
-        self.image.rarity.chunk = 1 if self.way.one_direction else None
+        if self.way.one_direction:
+            self.image.rarity.chunk = 1
         tracked = self.image.rarity.snapshot()
         try:
             if self.way.through_denoiser:

@@ -32,6 +32,10 @@ class Way:
         """The same with the denoiser's output held constant."""
         return replace(self, through_denoiser=False, estimate_first=False, one_by_one=False)
 
+    def same_effect(self, other: "Way") -> bool:
+        """Whether both give the same image, up to rounding."""
+        return (self.through_denoiser, self.small_decoder) == (other.through_denoiser, other.small_decoder)
+
     def saved(self, asked: "Way") -> str:
         """What this way gave up, as a line for users."""
         given_up = [words for name, words in _WORDS.items() if getattr(self, name) != getattr(asked, name)]

@@ -93,18 +93,18 @@ class PlannedMemory:
 
     def take_next(self) -> bool:
         """Continue with less memory after a failure. Returns whether anything was left to try."""
-        idle = self._room.reserve(EVERYTHING, through=True)
-        if idle:
+        if idle := self._room.reserve(EVERYTHING, through=True):
             self._trace.notice(f"out of memory: unloaded {idle} model(s) that this run does not need")
+            return True
         way = self._plan.after_failure(self._chain.way) if self._plan else None
-        if way is not None and self._plan is not None:
-            self._take(self._plan, way, "out of memory")
-        elif not idle:
+        if self._plan is None or way is None:
             logging.error(
                 "JEPA guidance: out of memory, and nothing cheaper is left. Use a smaller image or encoder, or fewer models "
                 "in the graph."
             )
-        return idle > 0 or way is not None
+            return False
+        self._take(self._plan, way, "out of memory")
+        return True
 
     def _take(self, plan: MemoryPlan, way: Way, why: str) -> None:
         self._chain.way = way

@@ -143,7 +143,7 @@ def encoder_needs(image: ImageGradient, frames: int) -> Callable[[bool], int]:
 
 
 def _score_gradient(encoder: Encoder, image: ImageGradient, one_direction: bool) -> int:
-    """Bytes of a RarityGradient's call, see JacobianOperator."""
+    """Bytes of a RarityGradient's call, see JacobianOperator; a tenth more for what its linear algebra holds."""
     rarity = image.rarity
     jacobian = JacobianOperator(
         encoder,
@@ -152,22 +152,22 @@ def _score_gradient(encoder: Encoder, image: ImageGradient, one_direction: bool)
         chunk=1 if one_direction else None,
     )
     directions = rarity.k + rarity.oversample
-    own = _pass_with_graph(encoder, 1).kept
+    own = _pass_with_graph(encoder, 1, fused=False).kept
     together = _pass_with_graph(encoder, min(jacobian.kept, directions + 1)).peak
     products = min(jacobian.chunk, directions) * encoder.layer_bytes
     ranges = 4 * directions * jacobian.shape[1] * encoder.weight.element_size()
-    return own + max(together, products) + ranges
+    return (own + max(together, products) + ranges) * 11 // 10
 
 
-def _pass_with_graph(encoder: Encoder, images: int) -> Peak:
+def _pass_with_graph(encoder: Encoder, images: int, fused: bool = True) -> Peak:
     def count() -> Peak:
         x = torch.empty((images, *encoder.input_shape), dtype=encoder.weight.dtype, device=META)
         embed = encoder.architecture.embed if encoder.frames is None else encoder.architecture.embed_clip
-        with encoder.fused_attention():
+        with encoder.fused_attention() if fused else nullcontext():
             return peak_of_backward(partial(embed, without_data(encoder.model)), x)
 
     reckoned = images * encoder.activation_bytes
-    return _counted(count, encoder.model, (encoder.input_shape, images), reckoned, "encoder")
+    return _counted(count, encoder.model, (encoder.input_shape, images, fused), reckoned, "encoder")
 
 
 # What was counted, as long as the network lives.

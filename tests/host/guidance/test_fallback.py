@@ -12,6 +12,7 @@ import comfy.model_patcher
 import comfy.ops
 import pytest
 import torch
+from jepa_guidance.host.comfy import memory
 from jepa_guidance.host.comfy.memory import is_out_of_memory
 from jepa_guidance.host.gradient import residency
 from jepa_guidance.host.gradient.chain import LatentGradient
@@ -19,6 +20,7 @@ from jepa_guidance.host.gradient.decoders import LatentDecoder
 from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient
 from jepa_guidance.host.gradient.residency import refuse_streamed
 from jepa_guidance.host.guidance.schedule import Schedule
+from jepa_guidance.host.memory import plan
 
 from jepa_core import RarityGradient, differentiable
 from tests.host.guide import guide_model
@@ -49,6 +51,8 @@ class Card:
         method = getattr(owner, name)
 
         def limited(*args: Any, **kwargs: Any) -> Any:
+            if getattr(args[0], "is_meta", False):
+                raise TypeError("this network cannot be counted without data")
             if self.full(*args):
                 self.failures += 1
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 23.00 GiB.")
@@ -58,10 +62,14 @@ class Card:
         return self
 
 
-def checkpointing_is_on(module: torch.nn.Module) -> bool:
-    """Whether the forward methods of blocks are replaced (a Card may replace that of a decoder, which is no block)."""
+def forward_is_replaced(module: torch.nn.Module) -> bool:
+    """Whether forward methods of layers or blocks are replaced (a Card may replace that of a decoder)."""
     decoder = getattr(module, "decoder", None)
     return any("forward" in part.__dict__ for part in module.modules() if part is not decoder)
+
+
+def forget_failures(tiny: Any) -> None:
+    plan._failures.pop(tiny.model.model.diffusion_model, None)
 
 
 @pytest.fixture(autouse=True)
@@ -96,65 +104,52 @@ def test_first_the_host_unloads_what_the_run_does_not_need(monkeypatch, tiny, st
     assert torch.equal(stock(guided(tiny, reports), tiny, **LATENT), expected)
     assert card.failures == 1
     assert loaded() == [False, False, True, True, True]
-    assert reports[-1].notices == [
-        "out of memory: unloaded 2 model(s) that this run does not need (the same image)"
-    ]
+    assert reports[-1].notices == ["out of memory: unloaded 2 model(s) that this run does not need"]
 
 
 def test_then_the_run_takes_one_direction_per_pass(monkeypatch, tiny, stock, caplog):
-    expected = stock(guided(tiny, rarity={"chunk": 1}), tiny, **LATENT)
-    many = stock(guided(tiny), tiny, **LATENT)
+    settings = {"decoder": "encoder resolution"}
+    expected = stock(guided(tiny, rarity={"chunk": 1}, **settings), tiny, **LATENT)
+    many = stock(guided(tiny, **settings), tiny, **LATENT)
     card = Card(lambda x: len(x) > 1).put_on(monkeypatch, tiny.encoder.encoder, "forward")
     reports: list[Any] = []
     with caplog.at_level(logging.WARNING):
-        found = stock(guided(tiny, reports), tiny, **LATENT)
+        found = stock(guided(tiny, reports, **settings), tiny, **LATENT)
     assert card.failures == 1
-    assert torch.equal(found, expected)
     # the same image, up to rounding
     assert (found - many).abs().max() < 1e-2 * (many - stock(tiny.model, tiny, **LATENT)).abs().max()
-    assert "one direction per encoder pass" in reports[-1].message()
+    assert torch.equal(found, expected)
+    assert "one direction per encoder pass (slower, the same image)" in reports[-1].message()
     assert "one direction per encoder pass" in caplog.text
     assert len(reports[-1].notices) == 1
 
 
-def test_then_checkpointing(monkeypatch, tiny, stock):
-    vae = tiny.vae.first_stage_model
-    expected = stock(guided(tiny, rarity={"chunk": 1}, checkpointing=True), tiny, **LATENT)
-    card = Card(lambda *_: not checkpointing_is_on(vae)).put_on(monkeypatch, vae.decoder, "forward")
-    reports: list[Any] = []
-    assert torch.equal(stock(guided(tiny, reports), tiny, **LATENT), expected)
-    assert card.failures == 2
-    assert [text.split(" from here")[0] for text in reports[-1].notices] == [
-        "out of memory: one direction per encoder pass",
-        "out of memory: checkpointing",
-    ]
-
-
 def test_then_the_decoder_at_the_encoders_resolution(monkeypatch, tiny, stock):
-    settings = {"rarity": {"chunk": 1}, "checkpointing": True}
-    expected = stock(guided(tiny, decoder="encoder resolution", **settings), tiny, **LATENT)
-    full = stock(guided(tiny, **settings), tiny, **LATENT)
-    Card(lambda z: z.shape[-1] > 14).put_on(monkeypatch, tiny.vae.first_stage_model.decoder, "forward")
+    expected = stock(guided(tiny, decoder="encoder resolution"), tiny, **LATENT)
+    full = stock(guided(tiny), tiny, **LATENT)
+    card = Card(lambda z: z.shape[-1] > 14).put_on(monkeypatch, tiny.vae.first_stage_model.decoder, "forward")
     reports: list[Any] = []
     found = stock(guided(tiny, reports), tiny, **LATENT)
+    assert card.failures == 1
     assert torch.equal(found, expected)
     assert not torch.equal(found, full)
-    assert "a different image" in reports[-1].notices[-1]
-    assert "decoder at encoder resolution" in reports[-1].message()
+    assert (
+        "decoder at encoder resolution (a different image than with the full decoder)"
+        in reports[-1].notices[-1]
+    )
 
 
 def test_last_the_denoiser_is_held_constant(monkeypatch, tiny, stock):
     network = tiny.model.model.diffusion_model
-    settings = {"rarity": {"chunk": 1}, "checkpointing": True, "decoder": "encoder resolution"}
+    settings = {"decoder": "encoder resolution"}
     expected = stock(guided(tiny, **settings), tiny, **LATENT)
     Card(lambda x, *_: x.requires_grad).put_on(monkeypatch, network, "forward")
     reports: list[Any] = []
     found = stock(guided(tiny, reports, through_denoiser=True, one_call=True), tiny, **LATENT)
-    assert len(reports[-1].notices) == 4
     assert "denoiser constant" in reports[-1].notices[-1]
     one_call = stock(guided(tiny, one_call=True, **settings), tiny, **LATENT)
-    assert torch.equal(found, one_call)
-    assert not torch.equal(found, expected)  # with two calls the image is another one
+    assert torch.allclose(found, one_call, rtol=0, atol=1e-3 * float(one_call.abs().max()))
+    assert not torch.allclose(found, expected, rtol=0, atol=1e-3 * float(one_call.abs().max()))
 
 
 @pytest.mark.parametrize("through", [False, True])
@@ -170,17 +165,47 @@ def test_if_nothing_helps_the_devices_error_is_raised_and_nothing_is_left_behind
             stock(guided(tiny, through_denoiser=through), tiny)
     assert "nothing cheaper is left" in caplog.text
     assert weights == [{id(t) for t in (*m.parameters(), *m.buffers())} for m in modules]
-    assert not any(checkpointing_is_on(module) for module in modules)
+    assert not any(forward_is_replaced(module) for module in modules)
+    forget_failures(tiny)
     assert torch.equal(stock(guided(tiny), tiny), before)
 
 
-def test_the_next_run_starts_without_fallbacks(monkeypatch, tiny, stock):
+def test_the_next_run_begins_with_what_worked(monkeypatch, tiny, stock):
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: 1 << 32)
     patched = guided(tiny)
     before = stock(patched, tiny, **LATENT)
     with monkeypatch.context() as patch:
-        Card(lambda z: z.shape[-1] > 14).put_on(patch, tiny.vae.first_stage_model.decoder, "forward")
-        assert not torch.equal(stock(patched, tiny, **LATENT), before)
+        card = Card(lambda z: z.shape[-1] > 14)
+        card.put_on(patch, tiny.vae.first_stage_model.decoder, "forward")
+        cheaper = stock(patched, tiny, **LATENT)
+        assert not torch.equal(cheaper, before)
+        failures = card.failures
+        assert failures >= 1
+        assert torch.equal(stock(patched, tiny, **LATENT), cheaper)
+        assert card.failures == failures
+    # another size is another case
+    assert torch.equal(stock(patched, tiny), stock(patched, tiny))
+    # and so is a device with more free memory
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: 1 << 33)
     assert torch.equal(stock(patched, tiny, **LATENT), before)
+
+
+def test_models_that_a_run_does_not_need_are_unloaded_before_it_fails(monkeypatch, tiny, stock):
+    """What is free decides how much the host unloads, before the first step."""
+    idle = tiny.make_model()
+    comfy.model_management.load_models_gpu([idle])
+
+    # nothing is free but what the idle model holds
+    def little(device: Any = None, torch_free_too: bool = False) -> Any:
+        return (1 << 20, 1 << 20) if torch_free_too else 1 << 20
+
+    monkeypatch.setattr(memory, "get_free_memory", little)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", little)
+    reports: list[Any] = []
+    stock(guided(tiny, reports), tiny, **LATENT)
+    loaded = [entry.model.model for entry in comfy.model_management.current_loaded_models]
+    assert not any(one is idle.model for one in loaded)
+    assert "to fit" in reports[-1].notices[0]
 
 
 def test_another_error_is_raised_unchanged(monkeypatch, tiny, stock):
@@ -198,6 +223,14 @@ def test_another_error_is_raised_unchanged(monkeypatch, tiny, stock):
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 18.13 GB)"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("Could not allocate tensor. There is not enough GPU video memory available!"), True),
+        (
+            RuntimeError("UR backend failed. UR backend returns:39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
+            True,
+        ),
+        (MemoryError(), True),
         (RuntimeError("shape mismatch"), False),
         (ValueError("out of memory"), False),
     ],
