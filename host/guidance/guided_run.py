@@ -281,6 +281,8 @@ class GuidedRun:
         if len(self.trace.steps) <= step:
             self.trace.add(UnguidedStep(step, self.plan.sigmas[step]))
         self.trace.passes = None
+        if self.guided:
+            self.memory.after_step()
         self.report(self.trace)
 
     def report_passes(self, step: int, count: int) -> None:

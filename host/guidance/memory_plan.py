@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..comfy.memory import HostRoom
+from ..comfy.memory import HostRoom, has_spilled
 from ..comfy.models import casts_weights_by_hand
 from ..comfy.sampling import shapes_of_conditioning
 from ..gradient.chain import GradientChain
@@ -20,6 +20,10 @@ from .trace import Trace
 
 GIB = 1 << 30
 EVERYTHING = 1 << 60
+SPILLED = (
+    "torch holds more memory than the device has: the driver moved some into the system's, which is very slow. Use a "
+    "smaller image or the preset fast, or forbid it in the NVIDIA Control Panel (CUDA - Sysmem Fallback Policy)"
+)
 
 
 class PlannedMemory:
@@ -50,6 +54,7 @@ class PlannedMemory:
         self._guider, self._chain, self._trace = guider, chain, trace
         self._x, self._call = x, call
         self._asked = chain.way
+        self._spilled = False
         self._plan = self._planned()
 
     def _planned(self) -> MemoryPlan | None:
@@ -105,6 +110,12 @@ class PlannedMemory:
             return False
         self._take(self._plan, way, "out of memory")
         return True
+
+    def after_step(self) -> None:
+        """Say once if the driver has moved memory of the device into the system's."""
+        if not self._spilled and has_spilled(self._x.device):
+            self._spilled = True
+            self._trace.notice(SPILLED)
 
     def _take(self, plan: MemoryPlan, way: Way, why: str) -> None:
         self._chain.way = way

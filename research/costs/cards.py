@@ -94,12 +94,18 @@ class WithoutData(ImageGradient):
 
 @dataclass
 class Denoiser:
-    """A guided step's denoiser with the network's output scaled as an eps model's, see chain.Denoise."""
+    """A guided step's denoiser with the network's output scaled as an eps model's, see chain.Denoise.
+
+    Held constant it is not counted: the host makes room for a pass without a gradient, as in every unguided step.
+    """
 
     model: Model
     network: Stage
+    gradient: LatentGradient | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.gradient and not self.gradient.way.through_denoiser:
+            return x.clone()
         noise = self.network.function(torch.cat([x] * self.model.chunks).to(self.model.dtype)).float()
         return x - noise.unflatten(0, (self.model.chunks, -1)).mean(0)
 
@@ -184,7 +190,12 @@ class Simulation:
                 left = Card(self.left + room.moved)
                 saving = saving_memory(self.network.module, checkpointing=own.way.checkpointing)
                 with saving, fused_attention(), left as card:
-                    own(self.denoiser, self.x, torch.tensor(1.0), self.guider.inner_model)
+                    own(
+                        replace(self.denoiser, gradient=own),
+                        self.x,
+                        torch.tensor(1.0),
+                        self.guider.inner_model,
+                    )
                 peak, steps = max(peak, card.peak), steps - 1
                 continue
             except torch.OutOfMemoryError:

@@ -47,7 +47,7 @@ def preset_inputs(preset: str = "custom", changes: Row | None = None) -> Row:
     """The inputs of the guiding nodes at their defaults, with a preset's in their place, and then `changes`."""
     declared = guidance_inputs.guidance_inputs()
     defaults = {entry.id: entry.default for entry in declared if hasattr(entry, "default")}
-    return defaults | guidance_inputs.PRESETS.get(preset, {}) | (changes or {})
+    return defaults | guidance_inputs.PRESETS.get(preset, {}) | {"preset": "custom"} | (changes or {})
 
 
 def inputs_of(pairs: Sequence[str]) -> Row:

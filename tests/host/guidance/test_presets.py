@@ -6,7 +6,14 @@ import pytest
 import torch
 from jepa_guidance.host.guidance.patch import apply_guidance
 from jepa_guidance.host.options import TINY_OR_SMALL
-from jepa_guidance.nodes.guidance_inputs import LATER_INPUTS, PRESETS, config_of, guidance_inputs
+from jepa_guidance.nodes.guidance_inputs import (
+    AUTO,
+    CUSTOM,
+    LATER_INPUTS,
+    PRESETS,
+    config_of,
+    guidance_inputs,
+)
 
 # Inputs that no preset sets: strength, range, what the encoder sees, and what rare means.
 STRENGTH_AND_TIME = {
@@ -18,7 +25,8 @@ STRENGTH_AND_TIME = {
 
 def settings(tiny, **changes):
     defaults = {entry.id: entry.default for entry in guidance_inputs() if hasattr(entry, "default")}
-    return defaults | {"vae": tiny.vae, "encoder": tiny.encoder, "rank": 3} | changes
+    own = {"vae": tiny.vae, "encoder": tiny.encoder, "rank": 3, "preset": CUSTOM}
+    return defaults | own | changes
 
 
 def how(config):
@@ -35,7 +43,15 @@ def how(config):
     ]
 
 
-def test_the_default_preset_leaves_the_inputs_as_they_are(tiny):
+def test_a_new_node_has_the_preset_auto_and_a_saved_graph_keeps_its_own(tiny):
+    (preset,) = (entry for entry in guidance_inputs() if entry.id == "preset")
+    assert preset.default == AUTO
+    old = {name: value for name, value in settings(tiny).items() if name != "preset"}
+    assert how(config_of(old)) == how(config_of(settings(tiny, preset=CUSTOM)))
+    assert how(config_of(old)) != how(config_of(settings(tiny, preset=AUTO)))
+
+
+def test_the_preset_custom_leaves_the_inputs_as_they_are(tiny):
     assert how(config_of(settings(tiny, rank=9))) == [True, "full", "two", False, 9, 2, 2, True, False, 0.3]
     # a prompt saved before these inputs existed
     old = {name: value for name, value in settings(tiny).items() if name not in LATER_INPUTS}
@@ -45,6 +61,7 @@ def test_the_default_preset_leaves_the_inputs_as_they_are(tiny):
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
+        (AUTO, [True, "full", "one", False, 9, 2, 2, True, True, 0.35]),
         ("faithful", [True, "full", "two", True, 9, 2, 2, False, False, 0.3]),
         ("balanced", [False, "encoder resolution", "one", False, 9, 2, 2, True, True, 0.35]),
         ("fast", [False, TINY_OR_SMALL, "one", False, 9, 1, 1, True, True, 0.35]),
@@ -85,6 +102,7 @@ def test_every_preset_guides_and_says_how(monkeypatch, tiny, stock, preset, fast
     guided = stock(patched, tiny, steps=3, latent_image=latent)
     assert not torch.equal(guided, stock(tiny.model, tiny, steps=3, latent_image=latent))
     said = {
+        AUTO: "through denoiser, full decoder, one call, tracked in half precision",
         "faithful": "through denoiser, full decoder, two calls, cold, checkpointing",
         "balanced": "denoiser constant, decoder at encoder resolution, one call, tracked in half precision",
         # the test host has no tiny decoder
