@@ -1,12 +1,14 @@
 """The encoder's Jacobian at one image as a linear operator: products with it, never the matrix itself."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Hashable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from .encoder import Encoder
+from .passes import Function, Pass, Replay, captures
 from .precision import has_fast_bfloat16
 
 # Bytes that one encoder pass may keep. On a GPU, memory is scarce, but too few directions per pass leave it waiting for
@@ -33,6 +35,84 @@ def _memory_of_a_pass(device: torch.device) -> int:
     return min(_MOST_MEMORY, max(_SCARCE_MEMORY, total // 16))
 
 
+def _directions_of_a_pass(encoder: Encoder, memory: int) -> int:
+    """How many directions one pass takes. A direction of a product holds one layer's activations at a time."""
+    directions = _DIRECTIONS.get(encoder.weight.device.type, _MANY_DIRECTIONS)
+    return max(1, min(directions, memory // encoder.layer_bytes))
+
+
+def images_of_a_pass(encoder: Encoder, rows: int) -> int:
+    """How many images may share the VJPs of `rows` rows of J each.
+
+    As many as leave room for the directions that a single image would take, and for the rows. On a CPU, whose caches
+    hold only a few directions, one image.
+    """
+    device = encoder.weight.device
+    if device.type in _DIRECTIONS:
+        return 1
+    memory = _memory_of_a_pass(device)
+    size = math.prod(encoder.input_shape) * encoder.weight.element_size()
+    together = memory // (encoder.layer_bytes * _MANY_DIRECTIONS)
+    return max(1, min(together, memory // (encoder.activation_bytes + rows * size)))
+
+
+def _run(encoder: Encoder, name: Hashable, embed: Function, x: Tensor, replay: Replay | None) -> Pass:
+    """Run `embed`, which `name` tells apart from the encoder's other functions, at x."""
+    if replay is None or not captures(x):
+        return Pass(embed, x)
+    weights = (*encoder.model.parameters(), *encoder.model.buffers())
+    return replay((name, encoder.frames), embed, x, weights)
+
+
+class Pullback:
+    """VJPs at a batch of preprocessed images, or clips: J_b^T c for every image b and cotangent c.
+
+    All share one forward pass, whose graph is kept. Use it inside `differentiable(encoder)` and `full_precision(device)`.
+
+    Args:
+        images: (B, *encoder.input_shape).
+        half: see Encoder.forward.
+        chunk: directions per backward pass; None chooses by memory and device.
+        on_pass: called without arguments after every encoder pass; may raise to stop.
+        replay: where passes on CUDA are captured; None runs them all.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        images: Tensor,
+        *,
+        half: bool = False,
+        chunk: int | None = None,
+        on_pass: Callable[[], None] | None = None,
+        replay: Replay | None = None,
+    ) -> None:
+        weight = encoder.weight
+        self._chunk = chunk or _directions_of_a_pass(encoder, _memory_of_a_pass(weight.device))
+        self._on_pass = on_pass or (lambda: None)
+        images = images.detach().to(weight)
+
+        def embed(x: Tensor) -> Tensor:
+            with encoder.fused_norms():
+                return encoder(x, half=half)
+
+        self._pass = _run(encoder, ("rows", half), embed, images, replay)
+        self._size = images[0].numel()
+        self._on_pass()
+
+    def __call__(self, cotangents: Tensor) -> Tensor:
+        """(r, d) -> (B, r, n)."""
+        value = self._pass.value
+        rows = value.new_empty(len(value), len(cotangents), self._size)
+        for part, place in zip(
+            cotangents.to(value).split(self._chunk), rows.split(self._chunk, dim=1), strict=True
+        ):
+            found = self._pass.pull_each(part[:, None].expand(-1, *value.shape))
+            place.copy_(found.flatten(2).transpose(0, 1))
+            self._on_pass()
+        return rows
+
+
 class JacobianOperator:
     """J (d, n) of the encoder at one preprocessed image, n = 3 * S * S, or clip.
 
@@ -42,12 +122,14 @@ class JacobianOperator:
     Args:
         encoder: f.
         image: encoder.input_shape, preprocessed.
-        half: multiply in bfloat16 where the device is fast at it: on a CPU in all products, with automatic derivatives
-            instead of finite differences, which half precision would ruin; on other devices only in VJPs.
+        half: multiply in bfloat16 where the device is fast at it: on a CPU in the derivatives alone, all of them
+            automatic instead of finite differences, which half precision would ruin; on other devices in VJPs alone.
         memory: bytes of activations that one encoder pass may keep; None takes 2 GiB on a CPU, a sixteenth of a
             CUDA device's memory, between 512 MiB and 2 GiB, and 512 MiB on other devices.
         chunk: directions per encoder pass; None chooses by memory and device.
         on_pass: called without arguments after every encoder pass; may raise to stop.
+        replay: where passes on CUDA are captured, of this encoder alone; None runs them all. What one
+            operator left in a captured pass is computed again if another has used it since.
 
     Attributes:
         shape: (d, n).
@@ -64,51 +146,46 @@ class JacobianOperator:
         memory: int | None = None,
         chunk: int | None = None,
         on_pass: Callable[[], None] | None = None,
+        replay: Replay | None = None,
     ) -> None:
         weight = encoder.weight
-        device = weight.device.type
         memory = memory or _memory_of_a_pass(weight.device)
-        directions = _DIRECTIONS.get(device, _MANY_DIRECTIONS)
         self._encoder = encoder
-        # clone: the image may be an inference tensor or already require a gradient
-        self._image = image.detach().to(weight.device, weight.dtype).clone()[None].requires_grad_()
+        # clone: the image may be an inference tensor
+        self._image = image.detach().to(weight.device, weight.dtype).clone()[None]
         self._half = half and has_fast_bfloat16(weight.device)
-        self._by_jvp = self._half and device in _FORWARD_MODE
-        # A direction of a product holds one layer's activations at a time. A pass with a graph keeps those of all layers,
-        # and the image's own are already kept twice.
-        self.chunk = chunk or max(1, min(directions, memory // encoder.layer_bytes))
+        self._by_jvp = self._half and weight.device.type in _FORWARD_MODE
+        self.chunk = chunk or _directions_of_a_pass(encoder, memory)
+        # a pass with a graph keeps the activations of all layers, and the image's own are already kept twice
         self.kept = chunk or max(1, memory // encoder.activation_bytes - 2)
         self._on_pass = on_pass or (lambda: None)
-        self._output: Tensor | None = None
+        self._replay = replay
+        self._pullback: Pullback | None = None
         self.shape = (encoder.embed_dim, self._image.numel())
         self.encoder_calls = 0
 
-    def _chunks(self, directions: Tensor) -> Iterator[Tensor]:
-        return iter(directions.split(self.chunk))
-
     def vjp(self, cotangents: Tensor) -> Tensor:
         """Return cotangents @ J: (r, d) -> (r, n). Exact; all backward passes share one forward pass."""
-        if self._output is None:
+        if self._pullback is None:
             self.encoder_calls += 1
-            self._output = self._encoder(self._image, half=self._half)
-            self._on_pass()
-        self.encoder_calls += 1
-        rows = []
-        for part in self._chunks(cotangents.to(self._output)):
-            (row,) = torch.autograd.grad(
-                self._output, self._image, part[:, None], retain_graph=True, is_grads_batched=True
+            self._pullback = Pullback(
+                self._encoder,
+                self._image,
+                half=self._half,
+                chunk=self.chunk,
+                on_pass=self._on_pass,
+                replay=self._replay,
             )
-            rows.append(row.reshape(len(part), -1))
-            self._on_pass()
-        return torch.cat(rows)
+        self.encoder_calls += 1
+        return self._pullback(cotangents)[0]
 
     def jvp(self, tangents: Tensor) -> Tensor:
         """Return tangents @ J^T: (r, n) -> (r, d). Exact, by forward-mode differentiation."""
         self.encoder_calls += 1
-        image = self._image.detach()
+        image = self._image
         products = []
         with torch.no_grad():
-            for part in self._chunks(tangents.to(image).reshape(-1, *image.shape[1:])):
+            for part in tangents.to(image).reshape(-1, *image.shape[1:]).split(self.chunk):
                 products.append(self._push(image, part))
                 self._on_pass()
         return torch.cat(products)
@@ -127,13 +204,13 @@ class JacobianOperator:
             J v_i, (r, d), and a function u (r, d) -> sum_i grad_x <u_i, J(x) v_i>, (n,), which can be called only
             once. It recomputes the forward passes if they do not fit in memory together.
         """
-        image = self._image.detach()
+        image = self._image
         directions = v.reshape(-1, *image.shape[1:])
         if self._by_jvp:
-            return self._pullable(directions, self._jvp_with_graph)
+            return self._pullable(directions, self._run_jvp)
         step = _STEP[image.dtype]
         points = torch.cat([image, image + step * directions])
-        values, pull = self._pullable(points, self._embed)
+        values, pull = self._pullable(points, self._run_points)
 
         def pull_differences(u: Tensor) -> Tensor:
             return pull(torch.cat([-u.sum(0, keepdim=True), u])) / step
@@ -141,41 +218,42 @@ class JacobianOperator:
         return (values[1:] - values[:1]) / step, pull_differences
 
     def _pullable(
-        self, inputs: Tensor, compute: Callable[[Tensor, bool], tuple[Tensor, Tensor]]
+        self, inputs: Tensor, run: Callable[[Tensor], Pass]
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Compute (leaf, outputs) of `inputs` in chunks; return the outputs and a function cotangents -> leaf gradient."""
+        """Run `inputs` in chunks; return the values, and a function cotangents -> gradient at the image."""
         self.encoder_calls += 1
-        size = self.kept
-        together = len(inputs) <= size
-        kept = [compute(part, together) for part in inputs.split(size)]
-        outputs = torch.cat([output.detach() for _, output in kept])
-        if not together:
-            kept.clear()
+        parts = inputs.split(self.kept)
+        with torch.set_grad_enabled(len(parts) == 1):
+            passes = [run(part) for part in parts]
+        values = torch.cat([one.value for one in passes])
+        if len(parts) > 1:
+            passes.clear()
 
         def pull(cotangents: Tensor) -> Tensor:
             self.encoder_calls += 1
             total = torch.zeros_like(self._image[0])
-            for part, cotangent in zip(inputs.split(size), cotangents.to(outputs).split(size), strict=True):
-                leaf, output = kept.pop() if together else compute(part, True)
-                (gradient,) = torch.autograd.grad(output, leaf, cotangent)
+            for part, cotangent in zip(parts, cotangents.to(values).split(self.kept), strict=True):
+                one = passes.pop() if passes else run(part)
+                total += one.pull(cotangent).sum(0)
                 self._on_pass()
-                total += gradient.sum(0)
             return total.flatten()
 
-        return outputs, pull
+        return values, pull
 
-    def _embed(self, points: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
-        x = points.clone().requires_grad_(grad)
-        with self._encoder.fused_attention():
-            output = self._encoder(x)
-        self._on_pass()
-        return x, output
+    def _run_points(self, points: Tensor) -> Pass:
+        def embed(x: Tensor) -> Tensor:
+            with self._encoder.fused_attention(), self._encoder.fused_norms():
+                return self._encoder(x)
 
-    def _jvp_with_graph(self, tangents: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
-        x = self._image.detach().clone().requires_grad_(grad)
-        output = self._push(x, tangents)
+        replay = self._replay if torch.is_grad_enabled() else None
+        one = _run(self._encoder, "points", embed, points, replay)
         self._on_pass()
-        return x, output
+        return one
+
+    def _run_jvp(self, tangents: Tensor) -> Pass:
+        one = Pass(lambda x: self._push(x, tangents), self._image)
+        self._on_pass()
+        return one
 
     def _push(self, x: Tensor, tangents: Tensor) -> Tensor:
         def product(tangent: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .half_derivatives import HalfDerivatives
+
 
 def same_storage(tensor: Tensor) -> Tensor:
     """Return a new tensor over the storage of `tensor`, without a copy; outside inference mode, a normal tensor.
@@ -110,8 +112,14 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def half_precision(device: torch.device) -> Iterator[None]:
     """Multiply matrices in bfloat16 where `device` is fast at it; elsewhere the same as full_precision.
 
-    Accurate enough for automatic derivatives (VJPs along the top left singular vectors keep a cosine of 0.997), never
-    for finite differences. Float64 is not affected.
+    On a CPU only in derivatives (HalfDerivatives). Accurate enough for automatic derivatives (VJPs along the top left
+    singular vectors keep a cosine of 0.997), never for finite differences. Float64 is not affected.
     """
-    with full_precision(device), torch.autocast(device.type, torch.bfloat16, has_fast_bfloat16(device)):
+    fast = has_fast_bfloat16(device)
+    on_cpu = device.type == "cpu"
+    with (
+        full_precision(device),
+        torch.autocast(device.type, torch.bfloat16, fast and not on_cpu),
+        HalfDerivatives() if fast and on_cpu else nullcontext(),
+    ):
         yield

@@ -1,12 +1,12 @@
 """The JEPA score: how typical an encoder finds an image. Lower is rarer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from .encoder import Encoder
-from .jacobian import JacobianOperator
+from .jacobian import JacobianOperator, Pullback, images_of_a_pass
 from .precision import differentiable, full_precision
 from .range_finder import draw_sketch, gram, numerical_rank_floor, randomized_svd
 
@@ -60,22 +60,41 @@ def jepa_score(
         raise ValueError(f"top_k {top_k} and projection {projection} exclude each other; give only one")
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
-    scores = []
     embed_dim = encoder.embed_dim
-    outputs = random_outputs(projection, embed_dim) if projection else torch.eye(embed_dim, device="cpu")
     with differentiable(encoder), full_precision(encoder.weight.device):
-        for image in x:
-            half = projection is not None
-            jacobian = JacobianOperator(encoder, image, half=half, chunk=chunk, on_pass=on_pass)
-            if top_k is not None:
-                s = randomized_svd(
-                    jacobian, rank=top_k, oversample=4, power_iterations=2, seed=0
+        if top_k is not None:
+            found = [
+                randomized_svd(
+                    JacobianOperator(encoder, image, chunk=chunk, on_pass=on_pass),
+                    rank=top_k,
+                    oversample=4,
+                    power_iterations=2,
+                    seed=0,
                 ).singular_values
-            else:
-                rows = jacobian.vjp(outputs)
-                s = torch.linalg.eigvalsh(gram(rows)).clamp(min=0).sqrt()
-            scores.append(log_sum(s, embed_dim, eps))
-    return torch.stack(scores)
+                for image in x
+            ]
+        else:
+            outputs = (
+                random_outputs(projection, embed_dim) if projection else torch.eye(embed_dim, device="cpu")
+            )
+            half = projection is not None
+            rows = _rows(encoder, x, outputs, half=half, chunk=chunk, on_pass=on_pass)
+            found = [torch.linalg.eigvalsh(gram(one)).clamp(min=0).sqrt() for one in rows]
+    return torch.stack([log_sum(s, embed_dim, eps) for s in found])
+
+
+def _rows(
+    encoder: Encoder,
+    x: Tensor,
+    outputs: Tensor,
+    *,
+    half: bool = False,
+    chunk: int | None = None,
+    on_pass: Callable[[], None] | None = None,
+) -> Iterator[Tensor]:
+    """Yield outputs @ J (r, n) of each image; as many images share a pass as the device has room for."""
+    for images in x.split(images_of_a_pass(encoder, len(outputs))):
+        yield from Pullback(encoder, images, half=half, chunk=chunk, on_pass=on_pass)(outputs)
 
 
 def patch_scores(
@@ -116,8 +135,7 @@ def patch_scores(
     outputs = random_outputs(projection, encoder.embed_dim)
     maps = []
     with differentiable(encoder), full_precision(encoder.weight.device):
-        for image in x:
-            rows = JacobianOperator(encoder, image, chunk=chunk, on_pass=on_pass).vjp(outputs)
+        for rows in _rows(encoder, x, outputs, chunk=chunk, on_pass=on_pass):
             pixels = rows.reshape(projection, -1, side, patch, side, patch)
             patches = pixels.permute(2, 4, 0, 1, 3, 5).reshape(side * side, projection, -1)
             squares = torch.stack([torch.linalg.eigvalsh(gram(columns)) for columns in patches])

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -163,7 +163,10 @@ def _pass_with_graph(encoder: Encoder, images: int, fused: bool = True) -> Peak:
     def count() -> Peak:
         x = torch.empty((images, *encoder.input_shape), dtype=encoder.weight.dtype, device=META)
         embed = encoder.architecture.embed if encoder.frames is None else encoder.architecture.embed_clip
-        with encoder.fused_attention() if fused else nullcontext():
+        with ExitStack() as kernels:
+            if fused:
+                kernels.enter_context(encoder.fused_attention())
+                kernels.enter_context(encoder.fused_norms())
             return peak_of_backward(partial(embed, without_data(encoder.model)), x)
 
     reckoned = images * encoder.activation_bytes

@@ -142,6 +142,21 @@ def test_five_times_the_same_attention_gives_the_same_bits(heads, tokens, width,
         assert sum((one != other).sum().item() for one, other in zip(found[0], again, strict=True)) == 0
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_replayed_passes_give_the_bits_of_plain_ones(pairs, caplog, kind, half):
+    exact, device = pairs[kind]
+    x = exact.preprocess(pictures()).float().cuda()
+    plain, replayed = RarityGradient(K, half=half), RarityGradient(K, half=half, replay=True)
+    for step in range(4):  # captured at the second, replayed from then on
+        expected, found = plain(device, x + 0.02 * step), replayed(device, x + 0.02 * step)
+        assert torch.equal(found.grad, expected.grad)
+        assert torch.equal(found.score, expected.score)
+    assert not caplog.records  # nothing fell back
+    replayed.release()
+    assert torch.equal(replayed(device, x + 0.06).grad, plain(device, x + 0.06).grad)
+
+
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("fit", ["squash", "crop"])
 @pytest.mark.parametrize("kind", ["dinov2", "clip_vision_model"])  # resized bilinear and bicubic

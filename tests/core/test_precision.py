@@ -251,13 +251,32 @@ def test_bfloat16_is_slow_where_nothing_is_known(monkeypatch):
     assert not has_fast_bfloat16(torch.device("cpu"))
 
 
-def test_half_precision_multiplies_in_bfloat16_where_it_is_fast_and_restores_everything(monkeypatch):
+def slope(function, x):
+    """The derivative of the sum of function(x)."""
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(function(leaf).sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_half_precision_differentiates_in_bfloat16_where_it_is_fast(monkeypatch, fast):
     a = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-    for fast in (True, False):
-        monkeypatch.setattr("jepa_core.precision.has_fast_bfloat16", lambda device, fast=fast: fast)
-        with half_precision(CPU):
-            assert (a @ a).dtype == (torch.bfloat16 if fast else torch.float32)
-            assert (a.double() @ a.double()).dtype == torch.float64
-        assert not torch.is_autocast_enabled("cpu")
+
+    def square(x):
+        return x @ x
+
+    monkeypatch.setattr("jepa_core.precision.has_fast_bfloat16", lambda device: fast)
+    with half_precision(CPU):
+        product, found, exact = a @ a, slope(square, a), slope(square, a.double())
+    assert torch.equal(product, a @ a)
+    assert torch.equal(found, slope(square, a)) is not fast
+    assert torch.equal(exact, slope(square, a.double()))
+    torch.testing.assert_close(found.double(), exact, rtol=0.02, atol=0.05)
+
+
+def test_half_precision_ends_with_its_block(monkeypatch):
+    a = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("jepa_core.precision.has_fast_bfloat16", lambda device: True)
     with torch.autocast("cpu", torch.float16), half_precision(CPU):
         assert (a @ a).dtype == torch.float32
+    assert torch.equal(slope(lambda x: x @ a, a), slope(lambda x: torch.mm(x, a), a))
+    assert not torch.is_autocast_enabled("cpu")

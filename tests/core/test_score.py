@@ -1,11 +1,15 @@
 """The JEPA score against dense singular values in float64."""
 
 import copy
+import math
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from jepa_core import jepa_score, load_encoder, patch_scores
+from jepa_core.jacobian import images_of_a_pass
 from jepa_core.score import log_sum, random_outputs
 
 
@@ -89,6 +93,35 @@ def test_projected_scores_in_half_precision_stay_close(monkeypatch, save_model, 
     torch.testing.assert_close(half, exact, rtol=0, atol=0.5)
     assert (half - exact).abs().max() > 1e-4  # it was in half precision
     assert exact.argsort().tolist() == half.argsort().tolist()
+
+
+@pytest.mark.parametrize("together", [2, 3])
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_images_that_share_their_passes_score_as_one_by_one(monkeypatch, encoder, images, together, chunk):
+    ways = (jepa_score, partial(jepa_score, projection=7), partial(patch_scores, projection=7))
+    alone = [score(encoder, images) for score in ways]
+    monkeypatch.setattr("jepa_core.score.images_of_a_pass", lambda encoder, rows: together)
+    seen = []
+    for score, expected in zip(ways, alone, strict=True):
+        found = score(encoder, images, chunk=chunk, on_pass=lambda: seen.append(1))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    groups = math.ceil(3 / together)
+    assert len(seen) == groups * sum(1 + math.ceil(rows / (chunk or 4)) for rows in (32, 7, 7))
+
+
+def test_as_many_images_share_a_pass_as_there_is_room_for(monkeypatch, encoder):
+    assert images_of_a_pass(encoder, 32) == 1
+    weight = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 4)
+    # a ViT-S at 224 px
+    big = SimpleNamespace(
+        weight=weight, input_shape=(3, 224, 224), layer_bytes=11 << 20, activation_bytes=73 << 20
+    )
+    found = {}
+    for memory in (1 << 29, 1 << 30, 2 << 30):
+        monkeypatch.setattr("jepa_core.jacobian._memory_of_a_pass", lambda device, memory=memory: memory)
+        found[memory >> 20] = [images_of_a_pass(big, rows) for rows in (48, 384)]
+    assert found == {512: [1, 1], 1024: [2, 2], 2048: [5, 5]}
+    assert images_of_a_pass(big, 4000) == 1  # the rows alone fill it, and it works nevertheless
 
 
 def test_patch_scores_are_those_of_the_patches_own_columns(encoder, images, dense):
