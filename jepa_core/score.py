@@ -52,7 +52,7 @@ def jepa_score(
         (B,) float64 on the CPU.
 
     Raises:
-        ValueError: x has the wrong shape or is not finite, top_k or projection is outside 1..d, both are given, or
+        ValueError: x has the wrong shape or is not finite, the Jacobian is not finite, top_k or projection is outside 1..d, both are given, or
             eps is not positive.
     """
     _check(encoder, x, top_k=top_k, projection=projection)
@@ -94,7 +94,13 @@ def _rows(
 ) -> Iterator[Tensor]:
     """Yield outputs @ J (r, n) of each image; as many images share a pass as the device has room for."""
     for images in x.split(images_of_a_pass(encoder, len(outputs))):
-        yield from Pullback(encoder, images, half=half, chunk=chunk, on_pass=on_pass)(outputs)
+        for rows in Pullback(encoder, images, half=half, chunk=chunk, on_pass=on_pass)(outputs):
+            if not rows.isfinite().all():
+                raise ValueError(
+                    "an image has no score: the encoder's derivatives there are not finite, because its pixels are far "
+                    "outside 0 to 1"
+                )
+            yield rows
 
 
 def patch_scores(
@@ -123,7 +129,7 @@ def patch_scores(
         (B, S / patch, S / patch) float64 on the CPU, one score per patch of the encoder.
 
     Raises:
-        ValueError: x has the wrong shape or is not finite, the encoder takes clips, or projection is outside 1..d.
+        ValueError: x has the wrong shape or is not finite, the Jacobian is not finite, the encoder takes clips, or projection is outside 1..d.
     """
     if encoder.frames is not None:
         raise ValueError(

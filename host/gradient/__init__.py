@@ -3,7 +3,8 @@
 chain.py, linearise.py       the score's gradient, stage by stage; one vector-Jacobian product
 decoders.py                  clean latent -> image: full, at the encoder's resolution, tiny
 denoiser.py, differentiable.py   the denoiser inside a backward pass; inference mode, in-place writes
-checkpointing.py             less memory for the same gradient
+ways.py, lean.py, checkpointing.py, rows.py   less memory for the same gradient; one image of a batch
+ordered.py                   backward passes on CUDA that add up in the same order each time
 compiled.py                  running compiled networks as they were written
 residency.py                 plain copies of streamed weights, which a backward pass needs
 gradient_check.py, block_count.py   finding wrong gradients: central differences, skipped blocks

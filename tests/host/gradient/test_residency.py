@@ -50,7 +50,7 @@ SETTINGS = {
     if getattr(entry, "default", None) is not None and entry.id not in ("seed", "decoder", "gradient_path")
 }
 SETTINGS |= {"steps": STEPS, "cfg": 3.0, "scheduler": "simple", "start_percent": 0.5, "end_percent": 1.0}
-SETTINGS |= {"rank": 3, "oversampling": 2, "power_iterations": 0}
+SETTINGS |= {"preset": "custom", "rank": 3, "oversampling": 2, "power_iterations": 0}
 # One level of SD1.5's UNet, and one block of SD3's transformer: as much as the host needs to recognise them.
 SD15: dict[str, Any] = {
     "image_size": 8,

@@ -69,7 +69,7 @@ def run(tiny, changes: dict[str, Any]) -> dict[str, Any]:
         "negative": tiny.negative,
         "latent_image": latent,
     }
-    links |= {"vae": tiny.vae, "encoder": tiny.encoder, "judge": tiny.encoder}
+    links |= {"vae": tiny.vae, "encoder": tiny.encoder, "judge": tiny.encoder, "preset": "custom"}
     with torch.inference_mode():
         sampled, trace = JEPAGuidedKSampler.execute(
             **settings | links | {"seed": 7, "steps": 6, "cfg": 3.0, "rank": 3, "strength": 1.0} | changes

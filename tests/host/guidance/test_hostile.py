@@ -180,7 +180,8 @@ def test_a_sampler_name_is_valid_or_gets_a_message(name):
 
 
 def defaults() -> dict[str, Any]:
-    return {entry.id: entry.default for entry in guidance_inputs() if hasattr(entry, "default")}
+    found = {entry.id: entry.default for entry in guidance_inputs() if hasattr(entry, "default")}
+    return found | {"preset": "custom"}  # other presets set some of the inputs
 
 
 CHOICES = {entry.id: entry.options for entry in guidance_inputs() if getattr(entry, "options", None)}

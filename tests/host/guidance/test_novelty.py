@@ -113,7 +113,7 @@ NEW: list[dict[str, Any]] = [
 def inputs_of_node(tiny: Any, node: Any = JEPAGuidedKSampler, **changes: Any) -> dict[str, Any]:
     entries = node.define_schema().inputs
     found = {entry.id: entry.default for entry in entries if getattr(entry, "default", None) is not None}
-    found |= {"model": tiny.model, "vae": tiny.vae, "encoder": tiny.encoder, "rank": 3}
+    found |= {"model": tiny.model, "vae": tiny.vae, "encoder": tiny.encoder, "preset": "custom", "rank": 3}
     if node is JEPAGuidedKSampler:
         found |= {"positive": tiny.positive, "negative": tiny.negative, **batch(2)}
         found |= {"seed": 5, "steps": 5, "cfg": 3.0}
