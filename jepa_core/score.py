@@ -52,8 +52,8 @@ def jepa_score(
         (B,) float64 on the CPU.
 
     Raises:
-        ValueError: x has the wrong shape or is not finite, the Jacobian is not finite, top_k or projection is outside 1..d, both are given, or
-            eps is not positive.
+        ValueError: x has the wrong shape, x or the Jacobian is not finite, top_k or projection is outside 1..d, both are
+            given, or eps is not positive.
     """
     _check(encoder, x, top_k=top_k, projection=projection)
     if top_k is not None and projection is not None:
@@ -129,7 +129,8 @@ def patch_scores(
         (B, S / patch, S / patch) float64 on the CPU, one score per patch of the encoder.
 
     Raises:
-        ValueError: x has the wrong shape or is not finite, the Jacobian is not finite, the encoder takes clips, or projection is outside 1..d.
+        ValueError: x has the wrong shape, x or the Jacobian is not finite, the encoder takes clips, or projection is outside
+            1..d.
     """
     if encoder.frames is not None:
         raise ValueError(

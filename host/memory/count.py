@@ -63,11 +63,19 @@ def fused_attention() -> Iterator[None]:
     """
     stock = F.scaled_dot_product_attention
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        unusual = args or kwargs.get("attn_mask") is not None or kwargs.get("enable_gqa")
-        if not query.is_meta or unusual:
-            return stock(query, key, value, *args, **kwargs)
-        scale = kwargs.get("scale")
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if not query.is_meta or attn_mask is not None or enable_gqa:
+            options = (attn_mask, dropout_p, is_causal)
+            return stock(query, key, value, *options, scale=scale, enable_gqa=enable_gqa)
         if query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= FLASH_HEAD_WIDTH:
             return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=scale)[0]
         needs_grad = any(tensor.requires_grad for tensor in (query, key, value))
