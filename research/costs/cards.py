@@ -244,18 +244,17 @@ def simulated(
 
 def table(figures: Row) -> str:
     """The way that each card takes."""
-    names = (
-        "model",
-        "batch",
-        "card GiB",
-        "asked",
-        "way",
-        "planned GiB",
-        "counted GiB",
-        "total GiB",
-        "failures",
-    )
-    return markdown({name: f"{{{name}}}" for name in (*names, "failures of a second run")}, figures["table"])
+    columns = {
+        "model": "{model}",
+        "batch": "{batch}",
+        "card": "{card GiB} GiB",
+        "way": "{way}",
+        "planned": "{planned GiB:.1f}",
+        "counted": "{counted GiB:.1f}",
+        "with weights": "{total GiB:.1f}",
+        "failures, first run / second": "{failures} / {failures of a second run}",
+    }
+    return markdown(columns, figures["table"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from jepa_guidance.host.memory import needs
@@ -9,6 +11,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from jepa_core import Encoder
 from research.costs import cards
+from research.harness.program import FIGURES
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,13 @@ def test_a_plan_that_is_wrong_by_half_fails_once_and_never_again(encoder, monkey
     assert found["failures"] == 1
     assert found["failures of a second run"] == 0
     assert found["way"] != "as asked"
+
+
+def test_the_page_quotes_the_figures_that_are_there():
+    figures = json.loads((FIGURES / "cards.json").read_text())
+    text = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    assert cards.table(figures) in text
+    assert not any(row["failures"] or row["failures of a second run"] for row in figures["table"])
 
 
 def test_a_card_runs_out_when_too_much_is_held():
