@@ -77,6 +77,11 @@ class HostRoom:
         """Have the host move models away until `size` bytes are free; returns how many it unloaded."""
         return len(free_memory(size + extra_reserved_memory(), self._device, self._kept(through)))
 
+    def unload_idle(self) -> int:
+        """Unload every model that the run does not use; returns how many."""
+        used = [LoadedModel(patcher) for patcher in (self._denoiser, *self._others)]
+        return len(free_memory(1e32, self._device, used))
+
     def _kept(self, through: bool) -> list[Any]:
         """The entries of the host's list for what must stay; the host may move what it streams."""
         patchers = [self._denoiser, *self._others] if through else self._others

@@ -34,6 +34,11 @@ def is_compiled(value: Any) -> bool:
     return isinstance(value, nn.Module) and "_orig_mod" in value._modules
 
 
+def as_written(module: nn.Module) -> nn.Module:
+    """The original of a compiled module; any other module itself."""
+    return module.get_submodule("_orig_mod") if is_compiled(module) else module
+
+
 @contextmanager
 def uncompiled(*modules: nn.Module) -> Iterator[None]:
     """Within the block, compiled parts of these modules are replaced by the originals.
@@ -47,7 +52,7 @@ def uncompiled(*modules: nn.Module) -> Iterator[None]:
                 if child is not None and is_compiled(child):
                     replaced.append((parent, name, child))
         for parent, name, child in replaced:
-            parent._modules[name] = child.get_submodule("_orig_mod")
+            parent._modules[name] = as_written(child)
         yield
     finally:
         for parent, name, child in replaced:

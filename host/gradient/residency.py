@@ -28,7 +28,7 @@ from ..comfy.streaming import (
     weights_of,
     without_streaming_state,
 )
-from .compiled import closure_of, compiles, is_compiled
+from .compiled import as_written, closure_of, compiles
 
 
 class _Plain(NamedTuple):
@@ -39,8 +39,8 @@ class _Plain(NamedTuple):
 
     def rebound(self, patch: Any) -> Any:
         """A patch or wrapper for the copy: bound to the copied modules, uncompiled. None drops a wrapper."""
-        if is_compiled(patch):
-            patch = patch.get_submodule("_orig_mod")
+        if isinstance(patch, nn.Module):
+            patch = as_written(patch)
         if compiles(patch):
             return None
         if isinstance(patch, MethodType):

@@ -12,6 +12,7 @@ from ..comfy.memory import HostRoom, has_spilled
 from ..comfy.models import casts_weights_by_hand
 from ..comfy.sampling import shapes_of_conditioning
 from ..gradient.chain import GradientChain
+from ..gradient.compiled import as_written
 from ..gradient.ways import Way
 from ..memory.needs import Needs, decoder_needs, denoiser_needs, encoder_needs, estimate_needs
 from ..memory.networks import calls_of
@@ -19,7 +20,6 @@ from ..memory.plan import MemoryPlan
 from .trace import Trace
 
 GIB = 1 << 30
-EVERYTHING = 1 << 60
 SPILLED = (
     "torch holds more memory than the device has: the driver moved some into the system's, which is very slow. Use a "
     "smaller image or the preset fast, or forbid it in the NVIDIA Control Panel (CUDA - Sysmem Fallback Policy)"
@@ -54,7 +54,7 @@ class PlannedMemory:
         self._guider, self._chain, self._trace = guider, chain, trace
         self._x, self._call = x, call
         self._asked = chain.way
-        self._spilled = False
+        self._spilled = self._unloaded = False
         self._plan = self._planned()
 
     def _planned(self) -> MemoryPlan | None:
@@ -63,7 +63,7 @@ class PlannedMemory:
         ways = chain.ways(len(x))
         if len(ways) == 1:
             return None  # another gradient than the pack's own
-        network = base_model.diffusion_model
+        network = as_written(base_model.diffusion_model)
         latent = x[:1]
         sizes = (tuple(x.shape), shapes_of_conditioning(self._guider.conds))
         calls = cache(partial(calls_of, network, x.shape[1], self._call))
@@ -98,7 +98,8 @@ class PlannedMemory:
 
     def take_next(self) -> bool:
         """Continue with less memory after a failure. Returns whether anything was left to try."""
-        if idle := self._room.reserve(EVERYTHING, through=True):
+        if not self._unloaded and (idle := self._room.unload_idle()):
+            self._unloaded = True
             self._trace.notice(f"out of memory: unloaded {idle} model(s) that this run does not need")
             return True
         way = self._plan.after_failure(self._chain.way) if self._plan else None

@@ -35,9 +35,11 @@ class StepCalls:
         """Return the clean estimate. model: in place of the sampler's."""
         samplers_own = self._first_is_samplers and not self._made
         state = None if samplers_own else self._state(kwargs)
-        answer: Tensor = (model or self._model)(x, sigmas, **kwargs)
-        if state:
-            state.put_back()
+        try:
+            answer: Tensor = (model or self._model)(x, sigmas, **kwargs)
+        finally:
+            if state:
+                state.put_back()
         self._made += 1
         return answer
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..comfy.required import attention_pytorch, vae_attention_pytorch
+from ..gradient.compiled import uncompiled
 from ..gradient.residency import twin_of
 
 META = torch.device("meta")
@@ -26,6 +27,16 @@ class Call(NamedTuple):
 
 def without_data(module: nn.Module) -> nn.Module:
     """A copy of a network whose weights, and tensors among its attributes, have shapes only. Shares everything else."""
+    with uncompiled(module):
+        copied = _without_data(module)
+    for part in copied.modules():
+        if "optimized_attention" in vars(part):
+            # of VAEs; on a processor the host takes slices, which ask how much memory is free
+            part.optimized_attention = vae_attention_pytorch
+    return copied
+
+
+def _without_data(module: nn.Module) -> nn.Module:
     twins: dict[int, Any] = {}
     for part in module.modules():
         own = (*part._parameters.values(), *part._buffers.values(), *vars(part).values())
@@ -33,12 +44,7 @@ def without_data(module: nn.Module) -> nn.Module:
             if isinstance(tensor, Tensor):
                 meta = _meta(tensor)
                 twins[id(tensor)] = nn.Parameter(meta, False) if isinstance(tensor, nn.Parameter) else meta
-    copied: nn.Module = twin_of(module, twins)
-    for part in copied.modules():
-        if "optimized_attention" in vars(part):
-            # of VAEs; on a processor the host takes slices, which ask how much memory is free
-            part.optimized_attention = vae_attention_pytorch
-    return copied
+    return twin_of(module, twins)  # type: ignore[no-any-return]
 
 
 def _meta(value: Any) -> Any:

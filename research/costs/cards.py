@@ -122,6 +122,9 @@ class Room:
     def free(self, through: bool) -> int:
         return int(self.left - HOSTS_RESERVE + (0 if through else self.denoiser))
 
+    def unload_idle(self) -> int:
+        return 0
+
     def reserve(self, size: int, through: bool) -> int:
         if not through:
             self.moved = min(max(size + HOSTS_RESERVE - self.left, 0), self.denoiser)

@@ -359,3 +359,36 @@ def test_differentiable_does_not_keep_weights_alive(tiny):
     with differentiable(tiny.vae.first_stage_model):
         pass
     assert all(weight.is_inference() for weight in tiny.vae.first_stage_model.parameters())
+
+
+def test_models_are_unloaded_once_in_a_run(monkeypatch, tiny, stock):
+    """A host that lists something as unloaded again and again must not keep a run from going on."""
+    monkeypatch.setattr(memory.HostRoom, "unload_idle", lambda room: 1)
+    Card(lambda *_: True).put_on(monkeypatch, tiny.vae.first_stage_model.decoder, "forward")
+    reports: list[Any] = []
+    with pytest.raises(torch.OutOfMemoryError):
+        stock(guided(tiny, reports), tiny)
+
+
+def test_a_compiled_denoiser_is_counted_as_it_was_written(tiny, stock, caplog):
+    model = tiny.make_model()
+    network = model.model.diffusion_model
+    # what torch.compile returns, without a compiler
+    wrapped = torch._dynamo.eval_frame.OptimizedModule(network, lambda forward: forward)
+    model.add_object_patch("diffusion_model", wrapped)
+    reports: list[Any] = []
+    with caplog.at_level(logging.INFO):
+        stock(
+            guide_model(
+                model,
+                tiny.vae,
+                tiny.encoder,
+                Schedule(end_percent=1.0),
+                RarityGradient(**RARITY),
+                through_denoiser=True,
+                report=reports.append,
+            ),
+            tiny,
+        )
+    assert "not counted" not in caplog.text
+    assert reports[-1].guided_steps
