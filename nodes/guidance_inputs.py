@@ -286,9 +286,9 @@ def _later_inputs() -> list[io.Input]:
             optional=True,
             default=LATER_INPUTS["range_finder"],
             tooltip=f"{TRACKED}: each guided step starts from the singular vectors of the previous one and runs power "
-            f"iterations only while it needs them (the first step runs all). {TRACKED_HALF}: at least twice as fast on a "
-            "CPU, with a gradient at a cosine of about 0.995 to the full one, 0.95 at single steps; on a GPU no faster for "
-            "a small encoder; in full precision where bfloat16 is slow. "
+            f"iterations only while it needs them (the first step runs all). {TRACKED_HALF}: about twice as fast on a "
+            "CPU, with a gradient at a cosine of 0.98 or better to the exact one where it was measured; on a GPU no faster "
+            "for a small encoder; in full precision where bfloat16 is slow. "
             f"{COLD}: each step starts from noise and runs all power iterations (the paper).",
         ),
         io.Combo.Input(
