@@ -8,8 +8,9 @@ them; the arms that start cold, the paper's among them, see some of them. "floor
 vectors, whose cosine with the exact one is about 0.9 already. Exact gradients and trajectories are kept in WORK. Two
 hours on two cores.
 
-Conclusion: tracked in half precision ("balanced") is the fastest arm with a median cosine above 0.994, though rounding
-leaves single steps at 0.95. Tracked in full precision is the default of the input: its worst step keeps 0.995.
+Conclusion of the figures, which are from when half precision rounded values too: tracked in half precision ("balanced")
+is the fastest arm with a median cosine above 0.994, though rounding leaves single steps at 0.95; tracked in full
+precision keeps 0.995 at its worst step. docs/cost.md says what half precision of derivatives alone keeps.
 """
 
 import statistics
