@@ -53,39 +53,30 @@ class HostRoom:
 
     def __init__(self, guider: Any) -> None:
         self._device = guider.model_patcher.load_device
-        self._denoiser = guider.model_patcher
-        others = [*guider.loaded_models]
-        others += [part for patcher in (self._denoiser, *others) for part in patcher.model_patches_models()]
-        self._others = others
+        patchers = [guider.model_patcher, *guider.loaded_models]
+        patchers += [part for patcher in patchers for part in patcher.model_patches_models()]
+        # whatever a run uses stays: the host would not load it again before the next call
+        self._used = [LoadedModel(patcher) for patcher in patchers]
 
-    def free(self, through: bool) -> int:
-        """Bytes that are free once the host has unloaded whatever may go.
-
-        Args:
-            through: whether the denoiser has to stay whole; otherwise the host may move some of its weights away.
-        """
-        kept = self._kept(through)
+    def free(self) -> int:
+        """Bytes that are free once the host has moved away all that may go: unused models, and pages that it streams."""
         may_go = [
             entry
             for entry in comfy.model_management.current_loaded_models
-            if entry.device == self._device and not entry.is_dead() and entry not in kept
+            if entry.device == self._device
+            and not entry.is_dead()
+            and (entry not in self._used or is_dynamic(entry.model))
         ]
-        freed = sum(entry.model_loaded_memory() for entry in may_go)
-        return int(get_free_memory(self._device) + freed - extra_reserved_memory())
+        moved = sum(entry.model_loaded_memory() for entry in may_go)
+        return int(get_free_memory(self._device) + moved - extra_reserved_memory())
 
-    def reserve(self, size: int, through: bool) -> int:
-        """Have the host move models away until `size` bytes are free; returns how many it unloaded."""
-        return len(free_memory(size + extra_reserved_memory(), self._device, self._kept(through)))
+    def reserve(self, size: float) -> int:
+        """Have the host unload unused models until `size` bytes are free; returns how many it unloaded."""
+        return len(free_memory(size + extra_reserved_memory(), self._device, self._used))
 
     def unload_idle(self) -> int:
         """Unload every model that the run does not use; returns how many."""
-        used = [LoadedModel(patcher) for patcher in (self._denoiser, *self._others)]
-        return len(free_memory(1e32, self._device, used))
-
-    def _kept(self, through: bool) -> list[Any]:
-        """The entries of the host's list for what must stay; the host may move what it streams."""
-        patchers = [self._denoiser, *self._others] if through else self._others
-        return [LoadedModel(patcher) for patcher in patchers if not is_dynamic(patcher)]
+        return self.reserve(1e32)
 
 
 def give_back() -> None:

@@ -77,10 +77,7 @@ class PlannedMemory:
             encoder_needs(chain.image, latent.shape[2] if latent.ndim == 5 else 1),
             len(x),
         )
-        room = self._room  # a cycle through self would keep the model loaded
-        return MemoryPlan(
-            ways, self.needs, lambda way: room.free(way.through_denoiser), network, (*sizes, ways[0])
-        )
+        return MemoryPlan(ways, self.needs, self._room.free, network, (*sizes, ways[0]))
 
     def _hosts_estimate(self) -> int:
         """What the host reckons for a pass of the denoiser with positive and negative prompt."""
@@ -121,7 +118,7 @@ class PlannedMemory:
     def _take(self, plan: MemoryPlan, way: Way, why: str) -> None:
         self._chain.way = way
         size = plan.reserve(way)
-        self._room.reserve(size, way.through_denoiser)
+        self._room.reserve(size)
         if way != self._asked:
             self._trace.notice(
                 f"{why} (about {size / GIB:.1f} GiB beside the models): {way.saved(self._asked)}"

@@ -34,7 +34,7 @@ class MemoryPlan:
     Args:
         ways: from the one that was asked for to the one with least memory.
         needs: bytes that each takes beyond the weights.
-        free: bytes that the host can free for each, beside the weights that it needs in place.
+        free: bytes that the host can free, beside the weights that the run needs.
         network, key: what a failure is remembered for.
     """
 
@@ -42,7 +42,7 @@ class MemoryPlan:
         self,
         ways: Sequence[Way],
         needs: Callable[[Way], int],
-        free: Callable[[Way], int],
+        free: Callable[[], int],
         network: nn.Module,
         key: Hashable,
     ) -> None:
@@ -58,7 +58,7 @@ class MemoryPlan:
         return next((way for way in self._ways if self._fits(way)), self._ways[-1])
 
     def _fits(self, way: Way) -> bool:
-        free = self._free(way)
+        free = self._free()
         failure = self._known.get(self._key)
         if failure and free < _FREER * failure.free and self._needs(way) > _AFTER_FAILURE * failure.expected:
             return False
@@ -73,7 +73,7 @@ class MemoryPlan:
 
         The first that takes enough less. If none is expected to, the last one with the same effect, or else the last one.
         """
-        failure = Failure(self._needs(way), self._free(way))
+        failure = Failure(self._needs(way), self._free())
         self._known[self._key] = min(failure, self._known.get(self._key, failure))
         # a chain may return to an earlier way by itself, if images depend on the rest of their batch
         self._tried.add(way)

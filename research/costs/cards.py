@@ -114,20 +114,18 @@ class Denoiser:
 
 
 class Room:
-    """A card's memory beside the weights, as HostRoom reports it. denoiser: bytes of its weights, if they can go."""
+    """A card's memory beside the weights, as HostRoom reports it."""
 
-    def __init__(self, left: float, denoiser: float) -> None:
-        self.left, self.denoiser, self.moved = left, denoiser, 0.0
+    def __init__(self, left: float) -> None:
+        self.left = left
 
-    def free(self, through: bool) -> int:
-        return int(self.left - HOSTS_RESERVE + (0 if through else self.denoiser))
+    def free(self) -> int:
+        return int(self.left - HOSTS_RESERVE)
 
-    def unload_idle(self) -> int:
+    def reserve(self, size: float) -> int:
         return 0
 
-    def reserve(self, size: int, through: bool) -> int:
-        if not through:
-            self.moved = min(max(size + HOSTS_RESERVE - self.left, 0), self.denoiser)
+    def unload_idle(self) -> int:
         return 0
 
 
@@ -165,8 +163,7 @@ class Simulation:
         self.usable = card * GIB - TAKEN
         whole = own + beside + WORKSPACE + HOSTS_RESERVE <= self.usable
         # a denoiser that does not fit whole is streamed, and the host moves its pages away
-        self.resident = own if whole else 0
-        self.left = self.usable - beside - self.resident
+        self.left = self.usable - beside - (own if whole else 0)
         self.asked = THROUGH if whole else Way()
         memory = min(max(card * GIB // 16, 1 << 29), 2 << 30)
         image = WithoutData([Guide(encoder)], RarityGradient(memory=memory), size=gradient)
@@ -184,13 +181,12 @@ class Simulation:
         """A run with two guided steps: the way, what it was planned to hold and held, and how often memory ran out."""
         own = replace(self.gradient, image=self.gradient.image.fresh(lambda: None))
         call = partial(self.denoiser, self.x)
-        room = Room(self.left, self.resident)
-        memory = PlannedMemory(self.guider, own, Trace(), self.x, call, room)
+        memory = PlannedMemory(self.guider, own, Trace(), self.x, call, Room(self.left))
         memory.take_best()
         failures, peak, steps = 0, 0, 2
         while steps:
             try:
-                left = Card(self.left + room.moved)
+                left = Card(self.left)
                 saving = saving_memory(self.network.module, checkpointing=own.way.checkpointing)
                 with saving, fused_attention(), left as card:
                     own(
@@ -214,7 +210,7 @@ class Simulation:
             "way": way,
             "planned GiB": round(planned / GIB, 2),
             "counted GiB": round(peak / GIB, 2),
-            "total GiB": round((self.usable - self.left - room.moved + peak) / GIB, 2),
+            "total GiB": round((self.usable - self.left + peak) / GIB, 2),
             "failures": failures,
         }
 

@@ -14,7 +14,7 @@ from jepa_core import RarityGradient
 from research.costs import step as benchmark
 from research.costs.step import ARMS, NAIVE, UNGUIDED, measure, naive_chain, run_arm, table, with_ratios
 from research.harness.networks import Networks, randomise, tiny_autoencoder
-from research.harness.pack_api import Guide, ImageGradient, LatentDecoder, chain, preset_inputs
+from research.harness.pack_api import Guide, ImageGradient, LatentDecoder, Way, chain, preset_inputs
 from research.harness.timing import (
     DECODER_BACKWARD,
     DECODER_FORWARD,
@@ -120,7 +120,7 @@ def test_the_naive_chain_has_the_gradient_of_the_chain(networks: Networks) -> No
     exact = chain.LatentGradient(
         LatentDecoder(networks.vae),
         ImageGradient([Guide(encoder)], rarity, antialias=False),
-        through_denoiser=True,
+        way=Way(through_denoiser=True),
     )
     slope = exact(denoise, x, sigma, base)
     cosine = torch.cosine_similarity(naive.gradient.flatten(), slope.gradient.flatten(), dim=0)

@@ -13,10 +13,11 @@ SAMPLER, STOCK = "JEPAGuidedKSampler", "KSampler"
 # Inputs of the guided sampler that differ from its defaults.
 SETTINGS: dict[str, Row] = {
     "defaults": {},
+    "custom": {"preset": "custom"},
     "faithful": {"preset": "faithful"},
     "balanced": {"preset": "balanced"},
     "fast": {"preset": "fast"},
-    "denoiser constant": {"gradient_path": "denoiser constant"},
+    "denoiser constant": {"preset": "custom", "gradient_path": "denoiser constant"},
 }
 
 

@@ -106,7 +106,7 @@ def companions(session: Session) -> Iterator[Row]:
     approx = session.models / "vae_approx"
     approx.mkdir(exist_ok=True)
     shutil.copy(session.models / PARKED / "taesd_decoder.safetensors", approx)
-    tiny = {"fast": SETTINGS["fast"], "custom": {"decoder": "tiny autoencoder"}}
+    tiny = {"fast": SETTINGS["fast"], "custom": {**SETTINGS["custom"], "decoder": "tiny autoencoder"}}
     for setting, (when, seed) in itertools.product(tiny, twice):
         prompt = graph(session, size, "tiny", seed=seed, **tiny[setting])
         row = session.run(f"tiny decoder, {setting}, {when}", prompt)

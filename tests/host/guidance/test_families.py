@@ -341,7 +341,7 @@ def gradients_of_a_run(family: Family, checkpointing: bool) -> list[Tensor]:
     chain = LatentGradient(
         LatentDecoder(family.vae),
         ImageGradient([Guide(encoder_of().encoder)], RarityGradient(**QUICK)),
-        **settings,
+        Way(True, checkpointing=checkpointing),
     )
     gradients = []
 
@@ -357,7 +357,9 @@ def gradients_of_a_run(family: Family, checkpointing: bool) -> list[Tensor]:
 
 @pytest.mark.parametrize("through", [False, True])
 def test_checkpointing_runs_the_decoder_twice_and_the_encoder_no_more_often(through, monkeypatch):
+    """A decoder that keeps less without it is not checkpointed, see test_lean.py."""
     family, encoder = family_of("sd15"), encoder_of()
+    monkeypatch.setattr("jepa_guidance.host.gradient.lean._is_plain_block", lambda block: False)
     calls: dict[str, int] = {}
 
     def count(name: str, module: torch.nn.Module) -> None:

@@ -74,7 +74,8 @@ def test_the_image_is_the_same(case, way, taken):
     model, settings = case[1](family)
     moved = (plain - sample(family, model, **settings | {"steps": 3})).abs().max()
     assert moved > 0
-    assert (found - plain).abs().max() < 0.02 * moved
+    # of the encoder's differences too, if their passes are divided
+    assert (found - plain).abs().max() < (0.1 if way.one_direction else 0.02) * moved
     assert torch.allclose(
         torch.tensor([step.score for step in saving.guided_steps]),
         torch.tensor([step.score for step in trace.guided_steps]),

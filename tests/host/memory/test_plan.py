@@ -19,7 +19,7 @@ WAYS = ways_down(THROUGH, small_decoder=True, batch=4)
 
 
 def plan(needs, free, network=None):
-    return MemoryPlan(WAYS, needs, lambda way: free, network or torch.nn.Identity(), "key")
+    return MemoryPlan(WAYS, needs, lambda: free, network or torch.nn.Identity(), "key")
 
 
 def test_ways_go_by_loss_of_effect_first_and_by_time_second():
