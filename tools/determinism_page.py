@@ -51,17 +51,17 @@ REASONS: dict[str, tuple[str, str]] = {
 OPERATIONS: dict[str, str] = {
     "copy": (
         "_to_copy _unsafe_view alias as_strided cat clone constant_pad_nd copy_ detach expand flip im2col "
-        "index new_empty_strided new_zeros ones_like permute pixel_shuffle pixel_unshuffle scalar_tensor "
+        "index new_empty new_empty_strided new_zeros ones_like permute pixel_shuffle pixel_unshuffle scalar_tensor "
         "select select_backward slice slice_backward squeeze stack t transpose unsqueeze view zeros "
         "zeros_like"
     ),
     "elementwise": (
         "add add_ addcmul_ div eq gelu_backward gt isneginf logical_and_ lt masked_fill masked_fill_ mul neg "
-        "pow rsqrt sigmoid_backward silu_backward sub tanh_backward threshold_backward where"
+        "pow rsqrt sigmoid_backward silu silu_backward sub tanh_backward threshold_backward where"
     ),
     "matrix product": "bmm mm",
     "reduction": "_softmax _softmax_backward_data mean sum",
-    "normalisation": "native_group_norm_backward native_layer_norm_backward",
+    "normalisation": "native_group_norm native_group_norm_backward native_layer_norm_backward",
     "convolution": "convolution_backward",
     "attention": "_scaled_dot_product_flash_attention_for_cpu_backward",
     "nearest": "_upsample_nearest_exact2d_backward upsample_nearest2d_backward",
