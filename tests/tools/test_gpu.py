@@ -29,12 +29,12 @@ from tools.server import ExecutionFailed, ServerError
 # The number of rows of each stage, all of which succeed on a processor.
 ROWS = {
     "environment": 13,
-    "presets": 30,
+    "presets": 36,
     "precisions": 16,
     "companions": 12,
     "gradients": 13,
     "memory": 8,
-    "bits": 68,
+    "bits": 80,
     "cancel": 4,
     "torch.compile": 2,
 }
