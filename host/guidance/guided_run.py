@@ -249,7 +249,8 @@ class GuidedRun:
 
         def call() -> None:
             calls = StepCalls(model, self.base_model.diffusion_model, kwargs, first_is_samplers=False)
-            with differentiable_denoiser(self.guider, KEY, checkpointing=False):
+            counted = differentiable_denoiser(self.guider, KEY, checkpointing=False)
+            with random_state_kept(x.device), counted:
                 calls(x.clone(), x.new_ones(len(x)) * sigma.to(x), differentiable_arguments(kwargs))
 
         self.memory = PlannedMemory(self.guider, self.chain, self.trace, x, call, HostRoom(self.guider))
