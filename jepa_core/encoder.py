@@ -177,7 +177,7 @@ class Encoder(nn.Module):
     def layer_bytes(self) -> int:
         """Estimated bytes of one layer's activations, attention weights included."""
         config: Any = self.model.config
-        per_token = 16 * config.hidden_size + 3 * config.num_attention_heads * self._tokens
+        per_token = 15 * config.hidden_size + 3 * config.num_attention_heads * self._tokens
         return self._tokens * per_token * self.weight.element_size()
 
     @property

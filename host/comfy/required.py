@@ -125,7 +125,7 @@ for _name in ("clone", "get_model_object", "set_additional_models", "get_additio
 for _name in ("add_wrapper_with_key", "remove_wrappers_with_key", "load", "model_patches_models"):
     _need(ModelPatcher, _name)
 _need(ModelPatcher, "remove_additional_models")
-for _name in ("throw_exception_if_invalid", "spacial_compression_decode"):
+for _name in ("throw_exception_if_invalid", "spacial_compression_decode", "temporal_compression_decode"):
     _need(VAE, _name)
 for _name in ("process_in", "latent_channels", "latent_dimensions", "taesd_decoder_name"):
     _need(LatentFormat, _name)

@@ -19,6 +19,13 @@ def decode(vae: Any, latent: Tensor) -> Tensor:
     return vae.process_output(pixels.clone())
 
 
+def frames_of(vae: Any, latent: Tensor) -> int:
+    """How many frames a latent (1, C, h, w) or (1, C, t, h, w) is decoded to; the first stands for itself."""
+    if latent.ndim == 4:
+        return 1
+    return 1 + (latent.shape[2] - 1) * (vae.temporal_compression_decode() or 1)
+
+
 def stock_decode(vae: Any, latent: dict) -> Tensor:
     """Run the host's own VAE Decode; returns an IMAGE (B, H, W, C)."""
     images: Tensor = VAEDecode().decode(vae, latent)[0]

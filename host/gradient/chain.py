@@ -111,7 +111,7 @@ class LatentGradient(GradientChain):
         return replace(self, image=self.image.fresh(on_pass), check=check)
 
     def ways(self, batch: int) -> list[Way]:
-        return ways_down(self.way, self.small is not None, batch)
+        return ways_down(self.way, self.small is not None, batch, self.image.uses_score)
 
     def decoder_of(self, way: Way) -> LatentDecoder:
         """The decoder that a way uses."""

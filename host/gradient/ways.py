@@ -61,22 +61,23 @@ _WORDS = {
 }
 
 
-def ways_down(asked: Way, small_decoder: bool, batch: int) -> list[Way]:
+def ways_down(asked: Way, small_decoder: bool, batch: int, directions: bool = True) -> list[Way]:
     """All ways from the one that was asked for, by loss of effect first and by time second.
 
     Args:
         small_decoder: whether there is a decoder at the encoder's resolution besides the chosen one.
         batch: images in the batch; one at a time helps only with several.
+        directions: whether encoder passes take directions, as those of the score do.
     """
     kinds = [asked]
     if small_decoder:
         kinds.append(replace(asked, small_decoder=True))
     if asked.through_denoiser:
         kinds.append(kinds[-1].constant())
-    return list(dict.fromkeys(way for kind in kinds for way in _savings(kind, batch > 1)))
+    return list(dict.fromkeys(way for kind in kinds for way in _savings(kind, batch > 1, directions)))
 
 
-def _savings(kind: Way, several: bool) -> Iterator[Way]:
+def _savings(kind: Way, several: bool, directions: bool) -> Iterator[Way]:
     """The same effect with less and less memory."""
     yield kind
     in_order = [kind]
@@ -86,4 +87,5 @@ def _savings(kind: Way, several: bool) -> Iterator[Way]:
             in_order.append(replace(kind, estimate_first=True, one_by_one=True))
     in_order += [replace(way, checkpointing=True) for way in in_order]
     yield from in_order
-    yield replace(in_order[-1], one_direction=True)
+    if directions:
+        yield replace(in_order[-1], one_direction=True)

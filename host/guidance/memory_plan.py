@@ -11,6 +11,7 @@ from torch import Tensor
 from ..comfy.memory import HostRoom, has_spilled
 from ..comfy.models import casts_weights_by_hand
 from ..comfy.sampling import shapes_of_conditioning
+from ..comfy.vae import frames_of
 from ..gradient.chain import GradientChain
 from ..gradient.compiled import as_written
 from ..gradient.ways import Way
@@ -74,7 +75,7 @@ class PlannedMemory:
             if self._asked.through_denoiser
             else int,
             decoder_needs(lambda small: chain.decoder_of(replace(chain.way, small_decoder=small)), latent),
-            encoder_needs(chain.image, latent.shape[2] if latent.ndim == 5 else 1),
+            encoder_needs(chain.image, frames_of(chain.decoder_of(chain.way).vae, latent)),
             len(x),
         )
         return MemoryPlan(ways, self.needs, self._room.free, network, (*sizes, ways[0]))

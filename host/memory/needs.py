@@ -1,6 +1,7 @@
 """How much memory a guided step takes beyond the weights, in each way to compute it."""
 
 import logging
+import math
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ...jepa_core import Encoder
 from ...jepa_core.jacobian import JacobianOperator
+from ...jepa_core.score import PROJECTION
 from ...jepa_core.views import COUNT as VIEWS
 from ..comfy.backward_ops import torch_attention
 from ..comfy.required import InterruptProcessingException, UNetModel
@@ -127,10 +129,10 @@ def decoder_needs(
 
 
 def encoder_needs(image: ImageGradient, frames: int) -> Callable[[bool], int]:
-    """What the encoders take for one image or video, one after the other. image: the run's."""
+    """What the encoders take for one image or video, one after the other. image: the run's. frames: as decoded."""
 
     def needs(one_direction: bool) -> int:
-        found = []
+        found = [_rows(of_frames(judge.encoder, frames)) for judge in image.judges]
         for guide in image.guides:
             encoder = of_frames(guide.encoder, frames)
             if image.uses_score:
@@ -157,6 +159,12 @@ def _score_gradient(encoder: Encoder, image: ImageGradient, one_direction: bool)
     products = min(jacobian.chunk, directions) * encoder.layer_bytes
     ranges = 4 * directions * jacobian.shape[1] * encoder.weight.element_size()
     return (own + max(together, products) + ranges) * 11 // 10
+
+
+def _rows(encoder: Encoder) -> int:
+    """Bytes of a projected score: a pass, and the rows of the Jacobian."""
+    size = math.prod(encoder.input_shape) * encoder.weight.element_size()
+    return _pass_with_graph(encoder, 1, fused=False).peak + PROJECTION * (size + encoder.layer_bytes)
 
 
 def _pass_with_graph(encoder: Encoder, images: int, fused: bool = True) -> Peak:

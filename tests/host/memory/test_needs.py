@@ -7,7 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from jepa_guidance.host.comfy.vae import frames_of
 from jepa_guidance.host.gradient.chain import LatentGradient
+from jepa_guidance.host.gradient.decoders import decoded
 from jepa_guidance.host.gradient.ways import THROUGH, ways_down
 from jepa_guidance.host.guidance import guided_run
 from jepa_guidance.host.memory.count import LiveStorages
@@ -83,3 +86,13 @@ def test_every_way_down_takes_no_more_than_the_one_before_of_its_kind(run_counte
         own = [needs(other) for other in WAYS if other.same_effect(way)]
         assert own[-1] == min(own)
     assert needs(WAYS[-1]) == min(map(needs, WAYS))
+
+
+def test_a_video_is_planned_with_the_frames_that_it_is_decoded_to():
+    vae = family_of("wan_video").vae
+    for length in (1, 3):
+        latent = torch.zeros(1, 16, length, 4, 4)
+        with torch.inference_mode(False), torch.no_grad():
+            assert frames_of(vae, latent) == len(decoded(vae, latent))
+    image = family_of("sd15").vae
+    assert frames_of(image, torch.zeros(1, 4, 4, 4)) == 1

@@ -97,3 +97,9 @@ def test_a_driver_that_moves_memory_into_the_systems_is_noticed_once(monkeypatch
     planned.after_step()
     planned.after_step()
     assert trace.notices == [SPILLED]
+
+
+def test_passes_without_directions_cannot_be_divided():
+    assert not any(
+        way.one_direction for way in ways_down(THROUGH, small_decoder=True, batch=1, directions=False)
+    )
