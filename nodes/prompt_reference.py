@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.comfy.sampling import MAX_SEED, unwrapped
-from ..host.guidance.guided_run import KEY
+from ..host.guidance.guidance import KEY
 from ..host.guidance.refusals import check_vae_fits
 from ..host.scoring.prompt_pictures import check_one_picture, draw_pictures
 from ..host.scoring.reference import make_reference, reference_scores

@@ -30,6 +30,11 @@ def wrap_sampler(model: Any, key: str, wrapper: Callable) -> None:
     model.add_wrapper_with_key(SAMPLER_WRAPPER, key, wrapper)
 
 
+def sampler_wrapper(model: Any, key: str) -> Any:
+    """The wrapper that wrap_sampler added to MODEL under this key, or None."""
+    return next(iter(model.get_wrappers(SAMPLER_WRAPPER, key)), None)
+
+
 def wrap_run(model: Any, key: str, wrapper: Callable) -> None:
     """Have `wrapper`(executor, ...) called around each run of MODEL, before the host loads models for it.
 

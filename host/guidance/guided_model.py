@@ -39,13 +39,14 @@ class GuidedModel:
         plan: SamplerPlan,
         guided: list[int],
         guide: Callable[[Any, Tensor, Tensor, dict, int], Tensor],
+        calls: int = 0,
     ):
         self._model = model
         self._plan = plan
         self._guided = guided
         self._guide = guide
         self._offset: Tensor | None = None
-        self.calls = 0
+        self.calls = calls
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

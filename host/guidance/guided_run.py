@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,16 +10,16 @@ from torch import Tensor
 
 from ..comfy.memory import HostRoom, give_back, is_out_of_memory
 from ..comfy.required import KSAMPLER
-from ..encoders.host_encoder import HostEncoder, patchers
+from ..encoders.host_encoder import patchers
 from ..gradient.block_count import BlockCount
-from ..gradient.chain import GradientChain, ScoreGradient, dx0_dx
+from ..gradient.chain import ScoreGradient, dx0_dx
 from ..gradient.checkpointing import blocks
 from ..gradient.compiled import runs_compiled
 from ..gradient.denoiser import differentiable_denoiser
 from ..gradient.differentiable import differentiable_arguments
 from ..gradient.gradient_check import DENOISER, WrongGradientError
 from ..gradient.random_state import random_state_kept
-from .config import GuidanceConfig
+from .guidance import KEY, Guidance
 from .guided_model import GuidedModel, SamplerPlan
 from .memory_plan import PlannedMemory
 from .model_calls import BatchDenoiser, HookListener, StepCalls, inpainting_mask, post_cfg_hooks
@@ -34,32 +33,6 @@ from .schedule import latent_scale, posterior_variance, signal_rate
 from .shift import shift_of
 from .trace import Trace, UnguidedStep
 
-KEY = "jepa_guidance"  # of this pack's wrappers, and of the models that it attaches to a MODEL
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """What a MODEL is patched with. Runs read it and never change it.
-
-    Attributes:
-        chain: the source of the gradient; every run gets its own from begin_run.
-        vae: the decoder's; its weights stay in place.
-        encoders: guides and judges.
-        how: how the gradient is computed, as a line for users.
-        notices: deviations from the settings that are known before any run.
-        on_pass: called after every encoder pass; may raise to stop.
-        report: called with the trace after every step, and from time to time within guided steps.
-    """
-
-    config: GuidanceConfig
-    chain: GradientChain
-    vae: Any
-    encoders: Sequence[HostEncoder]
-    how: str
-    notices: Sequence[str]
-    on_pass: Callable[[], None]
-    report: Callable[[Trace], None]
-
 
 class GuidedRun:
     """The state of one sampler call.
@@ -67,9 +40,9 @@ class GuidedRun:
     Attributes:
         chain: belongs to this run; the memory plan sets its way.
         trace: what the run did so far.
-        plan: how the sampler calls the model; from `sample` on, like `guided`.
+        plan: how the sampler calls the model; from `begin` on, like `guided`.
         guided: the guided steps.
-        memory: the way that the chain takes, by memory; from `sample` on.
+        memory: the way that the chain takes, by memory; from `begin` on.
     """
 
     def __init__(self, guidance: Guidance, sampler: Any, guider: Any) -> None:
@@ -94,6 +67,10 @@ class GuidedRun:
         """Load what the run differentiates. Raises ValueError if the decoder or an encoder does not fit on the device."""
         make_differentiable(self.guider, vae, patchers(*self.encoders), self.chain, self.trace)
 
+    def forget(self) -> None:
+        """Drop all state: a reference cycle would keep the model on the device after its last user is gone."""
+        vars(self).clear()
+
     def sampler(self) -> KSAMPLER:
         """The stock sampler with its function replaced by the guided one."""
         return KSAMPLER(self.sample, self.stock.extra_options, self.stock.inpaint_options)
@@ -112,13 +89,11 @@ class GuidedRun:
         check_frames(x, *self.encoders)
         check_finite(x)
         function = self.stock.sampler_function
-        self._plan(probe_sampler(function, sigmas, options, model), len(post_cfg_hooks(extra_args or {})))
-        if self.guided:
-            self._plan_memory(model, x, sigmas[:1], extra_args or {})
-        guided_model = GuidedModel(model, self.plan, self.guided, self.guided_call)
+        plan = probe_sampler(function, sigmas, options, model)
+        guided_model = self.begin(plan, model, x, sigmas, extra_args or {})
 
         def after_step(state: dict) -> None:
-            if self.plan.first.get(guided_model.calls - 1) != state["i"]:
+            if plan.first.get(guided_model.calls - 1) != state["i"]:
                 raise RuntimeError(
                     f"JEPA guidance: the sampler {sampler_name(function)!r} runs in another order than in its dry run, so "
                     f"its steps cannot be guided. {OTHERS}"
@@ -138,23 +113,41 @@ class GuidedRun:
                 disable=disable,
                 **options,
             )
-        result = guided_model.result(result)
+        return self.end(guided_model.result(result), sigmas[-1])
+
+    def begin(
+        self, plan: SamplerPlan, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, call: int = 0
+    ) -> GuidedModel:
+        """Plan the guided steps, and return the model that guides them.
+
+        Args:
+            model, extra_args: as the host passes them to sampler functions.
+            x: of the same shape as at every guided call.
+            call: how many model calls there were before; no earlier step is guided.
+        """
+        self.plan = plan
+        # before the sampler adds its own
+        self.model_hooks = len(post_cfg_hooks(extra_args))
+        past = [step for index, step in plan.first.items() if index < call]
+        self.guided = [step for step in self.config.schedule.guided_steps(plan.steps) if step not in past]
+        self.trace.total = plan.steps
+        for step in past:
+            self.trace.add(UnguidedStep(step, plan.sigmas[step]))
+        self.progress = StepProgress(plan.steps, self.report_passes)
+        if self.guided:
+            self._plan_memory(model, x, sigmas[:1], extra_args)
+        else:
+            logging.warning("JEPA guidance: none of the %d steps lies in the guided range", plan.steps)
+        return GuidedModel(model, plan, self.guided, self.guided_call, call)
+
+    def end(self, result: Tensor, sigma: Tensor) -> Tensor:
+        """Record where the finished images lie, and return the result. sigma: the last one of the schedule."""
         self.progress.end()
-        if sigmas[-1] == 0 and self.guided:
-            clean = self.base_model.model_sampling.inverse_noise_scaling(sigmas[-1], result)
+        if sigma == 0 and self.guided:
+            clean = self.base_model.model_sampling.inverse_noise_scaling(sigma, result)
             record_places(self.trace, self.chain, clean, self.base_model)
             self.report(self.trace)
         return result
-
-    def _plan(self, plan: SamplerPlan, model_hooks: int) -> None:
-        """Set the plan. The model has `model_hooks` post-CFG hooks before the sampler adds its own."""
-        self.plan = plan
-        self.model_hooks = model_hooks
-        self.guided = self.config.schedule.guided_steps(plan.steps)
-        self.trace.total = plan.steps
-        self.progress = StepProgress(plan.steps, self.report_passes)
-        if not self.guided:
-            logging.warning("JEPA guidance: none of the %d steps lies in the guided range", plan.steps)
 
     # --- a guided step --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from .patch_state import PatchState
 
 POST_CFG = "sampler_post_cfg_function"
 # What the host's wrapper for inpainting masks holds of the batch.
-_HELD = ("latent_image", "noise")
+HELD = ("latent_image", "noise")
 
 
 class StepCalls:
@@ -47,7 +47,7 @@ class StepCalls:
         """The clean estimate of one image of the batch, x (1, ...). The conditioning is the caller's concern."""
         own = row({"sigmas": sigmas, "mask": kwargs.get("denoise_mask")}, index, batch)
         kwargs = {**kwargs, "denoise_mask": own["mask"]} if "denoise_mask" in kwargs else kwargs
-        model = row_of_attributes(self._model, _HELD, index, batch)
+        model = row_of_attributes(self._model, HELD, index, batch)
         return self(x, own["sigmas"], kwargs, model)
 
     def undo(self) -> None:

@@ -1,6 +1,7 @@
 """JEPA guidance as a MODEL patch, for any stock sampler (arXiv 2605.24631, algorithm 1)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from ...jepa_core import Reference, has_fast_bfloat16
 from ..comfy.models import replaced_model_options
 from ..comfy.required import interrupt_check
-from ..comfy.sampling import go_on_with, wrap_run, wrap_sampler, wrapped_sampler
+from ..comfy.sampling import go_on_with, sampler_wrapper, wrap_run, wrap_sampler, wrapped_sampler
 from ..comfy.streaming import is_dynamic
 from ..encoders.host_encoder import AnyEncoder, HostEncoder, patchers
 from ..gradient.chain import GradientChain, LatentGradient
@@ -29,7 +30,8 @@ from ..options import (
 )
 from ..scoring.reference import part_of
 from .config import GuidanceConfig
-from .guided_run import KEY, Guidance, GuidedRun
+from .guidance import KEY, Guidance
+from .guided_run import GuidedRun
 from .preparation import TOO_LARGE_TOGETHER, held_constant
 from .refusals import check_one_device, check_rank, check_sampling, check_vae_fits
 from .trace import Trace
@@ -94,7 +96,7 @@ def apply_guidance(
     )
     patched = resident(model) if through and is_dynamic(model) else model.clone()
     patched.set_additional_models(KEY, [decoder.vae.patcher, *loaded])
-    wrap_sampler(patched, KEY, lambda executor, *args: _sample(guidance, executor, *args))
+    wrap_sampler(patched, KEY, GuidedSampler(guidance))
     wrap_run(patched, KEY, _run_with_resident_parts if through else _run)
     return patched
 
@@ -190,15 +192,24 @@ def _run_with_resident_parts(executor: Any, *args: Any, **more: Any) -> Any:
         return executor(*args, **more)
 
 
-def _sample(
-    guidance: Guidance, executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any
-) -> Tensor:
-    """A sampler call, guided."""
-    check_one_device(guider.model_patcher)  # again: a later node may have changed it
-    run = GuidedRun(guidance, wrapped_sampler(executor), guider)
-    try:
-        run.prepare(guidance.vae)
-        return go_on_with(executor, run.sampler())(guider, sigmas, extra_args, *args)
-    finally:
-        # a reference cycle would keep the model on the device after its last user is gone
-        vars(run).clear()
+@dataclass(frozen=True)
+class GuidedSampler:
+    """The wrapper of a MODEL's sampler calls."""
+
+    guidance: Guidance
+
+    def __call__(self, executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any) -> Tensor:
+        """A sampler call, guided."""
+        check_one_device(guider.model_patcher)  # again: a later node may have changed it
+        run = GuidedRun(self.guidance, wrapped_sampler(executor), guider)
+        try:
+            run.prepare(self.guidance.vae)
+            return go_on_with(executor, run.sampler())(guider, sigmas, extra_args, *args)
+        finally:
+            run.forget()
+
+
+def guidance_of(model: Any) -> Guidance | None:
+    """The guidance that a MODEL is patched with, or None."""
+    found = sampler_wrapper(model, KEY)
+    return found.guidance if isinstance(found, GuidedSampler) else None

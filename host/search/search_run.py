@@ -1,0 +1,236 @@
+"""The state of one sampler call that searches."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ..comfy.required import KSAMPLER, ProgressBar, interrupt_check
+from ..encoders.host_encoder import AnyEncoder
+from ..guidance.guidance import Guidance
+from ..guidance.guided_model import GuidedModel
+from ..guidance.guided_run import GuidedRun
+from ..guidance.model_calls import post_cfg_hooks
+from ..guidance.refusals import check_finite, check_frames
+from ..guidance.sampler_probe import check_order, probe_sampler
+from ..options import BOOSTED_START, CONDITIONING_NOISE
+from ..scoring.floor import floor_value
+from ..variety.boost import boosted_start, skipped
+from ..variety.cads import CadsSettings, time_left, with_noised_conditioning
+from .appraisal import Appraiser
+from .config import SearchConfig
+from .record import Candidate, SearchRecord
+from .rows_model import Change, RowsModel
+from .selection import choose, plan_looks
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a MODEL is patched with. Runs read it; `record` is theirs to fill.
+
+    Attributes:
+        encoder: whose frames are checked before the run.
+        guidance: guides the candidates that are left after the last look; None does not.
+        report: called with the record after every step and look.
+    """
+
+    config: SearchConfig
+    appraiser: Appraiser
+    encoder: AnyEncoder
+    guidance: Guidance | None
+    record: SearchRecord
+    report: Callable[[SearchRecord], None]
+
+
+class SearchRun:
+    """One sampler call.
+
+    Attributes:
+        left: rows of the candidates that are left, ascending.
+        floor: the least quality; -inf for none.
+        estimates: the clean estimates of the last model call, (B, ...).
+        guided: guides the candidates that are left after the last look; None before.
+    """
+
+    def __init__(self, search: Search, sampler: KSAMPLER, guider: Any) -> None:
+        self.config, self.appraiser, self.record = search.config, search.appraiser, search.record
+        self.encoder, self.report, self.guidance = search.encoder, search.report, search.guidance
+        self.stock = sampler
+        self.guider = guider
+        self.base_model = guider.inner_model
+        self.guided_run = GuidedRun(self.guidance, sampler, guider) if self.guidance else None
+        self.guided: GuidedModel | None = None
+        self.floor = -math.inf
+        self.calls = 0
+
+    def forget(self) -> None:
+        """Drop all state: a reference cycle would keep the model on the device after its last user is gone."""
+        if self.guided_run:
+            self.guided_run.forget()
+        vars(self).clear()
+
+    def sampler(self) -> KSAMPLER:
+        """The stock sampler with its function replaced by the searching one."""
+        return KSAMPLER(self.sample, self.stock.extra_options, self.stock.inpaint_options)
+
+    def sample(
+        self,
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Any = None,
+        callback: Any = None,
+        disable: Any = None,
+        **options: Any,
+    ) -> Tensor:
+        """Run the stock sampler function on a model that drops candidates."""
+        check_frames(x, self.encoder)
+        check_finite(x)
+        function = self.stock.sampler_function
+        self.plan = probe_sampler(function, sigmas, options, model)
+        self._begin(model, x, sigmas, extra_args or {})
+
+        def after_step(state: dict) -> None:
+            check_order(self.plan, self.calls - 1, state["i"], function)
+            self._after_step(state["i"])
+            if callback is not None:
+                # the host shows the first image, and takes "i" for the share that is done
+                shown = {name: state[name][self.order] for name in ("x", "denoised")}
+                callback({**state, **shown, "i": self.progress * self.plan.steps - 1})
+
+        result = function(
+            _Searching(model, self.answer),
+            x.clone(),  # guidance writes into it
+            sigmas,
+            extra_args=extra_args,
+            callback=after_step,
+            disable=disable,
+            **options,
+        )
+        return self._end(result)
+
+    def _begin(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict) -> None:
+        config, record = self.config, self.record
+        self.sigmas, self.extra_args = sigmas, extra_args
+        self.rows = RowsModel(
+            model,
+            self.guider,
+            len(x),
+            model_hooks=len(post_cfg_hooks(extra_args)),
+            at_once=config.rows_at_once,
+            on_rows=self._after_rows,
+        )
+        looks = plan_looks(config.looks, self.plan.steps, len(x), config.count)
+        self.looks = {look.step: look.left for look in looks}
+        self._plan_work(len(x))
+        record.candidates = [Candidate(index) for index in range(len(x))]
+        record.steps, record.looks = self.plan.steps, list(self.looks)
+        if config.qualities:
+            for one, quality in zip(record.candidates, config.qualities, strict=True):
+                one.quality = quality
+            self._set_floor(config.qualities)
+        self._go_on_with(record.candidates if self.floor == -math.inf else self._able(record.candidates))
+
+    # --- model calls ---------------------------------------------------------------------------------------------
+
+    def answer(self, x: Tensor, sigma: Tensor, kwargs: dict) -> Tensor:
+        """The clean estimates for a call of the sampler; in a step with a look, candidates are dropped after it."""
+        step = self.plan.first.get(self.calls)
+        change = self._change(sigma)
+        if self.guided_run and not self.guided and self._searched(step):
+            self._begin_guidance(self.guided_run, x, sigma, kwargs, change)
+        if self.guided_run and self.guided:
+            estimates = self._guided(self.guided_run, self.guided, x, sigma, kwargs, change)
+        else:
+            estimates = self.rows.estimates(self.left, x, sigma, kwargs, change)
+        self.calls += 1
+        self.record.calls += 1
+        self.estimates = estimates
+        if step is not None and step in self.looks:
+            self._look(step)
+        return estimates
+
+    def _searched(self, step: int | None) -> bool:
+        """Whether this is the first call of a step after the last look."""
+        return step is not None and step > max(self.looks, default=-1)
+
+    def _begin_guidance(
+        self, run: GuidedRun, x: Tensor, sigma: Tensor, kwargs: dict, change: Change | None
+    ) -> None:
+        with self.rows.of(self.left, x, sigma, {**self.extra_args, **kwargs}, change) as call:
+            self.guided = run.begin(self.plan, call.model, call.x, self.sigmas, call.kwargs, self.calls)
+
+    def _guided(
+        self,
+        run: GuidedRun,
+        model: GuidedModel,
+        x: Tensor,
+        sigma: Tensor,
+        kwargs: dict,
+        change: Change | None,
+    ) -> Tensor:
+        with self.rows.of(self.left, x, sigma, kwargs, change) as call, run.counting_blocks():
+            own = model(call.x, call.sigma, **call.kwargs)
+        # the shift, if x is the sampler's own state
+        x[self.left] = call.x
+        estimates = x.clone()
+        estimates[self.left] = own
+        self._after_rows(len(self.left))
+        return estimates
+
+    def _change(self, sigma: Tensor) -> Change | None:
+        """Adds this call's noise to the conditioning, if that is asked for."""
+        if self.config.variety != CONDITIONING_NOISE:
+            return None
+        left = time_left(self.base_model.model_sampling, sigma.flatten()[0])
+        if annealing(left) == 1:
+            return None
+        return partial(
+            with_noised_conditioning,
+            step=self.calls,
+            t=left,
+            settings=CadsSettings(scale=self.config.amount),
+            seed=self.config.seed,
+        )
+
+    # --- looks -----------------------------------------------------------------------------------------------------
+
+    def _look(self, step: int) -> None:
+        """Drop the least wanted candidates by their clean estimates."""
+        self._appraise(self.estimates, step)
+        if self.appraiser.quality and self.record.floor is None:
+            self._set_floor([one.quality for one in self.record.left])
+        self._go_on_with(self._chosen(self.looks[step]))
+
+    def _appraise(self, clean: Tensor, step: int) -> None:
+        """Note how rare and how good the candidates are that are left."""
+        found = self.appraiser(clean[self.left], self.base_model)
+        for one, seen in zip(self.record.left, found, strict=True):
+            one.value, one.picture, one.step = seen.value, seen.picture, step
+            if self.appraiser.quality:
+                one.quality = seen.quality
+
+    def _chosen(self, count: int) -> list[Candidate]:
+        """The candidates that stay, best first."""
+        before = self.record.left
+        stay = choose(before, count, self.floor, highest=self.config.highest)
+        broken = [str(one.index) for one in before if not math.isfinite(one.value)]
+        if broken:
+            self.record.notice(f"image(s) {', '.join(broken)} hold NaN or infinite values and were dropped")
+        if not stay:
+            raise ValueError(_nothing_left(before, self.floor))
+        return stay
+
+    def _set_floor(self, qualities: Sequence[float]) -> None:
+        self.floor = floor_value(self.config.floor_kind, self.config.floor, qualities)
+        self.record.floor = self.floor if math.isfinite(self.floor) else None
+
+    def _go_on_with(self, stay: Sequence[Candidate]) -> None:
+        """Continue with these candidates, best first."""
+        self.order = [one.index for one in stay]
+        self.left = sorted(self.order)
+        self.report(self.record)
