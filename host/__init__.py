@@ -6,6 +6,7 @@ memory/       what a guided step takes, counted before it runs, and the way that
 encoders/     what a JEPA_ENCODER link carries, and the files behind the names in menus
 scoring/      scores of images, and maps of where in an image the rarity is
 generators/   the demo generator and D-JEPA, as models of the host
+variety/      more variety from one prompt: noise on the conditioning, a boosted start
 guidance/     the MODEL patch that guides any sampler
 drawing/      pictures and charts
 

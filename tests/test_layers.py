@@ -11,7 +11,17 @@ from tests.conftest import HOST, ROOT
 
 # Each may import those before it. host/__init__.py explains the folders, in the same order.
 LAYERS = ("jepa_core", "host", "nodes")
-FOLDERS = ("comfy", "gradient", "memory", "encoders", "scoring", "generators", "guidance", "drawing")
+FOLDERS = (
+    "comfy",
+    "gradient",
+    "memory",
+    "encoders",
+    "scoring",
+    "generators",
+    "variety",
+    "guidance",
+    "drawing",
+)
 FILES = [file for layer in LAYERS for file in sorted((ROOT / layer).rglob("*.py"))]
 PUBLIC = {"comfy_api"}  # the host's public interface for nodes
 

@@ -109,6 +109,8 @@ interrupt_check = _need(comfy.model_management, "throw_exception_if_processing_i
 
 # Sampling.
 KSAMPLER = _need(comfy.samplers, "KSAMPLER")
+Sampler = _need(comfy.samplers, "Sampler")
+_need(Sampler, "max_denoise")
 sampler_object = _need(comfy.samplers, "sampler_object")
 SAMPLER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SAMPLERS")
 SCHEDULER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SCHEDULERS")
@@ -132,6 +134,9 @@ for _name in ("process_in", "latent_channels", "latent_dimensions", "taesd_decod
 _need(BaseModel, "process_latent_out")
 for _class in ("EPS", "V_PREDICTION", "EDM", "CONST"):
     for _name in ("calculate_input", "calculate_denoised", "noise_scaling"):
+        _need(_need(comfy.model_sampling, _class), _name)
+for _class in ("ModelSamplingDiscrete", "ModelSamplingContinuousEDM", "ModelSamplingDiscreteFlow"):
+    for _name in ("timestep", "sigma_min", "sigma_max"):
         _need(_need(comfy.model_sampling, _class), _name)
 for _name in ("folder_names_and_paths", "models_dir", "get_filename_list", "get_folder_paths"):
     _need(folder_paths, _name)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from .required import RUN_WRAPPER, SAMPLER_WRAPPER, WrapperExecutor, common_ksampler
+from .required import RUN_WRAPPER, SAMPLER_WRAPPER, Sampler, WrapperExecutor, common_ksampler
 
 MAX_SEED = 2**64 - 1  # of KSampler
 
@@ -122,3 +123,23 @@ def unguidable_sampling(model_sampling: Any) -> str | None:
         return next(kind.__name__ for kind in kinds if "noise_scaling" in vars(kind))
     known = {"IMG_TO_IMG", "V_PREDICTION_DDPM"}
     return next((kind.__name__ for kind in kinds if kind.__name__ in known), None)
+
+
+def signal_and_noise(model_sampling: Any, sigma: torch.Tensor, full: bool = False) -> tuple[float, float]:
+    """alpha and sigma_t of the host's x = alpha * latent + sigma_t * noise at sigma.
+
+    Args:
+        full: as the host starts a run from pure noise, see starts_from_noise.
+    """
+    sigma = sigma.reshape(1).double().cpu()
+    zero, one = torch.zeros(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1).double()
+    # clones: the host scales noise in place
+    alpha = model_sampling.noise_scaling(sigma, zero.clone(), one.clone(), full)
+    noise = model_sampling.noise_scaling(sigma, one.clone(), zero.clone(), full)
+    return float(alpha), float(noise)
+
+
+def starts_from_noise(model_sampling: Any, sigmas: torch.Tensor) -> bool:
+    """Whether the host starts a run over these sigmas from pure noise, at the model's largest sigma."""
+    wrap = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=model_sampling))
+    return bool(Sampler().max_denoise(wrap, sigmas))

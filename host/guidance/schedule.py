@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..comfy.sampling import signal_and_noise
 from ..options import MAX, NONE, PER_STEP, SPREAD
 
 # The strength published in the paper is for runs with this many guided steps.
@@ -71,11 +72,7 @@ def latent_scale(model_sampling: Any, sigma: Tensor) -> float:
 
 def signal_rate(model_sampling: Any, sigma: Tensor) -> float:
     """alpha-bar at sigma, alpha^2 / (alpha^2 + sigma_t^2) of x = alpha * latent + sigma_t * noise."""
-    sigma = sigma.reshape(1).double().cpu()
-    zero, one = torch.zeros(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1).double()
-    # clones: the host scales noise in place
-    alpha = float(model_sampling.noise_scaling(sigma, zero.clone(), one.clone()))
-    noise = float(model_sampling.noise_scaling(sigma, one.clone(), zero.clone()))
+    alpha, noise = signal_and_noise(model_sampling, sigma)
     return alpha**2 / (alpha**2 + noise**2)
 
 
