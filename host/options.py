@@ -45,3 +45,17 @@ NONE = "none"
 # fit
 SQUASH = "squash"
 CROP = "crop"
+
+# mode of a score; the others are named in jepa_core/reference.py
+TOP_K = "top-k"
+PROJECTED = "projected"
+
+# keep
+RAREST = "rarest"
+TYPICAL = "most typical"
+
+# floor_kind
+NO_FLOOR = "none"
+FLOOR_VALUE = "value"
+FLOOR_PERCENTILE = "percentile"
+FLOORS = (NO_FLOOR, FLOOR_VALUE, FLOOR_PERCENTILE)

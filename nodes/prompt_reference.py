@@ -7,12 +7,13 @@ from ..host.comfy.required import ProgressBar
 from ..host.comfy.sampling import MAX_SEED, unwrapped
 from ..host.guidance.guidance import KEY
 from ..host.guidance.refusals import check_vae_fits
+from ..host.scoring.modes import how_of, reference_scoring
 from ..host.scoring.prompt_pictures import check_one_picture, draw_pictures
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of, number_message
 from .reference import REFERENCE_ENCODER, USES, summary
 from .sampling_inputs import MAX_CFG, sampling_inputs
-from .scoring_inputs import how_of, reference_inputs, reference_scoring
+from .scoring_inputs import reference_inputs
 from .types import JEPAEncoder, JEPAReference
 
 

@@ -1,27 +1,17 @@
 """JEPARankImages: keep the rarest, or the most typical, of many images."""
 
-from typing import Any, NamedTuple
-
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.comfy.required import ProgressBar
 from ..host.comfy.sampling import MAX_SEED
 from ..host.drawing.pictures import labelled_sheet
-from ..host.options import NOVELTY, SCORE
-from ..host.scoring.comparison import check_scored_alike, score_percentiles
-from ..host.scoring.novelty import novelties, novelty_percentiles
-from ..host.scoring.reference import check_comparable, seen_as
-from ..host.scoring.scores import check_images, rank_images, score_batches
+from ..host.options import NOVELTY, PROJECTED, RAREST, SCORE, TYPICAL
+from ..host.scoring.rarity import rarity_of
+from ..host.scoring.scores import check_images, rank_images
+from ..jepa_core.reference import EXACT
 from ..jepa_core.score import PROJECTION
 from .input_checks import check_values, count_images, inputs_of, only
-from .scoring_inputs import EXACT, PROJECTED, how_of, mode_arguments
 from .types import JEPAEncoder, JEPAReference
-
-RAREST = "rarest"
-TYPICAL = "most typical"
-# JEPA Rank Images has no inputs for how images are seen.
-FIT, ANTIALIAS = "squash", True
 
 
 class JEPARankImages(io.ComfyNode):
@@ -143,29 +133,6 @@ class JEPARankImages(io.ComfyNode):
         alike = len({picture.shape for picture in kept}) == 1
         pictures = [torch.stack(kept)] if alike else [picture[None] for picture in kept]
         return io.NodeOutput(pictures, values, indices, own, sheet, ui=ui.PreviewImage(sheet, cls=cls))
-
-
-class Rarity(NamedTuple):
-    """Of each image: its score or novelty, and its percentile in the reference (empty if there is none)."""
-
-    values: list[float]
-    percentiles: list[float]
-
-
-def rarity_of(images: list, encoder: Any, mode: str, by: str, reference: Any) -> Rarity:
-    """The scores or novelties of all images of some batches. Raises ValueError for a reference that does not fit."""
-    how = how_of(mode, 0, FIT, ANTIALIAS)
-    if by == NOVELTY:
-        if reference is None:
-            raise ValueError("reference is needed to rank by novelty; connect one, from JEPA Reference")
-        check_comparable(reference, encoder, seen_as(FIT, ANTIALIAS))
-        values = novelties([image for batch in images for image in batch], encoder, reference, how)
-        return Rarity(values, novelty_percentiles(values, reference, encoder))
-    if reference is not None:
-        check_scored_alike(reference, encoder, how)
-    bar = ProgressBar(count_images(images) * len(encoder.members))
-    scores = score_batches(images, encoder, **mode_arguments(mode), on_image=lambda: bar.update(1))
-    return Rarity(scores, score_percentiles(scores, encoder, reference) if reference is not None else [])
 
 
 def labels(ranked: list, percentiles: list[float], seeds: list[int]) -> list[str]:

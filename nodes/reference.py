@@ -4,11 +4,12 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
+from ..host.scoring.modes import how_of, reference_scoring
 from ..host.scoring.novelty import own_novelties
 from ..host.scoring.reference import make_reference, reference_scores
 from ..host.scoring.scores import check_images
 from .input_checks import check_values, count_images, inputs_of, only
-from .scoring_inputs import how_of, reference_inputs, reference_scoring
+from .scoring_inputs import reference_inputs
 from .types import JEPAEncoder, JEPAReference
 
 REFERENCE_ENCODER = (

@@ -7,9 +7,10 @@ from comfy_api.latest import io, ui
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.scoring.comparison import Comparison, check_scored_alike, compare, ranking
+from ..host.scoring.modes import how_of, mode_arguments
 from ..host.scoring.scores import combined_scores, score_images
 from .input_checks import check_values, inputs_of
-from .scoring_inputs import how_of, mode_arguments, mode_inputs, view_inputs
+from .scoring_inputs import mode_inputs, view_inputs
 from .types import JEPAEncoder, JEPAReference
 
 

@@ -1,15 +1,11 @@
 """The inputs that set how images are scored, shared by several nodes."""
 
-from typing import Any
-
 from comfy_api.latest import io
 
-from ..host.scoring.reference import seen_as
-from ..jepa_core.reference import EXACT, NO_SCORE, mode_of
+from ..host.options import PROJECTED, TOP_K
+from ..jepa_core.reference import EXACT, NO_SCORE
 from ..jepa_core.score import PROJECTION
 
-TOP_K = "top-k"
-PROJECTED = "projected"
 _MODES = (
     f"{EXACT}: all singular values of the encoder's Jacobian; slow, with one backward pass for each embedding entry. "
     f"{TOP_K}: only the largest, several times faster. {PROJECTED}: the fastest, for ranking many images; it ranks nearly "
@@ -62,21 +58,3 @@ def view_inputs() -> list[io.Input]:
             tooltip="Smooths the image before shrinking it for the encoder, as in the encoder's training.",
         ),
     ]
-
-
-def mode_arguments(mode: str, top_k: int | None = None) -> dict[str, Any]:
-    """The arguments of jepa_core.jepa_score for a mode."""
-    return {
-        "top_k": top_k if mode == TOP_K else None,
-        "projection": PROJECTION if mode == PROJECTED else None,
-    }
-
-
-def reference_scoring(mode: str, top_k: int) -> dict[str, Any] | None:
-    """The arguments of jepa_core.jepa_score for a reference, or None for no scores."""
-    return None if mode == NO_SCORE else mode_arguments(mode, top_k)
-
-
-def how_of(mode: str, top_k: int, fit: str, antialias: bool) -> dict[str, str]:
-    """The settings that what is compared must share, by input name; see jepa_core.Reference."""
-    return {"mode": mode_of(reference_scoring(mode, top_k))} | seen_as(fit, antialias)

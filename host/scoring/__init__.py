@@ -1,6 +1,9 @@
 """Scores of batches of images, references to compare them with, and the patches of one image.
 
 scores.py           scoring and ranking a batch
+modes.py            kinds of score, by the names in menus
+rarity.py           images by score or by novelty, with percentiles
+floor.py            the least quality that an image must have
 reference.py        making references, and what may be compared with them
 novelty.py          distances to a reference, and among its pictures
 comparison.py       images beside a reference: percentiles, novelty, text

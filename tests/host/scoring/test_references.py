@@ -217,7 +217,7 @@ def test_the_percentile_by_hand():
 def test_images_are_ranked_by_novelty_without_a_score(tiny, images, keep, monkeypatch):
     reference, *_ = reference_of([images[:5]], tiny.encoder, mode=NO_SCORE)
     expected = novelties(list(images), tiny.encoder, reference, HOW)
-    monkeypatch.setattr("jepa_guidance.nodes.rank_images.score_batches", None)
+    monkeypatch.setattr("jepa_guidance.host.scoring.rarity.score_batches", None)
     (kept,), values, indices, _, _ = rank(
         [images[:4], images[4:]], tiny.encoder, keep=keep, by="novelty", reference=reference
     )
@@ -245,7 +245,7 @@ def test_ranking_by_score_is_the_same_with_a_reference_and_shows_percentiles(tin
 def test_a_ranking_that_cannot_be_is_refused_before_work(tiny, images, changes, made, message, monkeypatch):
     if made is not None:
         changes = changes | {"reference": reference_of([images[:2]], tiny.encoder, **made)[0]}
-    monkeypatch.setattr("jepa_guidance.nodes.rank_images.score_batches", None)
+    monkeypatch.setattr("jepa_guidance.host.scoring.rarity.score_batches", None)
     with pytest.raises(ValueError, match=message):
         rank([images], tiny.encoder, **changes)
 
