@@ -59,3 +59,9 @@ NO_FLOOR = "none"
 FLOOR_VALUE = "value"
 FLOOR_PERCENTILE = "percentile"
 FLOORS = (NO_FLOOR, FLOOR_VALUE, FLOOR_PERCENTILE)
+
+# variety
+NO_VARIETY = "none"
+CONDITIONING_NOISE = "noise on the conditioning (CADS)"
+BOOSTED_START = "boosted start (Boost-and-Skip)"
+VARIETIES = (NO_VARIETY, CONDITIONING_NOISE, BOOSTED_START)

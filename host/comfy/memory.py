@@ -43,6 +43,14 @@ def has_room(device: torch.device, size: float) -> bool:
     return bool(size + management.minimum_inference_memory() <= management.get_total_memory(device))
 
 
+def room_beside(patchers: list[Any]) -> float:
+    """Bytes of the device that are left for a run once these models are loaded whole; may be negative."""
+    management = comfy.model_management
+    device = patchers[0].load_device
+    weights = sum(patcher.model_size() for patcher in patchers if patcher.load_device == device)
+    return float(management.get_total_memory(device) - weights - extra_reserved_memory())
+
+
 def load_whole(patchers: list[Any]) -> None:
     """Have the host load these models now, and all weights of the plain ones. Raises if the device is full."""
     load_models_gpu(patchers, force_full_load=True)

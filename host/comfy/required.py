@@ -120,13 +120,15 @@ ProgressBar = _need(comfy.utils, "ProgressBar")
 PreviewMethod = _need(comfy.cli_args, "LatentPreviewMethod")
 SAMPLER_WRAPPER = _need(_need(comfy.patcher_extension, "WrappersMP"), "SAMPLER_SAMPLE")
 RUN_WRAPPER = _need(comfy.patcher_extension.WrappersMP, "OUTER_SAMPLE")
+PREPARE_WRAPPER = _need(comfy.patcher_extension.WrappersMP, "PREPARE_SAMPLING")
 WrapperExecutor = _need(comfy.patcher_extension, "WrapperExecutor")
 
 for _name in ("clone", "get_model_object", "set_additional_models", "get_additional_models_with_key"):
     _need(ModelPatcher, _name)
 for _name in ("add_wrapper_with_key", "remove_wrappers_with_key", "load", "model_patches_models"):
     _need(ModelPatcher, _name)
-_need(ModelPatcher, "remove_additional_models")
+for _name in ("remove_additional_models", "get_wrappers", "memory_required", "model_size"):
+    _need(ModelPatcher, _name)
 for _name in ("throw_exception_if_invalid", "spacial_compression_decode", "temporal_compression_decode"):
     _need(VAE, _name)
 for _name in ("process_in", "latent_channels", "latent_dimensions", "taesd_decoder_name"):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .required import RUN_WRAPPER, SAMPLER_WRAPPER, Sampler, WrapperExecutor, common_ksampler
+from .required import PREPARE_WRAPPER, RUN_WRAPPER, SAMPLER_WRAPPER, Sampler, WrapperExecutor, common_ksampler
 
 MAX_SEED = 2**64 - 1  # of KSampler
 
@@ -43,6 +43,15 @@ def wrap_run(model: Any, key: str, wrapper: Callable) -> None:
     """
     model.remove_wrappers_with_key(RUN_WRAPPER, key)
     model.add_wrapper_with_key(RUN_WRAPPER, key, wrapper)
+
+
+def wrap_preparation(model: Any, key: str, wrapper: Callable) -> None:
+    """Have `wrapper`(executor, model, noise shape, ...) called around the loading of the models of each run of MODEL.
+
+    Replaces an earlier wrapper with the same key.
+    """
+    model.remove_wrappers_with_key(PREPARE_WRAPPER, key)
+    model.add_wrapper_with_key(PREPARE_WRAPPER, key, wrapper)
 
 
 def unwrapped(model: Any, key: str) -> Any:

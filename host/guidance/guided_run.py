@@ -27,8 +27,7 @@ from .preparation import gradient_check, hold_constant, make_differentiable
 from .progress import StepProgress
 from .record import record_places, record_step
 from .refusals import check_finite, check_frames
-from .refused_samplers import OTHERS, sampler_name
-from .sampler_probe import probe_sampler
+from .sampler_probe import check_order, probe_sampler
 from .schedule import latent_scale, posterior_variance, signal_rate
 from .shift import shift_of
 from .trace import Trace, UnguidedStep
@@ -93,11 +92,7 @@ class GuidedRun:
         guided_model = self.begin(plan, model, x, sigmas, extra_args or {})
 
         def after_step(state: dict) -> None:
-            if plan.first.get(guided_model.calls - 1) != state["i"]:
-                raise RuntimeError(
-                    f"JEPA guidance: the sampler {sampler_name(function)!r} runs in another order than in its dry run, so "
-                    f"its steps cannot be guided. {OTHERS}"
-                )
+            check_order(plan, guided_model.calls - 1, state["i"], function)
             self.after_step(state["i"])
             if callback is not None:
                 callback(state)

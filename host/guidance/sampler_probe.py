@@ -61,6 +61,19 @@ def probe_sampler(function: Callable, sigmas: Tensor, options: dict, model: Any)
     return SamplerPlan(steps, seen, carry)
 
 
+def check_order(plan: SamplerPlan, call: int, step: int, function: Callable) -> None:
+    """Raise RuntimeError unless a sampler reports a step after its first model call, as in its dry run.
+
+    Args:
+        call: the last one, from 0. step: that the sampler reports.
+    """
+    if plan.first.get(call) != step:
+        raise RuntimeError(
+            f"JEPA guidance: the sampler {sampler_name(function)!r} runs in another order than in its dry run, so "
+            f"its steps cannot be guided. {OTHERS}"
+        )
+
+
 class _CannotBeGuided(Exception):
     """What a dry run found; the message is the reason."""
 

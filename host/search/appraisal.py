@@ -1,8 +1,7 @@
 """How rare and how good candidates are, from their clean estimates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -77,7 +76,9 @@ class Appraiser:
             each = [self._novelty(frames, number) for number in range(len(self.encoder.members))]
             (value,) = combined(each, self.reference, self.encoder)
             return value
-        return sum(member.weight * self._score(frames, member.encoder.encoder) for member in self.encoder.members)
+        return sum(
+            member.weight * self._score(frames, member.encoder.encoder) for member in self.encoder.members
+        )
 
     def _score(self, frames: Tensor, encoder: Encoder) -> float:
         encoder, x = self._seen(frames, encoder)

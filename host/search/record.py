@@ -76,7 +76,9 @@ class SearchRecord:
             return "JEPA search: has not run yet"
         total = len(self.candidates)
         if not self.kept:
-            text = f"JEPA search: step {self.done} of {self.steps}, {len(self.left)} of {total} candidates left"
+            text = (
+                f"JEPA search: step {self.done} of {self.steps}, {len(self.left)} of {total} candidates left"
+            )
             return "\n".join([text, *self.notices])
         values = [one.value for one in self.kept]
         share = 100 * self.rows / max(self.calls * total, 1)

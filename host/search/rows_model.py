@@ -71,7 +71,7 @@ class RowsModel:
         answer = x.clone()
         seen: list[dict[str, Tensor]] = [{} for _ in post_cfg_hooks(kwargs)]
         rest = list(left)
-        size = self._at_once or self._that_fit(x)
+        size = self._at_once or rows_that_fit(self._guider.inner_model, x.shape, get_free_memory(x.device))
         while rest:
             chosen = rest[:size]
             state = PatchState(kwargs.get("model_options", {}), self._guider.inner_model.diffusion_model)
@@ -135,14 +135,11 @@ class RowsModel:
         with replaced_conditioning(self._guider, conditioning):
             yield RowsCall(model, x[chosen], own["sigma"], cut)
 
-    def _that_fit(self, x: Tensor) -> int:
-        return rows_that_fit(self._guider.inner_model, x, get_free_memory(x.device))
 
-
-def rows_that_fit(base_model: Any, x: Tensor, free: float) -> int:
-    """How many rows of a batch like x a denoiser call has room for, by the host's own estimate; at least 1."""
-    alone = base_model.memory_required([1, *x.shape[1:]]) * _MARGIN
-    return max(1, min(len(x), int(free // max(alone, 1))))
+def rows_that_fit(base_model: Any, shape: Sequence[int], free: float) -> int:
+    """How many rows of a batch of this shape a denoiser call has room for, by the host's own estimate; at least 1."""
+    alone = base_model.memory_required([1, *shape[1:]]) * _MARGIN
+    return max(1, min(shape[0], int(free // max(alone, 1))))
 
 
 def _of_whole_batch(

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
@@ -17,15 +17,14 @@ from ..guidance.guided_run import GuidedRun
 from ..guidance.model_calls import post_cfg_hooks
 from ..guidance.refusals import check_finite, check_frames
 from ..guidance.sampler_probe import check_order, probe_sampler
-from ..options import BOOSTED_START, CONDITIONING_NOISE
-from ..scoring.floor import floor_value
-from ..variety.boost import boosted_start, skipped
-from ..variety.cads import CadsSettings, time_left, with_noised_conditioning
+from ..options import CONDITIONING_NOISE
+from ..scoring.floor import above, check_any_above, floor_value
+from ..variety.cads import Cads, time_left, with_noised_conditioning
 from .appraisal import Appraiser
 from .config import SearchConfig
 from .record import Candidate, SearchRecord
 from .rows_model import Change, RowsModel
-from .selection import choose, plan_looks
+from .selection import below_floor, choose, plan_looks
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,10 @@ class SearchRun:
             for one, quality in zip(record.candidates, config.qualities, strict=True):
                 one.quality = quality
             self._set_floor(config.qualities)
-        self._go_on_with(record.candidates if self.floor == -math.inf else self._able(record.candidates))
+            check_any_above(config.qualities, self.floor)
+            for one, able in zip(record.candidates, above(config.qualities, self.floor), strict=True):
+                one.dropped = "" if able else below_floor(one.quality, self.floor)
+        self._go_on_with(record.left)
 
     # --- model calls ---------------------------------------------------------------------------------------------
 
@@ -142,7 +144,7 @@ class SearchRun:
         step = self.plan.first.get(self.calls)
         change = self._change(sigma)
         if self.guided_run and not self.guided and self._searched(step):
-            self._begin_guidance(self.guided_run, x, sigma, kwargs, change)
+            self._begin_guidance(self.guided_run, x, sigma, change)
         if self.guided_run and self.guided:
             estimates = self._guided(self.guided_run, self.guided, x, sigma, kwargs, change)
         else:
@@ -158,10 +160,9 @@ class SearchRun:
         """Whether this is the first call of a step after the last look."""
         return step is not None and step > max(self.looks, default=-1)
 
-    def _begin_guidance(
-        self, run: GuidedRun, x: Tensor, sigma: Tensor, kwargs: dict, change: Change | None
-    ) -> None:
-        with self.rows.of(self.left, x, sigma, {**self.extra_args, **kwargs}, change) as call:
+    def _begin_guidance(self, run: GuidedRun, x: Tensor, sigma: Tensor, change: Change | None) -> None:
+        # without the hooks that the sampler has added since
+        with self.rows.of(self.left, x, sigma, self.extra_args, change) as call:
             self.guided = run.begin(self.plan, call.model, call.x, self.sigmas, call.kwargs, self.calls)
 
     def _guided(
@@ -186,14 +187,11 @@ class SearchRun:
         """Adds this call's noise to the conditioning, if that is asked for."""
         if self.config.variety != CONDITIONING_NOISE:
             return None
-        left = time_left(self.base_model.model_sampling, sigma.flatten()[0])
-        if annealing(left) == 1:
-            return None
         return partial(
             with_noised_conditioning,
             step=self.calls,
-            t=left,
-            settings=CadsSettings(scale=self.config.amount),
+            t=time_left(self.base_model.model_sampling, sigma.flatten()[0]),
+            settings=Cads(scale=self.config.amount),
             seed=self.config.seed,
         )
 
@@ -221,8 +219,12 @@ class SearchRun:
         broken = [str(one.index) for one in before if not math.isfinite(one.value)]
         if broken:
             self.record.notice(f"image(s) {', '.join(broken)} hold NaN or infinite values and were dropped")
+        if len(broken) == len(before):
+            raise ValueError(
+                "every candidate holds NaN or infinite values; the model, the VAE or their precision is at fault"
+            )
         if not stay:
-            raise ValueError(_nothing_left(before, self.floor))
+            check_any_above([one.quality for one in before], self.floor)
         return stay
 
     def _set_floor(self, qualities: Sequence[float]) -> None:
@@ -234,3 +236,70 @@ class SearchRun:
         self.order = [one.index for one in stay]
         self.left = sorted(self.order)
         self.report(self.record)
+
+    # --- progress and reports --------------------------------------------------------------------------------------
+
+    def _plan_work(self, batch: int) -> None:
+        """How much of the denoiser's work is done before each step, as a share; then 1."""
+        lefts, left = [], batch
+        for step in range(self.plan.steps):
+            lefts.append(left)
+            left = min(left, self.looks.get(step, left))
+        self._shares = [done / sum(lefts) for done in accumulate(lefts, initial=0)]
+        self._bar = ProgressBar(self.plan.steps)
+        self._rows_of_step = 0
+
+    @property
+    def progress(self) -> float:
+        """The share of the denoiser's work that is done."""
+        done = self.record.done
+        within = min(self._rows_of_step / len(self.left), 1)
+        return self._shares[done] + within * (
+            self._shares[min(done + 1, self.plan.steps)] - self._shares[done]
+        )
+
+    def _after_rows(self, count: int) -> None:
+        """Count candidates that went through the denoiser; raises if the user interrupted the run."""
+        self.record.rows += count
+        self._rows_of_step += count
+        interrupt_check()
+        self._bar.update_absolute(self.progress * self.plan.steps)
+
+    def _after_step(self, step: int) -> None:
+        self.record.done = step + 1
+        self._rows_of_step = 0
+        if self.guided_run and self.guided:
+            self.guided_run.after_step(step)
+        self.report(self.record)
+
+    def _end(self, result: Tensor) -> Tensor:
+        """Choose among the finished candidates."""
+        last = self.sigmas[-1]
+        if self.guided_run and self.guided:
+            result[self.left] = self.guided_run.end(self.guided.result(result[self.left]), last)
+        clean = self.estimates
+        if last == 0:
+            clean = self.base_model.model_sampling.inverse_noise_scaling(last, result)
+        self.record.done = self.plan.steps
+        self._appraise(clean, self.plan.steps)
+        if self.appraiser.quality and self.record.floor is None:
+            self._set_floor([one.quality for one in self.record.left])
+        self.record.kept = self._chosen(self.config.count)
+        if len(self.record.kept) < min(self.config.count, len(result)):
+            self.record.notice(f"only {len(self.record.kept)} of {self.config.count} can be kept")
+        self.report(self.record)
+        return result
+
+
+class _Searching:
+    """The model that the sampler calls."""
+
+    def __init__(self, model: Any, answer: Callable[[Tensor, Tensor, dict], Tensor]) -> None:
+        self._model = model
+        self._answer = answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        return self._answer(x, sigma, kwargs)

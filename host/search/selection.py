@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
+from ..scoring.floor import above
 from .record import Candidate
 
 
@@ -24,10 +26,12 @@ def looks_of(text: str) -> tuple[float, ...]:
     try:
         looks = tuple(map(float, parts))
     except ValueError:
-        raise ValueError(f"looks must be numbers with commas between them, such as 0.4, 0.7; got {text!r:.100}") from None
+        raise ValueError(
+            f"looks must be numbers with commas between them, such as 0.4, 0.7; got {text!r:.100}"
+        ) from None
     if not all(0 < look < 1 for look in looks):
         raise ValueError(f"looks must lie between 0 and 1, as shares of the steps; got {text!r:.100}")
-    if any(later <= earlier for earlier, later in zip(looks, looks[1:], strict=False)):
+    if any(later <= earlier for earlier, later in pairwise(looks)):
         raise ValueError(f"looks must grow from one to the next; got {text!r:.100}")
     return looks
 
@@ -36,14 +40,15 @@ def plan_looks(looks: Sequence[float], steps: int, candidates: int, count: int) 
     """When to look, and how many candidates stay: from look to look the same share, down to `count` at the last.
 
     A look uses the clean estimate of the step that completes its share of the steps. Looks that fall into one step become
-    one, and a look in the last step, which would save nothing, is left out.
+    one. One in the last step, or one that drops nobody, is left out.
     """
     lefts: dict[int, int] = {}
+    before = candidates
     for number, look in enumerate(looks, 1):
-        left = candidates * (count / candidates) ** (number / len(looks))
+        left = max(round(candidates * (count / candidates) ** (number / len(looks))), count)
         step = max(round(look * steps) - 1, 0)
-        if step < steps - 1:
-            lefts[step] = max(round(left), count)
+        if step < steps - 1 and left < before:
+            lefts[step] = before = left
     return [Look(step, left) for step, left in lefts.items()]
 
 
@@ -59,11 +64,16 @@ def choose(candidates: Sequence[Candidate], left: int, floor: float, *, highest:
     for one in candidates:
         if not math.isfinite(one.value):
             one.dropped = "not finite"
-        elif floor > -math.inf and not one.quality >= floor:
-            one.dropped = f"quality {one.quality:.3g} is below the floor {floor:.3g}"
+        elif not above([one.quality], floor)[0]:
+            one.dropped = below_floor(one.quality, floor)
         else:
             able.append(one)
     able.sort(key=lambda one: -one.value if highest else one.value)
     for one in able[left:]:
         one.dropped = "less wanted than the others"
     return able[:left]
+
+
+def below_floor(quality: float, floor: float) -> str:
+    """Why a candidate of this quality is dropped."""
+    return f"quality {quality:.3g} is below the floor {floor:.3g}"

@@ -1,0 +1,37 @@
+"""Candidates as the rows of a latent."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def batch_of(latent: dict, candidates: int) -> dict:
+    """A LATENT with one row for each candidate.
+
+    Of an empty latent only the size counts; an image is the same for all candidates; a batch of as many images as
+    candidates stays as it is.
+
+    Raises:
+        ValueError: another number of images.
+    """
+    samples = latent["samples"]
+    rest = {name: value for name, value in latent.items() if name != "batch_index"}
+    if len(samples) == candidates:
+        return latent
+    if not samples.any():
+        return {**rest, "samples": torch.zeros_like(samples[:1]).repeat(candidates, *[1] * (samples.ndim - 1))}
+    if len(samples) == 1:
+        return {**rest, "samples": samples.repeat(candidates, *[1] * (samples.ndim - 1))}
+    raise ValueError(
+        f"latent_image holds {len(samples)} images for {candidates} candidates; give one image, or one for each candidate"
+    )
+
+
+def kept_rows(latent: dict, kept: Sequence[int]) -> dict:
+    """Some rows of a LATENT, with their places in the batch, from which the host's samplers draw the same noise again."""
+    samples, mask = latent["samples"], latent.get("noise_mask")
+    places = latent.get("batch_index", range(len(samples)))
+    rows = {**latent, "samples": samples[list(kept)], "batch_index": [places[index] for index in kept]}
+    if mask is not None and len(mask) == len(samples):
+        rows["noise_mask"] = mask[list(kept)]
+    return rows
