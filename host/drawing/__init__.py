@@ -2,5 +2,8 @@
 
 pictures.py         labelled sheets of pictures; conversion to the host's IMAGE
 rarity_overlay.py   patch scores as colours over an image
+axes.py             what charts share
+labels.py           where labels of dots have room
+rarity_chart.py     the chart of many images: rarity, and quality against it
 trace_chart.py      the chart of a guided run
 """

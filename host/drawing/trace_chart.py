@@ -11,16 +11,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..guidance.trace import GuidedStep, Step, Trace
 from ..options import NOVELTY, NOVELTY_JUDGE, SCORE
+from .axes import (
+    BIG,
+    BOTTOM,
+    COLOURS,
+    LEFT,
+    LEGEND_HEIGHT,
+    NORMAL,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Font,
+    nice_ticks,
+    upright,
+)
 from .pictures import INK, PAPER
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
-
-WIDTH, PANEL_HEIGHT, LEGEND_HEIGHT = 1024, 520, 36  # pixels; text stays legible at half the size
-LEFT, RIGHT, TOP, BOTTOM = 150, 30, 84, 96  # margins of a panel
-BIG, NORMAL = 30, 25  # text sizes, pixels
+PANEL_HEIGHT = 520  # pixels
 UNGUIDED = "#e4e4e4"
-# Okabe and Ito's colour-blind safe palette; lines also differ in their marks.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Lines differ in their colours and in their marks.
 MARKS = ("circle", "square", "triangle", "diamond", "circle", "square")
 PALE = 0.7  # share of white in the colour of single images of a batch
 AXES = {SCORE: "score (nats), lower is rarer", NOVELTY: "novelty, higher is rarer"}
@@ -148,20 +157,11 @@ def _draw_panel(shown: Panel, steps: Sequence[Step]) -> Image.Image:
         font=normal,
         anchor="ms",
     )
-    _upright(panel, shown.axis, (36, (TOP + bottom) // 2), normal)
+    upright(panel, shown.axis, (36, (TOP + bottom) // 2), normal)
     _draw_lines(draw, lines, across, down)
     if legend:
         _draw_legend(draw, entries, normal)
     return panel
-
-
-def _upright(panel: Image.Image, text: str, centre: tuple[int, int], font: Font) -> None:
-    """Write a text rotated by 90 degrees."""
-    right, bottom = map(round, font.getbbox(text)[2:])
-    strip = Image.new("RGB", (right + 4, bottom + 8), PAPER)
-    ImageDraw.Draw(strip).text((2, 2), text, fill=INK, font=font)
-    strip = strip.rotate(90, expand=True)
-    panel.paste(strip, (centre[0] - strip.width // 2, centre[1] - strip.height // 2))
 
 
 def _styles(lines: Sequence[Line]) -> list[tuple[str, str, int]]:
@@ -211,21 +211,6 @@ def _mixed(colour: str) -> str:
     """A colour mixed with white."""
     parts = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return "#" + "".join(f"{round(part + (255 - part) * PALE):02x}" for part in parts)
-
-
-def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """Evenly spaced round numbers that cover `low` to `high`, with at most `most` intervals."""
-    span = (high - low) or max(abs(high), 1.0) * 0.1
-    size = 10 ** math.floor(math.log10(span / most))
-    step = next(
-        size * factor
-        for factor in (1, 2, 5, 10, 20)
-        if math.ceil(high / (size * factor)) - math.floor(low / (size * factor)) <= most
-    )
-    first, last = math.floor(low / step), math.ceil(high / step)
-    if first == last:
-        first, last = first - 1, last + 1
-    return [round(index * step, 12) for index in range(first, last + 1)]
 
 
 def shown_steps(first: int, last: int, most: int = 12) -> list[int]:
