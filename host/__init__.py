@@ -8,6 +8,7 @@ scoring/      scores of images, and maps of where in an image the rarity is
 generators/   the demo generator and D-JEPA, as models of the host
 variety/      more variety from one prompt: noise on the conditioning, a boosted start
 guidance/     the MODEL patch that guides any sampler
+search/       the rarest of many candidates, without a gradient
 drawing/      pictures and charts
 
 options.py, next to them, has the option strings that users see.

@@ -137,5 +137,5 @@ class JEPAGuidedKSampler(io.ComfyNode):
             **sampling,
         )
         node_settings = {"seed": seed} | sampling | settings
-        note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, node_settings, report.trace)
+        note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, node_settings, report.trace.as_json())
         return io.NodeOutput(latent, report.trace, ui={"jepa_trace": [report.trace.as_json()]})

@@ -1,10 +1,12 @@
 """JEPARareSearch: the rarest of many seeds, found without a gradient."""
 
-from collections.abc import Iterator
+import math
+from itertools import islice
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image
 
 from ..host.comfy.required import SAMPLER_NAMES, sampler_object
 from ..host.comfy.sampling import MAX_SEED, stock_sample
@@ -14,7 +16,17 @@ from ..host.drawing.search_sheet import search_sheet
 from ..host.guidance.refusals import check_finite, check_frames
 from ..host.guidance.refused_samplers import sampler_refusal
 from ..host.guidance.report import note_in_images
-from ..host.options import FLOORS, NO_FLOOR, NO_VARIETY, NOVELTY, RAREST, SCORE, TYPICAL, VARIETIES
+from ..host.options import (
+    FLOOR_PERCENTILE,
+    FLOORS,
+    NO_FLOOR,
+    NO_VARIETY,
+    NOVELTY,
+    RAREST,
+    SCORE,
+    TYPICAL,
+    VARIETIES,
+)
 from ..host.scoring.floor import check_qualities
 from ..host.search.batch import batch_of, kept_rows
 from ..host.search.config import SearchConfig
@@ -27,6 +39,7 @@ from .sampling_inputs import MAX_CFG, sampling_inputs
 from .types import JEPAEncoder, JEPAPromptFitLink, JEPAReference
 
 MOST = 1024  # candidates
+ADVANCED = {"advanced": True}  # the oldest host has no argument for it
 
 
 class JEPARareSearch(io.ComfyNode):
@@ -96,11 +109,14 @@ class JEPARareSearch(io.ComfyNode):
                     tooltip="Which image of the batch each is, from 0. Latent From Batch opens it again.",
                 ),
                 io.Float.Output(
-                    display_name="qualities", is_output_list=True, tooltip="Their quality; empty if none is measured."
+                    display_name="qualities",
+                    is_output_list=True,
+                    tooltip="Their quality; empty if none is measured.",
                 ),
                 io.Image.Output(
                     display_name="candidates",
-                    tooltip="Every candidate as it was last seen, small and, if dropped early, blurred; for JEPA Prompt Map.",
+                    is_output_list=True,
+                    tooltip="Every candidate as last seen, small and, if dropped early, blurred; for JEPA Prompt Map.",
                 ),
                 io.Float.Output(
                     display_name="candidate_scores",
@@ -108,10 +124,13 @@ class JEPARareSearch(io.ComfyNode):
                     tooltip="The score or novelty of every candidate when last seen.",
                 ),
                 io.Image.Output(
-                    display_name="sheet", tooltip="All candidates with their scores; dropped ones are greyed."
+                    display_name="sheet",
+                    is_output_list=True,
+                    tooltip="All candidates; dropped ones are greyed.",
                 ),
                 io.Image.Output(
                     display_name="chart",
+                    is_output_list=True,
                     tooltip="Rarity of all candidates against their quality, with those that nothing beats in both.",
                 ),
             ],
@@ -152,20 +171,242 @@ class JEPARareSearch(io.ComfyNode):
         found = [_search(run, reporter) for run in runs_of(inputs)]
         for run, record, _ in found:
             note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, run, record.as_json())
-        candidates = [one for _, record, _ in found for one in record.candidates]
-        kept = [one for _, record, _ in found for one in record.kept]
-        by, keep = (found[-1][0][name] for name in ("by", "keep"))
-        measured = any(one.quality == one.quality for one in candidates)
-        sheet = search_sheet(candidates, kept)
-        chart = draw_rarity(...)
+        records = [record for _, record, _ in found]
+        sheets = [search_sheet(record) for record in records]
+        kept = [one for record in records for one in record.kept]
         return io.NodeOutput(
-            [latent for _, _, latent in found],
+            [latent for *_, latent in found],
             [one.value for one in kept],
             [one.index for one in kept],
-            [one.quality for one in kept] if measured else [],
-            torch.stack([one.picture for one in candidates if one.picture is not None]),
-            [one.value for one in candidates],
-            sheet,
-            to_image(chart),
-            ui={"jepa_search": [reporter.final(record) for _, record, _ in found]},
+            [one.quality for record in records if record.has_qualities for one in record.kept],
+            [pictures_of(record) for record in records],
+            [one.value for record in records for one in record.candidates],
+            sheets,
+            [to_image(chart_of(record)) for record in records],
+            ui={
+                **ui.PreviewImage(torch.cat(sheets[-1:]), cls=cls).as_dict(),
+                "jepa_search": [reporter.final(record) for record in records],
+            },
         )
+
+
+def runs_of(inputs: dict[str, list]) -> list[dict[str, Any]]:
+    """The inputs of each run: as many as the longest list has entries, with the last entry of shorter ones again.
+
+    `quality` is one list for all runs, which is cut to pieces of as many entries as there are candidates.
+    """
+    quality = inputs.get("quality") or [None]
+    others = {name: values for name, values in inputs.items() if name != "quality"}
+    runs = [
+        {name: values[min(number, len(values) - 1)] for name, values in others.items()}
+        for number in range(max(map(len, others.values())))
+    ]
+    if quality == [None]:
+        return runs
+    totals = [run["candidates"] for run in runs]
+    check_qualities(quality, sum(totals))
+    remaining = iter(quality)
+    return [
+        {**run, "quality": list(islice(remaining, total))} for run, total in zip(runs, totals, strict=True)
+    ]
+
+
+def _search(inputs: dict[str, Any], reporter: SearchReporter) -> tuple[dict[str, Any], SearchRecord, dict]:
+    """One search: its inputs, what it did, and the kept latents."""
+    given = {name: value for name, value in inputs.items() if value is not None}
+    check_values(inputs_of(JEPARareSearch), given)
+    config = config_of(given)
+    samples = given["latent_image"]["samples"]
+    check_frames(samples, given["encoder"])
+    check_finite(samples)
+    batch = batch_of(given["latent_image"], config.candidates)
+    model, record = apply_search(
+        given["model"],
+        given["vae"],
+        given["encoder"],
+        config,
+        reference=given.get("reference"),
+        prompt_fit=given.get("prompt_fit"),
+        report=reporter,
+    )
+    sampling = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
+    latent = stock_sample(model, batch, **{name: given[name] for name in sampling}, **part_of_schedule(given))
+    return inputs, record, kept_rows(latent, [one.index for one in record.kept])
+
+
+def config_of(given: dict[str, Any]) -> SearchConfig:
+    """The settings of a search from the node's inputs. Raises ValueError for inputs that contradict each other."""
+    candidates, count = given["candidates"], given["count"]
+    if count > candidates:
+        raise ValueError(
+            f"count {count} is larger than candidates, {candidates}; lower count, or raise candidates"
+        )
+    measured = "quality" in given or "prompt_fit" in given
+    if given["floor_kind"] != NO_FLOOR and not measured:
+        raise ValueError(
+            f"floor_kind {given['floor_kind']} has nothing to measure; connect prompt_fit or quality, or set floor_kind to "
+            f"{NO_FLOOR}"
+        )
+    if "quality" in given and "prompt_fit" in given:
+        raise ValueError("quality and prompt_fit are two measures of one thing; disconnect one of them")
+    if given["floor_kind"] == FLOOR_PERCENTILE and not 0 <= given["floor"] <= 100:
+        raise ValueError(
+            f"floor {given['floor']:g} is not a percentile, from 0 to 100; lower it or change floor_kind"
+        )
+    names = ("keep", "by", "floor_kind", "floor", "variety", "amount", "seed", "rows_at_once")
+    return SearchConfig(
+        candidates,
+        count,
+        looks=looks_of(given["looks"]),
+        qualities=given.get("quality", ()),
+        **{name: given[name] for name in names},
+    )
+
+
+def part_of_schedule(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the host's sampler for a part of its schedule. Raises ValueError if the part is empty."""
+    start, end = given["start_at_step"], given["end_at_step"]
+    if start >= min(end, given["steps"]):
+        raise ValueError(
+            f"start_at_step {start} leaves no step before {min(end, given['steps'])}; lower it, or raise the end"
+        )
+    return {
+        "disable_noise": not given["add_noise"],
+        "start_step": start or None,
+        "last_step": end if end < given["steps"] else None,
+    }
+
+
+def pictures_of(record: SearchRecord) -> torch.Tensor:
+    """Every candidate as it was last seen, (N, H, W, 3); those that were never seen are white."""
+    seen = [one.picture for one in record.candidates]
+    blank = torch.ones_like(next(picture for picture in seen if picture is not None))
+    return torch.stack([blank if picture is None else picture for picture in seen])
+
+
+def chart_of(record: SearchRecord) -> Image.Image:
+    """Rarity against quality, or alone."""
+    return draw_rarity(
+        [one.value for one in record.candidates],
+        [one.index for one in record.kept],
+        by=record.by,
+        qualities=[one.quality for one in record.candidates] if record.has_qualities else (),
+        floor=-math.inf if record.floor is None else record.floor,
+    )
+
+
+def _search_inputs() -> list[io.Input]:
+    """What a search has beside KSampler's inputs."""
+    return [
+        io.Vae.Input("vae", tooltip="Decodes the candidates, in small, for the encoder."),
+        JEPAEncoder.Input("encoder", tooltip="Says which candidates are rare. From JEPA Encoder Loader."),
+        io.Int.Input(
+            "candidates",
+            default=16,
+            min=1,
+            max=MOST,
+            tooltip="How many images are begun. More find rarer ones and take longer.",
+        ),
+        io.Int.Input("count", default=4, min=1, max=MOST, tooltip="How many are finished and kept, at most."),
+        io.Combo.Input(
+            "keep",
+            options=[RAREST, TYPICAL],
+            default=RAREST,
+            tooltip=f"Which are kept, best first. Keeping the {TYPICAL} can reinforce bias.",
+        ),
+        io.String.Input(
+            "looks",
+            default="0.4, 0.7",
+            tooltip="After which shares of the steps candidates are dropped. From 16 candidates, 8 are left after the first "
+            "look and 4 after the second. Early looks save more time and judge more blurred images. Empty: all are "
+            "finished.",
+        ),
+        io.Combo.Input(
+            "by",
+            options=[SCORE, NOVELTY],
+            default=SCORE,
+            tooltip=f"What makes an image rare. {SCORE}: the JEPA score (projected), lower is rarer. {NOVELTY}: how far it "
+            "is from its nearest in the reference, higher is rarer; much faster.",
+        ),
+        io.Combo.Input(
+            "variety",
+            options=list(VARIETIES),
+            default=NO_VARIETY,
+            tooltip="Widens what is searched, for models that draw one picture a prompt. Kept images are then no longer "
+            "those of KSampler. CADS: noise on the prompt that fades (arXiv 2310.17347). Boost-and-Skip: a start with "
+            "stronger noise (arXiv 2502.06516).",
+        ),
+        io.Float.Input(
+            "amount",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            round=0.001,
+            tooltip="How much variety; 0 is none. Without a variety it is ignored.",
+        ),
+        io.Combo.Input(
+            "floor_kind",
+            options=list(FLOORS),
+            default=NO_FLOOR,
+            tooltip="Rare, but right: images of too little quality are never kept. value: a number. percentile: a share of "
+            "the candidates, 50 is their median. Needs prompt_fit or quality.",
+        ),
+        io.Float.Input(
+            "floor",
+            default=50.0,
+            min=-1e6,
+            max=1e6,
+            step=0.5,
+            round=0.0001,
+            tooltip="The least quality, as floor_kind says.",
+        ),
+        io.Int.Input(
+            "rows_at_once",
+            default=0,
+            min=0,
+            max=MOST,
+            extra_dict=ADVANCED,
+            tooltip="How many candidates go through the denoiser in one call; 0 for as many as fit in memory. With 1, a "
+            "kept image is bit for bit what KSampler draws alone for its place in the batch; otherwise up to rounding.",
+        ),
+        io.Int.Input(
+            "start_at_step",
+            default=0,
+            min=0,
+            max=10000,
+            extra_dict=ADVANCED,
+            tooltip="As in KSampler (Advanced).",
+        ),
+        io.Int.Input(
+            "end_at_step",
+            default=10000,
+            min=1,
+            max=10000,
+            extra_dict=ADVANCED,
+            tooltip="As in KSampler (Advanced).",
+        ),
+        io.Boolean.Input(
+            "add_noise",
+            default=True,
+            extra_dict=ADVANCED,
+            tooltip="Off for a latent that holds noise already. Without noise, candidates of one latent are all alike.",
+        ),
+        JEPAReference.Input(
+            "reference",
+            optional=True,
+            tooltip="What counts as usual: needed to search by novelty. From JEPA Reference.",
+        ),
+        JEPAPromptFitLink.Input(
+            "prompt_fit",
+            optional=True,
+            tooltip="Measures at every look how well candidates fit a text, for the floor. From JEPA Prompt Fit.",
+        ),
+        io.Float.Input(
+            "quality",
+            optional=True,
+            force_input=True,
+            tooltip="A list with the quality of each candidate, from any scorer, for instance of a draft with few steps. "
+            "Those below the floor are not begun.",
+        ),
+    ]

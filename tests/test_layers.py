@@ -20,6 +20,7 @@ FOLDERS = (
     "generators",
     "variety",
     "guidance",
+    "search",
     "drawing",
 )
 FILES = [file for layer in LAYERS for file in sorted((ROOT / layer).rglob("*.py"))]

@@ -37,7 +37,7 @@ class TraceReporter:
 
 
 def note_in_images(
-    extra_pnginfo: dict | None, node_id: str | None, settings: dict[str, Any], trace: Trace
+    extra_pnginfo: dict | None, node_id: str | None, settings: dict[str, Any], trace: dict
 ) -> None:
     """Have the host's save nodes write the settings and the trace into the images of this queue item.
 
@@ -45,10 +45,11 @@ def note_in_images(
         extra_pnginfo: the host's metadata for the queue item, which its save nodes write key by key; None if the prompt
             has none.
         settings: the node's inputs; only strings, numbers and booleans are kept.
+        trace: what the node did, as JSON.
     """
     if extra_pnginfo is not None:
         plain = {
             name: value for name, value in settings.items() if isinstance(value, str | int | float | bool)
         }
         noted = extra_pnginfo.setdefault(METADATA_KEY, {})
-        noted[str(node_id)] = {"settings": plain, "trace": trace.as_json()}
+        noted[str(node_id)] = {"settings": plain, "trace": trace}

@@ -19,7 +19,10 @@ def batch_of(latent: dict, candidates: int) -> dict:
     if len(samples) == candidates:
         return latent
     if not samples.any():
-        return {**rest, "samples": torch.zeros_like(samples[:1]).repeat(candidates, *[1] * (samples.ndim - 1))}
+        return {
+            **rest,
+            "samples": torch.zeros_like(samples[:1]).repeat(candidates, *[1] * (samples.ndim - 1)),
+        }
     if len(samples) == 1:
         return {**rest, "samples": samples.repeat(candidates, *[1] * (samples.ndim - 1))}
     raise ValueError(

@@ -65,6 +65,10 @@ class SearchRecord:
     def left(self) -> list[Candidate]:
         return [one for one in self.candidates if one.left]
 
+    @property
+    def has_qualities(self) -> bool:
+        return any(math.isfinite(one.quality) for one in self.candidates)
+
     def notice(self, text: str) -> None:
         """Note what went otherwise than asked, in the log and in the message."""
         logging.warning("JEPA search: %s", text)

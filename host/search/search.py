@@ -84,7 +84,7 @@ def apply_search(
 
 def _prepare(
     config: SearchConfig,
-    needed: list[Any],
+    loaded: list[Any],
     executor: Any,
     model: Any,
     shape: Sequence[int],
