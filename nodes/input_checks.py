@@ -16,6 +16,7 @@ USED = {
     "JEPA_TRACE": "steps",
     "JEPA_REFERENCE": "parts",
     "IMAGE": "isfinite",
+    "MASK": "isfinite",
 }
 
 
@@ -51,6 +52,8 @@ def value_message(entry: io.Input, value: Any) -> str | None:
         if isinstance(entry, io.Int.Input) and not isinstance(value, Integral):
             return f"{entry.id} must be a whole number, got {value!r:.100}"
         return number_message(entry.id, value, entry.min, entry.max)
+    if isinstance(entry, io.String.Input):
+        return None if isinstance(value, str) else f"{entry.id} must be text, got {value!r:.100}"
     kind = entry.get_io_type()
     if kind == "LATENT":
         fits = isinstance(value, dict) and hasattr(value.get("samples"), "shape")
@@ -74,6 +77,11 @@ def only(name: str, values: list[Any]) -> Any:
     if len(values) != 1:
         raise ValueError(f"{name} must be one value, got a list of {len(values)}")
     return values[0]
+
+
+def given(values: Sequence[Any] | None) -> list[Any]:
+    """The values of an optional input, from the list that the host passes; [] if nothing is linked."""
+    return [] if values is None or list(values) == [None] else list(values)
 
 
 def count_images(batches: Sequence[Any]) -> int:

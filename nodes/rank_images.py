@@ -1,16 +1,29 @@
 """JEPARankImages: keep the rarest, or the most typical, of many images."""
 
-import torch
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from ..host.comfy.sampling import MAX_SEED
-from ..host.drawing.pictures import labelled_sheet
-from ..host.options import NOVELTY, PROJECTED, RAREST, SCORE, TYPICAL
-from ..host.scoring.rarity import rarity_of
-from ..host.scoring.scores import check_images, rank_images
+from ..host.drawing.pictures import labelled_sheet, to_image
+from ..host.drawing.rarity_chart import draw_rarity
+from ..host.options import NO_FLOOR, NOVELTY, PROJECTED, RAREST, SCORE, TYPICAL
+from ..host.scoring.along import kept_latents, kept_pictures
+from ..host.scoring.choice import Choice, places_of
+from ..host.scoring.floor import floor_value
+from ..host.scoring.rarity import Rarity, rarity_of
+from ..host.scoring.scores import check_images
 from ..jepa_core.reference import EXACT
 from ..jepa_core.score import PROJECTION
-from .input_checks import check_values, count_images, inputs_of, only
+from .choice_inputs import (
+    choice_inputs,
+    choice_outputs,
+    latents_of,
+    masks_of,
+    missing,
+    qualities_of,
+)
+from .input_checks import check_values, count_images, given, inputs_of, only
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -76,6 +89,7 @@ class JEPARankImages(io.ComfyNode):
                     tooltip=f"What makes an image rare. {SCORE}: the JEPA score, lower is rarer. {NOVELTY}: how far it is "
                     "from its nearest in the reference, higher is rarer; many times faster.",
                 ),
+                *choice_inputs(),
             ],
             outputs=[
                 io.Image.Output(
@@ -100,62 +114,100 @@ class JEPARankImages(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="sheet",
-                    tooltip="The kept images, labelled with rank, index, score or novelty, percentile and seed.",
+                    tooltip="The kept images, labelled with rank, index, score or novelty, percentile, quality and "
+                    "seed.",
                 ),
+                *choice_outputs(),
             ],
             is_output_node=True,
         )
 
     @classmethod
     def execute(
-        cls, images, encoder, keep, count, mode, seeds=None, reference=None, by=None
+        cls,
+        images,
+        encoder,
+        keep,
+        count,
+        mode,
+        seeds=None,
+        reference=None,
+        by=(SCORE,),
+        quality=None,
+        floor_kind=(NO_FLOOR,),
+        floor=(50.0,),
+        threshold=(0.0,),
+        places=("",),
+        latents=None,
+        masks=None,
     ) -> io.NodeOutput:
-        # a node that takes lists gets every input as a list
-        inputs = {"encoder": encoder, "keep": keep, "count": count, "mode": mode, "by": by or [SCORE]}
-        if reference not in (None, [None]):
-            inputs["reference"] = reference
-        single = {name: only(name, values) for name, values in inputs.items()}
-        for batch in images:
-            check_values(inputs_of(JEPARankImages), single | {"images": batch})
-            check_images(batch)
+        inputs = {"encoder": encoder, "keep": keep, "count": count, "mode": mode, "by": by}
+        inputs |= {"floor_kind": floor_kind, "floor": floor, "threshold": threshold, "places": places}
+        single = checked(images, inputs | ({"reference": reference} if given(reference) else {}))
         total = count_images(images)
-        given = seeds_of(seeds, total)
-        rarity = rarity_of(images, single["encoder"], single["mode"], single["by"], single.get("reference"))
-        ranked = rank_images(
-            images,
-            rarity.values,
-            count=single["count"],
-            highest=(single["by"] == NOVELTY) != (single["keep"] == TYPICAL),
+        own = seeds_of(seeds, total)
+        latents, masks = latents_of(latents, total), masks_of(masks, total)
+        qualities = qualities_of(quality, total)
+        choice = Choice(
+            *(single[name] for name in ("keep", "by", "count", "threshold")),
+            places_of(single["places"], total),
+            qualities,
+            floor_value(single["floor_kind"], single["floor"], qualities),
         )
-        indices, values, kept = (list(part) for part in zip(*ranked, strict=True))
-        own = [given[index] for index in indices] if given else []
-        sheet = labelled_sheet(kept, labels(ranked, rarity.percentiles, own))
-        alike = len({picture.shape for picture in kept}) == 1
-        pictures = [torch.stack(kept)] if alike else [picture[None] for picture in kept]
-        return io.NodeOutput(pictures, values, indices, own, sheet, ui=ui.PreviewImage(sheet, cls=cls))
+        choice.check("reference" in single)
+        rarity = rarity_of(images, single["encoder"], single["mode"], choice.by, single.get("reference"))
+        indices = choice.kept(rarity)
+        kept = kept_pictures(images, indices)
+        sheet = labelled_sheet(
+            [picture for batch in kept for picture in batch],
+            [label(rank, index, rarity, own, qualities) for rank, index in enumerate(indices, 1)],
+        )
+        chart = draw_rarity(rarity.values, indices, by=choice.by, qualities=qualities, floor=choice.floor)
+        return io.NodeOutput(
+            kept,
+            [rarity.values[index] for index in indices],
+            indices,
+            [own[index] for index in indices] if own else [],
+            sheet,
+            kept_latents(latents, indices) if latents else missing("latents"),
+            kept_pictures(masks, indices) if masks else missing("masks"),
+            [float(qualities[index]) for index in indices] if qualities else [],
+            to_image(chart),
+            sorted(set(range(total)) - set(indices)),
+            ui=ui.PreviewImage(sheet, cls=cls),
+        )
 
 
-def labels(ranked: list, percentiles: list[float], seeds: list[int]) -> list[str]:
-    """What the sheet says below each image."""
-    lines = []
-    for rank, (index, value, _) in enumerate(ranked):
-        label = f"{rank + 1}. image {index}\n{value:.2f}"
-        if percentiles:
-            label += f"\nrarer than {100 - percentiles[index]:.0f} %"
-        lines.append(f"{label}\nseed {seeds[rank]}" if seeds else label)
-    return lines
+def checked(images: list, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The single value of each input, from the lists that the host passes. Raises ValueError for what does not fit."""
+    single = {name: only(name, values) for name, values in inputs.items()}
+    for batch in images:
+        check_values(inputs_of(JEPARankImages), single | {"images": batch})
+        check_images(batch)
+    return single
+
+
+def label(rank: int, index: int, rarity: Rarity, seeds: list[int], qualities: list[float]) -> str:
+    """What the sheet says below an image."""
+    lines = [f"{rank}. image {index}", f"{rarity.values[index]:.2f}"]
+    if rarity.percentiles:
+        lines.append(f"rarer than {100 - rarity.percentiles[index]:.0f} %")
+    if qualities:
+        lines.append(f"quality {qualities[index]:.4g}")
+    if seeds:
+        lines.append(f"seed {seeds[index]}")
+    return "\n".join(lines)
 
 
 def seeds_of(seeds: list | None, total: int) -> list[int]:
     """One seed for each image; a single seed applies to all. Raises ValueError for any other number of seeds."""
-    if seeds is None or seeds == [None]:
-        return []
-    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
-        raise ValueError(f"seeds must be whole numbers, got {seeds!r:.100}")
-    if len(seeds) == 1:
-        return seeds * total
-    if len(seeds) != total:
+    each = given(seeds)
+    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in each):
+        raise ValueError(f"seeds must be whole numbers, got {each!r:.100}")
+    if len(each) == 1:
+        return each * total
+    if each and len(each) != total:
         raise ValueError(
-            f"seeds holds {len(seeds)} seeds for {total} images; give one for all, or one for each"
+            f"seeds holds {len(each)} seeds for {total} images; give one for all, or one for each"
         )
-    return seeds
+    return each

@@ -50,6 +50,7 @@ try:
     import comfy.supported_models_base
     import comfy.taesd.taesd
     import comfy.utils
+    import comfy_execution.graph_utils
     import folder_paths
 
     # mypy confuses the host's module with this pack's folder of the same name
@@ -116,6 +117,8 @@ SAMPLER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SAMPLERS")
 SCHEDULER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SCHEDULERS")
 common_ksampler = _need(host_nodes, "common_ksampler")
 VAEDecode = _need(host_nodes, "VAEDecode")
+# In place of an output: the nodes that use it are not run, and this message is shown.
+ExecutionBlocker = _need(comfy_execution.graph_utils, "ExecutionBlocker")
 ProgressBar = _need(comfy.utils, "ProgressBar")
 PreviewMethod = _need(comfy.cli_args, "LatentPreviewMethod")
 SAMPLER_WRAPPER = _need(_need(comfy.patcher_extension, "WrappersMP"), "SAMPLER_SAMPLE")

@@ -1,9 +1,12 @@
 """Scores of batches of images, references to compare them with, and the patches of one image.
 
-scores.py           scoring and ranking a batch
+scores.py           scoring a batch
 modes.py            kinds of score, by the names in menus
 rarity.py           images by score or by novelty, with percentiles
 floor.py            the least quality that an image must have
+choice.py           which images are kept
+along.py            latents and masks that go along with images
+groups.py           groups of images that look alike
 reference.py        making references, and what may be compared with them
 novelty.py          distances to a reference, and among its pictures
 comparison.py       images beside a reference: percentiles, novelty, text

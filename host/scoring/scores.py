@@ -1,4 +1,4 @@
-"""Scoring and ranking batches of the host's images."""
+"""Scoring batches of the host's images."""
 
 from collections.abc import Callable, Sequence
 from operator import mul
@@ -82,18 +82,3 @@ def score_batches(batches: Sequence[Tensor], encoder: AnyEncoder, **settings: An
         for batch in batches
         for score in combined_scores(score_images(batch, encoder, **settings), encoder)
     ]
-
-
-def rank_images(
-    batches: Sequence[Tensor], values: Sequence[float], *, count: int, highest: bool
-) -> list[tuple[int, float, Tensor]]:
-    """All images of the batches, sorted by their values: (index among all, value, image (H, W, C)).
-
-    Args:
-        batches: each (B, H, W, 3 or 4); sizes may differ between batches.
-        count: return at most this many.
-        highest: begin with the highest value instead of the lowest.
-    """
-    images = [image for batch in batches for image in batch.unbind(0)]
-    order = sorted(range(len(images)), key=values.__getitem__, reverse=highest)[:count]
-    return [(index, values[index], images[index]) for index in order]

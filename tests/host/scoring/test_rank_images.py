@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from jepa_guidance.host.comfy.required import ExecutionBlocker
 from jepa_guidance.host.drawing.pictures import labelled_sheet
 from jepa_guidance.host.encoders.host_encoder import combined
+from jepa_guidance.host.options import FLOORS
+from jepa_guidance.host.scoring.rarity import Rarity, rarity_of
 from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.nodes.rank_images import JEPARankImages, seeds_of
+from jepa_guidance.nodes.reference import JEPAReferenceNode
 
 
 @pytest.fixture
@@ -22,20 +27,35 @@ def images() -> torch.Tensor:
     return torch.nn.functional.interpolate(smooth, size=(28, 28), mode="bilinear").movedim(1, -1)
 
 
+OUTPUTS = [output.display_name for output in JEPARankImages.define_schema().outputs]
+LISTS = ("seeds", "quality", "latents", "masks")
+
+
 def rank(images: list, encoder: Any, **changes: Any) -> tuple:
     """The node's outputs. Inputs are lists, as the host passes them."""
     values = {"keep": "rarest", "count": 3, "mode": "exact"} | changes
-    given = values.pop("seeds", None)
+    given = {name: values.pop(name) for name in LISTS if name in values}
     lists = {name: [value] for name, value in values.items()}
     with torch.inference_mode():
-        return JEPARankImages.execute(images=images, encoder=[encoder], seeds=given, **lists).args
+        return JEPARankImages.execute(images=images, encoder=[encoder], **given, **lists).args
+
+
+def named(*args: Any, **changes: Any) -> SimpleNamespace:
+    """As rank, by the outputs' names."""
+    return SimpleNamespace(**dict(zip(OUTPUTS, rank(*args, **changes), strict=True)))
+
+
+def reference_of(images: torch.Tensor, encoder: Any, mode: str = "exact") -> Any:
+    lists = {"mode": [mode], "top_k": [9], "fit": ["squash"], "antialias": [True]}
+    with torch.inference_mode():
+        return JEPAReferenceNode.execute(images=[images], encoder=[encoder], **lists).args[0]
 
 
 @pytest.mark.parametrize("keep", ["rarest", "most typical"])
 def test_the_order_is_that_of_the_scores(tiny, images, keep):
     (expected,) = score_images(images, tiny.encoder)
     order = np.argsort(expected)[:: 1 if keep == "rarest" else -1][:3].tolist()
-    (kept,), scores, indices, seeds, sheet = rank([images], tiny.encoder, keep=keep)
+    (kept,), scores, indices, seeds, sheet, *_ = rank([images], tiny.encoder, keep=keep)
     assert indices == order
     assert scores == [expected[index] for index in order]
     assert torch.equal(kept, images[order])
@@ -53,7 +73,7 @@ def test_a_transparent_picture_is_scored_as_it_looks_on_white(tiny, images):
 
 
 def test_a_list_of_batches_is_ranked_together(tiny, images):
-    (_, scores, indices, seeds, _) = rank(
+    (_, scores, indices, seeds, *_) = rank(
         [images[:2], images[2:]], tiny.encoder, count=9, seeds=[7, 8, 9, 10, 2**64 - 1]
     )
     (expected,) = score_images(images, tiny.encoder)
@@ -64,7 +84,7 @@ def test_a_list_of_batches_is_ranked_together(tiny, images):
 
 def test_images_of_several_sizes_come_out_one_by_one(tiny, images):
     larger = torch.nn.functional.interpolate(images.movedim(-1, 1), size=(42, 56)).movedim(1, -1)
-    kept, scores, indices, seeds, _ = rank([images, larger], tiny.encoder, count=10, seeds=[3])
+    kept, scores, indices, seeds, *_ = rank([images, larger], tiny.encoder, count=10, seeds=[3])
     assert len(kept) == 10
     assert {tuple(image.shape) for image in kept} == {(1, 28, 28, 3), (1, 42, 56, 3)}
     assert seeds == [3] * 10
@@ -90,11 +110,174 @@ def test_several_encoders_rank_by_their_mean_score(tiny, images):
         ({"mode": "top-k"}, "mode must be one of projected, exact"),
         ({"seeds": [1, 2]}, "seeds holds 2 seeds for 5 images"),
         ({"seeds": [1.5]}, "seeds must be whole numbers"),
+        ({"quality": [0.5, 0.5]}, "quality holds 2 numbers for 5 images"),
+        ({"quality": ["good"] * 5}, "quality must be a list of numbers"),
+        ({"floor_kind": "value"}, "quality is needed, with floor_kind value"),
+        ({"floor_kind": "best"}, "floor_kind must be one of none, value, percentile"),
+        (
+            {"quality": [0.1, 0.2, 0.3, 0.2, 0.1], "floor_kind": "value", "floor": 0.5},
+            "the best quality is 0.3",
+        ),
+        ({"quality": [0.1] * 5, "floor_kind": "percentile", "floor": 150}, "floor 150 is not a percentile"),
+        ({"floor": 2e6}, "floor 2000000.0 is outside -1000000.0 to 1000000.0"),
+        ({"threshold": 50}, "threshold 50 needs a reference"),
+        ({"threshold": 101}, "threshold 101 is outside 0.0 to 100.0"),
+        ({"places": "0, 5"}, "places names image 5, but there are only images 0 to 4"),
+        ({"places": "0, -1"}, "places must be whole numbers from 0, such as 0, 3, 5; got '-1'"),
+        ({"places": "2 2"}, "places names image 2 twice"),
+        ({"places": 3}, "places must be text, got 3"),
+        ({"latents": [{"samples": torch.zeros(4, 4, 2, 2)}]}, "latents holds 4 for 5 images"),
+        ({"latents": [torch.zeros(5, 4, 2, 2)]}, "latents must be of type LATENT"),
+        ({"masks": [torch.zeros(28, 28)]}, "masks holds 1 for 5 images"),
+        ({"masks": ["text"]}, "masks must be of type MASK"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(tiny, images, changes, message):
     with pytest.raises(ValueError, match=message):
         rank([images], tiny.encoder, **changes)
+
+
+def test_what_does_not_fit_is_refused_before_an_image_is_scored(tiny, images, monkeypatch):
+    monkeypatch.setattr("jepa_guidance.nodes.rank_images.rarity_of", None)
+    for changes in (
+        {"quality": [0.5]},
+        {"places": "9"},
+        {"threshold": 1},
+        {"masks": [torch.zeros(2, 28, 28)]},
+    ):
+        with pytest.raises(ValueError):
+            rank([images], tiny.encoder, **changes)
+
+
+@pytest.mark.parametrize("keep", ["rarest", "most typical"])
+@pytest.mark.parametrize("kind", FLOORS)
+def test_no_kept_image_is_below_the_floor(tiny, images, kind, keep):
+    (scores,) = score_images(images, tiny.encoder)
+    order = np.argsort(scores)[:: 1 if keep == "rarest" else -1].tolist()
+    # the best ones by rarity are the worst by quality
+    quality = [float(order.index(index)) for index in range(5)]
+    floor = {"none": 0, "value": 1.5, "percentile": 50}[kind]
+    found = named([images], tiny.encoder, keep=keep, quality=quality, floor_kind=kind, floor=floor, count=5)
+    least = {"none": 0.0, "value": 1.5, "percentile": np.median(quality)}[kind]
+    assert found.indices == [index for index in order if quality[index] >= least]
+    assert found.qualities == [quality[index] for index in found.indices]
+    assert sorted(found.indices + found.rejected) == list(range(5))
+    assert found.chart.shape[-1] == 3
+
+
+def test_a_quality_that_is_no_number_passes_no_floor(tiny, images):
+    quality = [float("nan"), 1.0, float("nan"), 1.0, 0.0]
+    assert len(named([images], tiny.encoder, quality=quality, count=5).indices) == 5
+    found = named([images], tiny.encoder, quality=[quality], count=5, floor_kind="value", floor=0.5)
+    assert sorted(found.indices) == [1, 3]
+
+
+def test_images_without_a_score_are_never_the_best(tiny, images, monkeypatch):
+    values = [1.0, float("nan"), 3.0, 2.0, float("nan")]
+    monkeypatch.setattr("jepa_guidance.nodes.rank_images.rarity_of", lambda *_: Rarity(values, []))
+    assert named([images], tiny.encoder, count=5).indices == [0, 3, 2]
+    assert named([images], tiny.encoder, count=5, keep="most typical").indices == [2, 3, 0]
+    monkeypatch.setattr(
+        "jepa_guidance.nodes.rank_images.rarity_of", lambda *_: Rarity([float("nan")] * 5, [])
+    )
+    with pytest.raises(ValueError, match="encoder gives NaN for every image"):
+        rank([images], tiny.encoder)
+
+
+@pytest.mark.parametrize("by", ["score", "novelty"])
+def test_a_threshold_keeps_what_is_rarer_than_a_share_of_the_reference(tiny, images, by):
+    usual = torch.rand(40, 28, 28, 3, generator=torch.Generator().manual_seed(4)) * 0.2 + 0.4
+    reference = reference_of(torch.cat([usual, images[:1]]), tiny.encoder)
+    more = {"reference": reference, "by": by, "count": 5}
+    rarity = rarity_of([images], tiny.encoder, "exact", by, reference)
+    shares = [100 - percentile for percentile in rarity.percentiles]
+    threshold = sorted(shares)[2]
+    kept = named([images], tiny.encoder, threshold=threshold, **more).indices
+    every = named([images], tiny.encoder, **more).indices
+    assert kept == [index for index in every if shares[index] >= threshold]
+    assert 0 < len(kept) < 5
+
+
+def test_a_threshold_that_no_image_reaches_names_the_rarest(tiny, images):
+    reference = reference_of(images, tiny.encoder)
+    with pytest.raises(
+        ValueError, match=r"rarer than 100 % of the reference; the rarest that may be kept is rarer than"
+    ):
+        rank([images[:1]], tiny.encoder, reference=reference, threshold=100)
+    bare = reference_of(images, tiny.encoder, "no scores")
+    with pytest.raises(ValueError, match="threshold 20 has nothing to compare with"):
+        rank([images], tiny.encoder, reference=bare, threshold=20)
+
+
+def test_places_are_kept_in_their_order(tiny, images):
+    (scores,) = score_images(images, tiny.encoder)
+    found = named(
+        [images], tiny.encoder, places=" 4, 0,2 ", count=1, keep="most typical", seeds=[1, 2, 3, 4, 5]
+    )
+    assert found.indices == [4, 0, 2]
+    assert found.scores == [scores[index] for index in (4, 0, 2)]
+    assert found.seeds == [5, 1, 3]
+    assert found.rejected == [1, 3]
+    assert torch.equal(found.images[0], images[[4, 0, 2]])
+    quality = {"quality": [1.0, 0.0, 1.0, 0.0, 0.2], "floor_kind": "value", "floor": 0.5}
+    with pytest.raises(ValueError, match=r"places names image 4, whose quality 0\.2 is below the floor 0\.5"):
+        rank([images], tiny.encoder, places="4, 0", **quality)
+
+
+def test_latents_and_masks_come_along_in_the_order_of_the_images(tiny, images):
+    latent = {"samples": torch.arange(5.0).view(5, 1, 1, 1).expand(5, 4, 2, 3), "type": "kept"}
+    masks = torch.arange(5.0).view(5, 1, 1).expand(5, 28, 28)
+    found = named([images], tiny.encoder, latents=[latent], masks=[masks])
+    (kept,), (mask,) = found.latents, found.masks
+    assert kept["samples"][:, 0, 0, 0].tolist() == found.indices
+    assert kept["samples"].shape == (3, 4, 2, 3)
+    assert kept["batch_index"] == found.indices
+    assert kept["type"] == "kept"
+    assert "noise_mask" not in kept
+    assert mask[:, 0, 0].tolist() == found.indices
+    assert latent.keys() == {"samples", "type"}
+
+
+def test_latents_of_several_batches_keep_their_batch_index_and_their_mask(tiny, images):
+    samples = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 4, 2, 2)
+    first = {"samples": samples[:2], "batch_index": [7, 9], "noise_mask": torch.tensor([[[[5.0]]]])}
+    second = {"samples": samples[2:], "noise_mask": torch.tensor([6.0, 8.0]).view(2, 1, 1)}
+    kept = named([images], tiny.encoder, latents=[first, second], places="3, 0, 4").latents
+    # masks of other shapes do not fit into one batch
+    assert [one["samples"][0, 0, 0, 0].item() for one in kept] == [3, 0, 4]
+    assert [one["batch_index"] for one in kept] == [[1], [7], [2]]
+    assert [one["noise_mask"].flatten().tolist() for one in kept] == [[8.0], [5.0], [6.0]]
+    assert [one["noise_mask"].shape for one in kept] == [(1, 1, 1), (1, 1, 1, 1), (1, 1, 1)]
+    (together,) = named([images], tiny.encoder, latents=[first, second], places="4, 3").latents
+    assert together["noise_mask"].flatten().tolist() == [6.0, 8.0]
+    assert together["batch_index"] == [2, 1]
+
+
+def test_kept_latents_draw_the_noise_of_their_batch(tiny, images):
+    from comfy.sample import prepare_noise
+
+    latent = {"samples": torch.zeros(5, 4, 2, 2)}
+    (kept,) = named([images], tiny.encoder, latents=[latent]).latents
+    everything = prepare_noise(latent["samples"], 3)
+    assert torch.equal(
+        prepare_noise(kept["samples"], 3, kept["batch_index"]), everything[kept["batch_index"]]
+    )
+
+
+def test_latents_and_masks_of_several_sizes_come_out_one_by_one(tiny, images):
+    latents = [{"samples": torch.full((1, 4, 2, 2 + size), float(size))} for size in range(5)]
+    masks = [torch.full((28, 28 + size), float(size)) for size in range(5)]
+    found = named([images], tiny.encoder, latents=latents, masks=masks)
+    assert [one["samples"].flatten()[0].item() for one in found.latents] == found.indices
+    assert [one.flatten()[0].item() for one in found.masks] == found.indices
+    assert {one.ndim for one in found.masks} == {3}
+
+
+def test_without_latents_and_masks_their_outputs_stop_who_needs_them(tiny, images):
+    found = named([images], tiny.encoder)
+    assert isinstance(found.latents, ExecutionBlocker)
+    assert found.masks.message == "JEPA Rank Images has no masks to give: link its input masks"
+    assert found.qualities == []
 
 
 def test_no_images_and_several_encoders_in_a_list_are_refused(tiny, images):

@@ -218,7 +218,7 @@ def test_images_are_ranked_by_novelty_without_a_score(tiny, images, keep, monkey
     reference, *_ = reference_of([images[:5]], tiny.encoder, mode=NO_SCORE)
     expected = novelties(list(images), tiny.encoder, reference, HOW)
     monkeypatch.setattr("jepa_guidance.host.scoring.rarity.score_batches", None)
-    (kept,), values, indices, _, _ = rank(
+    (kept,), values, indices, *_ = rank(
         [images[:4], images[4:]], tiny.encoder, keep=keep, by="novelty", reference=reference
     )
     assert indices == np.argsort(expected)[:: -1 if keep == "rarest" else 1][:3].tolist()

@@ -1,0 +1,70 @@
+"""Latents and masks that go along with images: those of the kept images, in their order."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Latent = Mapping[str, Any]
+
+
+def check_along(name: str, batches: Sequence[Tensor], total: int) -> None:
+    """Raise ValueError, naming the input, unless batches hold one entry for each of `total` images."""
+    for batch in batches:
+        if not isinstance(batch, Tensor) or batch.ndim < 3:
+            raise ValueError(f"{name} must be batches of latents or masks of images, one for each image")
+    if (found := sum(map(len, batches))) != total:
+        raise ValueError(f"{name} holds {found} for {total} images; give one for each, in the images' order")
+
+
+def batched(mask: Tensor) -> Tensor:
+    """A mask as a batch (B, H, W); some nodes give a single one as (H, W)."""
+    return mask[None] if mask.ndim == 2 else mask
+
+
+def kept_pictures(batches: Sequence[Tensor], indices: Sequence[int]) -> list[Tensor]:
+    """Those of the entries of some batches, in the order of the indices: one batch if all are alike, else one by one."""
+    every = [entry for batch in batches for entry in batch.unbind(0)]
+    kept = [every[index] for index in indices]
+    alike = len({entry.shape for entry in kept}) == 1
+    return [torch.stack(kept)] if alike else [entry[None] for entry in kept]
+
+
+def kept_latents(latents: Sequence[Latent], indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Those of the latents, in the order of the indices: one batch if they can be one, else one by one.
+
+    Each keeps its part of noise_mask and its batch_index; without one, that is its position in its own batch, which
+    makes the host draw the same noise for it again.
+    """
+    every = [_row(latent, index) for latent in latents for index in range(len(latent["samples"]))]
+    kept = [every[index] for index in indices]
+    first = kept[0]
+    if not all(_joins(first, other) for other in kept):
+        return kept
+    joined = dict(first)
+    for name in first.keys() & {"samples", "noise_mask"}:
+        joined[name] = torch.cat([one[name] for one in kept])
+    joined["batch_index"] = [number for one in kept for number in one["batch_index"]]
+    return [joined]
+
+
+def _row(latent: Latent, index: int) -> dict[str, Any]:
+    """One of a batch of latents, as a batch of one."""
+    samples = latent["samples"]
+    own = {**latent, "samples": samples[index : index + 1]}
+    own["batch_index"] = [latent["batch_index"][index] if "batch_index" in latent else index]
+    if "noise_mask" in latent:
+        mask = batched(latent["noise_mask"])
+        # the host repeats masks for a larger batch
+        own["noise_mask"] = mask[index % len(mask)][None]
+    return own
+
+
+def _joins(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two latents can be in one batch."""
+    if one.keys() != other.keys():
+        return False
+    alike = all(one[name].shape == other[name].shape for name in ("samples", "noise_mask") if name in one)
+    same = one.keys() - {"samples", "noise_mask", "batch_index"}
+    return alike and all(one[name] is other[name] for name in same)
