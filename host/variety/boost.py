@@ -4,6 +4,9 @@ Um, Kim, Ye: "Boost-and-Skip: A Simple Guidance-Free Diffusion for Minority Gene
 The paper starts a variance-preserving run at gamma * eps instead of eps and leaves out the first of its steps; gamma is 4.0
 for CelebA and 2.5 for ImageNet at 64 pixels, with 3 of 250 steps left out. Both are needed: at the first step of a schedule
 that begins without any signal, the denoiser undoes the boost.
+
+Those values belong to samplers that add noise at each step. One that adds none, such as Euler, keeps more of the boost, and
+large gammas leave blotches there.
 """
 
 import math
@@ -37,7 +40,7 @@ def boosted_start(
     Args:
         sigmas: (steps + 1,) of the run. skip: how many steps to leave out, less than steps.
         noise: (B, ...), standard normal; zero where the sampler adds none, and then nothing is boosted.
-        mask: 1 where the run draws, 0 where it keeps the latent, which the host compares with noise that is not boosted.
+        mask: 1 where the run draws, 0 where it keeps the latent, which the host mixes with noise that is not boosted.
     """
     if not 0 <= skip < len(sigmas) - 1:
         raise ValueError(

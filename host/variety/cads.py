@@ -30,7 +30,7 @@ class Cads:
             only noise.
     """
 
-    scale: float = 0.25
+    scale: float = 0.1
     mix: float = 1.0
     tau1: float = 0.6
     tau2: float = 0.9
