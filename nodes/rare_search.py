@@ -39,6 +39,7 @@ from .sampling_inputs import MAX_CFG, sampling_inputs
 from .types import JEPAEncoder, JEPAPromptFitLink, JEPAReference
 
 MOST = 1024  # candidates
+MOST_VARIETY = 6.0
 ADVANCED = {"advanced": True}  # the oldest host has no argument for it
 
 
@@ -160,7 +161,11 @@ class JEPARareSearch(io.ComfyNode):
             except ValueError as error:
                 message = message or str(error)
         # the host's own range check lets NaN through
-        numbers = {"cfg": (cfg, 0, MAX_CFG), "denoise": (denoise, 0.01, 1), "amount": (amount, 0, 2)}
+        numbers = {
+            "cfg": (cfg, 0, MAX_CFG),
+            "denoise": (denoise, 0.01, 1),
+            "amount": (amount, 0, MOST_VARIETY),
+        }
         for what, (values, low, high) in (numbers | {"floor": (floor, -1e6, 1e6)}).items():
             message = message or number_message(what, (values or [None])[0], low, high)
         return message or True
@@ -340,10 +345,11 @@ def _search_inputs() -> list[io.Input]:
             "amount",
             default=1.0,
             min=0.0,
-            max=2.0,
+            max=MOST_VARIETY,
             step=0.05,
             round=0.001,
-            tooltip="How much variety; 0 is none. Without a variety it is ignored.",
+            tooltip="How much variety: 1 is mild, from 3 on prompts are lost. CADS: noise of 0.1 times this. Boost-and-Skip: "
+            "noise stronger by half of this; samplers with noise of their own bear more.",
         ),
         io.Combo.Input(
             "floor_kind",

@@ -17,7 +17,7 @@ class SearchConfig:
         by: SCORE or NOVELTY.
         floor_kind, floor: the least quality, see scoring.floor.
         qualities: of each candidate, known before the search; empty if they are not.
-        variety, amount: what widens the candidates' spread, and how much, see variety.
+        variety, amount: what widens the candidates' spread, and how much; 1 suits the demo generator.
         seed: of the run's noise; noise on the conditioning depends on it.
         rows_at_once: candidates in one denoiser call; 0 for as many as fit in memory.
         fit, antialias: how the encoder sees the image, see Encoder.preprocess.
@@ -42,3 +42,13 @@ class SearchConfig:
     def highest(self) -> bool:
         """Whether the highest values are wanted: low scores and high novelties are rare."""
         return (self.by == NOVELTY) != (self.keep == TYPICAL)
+
+    @property
+    def noise_scale(self) -> float:
+        """The scale of the noise on the conditioning, see variety.cads: 0.1 for an amount of 1."""
+        return 0.1 * self.amount
+
+    @property
+    def boost(self) -> float:
+        """The factor of the starting noise, see variety.boost: 1.5 for an amount of 1."""
+        return 1 + 0.5 * self.amount

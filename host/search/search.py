@@ -10,7 +10,6 @@ from ..comfy.memory import room_beside
 from ..comfy.sampling import go_on_with, wrap_preparation, wrap_sampler, wrapped_sampler
 from ..encoders.host_encoder import AnyEncoder, patchers
 from ..gradient.decoders import choose_decoder
-from ..gradient.residency import keep_whole, refuse_streamed
 from ..guidance.guidance import KEY
 from ..guidance.patch import guidance_of
 from ..guidance.refusals import check_one_device, check_sampling, check_vae_fits
@@ -122,15 +121,10 @@ def _sample(
     if config.variety == BOOSTED_START:
         skip = skipped(len(sigmas) - 1)
         sampling = guider.inner_model.model_sampling
-        noise, sigmas = boosted_start(sampling, sigmas, noise, config.amount, skip, mask)
+        noise, sigmas = boosted_start(sampling, sigmas, noise, config.boost, skip, mask)
     run = SearchRun(search, wrapped_sampler(executor), guider)
     try:
-        others = [guider.model_patcher, *guider.loaded_models]
-        keep_whole(needed, others)
-        for patcher in needed:
-            refuse_streamed(patcher, "an encoder of the search")
-        if search.guidance:
-            run.prepare(search.guidance.vae)
+        run.prepare(needed)
         return go_on_with(executor, run.sampler())(
             guider, sigmas, extra_args, callback, noise, latent, mask, *args
         )

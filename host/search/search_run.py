@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..comfy.required import KSAMPLER, ProgressBar, interrupt_check
 from ..encoders.host_encoder import AnyEncoder
+from ..gradient.residency import keep_whole, refuse_streamed
 from ..guidance.guidance import Guidance
 from ..guidance.guided_model import GuidedModel
 from ..guidance.guided_run import GuidedRun
@@ -71,6 +72,18 @@ class SearchRun:
         if self.guided_run:
             self.guided_run.forget()
         vars(self).clear()
+
+    def prepare(self, needed: Sequence[Any]) -> None:
+        """Load what this run calls outside of the denoiser, whole. needed: patchers of the encoders.
+
+        Raises:
+            ValueError: they do not fit on the device.
+        """
+        keep_whole(needed, [self.guider.model_patcher, *self.guider.loaded_models])
+        for patcher in needed:
+            refuse_streamed(patcher, "an encoder of the search")
+        if self.guidance and self.guided_run:
+            self.guided_run.prepare(self.guidance.vae)
 
     def sampler(self) -> KSAMPLER:
         """The stock sampler with its function replaced by the searching one."""
@@ -176,8 +189,9 @@ class SearchRun:
     ) -> Tensor:
         with self.rows.of(self.left, x, sigma, kwargs, change) as call, run.counting_blocks():
             own = model(call.x, call.sigma, **call.kwargs)
-        # the shift, if x is the sampler's own state
-        x[self.left] = call.x
+        if call.x is not x:
+            # the shift, if x is the sampler's own state
+            x[self.left] = call.x
         estimates = x.clone()
         estimates[self.left] = own
         self._after_rows(len(self.left))
@@ -191,7 +205,7 @@ class SearchRun:
             with_noised_conditioning,
             step=self.calls,
             t=time_left(self.base_model.model_sampling, sigma.flatten()[0]),
-            settings=Cads(scale=self.config.amount),
+            settings=Cads(scale=self.config.noise_scale),
             seed=self.config.seed,
         )
 

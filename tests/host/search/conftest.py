@@ -12,7 +12,14 @@ from jepa_guidance.host.search.batch import batch_of, kept_rows
 from jepa_guidance.host.search.config import SearchConfig
 from jepa_guidance.host.search.search import apply_search
 
-SAMPLING = {"seed": 5, "steps": 10, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+SAMPLING = {
+    "seed": 5,
+    "steps": 10,
+    "cfg": 3.0,
+    "sampler_name": "euler",
+    "scheduler": "normal",
+    "denoise": 1.0,
+}
 CANDIDATES, COUNT = 6, 2
 LATENT = {"samples": torch.zeros(1, 4, 8, 8)}
 
@@ -21,8 +28,12 @@ LATENT = {"samples": torch.zeros(1, 4, 8, 8)}
 def search(tiny: Any) -> Callable[..., tuple[dict, Any]]:
     """Search among a tiny model's images -> the kept rows as a LATENT, the record."""
 
-    def run(model: Any = None, *, latent: dict = LATENT, sampling: dict | None = None, **settings: Any) -> tuple:
-        others = {name: settings.pop(name) for name in ("reference", "prompt_fit", "report") if name in settings}
+    def run(
+        model: Any = None, *, latent: dict = LATENT, sampling: dict | None = None, **settings: Any
+    ) -> tuple:
+        others = {
+            name: settings.pop(name) for name in ("reference", "prompt_fit", "report") if name in settings
+        }
         config = SearchConfig(**{"candidates": CANDIDATES, "count": COUNT} | settings)
         with torch.inference_mode():
             patched, record = apply_search(model or tiny.model, tiny.vae, tiny.encoder, config, **others)

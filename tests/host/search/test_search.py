@@ -26,7 +26,10 @@ def row_by_row(model: Any) -> Any:
     def one_by_one(apply: Any, arguments: dict) -> torch.Tensor:
         x, sigma, conds = arguments["input"], arguments["timestep"], arguments["c"]
         rows = range(len(x))
-        own = [{name: part[row : row + 1] if torch.is_tensor(part) else part for name, part in conds.items()} for row in rows]
+        own = [
+            {name: part[row : row + 1] if torch.is_tensor(part) else part for name, part in conds.items()}
+            for row in rows
+        ]
         return torch.cat([apply(x[row : row + 1], sigma[row : row + 1], **own[row]) for row in rows])
 
     patched = model.clone()
@@ -67,7 +70,8 @@ def test_kept_rows_are_the_stock_batchs_up_to_rounding(tiny, stock, search):
 def test_one_candidate_is_the_stock_image(tiny, stock, search):
     kept, record = search(candidates=1, count=1)
     assert torch.equal(kept["samples"], stock(tiny.model, tiny, latent_image=LATENT, **SAMPLING))
-    assert kept["batch_index"] == [0] and record.rows == record.calls == SAMPLING["steps"]
+    assert kept["batch_index"] == [0]
+    assert record.rows == record.calls == SAMPLING["steps"]
 
 
 def score_of(tiny: Any, latent: torch.Tensor) -> float:
@@ -78,7 +82,7 @@ def score_of(tiny: Any, latent: torch.Tensor) -> float:
     return jepa_score(encoder, encoder.preprocess(image), projection=encoder.embed_dim).item()
 
 
-@pytest.mark.parametrize("keep, highest", [("rarest", False), ("most typical", True)])
+@pytest.mark.parametrize(("keep", "highest"), [("rarest", False), ("most typical", True)])
 def test_without_looks_the_best_of_all_images_are_kept(tiny, stock, search, keep, highest):
     kept, record = search(looks=(), keep=keep)
     drawn = stock(tiny.model, tiny, latent_image=batch(), **SAMPLING)
@@ -177,7 +181,8 @@ def test_masks_and_images_are_kept_as_by_the_stock_sampler(tiny, stock, search, 
 
 def test_a_part_of_the_schedule(tiny, search):
     kept, record = search(sampling={"start_step": 2, "last_step": 8})
-    assert record.steps == 6 and len(record.kept) == COUNT
+    assert record.steps == 6
+    assert len(record.kept) == COUNT
     assert kept["samples"].isfinite().all()
 
 
@@ -216,7 +221,8 @@ def test_a_floor_that_nobody_reaches_names_the_best_quality(tiny, search):
 def test_the_models_options_are_left_alone(tiny, search):
     before = dict(tiny.model.model_options)
     search()
-    assert tiny.model.model_options == before and not tiny.model.wrappers
+    assert tiny.model.model_options == before
+    assert not tiny.model.wrappers
 
 
 def test_an_interrupt_stops_within_one_pass_and_leaves_no_trace(tiny, search):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -14,7 +15,9 @@ def test_looks_are_read():
     assert looks_of(" ") == ()
 
 
-@pytest.mark.parametrize("text", ["0.7, 0.4", "0.4, 0.4", "0, 0.5", "0.5, 1", "half", "0.4,,0.7", "nan", "-0.1"])
+@pytest.mark.parametrize(
+    "text", ["0.7, 0.4", "0.4, 0.4", "0, 0.5", "0.5, 1", "half", "0.4,,0.7", "nan", "-0.1"]
+)
 def test_a_look_that_means_nothing_is_refused_by_name(text):
     with pytest.raises(ValueError, match="^looks must .*got"):
         looks_of(text)
@@ -36,11 +39,11 @@ def test_work_of_the_default_looks():
 
 
 @pytest.mark.parametrize("steps", range(1, 30))
-@pytest.mark.parametrize("candidates, count", [(1, 1), (4, 4), (16, 4), (5, 2), (100, 1)])
+@pytest.mark.parametrize(("candidates", "count"), [(1, 1), (4, 4), (16, 4), (5, 2), (100, 1)])
 def test_looks_drop_somebody_and_leave_as_many_as_are_kept(steps, candidates, count):
     looks = plan_looks((0.2, 0.4, 0.5, 0.9), steps, candidates, count)
     lefts = [candidates, *(look.left for look in looks)]
-    assert all(later < earlier for earlier, later in zip(lefts, lefts[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(lefts))
     assert lefts[-1] >= count
     assert all(look.step < steps - 1 for look in looks)
     assert len({look.step for look in looks}) == len(looks)
@@ -48,14 +51,17 @@ def test_looks_drop_somebody_and_leave_as_many_as_are_kept(steps, candidates, co
 
 def candidates(values, qualities=None):
     qualities = qualities or [math.nan] * len(values)
-    return [Candidate(index, value, quality) for index, (value, quality) in enumerate(zip(values, qualities, strict=True))]
+    return [
+        Candidate(index, value, quality)
+        for index, (value, quality) in enumerate(zip(values, qualities, strict=True))
+    ]
 
 
 def indices(found):
     return [one.index for one in found]
 
 
-@pytest.mark.parametrize("highest, expected", [(False, [2, 0]), (True, [1, 3])])
+@pytest.mark.parametrize(("highest", "expected"), [(False, [2, 0]), (True, [1, 3])])
 def test_the_best_stay_best_first(highest, expected):
     given = candidates([-2.0, 5.0, -3.0, 1.0])
     assert indices(choose(given, 2, -math.inf, highest=highest)) == expected
