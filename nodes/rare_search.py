@@ -348,8 +348,8 @@ def _search_inputs() -> list[io.Input]:
             max=MOST_VARIETY,
             step=0.05,
             round=0.001,
-            tooltip="How much variety: 1 is mild, from 3 on prompts are lost. CADS: noise of 0.1 times this. Boost-and-Skip: "
-            "noise stronger by half of this; samplers with noise of their own bear more.",
+            tooltip="How much variety: 1 is mild, from 3 on the prompt is lost. CADS: noise of 0.1 times this. "
+            "Boost-and-Skip: noise stronger by half of this; samplers with noise of their own bear more.",
         ),
         io.Combo.Input(
             "floor_kind",

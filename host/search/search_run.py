@@ -127,7 +127,8 @@ class SearchRun:
 
     def _begin(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict) -> None:
         config, record = self.config, self.record
-        self.sigmas, self.extra_args = sigmas, extra_args
+        # a copy, since samplers add their hooks to the original
+        self.sigmas, self.extra_args = sigmas, dict(extra_args)
         self.rows = RowsModel(
             model,
             self.guider,
@@ -174,7 +175,6 @@ class SearchRun:
         return step is not None and step > max(self.looks, default=-1)
 
     def _begin_guidance(self, run: GuidedRun, x: Tensor, sigma: Tensor, change: Change | None) -> None:
-        # without the hooks that the sampler has added since
         with self.rows.of(self.left, x, sigma, self.extra_args, change) as call:
             self.guided = run.begin(self.plan, call.model, call.x, self.sigmas, call.kwargs, self.calls)
 

@@ -19,7 +19,7 @@ def test_looks_are_read():
     "text", ["0.7, 0.4", "0.4, 0.4", "0, 0.5", "0.5, 1", "half", "0.4,,0.7", "nan", "-0.1"]
 )
 def test_a_look_that_means_nothing_is_refused_by_name(text):
-    with pytest.raises(ValueError, match="^looks must .*got"):
+    with pytest.raises(ValueError, match=r"^looks must .*got"):
         looks_of(text)
 
 
