@@ -91,3 +91,17 @@ def count_images(batches: Sequence[Any]) -> int:
     if total == 0:
         raise ValueError("images holds no image")
     return total
+
+
+def seeds_of(seeds: list | None, total: int) -> list[int]:
+    """One seed for each image; a single seed applies to all. Raises ValueError for any other number of seeds."""
+    each = given(seeds)
+    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in each):
+        raise ValueError(f"seeds must be whole numbers, got {each!r:.100}")
+    if len(each) == 1:
+        return each * total
+    if each and len(each) != total:
+        raise ValueError(
+            f"seeds holds {len(each)} seeds for {total} images; give one for all, or one for each"
+        )
+    return each

@@ -23,7 +23,7 @@ from .choice_inputs import (
     missing,
     qualities_of,
 )
-from .input_checks import check_values, count_images, given, inputs_of, only
+from .input_checks import check_values, count_images, given, inputs_of, only, seeds_of
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -197,17 +197,3 @@ def label(rank: int, index: int, rarity: Rarity, seeds: list[int], qualities: li
     if seeds:
         lines.append(f"seed {seeds[index]}")
     return "\n".join(lines)
-
-
-def seeds_of(seeds: list | None, total: int) -> list[int]:
-    """One seed for each image; a single seed applies to all. Raises ValueError for any other number of seeds."""
-    each = given(seeds)
-    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in each):
-        raise ValueError(f"seeds must be whole numbers, got {each!r:.100}")
-    if len(each) == 1:
-        return each * total
-    if each and len(each) != total:
-        raise ValueError(
-            f"seeds holds {len(each)} seeds for {total} images; give one for all, or one for each"
-        )
-    return each

@@ -37,18 +37,21 @@ def labelled_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
     lines = max(len(label.splitlines()) for label in labels)
     height = SIDE + LINE * lines + GAP
     sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, rows * height + GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(TEXT)
     for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         left, top = GAP + index % columns * (SIDE + GAP), GAP + index // columns * height
-        shown = _fitted(picture)
-        sheet.paste(shown, (left + (SIDE - shown.width) // 2, top + (SIDE - shown.height) // 2))
-        draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline="#cccccc")
-        for line, text in enumerate(label.splitlines()):
-            draw.text(
-                (left + SIDE // 2, top + SIDE + 6 + LINE * line), text, fill=INK, font=font, anchor="ma"
-            )
+        paste_labelled(sheet, picture, label, left, top)
     return to_image(sheet)
+
+
+def paste_labelled(sheet: Image.Image, picture: Tensor, label: str, left: int, top: int) -> None:
+    """Put a picture (H, W, 3 or 4) into a square of the sheet, with its label below."""
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(TEXT)
+    shown = _fitted(picture)
+    sheet.paste(shown, (left + (SIDE - shown.width) // 2, top + (SIDE - shown.height) // 2))
+    draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline="#cccccc")
+    for line, text in enumerate(label.splitlines()):
+        draw.text((left + SIDE // 2, top + SIDE + 6 + LINE * line), text, fill=INK, font=font, anchor="ma")
 
 
 def _fitted(picture: Tensor) -> Image.Image:

@@ -15,7 +15,8 @@ from jepa_guidance.host.encoders.host_encoder import combined
 from jepa_guidance.host.options import FLOORS
 from jepa_guidance.host.scoring.rarity import Rarity, rarity_of
 from jepa_guidance.host.scoring.scores import score_images
-from jepa_guidance.nodes.rank_images import JEPARankImages, seeds_of
+from jepa_guidance.nodes.input_checks import seeds_of
+from jepa_guidance.nodes.rank_images import JEPARankImages
 from jepa_guidance.nodes.reference import JEPAReferenceNode
 
 
