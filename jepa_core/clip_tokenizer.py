@@ -23,6 +23,11 @@ class Vocabulary(NamedTuple):
     merges: list[tuple[str, str]]
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that may be read, whether or not they exist."""
+    return [folder / name for name in (VOCABULARY, MERGES, BOTH_IN_ONE)]
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds the files of a tokenizer, undamaged."""
     try:
@@ -38,7 +43,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     Raises:
         EncoderFileError: a missing or damaged file.
     """
-    vocabulary, merges, both = folder / VOCABULARY, folder / MERGES, folder / BOTH_IN_ONE
+    vocabulary, merges, both = tokenizer_files(folder)
     if vocabulary.is_file() and merges.is_file():
         pairs = [line.split(" ") for line in _lines(merges) if line and not line.startswith("#version")]
         return _checked(vocabulary, read_json(vocabulary, _MAX_BYTES), merges, pairs)

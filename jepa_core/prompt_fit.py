@@ -93,7 +93,12 @@ class PromptFit(nn.Module):
 
         Returns:
             (B, 3, S, S): the shortest side is resized to S, the centre is cut out, the colours are normalised.
+
+        Raises:
+            ValueError: images of another shape, or none.
         """
+        if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+            raise ValueError(f"images must be (batch, height, width, 3), got {tuple(images.shape)}")
         side = self.model.config.vision_config.image_size
         x = _centre(images.movedim(-1, 1), _LONGEST * min(images.shape[1:3]))
         short = min(x.shape[-2:])

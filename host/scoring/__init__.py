@@ -1,4 +1,4 @@
-"""Scores of batches of images, references to compare them with, and the patches of one image.
+"""Scores of batches of images, references to compare them with, the patches of one image, and fit to a text.
 
 scores.py           scoring and ranking a batch
 reference.py        making references, and what may be compared with them
@@ -8,4 +8,5 @@ picture_folder.py   the pictures in a folder of the host
 prompt_pictures.py  what a prompt draws without guidance
 reference_files.py  references in models/jepa_references
 rarity_map.py       patch scores at every pixel
+prompt_fit.py       how well images fit a text
 """
