@@ -34,6 +34,11 @@ class Pixels(NamedTuple):
     std: tuple[float, float, float]
     interpolation: str
 
+    def normalised(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) in [0, 1], minus the mean, over the standard deviation."""
+        mean, std = (x.new_tensor(part)[:, None, None] for part in (self.mean, self.std))
+        return (x - mean) / std
+
 
 IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
 OPENAI = Pixels((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic")
@@ -164,6 +169,8 @@ ENTRIES: dict[str, Callable[[Any], str]] = {
     "patch_size": _size(MIN_PATCH, 64),
     "tubelet_size": _size(1, 4),
     "image_size": _size(MIN_PATCH, 1 << 12),
+    "vocab_size": _size(1, 1 << 18),
+    "max_position_embeddings": _size(3, 1 << 10),
     "num_channels": _one_of(3),
     "in_chans": _one_of(3),
     "mlp_ratio": _between(0, 16),
@@ -187,6 +194,20 @@ _COMMON = (
     "layer_norm_eps",
     "hidden_act",
 )
+
+
+def checked_entries(
+    stated: Mapping[str, Any], names: tuple[str, ...], told: dict[str, Any]
+) -> dict[str, Any]:
+    """The entries of these names in a configuration, and `told`, which comes first. Raises ValueError, by name."""
+    entries = {name: stated[name] for name in names if name in stated} | told
+    for name, value in entries.items():
+        if message := ENTRIES[name](value):
+            raise ValueError(f"{name} {value!r:.100} {message}")
+    width, heads = entries.get("hidden_size", 0), entries.get("num_attention_heads", 1)
+    if width % heads:
+        raise ValueError(f"num_attention_heads {heads} does not divide the width {width}")
+    return entries
 
 
 @dataclass(frozen=True)
@@ -251,14 +272,7 @@ class Architecture:
             ValueError: an unsupported entry, by name, or a transformers version without this architecture.
             KeyError, IndexError, ZeroDivisionError: tensors that do not fit.
         """
-        told = self.sizes(shapes, stated)
-        entries = {name: stated[name] for name in self.entries if name in stated} | told
-        for name, value in entries.items():
-            if message := ENTRIES[name](value):
-                raise ValueError(f"{name} {value!r:.100} {message}")
-        width, heads = entries.get("hidden_size", 0), entries.get("num_attention_heads", 1)
-        if width % heads:
-            raise ValueError(f"num_attention_heads {heads} does not divide the width {width}")
+        entries = checked_entries(stated, self.entries, self.sizes(shapes, stated))
         try:
             return self._of_transformers(self.config_class)(**entries, **self.fixed)
         except Exception as error:  # its class depends on the version of transformers

@@ -1,7 +1,8 @@
 """Read an encoder's files without trusting them: safetensors and JSON only, no code is executed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ def weights_file(path: Path) -> Path:
 
 def neighbours(file: Path) -> list[Path]:
     """The other files that are read with the weights, whether or not they exist."""
-    return [_config_path(file), _preprocessor_path(file)]
+    return [config_path(file), _preprocessor_path(file)]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -72,25 +73,38 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     file = weights_file(path)
     settings: Mapping[str, Any] = read_config(file)
+    with opened(file) as content:
+        names = content.keys()
+        architecture = _architecture(file, names, settings)
+        needed = _needed_names(file, names, architecture)
+        tensors = checked_tensors(file, content, needed, EncoderFileError)
+    if architecture.container and settings["model_type"] == architecture.container:
+        settings = tower_config(file, settings, "vision_config")
+    return Checkpoint(file, architecture, settings, tensors, read_pixels(file, architecture))
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A weights file, as safe_open gives it. Raises EncoderFileError if it is damaged or has too many tensors."""
     try:
         with safe_open(file, framework="pt") as content:
-            names = content.keys()
-            if len(names) > MAX_TENSORS:
-                raise EncoderFileError(f"{file} holds {len(names)} tensors, more than any encoder has")
-            architecture = _architecture(file, names, settings)
-            needed = _needed_names(file, names, architecture)
-            tensors = checked_tensors(file, content, needed, EncoderFileError)
+            count = len(content.keys())
+            if count > MAX_TENSORS:
+                raise EncoderFileError(f"{file} holds {count} tensors, more than any encoder has")
+            yield content
     except (SafetensorError, OSError) as error:
         raise EncoderFileError(
             f"{file} is damaged or not a safetensors file ({error}); download it again"
         ) from error
-    if architecture.container and settings["model_type"] == architecture.container:
-        if not isinstance(settings.get("vision_config"), dict):
-            raise EncoderFileError(
-                f"{_config_path(file)} has no vision_config, which model_type {architecture.container} needs"
-            )
-        settings = settings["vision_config"]
-    return Checkpoint(file, architecture, settings, tensors, _pixels(file, architecture))
+
+
+def tower_config(file: Path, settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The entries of one tower, such as "vision_config", of a configuration with several. Raises EncoderFileError."""
+    if not isinstance(settings.get(name), dict):
+        raise EncoderFileError(
+            f"{config_path(file)} has no {name}, which model_type {settings['model_type']} needs"
+        )
+    return settings[name]
 
 
 def is_complete(folder: Path) -> bool:
@@ -111,10 +125,11 @@ def read_config(file: Path) -> dict:
     Raises:
         EncoderFileError: it is not a JSON object, or is larger than any configuration.
     """
-    return _read_json(_config_path(file))
+    return read_json(config_path(file))
 
 
-def _config_path(file: Path) -> Path:
+def config_path(file: Path) -> Path:
+    """The configuration that belongs to a weights file; it need not exist."""
     own = file.with_suffix(".json")
     return own if own.is_file() else file.with_name("config.json")
 
@@ -123,11 +138,12 @@ def _preprocessor_path(file: Path) -> Path:
     return file.with_name("preprocessor_config.json")
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> dict:
+    """A JSON object, or {} if there is no such file. Raises EncoderFileError if it is something else, or too large."""
     if not path.is_file():
         return {}
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise EncoderFileError(f"{path} is larger than any model's configuration")
+    if path.stat().st_size > max_bytes:
+        raise EncoderFileError(f"{path} is larger than any file of its kind")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -143,7 +159,7 @@ def _architecture(file: Path, names: list[str], settings: Mapping[str, Any]) -> 
         architecture = architecture_of(stated)
         if architecture is None:
             raise EncoderFileError(
-                f"{_config_path(file)} says model_type {stated!r:.100}, which is not supported; supported are "
+                f"{config_path(file)} says model_type {stated!r:.100}, which is not supported; supported are "
                 f"{', '.join(known_model_types())}"
             )
         return architecture
@@ -180,16 +196,17 @@ def _needed_names(file: Path, names: list[str], architecture: Architecture) -> d
     some = ", ".join(sorted(names)[:3])
     raise EncoderFileError(
         f"{file} is not a {architecture.title} encoder in the Hugging Face layout, which model_type in "
-        f"{_config_path(file)} says it is: it has no {architecture.patch_embedding} (it holds {some} ...)"
+        f"{config_path(file)} says it is: it has no {architecture.patch_embedding} (it holds {some} ...)"
     )
 
 
-def _pixels(file: Path, architecture: Architecture) -> Pixels:
+def read_pixels(file: Path, architecture: Architecture) -> Pixels:
+    """How pixels are prepared: the architecture's own way, or that of preprocessor_config.json."""
     usual = architecture.pixels
     if not architecture.uses_preprocessor_config:
         return usual
     path = _preprocessor_path(file)
-    settings = _read_json(path)
+    settings = read_json(path)
     mean = _three_fractions(path, "image_mean", settings.get("image_mean", list(usual.mean)))
     std = _three_fractions(path, "image_std", settings.get("image_std", list(usual.std)))
     if 0 in std:

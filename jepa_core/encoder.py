@@ -262,8 +262,7 @@ class Encoder(nn.Module):
         x = resize(x, size, mode=mode, antialias=antialias)
         if mode == "bicubic":
             x = x.clamp(0, 1)  # bicubic overshoots at edges, which saved images cannot
-        mean, std = (x.new_tensor(part)[:, None, None] for part in (self.pixels.mean, self.pixels.std))
-        return (x - mean) / std
+        return self.pixels.normalised(x)
 
 
 def checked_image_size(image_size: int, config: Any) -> int:

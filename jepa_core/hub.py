@@ -6,15 +6,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.utils import tqdm
 
 from .checkpoint import is_complete
+from .clip_tokenizer import MERGES, VOCABULARY, has_tokenizer
 
 FILES = ("config.json", "model.safetensors")  # no pickles, no code
+TOKENIZER_FILES = (MERGES, VOCABULARY)  # of models with a text tower
 _TIMEOUT_S = 10  # for the hub's answers
 
 
@@ -120,30 +122,85 @@ def fetch_encoder(
     if is_complete(target):
         return target
     source = ENCODERS[name]
+    download = _Download(name, target, FILES, f"{source.megabytes} MB", "source.json", is_complete)
     if source.gated:
-        raise EncoderDownloadError(_by_hand(name, target, f"agree to the {source.licence} there first"))
+        raise EncoderDownloadError(download.by_hand(f"agree to the {source.licence} there first"))
     if not source.commercial and not non_commercial:
         raise EncoderLicenceError(
             f"{name} ({source.megabytes} MB, of {source.repo_id}) is licensed {source.licence}: not for commercial use. "
             "Turn non_commercial on to agree and download it."
         )
+    _download_once(download, on_progress, endpoint)
+    return target
+
+
+def fetch_tokenizer(name: str, folder: str | os.PathLike, *, endpoint: str | None = None) -> None:
+    """Download merges.txt and vocab.json of a CLIP into `folder/name`, unless a tokenizer is there.
+
+    They have the licence of the weights, which fetch_encoder asks about.
+
+    Args:
+        name: a key of ENCODERS with the model_type clip.
+        folder, endpoint: as for fetch_encoder.
+
+    Raises:
+        EncoderDownloadError, OSError: as fetch_encoder.
+    """
+    target = Path(folder) / name
+    if not has_tokenizer(target):
+        download = _Download(name, target, TOKENIZER_FILES, "2 MB", "tokenizer_source.json", has_tokenizer)
+        _download_once(download, None, endpoint)
+
+
+class _Download(NamedTuple):
+    """Files of an encoder that belong together.
+
+    Attributes:
+        name: of the encoder.
+        target: its folder.
+        files: the last one makes the folder complete.
+        size: of all of them, for the user.
+        record: the file that says where they come from.
+        is_complete: whether a folder has them, undamaged.
+    """
+
+    name: str
+    target: Path
+    files: tuple[str, ...]
+    size: str
+    record: str
+    is_complete: Callable[[Path], bool]
+
+    def by_hand(self, reason: str) -> str:
+        """The message for files that cannot be downloaded."""
+        return (
+            f"cannot download {self.name} from the Hugging Face hub ({reason}). Put {' and '.join(self.files)} "
+            f"({self.size}) of its repository {ENCODERS[self.name].repo_id} into {self.target}"
+        )
+
+
+def _download_once(
+    download: _Download, on_progress: Callable[[int, int], None] | None, endpoint: str | None
+) -> None:
+    """Download unless another process finishes meanwhile."""
+    name, target = download.name, download.target
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(target.with_name(f".{name}.lock"), timeout=1):
-            if not is_complete(target):  # another process may have finished meanwhile
-                _download(name, target, on_progress, endpoint)
+            if not download.is_complete(target):
+                _download(download, on_progress, endpoint)
     except Timeout:
         raise EncoderDownloadError(
             f"another process is downloading {name} into {target.parent}; try again when it is done"
         ) from None
-    return target
 
 
 def _download(
-    name: str, target: Path, on_progress: Callable[[int, int], None] | None, endpoint: str | None
+    download: _Download, on_progress: Callable[[int, int], None] | None, endpoint: str | None
 ) -> None:
-    source = ENCODERS[name]
-    arriving = target.with_name(f".{name}.download")
+    target, files = download.target, download.files
+    source = ENCODERS[download.name]
+    arriving = target.with_name(f".{download.name}.download")
     for rest in arriving.rglob(
         "*.incomplete"
     ):  # of an interrupted download; the hub's client restarts the file
@@ -151,14 +208,14 @@ def _download(
     progress = _Progress(on_progress)
     try:
         sizes = []
-        commit = None  # of the first file; the other file comes from the same commit
-        for file in FILES:
+        commit = None  # of the first file; the other comes from the same commit
+        for file in files:
             url = hf_hub_url(source.repo_id, file, revision=commit, endpoint=endpoint)
             answer = get_hf_file_metadata(url, token=False, timeout=_TIMEOUT_S)
             commit = commit or answer.commit_hash
             sizes.append(answer.size or 1)  # unknown; avoids a total of zero bytes
         progress.total = sum(sizes)
-        for file, size in zip(FILES, sizes, strict=True):
+        for file, size in zip(files, sizes, strict=True):
             bar: dict[str, Any] = {"tqdm_class": progress.bar()} if on_progress else {}
             hf_hub_download(
                 source.repo_id,
@@ -176,24 +233,16 @@ def _download(
         if progress.raised:
             raise progress.raised from None
         reason = str(error).strip().split("\n")[0]
-        raise EncoderDownloadError(_by_hand(name, target, f"{type(error).__name__}: {reason}")) from error
-    if not is_complete(arriving):
+        raise EncoderDownloadError(download.by_hand(f"{type(error).__name__}: {reason}")) from error
+    if not download.is_complete(arriving):
         shutil.rmtree(arriving)
-        raise EncoderDownloadError(_by_hand(name, target, "the downloaded files are damaged"))
+        raise EncoderDownloadError(download.by_hand("the downloaded files are damaged"))
     record = {"repo_id": source.repo_id, "commit": commit, "licence": source.licence}
-    (arriving / "source.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (arriving / download.record).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     target.mkdir(exist_ok=True)
-    for file in ("source.json", *FILES):  # the weights last, since they make the folder complete
+    for file in (download.record, *files):  # in this order, since the last makes the folder complete
         os.replace(arriving / file, target / file)
     shutil.rmtree(arriving)
-
-
-def _by_hand(name: str, target: Path, reason: str) -> str:
-    source = ENCODERS[name]
-    return (
-        f"cannot download {name} from the Hugging Face hub ({reason}). Put {' and '.join(FILES)} "
-        f"({source.megabytes} MB) of its repository {source.repo_id} into {target}"
-    )
 
 
 class _Progress:

@@ -2,13 +2,18 @@
 
 import copy
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .checkpoint import Checkpoint, EncoderFileError, neighbours, read_checkpoint
 from .encoder import PLAIN_ATTENTION, Encoder, checked_image_size
+
+# what a model of transformers raises whose parts do not fit each other
+_UNFIT = (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError)
 
 
 def load_encoder(
@@ -48,57 +53,92 @@ def load_encoder(
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise EncoderFileError(f"{_described(checkpoint)} is not supported: {error}") from error
     checked_image_size(image_size, config)
-    # The host may call under inference mode; the weights must be normal tensors. Unneeded ones are initialised randomly,
-    # which must not advance the host's random state.
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        _check_count(checkpoint, config)
-        attention = PLAIN_ATTENTION if dtype == torch.float64 else "eager"
-        # a copy, since transformers may modify the configuration
+    attention = PLAIN_ATTENTION if dtype == torch.float64 else "eager"
+    what = _described(checkpoint)
+    # The host may call under inference mode; the weights must be normal tensors.
+    with torch.inference_mode(False):
+        model = build_model(
+            architecture.build_class(),
+            config,
+            checkpoint.tensors,
+            what,
+            dtype=dtype,
+            attention=attention,
+            unneeded=architecture.unneeded,
+        )
+        encoder = Encoder(model.to(device), image_size, checkpoint.pixels)
+        # a one-patch image reveals configuration entries that do not fit each other
+        check_runs(
+            lambda: encoder(torch.zeros(1, 3, config.patch_size, config.patch_size, device=device)), what
+        )
+        return encoder
+
+
+def build_model(
+    model_class: Any,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    what: str,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    unneeded: tuple[str, ...],
+) -> Any:
+    """A model of transformers with these weights, in evaluation mode and frozen. Call it outside inference mode.
+
+    Args:
+        what: names the file and what it is said to be, for the messages.
+        unneeded: name prefixes of weights that may be missing.
+
+    Raises:
+        EncoderFileError: weights and configuration do not fit together.
+    """
+    # Unneeded weights are initialised randomly, which must not advance the host's random state.
+    with torch.random.fork_rng(devices=[]):
+        _check_count(model_class, config, tensors, what, unneeded)
         try:
-            model, info = architecture.build_class().from_pretrained(
+            model, info = model_class.from_pretrained(
                 None,
-                config=copy.deepcopy(config),
-                state_dict={name: tensor.to(dtype) for name, tensor in checkpoint.tensors.items()},
+                config=copy.deepcopy(config),  # transformers may modify it
+                state_dict={name: tensor.to(dtype) for name, tensor in tensors.items()},
                 attn_implementation=attention,
                 dtype=dtype,
                 ignore_mismatched_sizes=True,  # reported below, with the file's name
                 output_loading_info=True,
             )
         except RuntimeError as error:
-            raise EncoderFileError(f"{_described(checkpoint)} is not complete: {error}") from error
-        for what in ("missing", "mismatched", "unexpected"):
-            names = sorted(str(name) for name in info[f"{what}_keys"])
-            names = [name for name in names if not any(part in name for part in architecture.unneeded)]
-            if names:
-                raise EncoderFileError(
-                    f"{_described(checkpoint)} has {len(names)} {what} tensors, first {names[0]}"
-                )
-        model = model.eval().requires_grad_(False).to(device)
-        encoder = Encoder(model, image_size, checkpoint.pixels)
-        try:
-            # a one-patch image reveals configuration entries that do not fit each other
-            encoder(torch.zeros(1, 3, config.patch_size, config.patch_size, device=device))
-        except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-            raise EncoderFileError(f"{_described(checkpoint)} does not run: {error}") from error
-        return encoder
+            raise EncoderFileError(f"{what} is not complete: {error}") from error
+    for problem in ("missing", "mismatched", "unexpected"):
+        names = sorted(str(name) for name in info[f"{problem}_keys"])
+        names = [name for name in names if not any(part in name for part in unneeded)]
+        if names:
+            raise EncoderFileError(f"{what} has {len(names)} {problem} tensors, first {names[0]}")
+    return model.eval().requires_grad_(False)
 
 
-def _check_count(checkpoint: Checkpoint, config: Any) -> None:
+def _check_count(
+    model_class: Any, config: Any, tensors: Mapping[str, Tensor], what: str, unneeded: tuple[str, ...]
+) -> None:
     """Build the model without storage and compare weight counts, before any memory is allocated."""
-    architecture = checkpoint.architecture
     try:
         with torch.device("meta"):
-            model = architecture.build_class()(copy.deepcopy(config))
-    except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise EncoderFileError(f"{_described(checkpoint)} cannot be built: {error}") from error
+            model = model_class(copy.deepcopy(config))
+    except _UNFIT as error:
+        raise EncoderFileError(f"{what} cannot be built: {error}") from error
     parameters = model.named_parameters()
-    needed = sum(weight.numel() for name, weight in parameters if not name.startswith(architecture.unneeded))
-    held = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    needed = sum(weight.numel() for name, weight in parameters if not name.startswith(unneeded))
+    held = sum(tensor.numel() for tensor in tensors.values())
     # a small file could ask for a huge model
     if held < needed:
-        raise EncoderFileError(
-            f"{_described(checkpoint)} needs {needed} weights and has {held}; tensors are missing"
-        )
+        raise EncoderFileError(f"{what} needs {needed} weights and has {held}; tensors are missing")
+
+
+def check_runs(run: Callable[[], Any], what: str) -> None:
+    """Call `run` once. Raises EncoderFileError if it fails as a model does whose parts do not fit each other."""
+    try:
+        run()
+    except _UNFIT as error:
+        raise EncoderFileError(f"{what} does not run: {error}") from error
 
 
 def _described(checkpoint: Checkpoint) -> str:

@@ -11,8 +11,11 @@ from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
 from .guided_ksampler import JEPAGuidedKSampler
 from .plot_trace import JEPAPlotTrace
+from .prompt_fit import JEPAPromptFit
+from .prompt_map import JEPAPromptMap
 from .prompt_reference import JEPAPromptReference
 from .rank_images import JEPARankImages
+from .rare_search import JEPARareSearch
 from .rarity_map import JEPARarityMap
 from .reference import JEPAReferenceNode
 from .reference_files import JEPALoadReference, JEPASaveReference
@@ -44,4 +47,7 @@ class JEPAExtension(ComfyExtension):
             JEPASaveReference,
             JEPALoadReference,
             JEPACombineReferences,
+            JEPARareSearch,
+            JEPAPromptFit,
+            JEPAPromptMap,
         ]

@@ -15,6 +15,7 @@ USED = {
     "DJEPA": "class_names",
     "JEPA_TRACE": "steps",
     "JEPA_REFERENCE": "parts",
+    "JEPA_PROMPT_FIT": "text",
     "IMAGE": "isfinite",
     "MASK": "isfinite",
 }

@@ -36,7 +36,8 @@ from ..host.search.search import apply_search
 from ..host.search.selection import looks_of
 from .input_checks import check_values, inputs_of, number_message
 from .sampling_inputs import MAX_CFG, sampling_inputs
-from .types import JEPAEncoder, JEPAPromptFitLink, JEPAReference
+from .search_words import search_words
+from .types import JEPAEncoder, JEPAPromptScorer, JEPAReference
 
 MOST = 1024  # candidates
 MOST_VARIETY = 6.0
@@ -54,6 +55,16 @@ class JEPARareSearch(io.ComfyNode):
             category="JEPA",
             description="KSampler for many candidates at once: on the way the least rare are dropped, and the rarest are "
             "finished. It changes no image, only chooses, and works with every model: quantised, compiled, distilled.",
+            **search_words(
+                "best of n",
+                "variation",
+                "seed variance",
+                "diversity",
+                "rare",
+                "unusual",
+                "pick",
+                "seed search",
+            ),
             is_input_list=True,
             inputs=[
                 io.Model.Input(
@@ -403,7 +414,7 @@ def _search_inputs() -> list[io.Input]:
             optional=True,
             tooltip="What counts as usual: needed to search by novelty. From JEPA Reference.",
         ),
-        JEPAPromptFitLink.Input(
+        JEPAPromptScorer.Input(
             "prompt_fit",
             optional=True,
             tooltip="Measures at every look how well candidates fit a text, for the floor. From JEPA Prompt Fit.",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 from ...jepa_core import Encoder, load_encoder
 from ...jepa_core.checkpoint import neighbours, weights_file
-from ..comfy.required import ModelPatcher, get_torch_device, load_models_gpu, unet_offload_device
+from ..comfy.required import ModelPatcher, load_models_gpu
 from ..gradient.residency import keep_whole, refuse_streamed
+from .shared import shared_patcher
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,6 @@ class HostEncoderSet:
 
 AnyEncoder = HostEncoder | HostEncoderSet
 
-# Loaders of a file that is still in use get the same weights.
-_loaded: WeakValueDictionary[tuple, ModelPatcher] = WeakValueDictionary()
-
 
 def load_host_encoder(path: Path, name: str, image_size: int) -> HostEncoder:
     """Load an encoder file as a model that the host manages. Weights that are already loaded are shared.
@@ -82,18 +79,9 @@ def load_host_encoder(path: Path, name: str, image_size: int) -> HostEncoder:
         ValueError: an image_size that is not a multiple of the encoder's patch size.
     """
     file = weights_file(path)
-    states = [part.stat() for part in (file, *neighbours(file)) if part.is_file()]
-    key = (file.resolve(), *((state.st_mtime_ns, state.st_size) for state in states))
-    patcher = _loaded.get(key)
-    if patcher is None:
-        # The plain patcher on purpose: a dynamic one streams weights through buffers that are overwritten before
-        # the backward pass reads them.
-        patcher = ModelPatcher(
-            load_encoder(file, image_size=image_size),
-            load_device=get_torch_device(),
-            offload_device=unet_offload_device(),
-        )
-        _loaded[key] = patcher
+    patcher = shared_patcher(
+        "encoder", file, neighbours(file), lambda: load_encoder(file, image_size=image_size)
+    )
     encoder = HostEncoder(name, patcher, image_size)
     encoder.encoder  # noqa: B018 (an invalid size must fail here, not while sampling)
     return encoder

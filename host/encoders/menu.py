@@ -1,10 +1,12 @@
 """The names in the encoder loader's menu, and their files in models/jepa."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ...jepa_core.checkpoint import neighbours
-from ...jepa_core.hub import ENCODERS, fetch_encoder
+from ...jepa_core.checkpoint import neighbours, read_config
+from ...jepa_core.clip_tokenizer import tokenizer_files
+from ...jepa_core.hub import ENCODERS, fetch_encoder, fetch_tokenizer
+from ...jepa_core.prompt_fit import MODEL_TYPE
 from ..comfy.model_folders import ENCODER_FOLDER, inside
 from ..comfy.required import folder_paths
 
@@ -15,10 +17,26 @@ def encoder_names() -> list[str]:
     return [*ENCODERS, *(name for name in local if Path(name).parts[0] not in ENCODERS)]
 
 
-def encoder_facts() -> str:
-    """A line for each encoder of the hub: its name, its download size, and its licence where that restricts use."""
+def clip_names() -> list[str]:
+    """The encoders in the menu that are CLIPs, by the hub's table or by their configuration."""
+    return [name for name in encoder_names() if _is_clip(name)]
+
+
+def _is_clip(name: str) -> bool:
+    if name in ENCODERS:
+        return ENCODERS[name].model_type == MODEL_TYPE
+    try:
+        file = _inside_encoders(Path(folder_paths.get_full_path_or_raise(ENCODER_FOLDER, name)))
+        return read_config(file).get("model_type") == MODEL_TYPE
+    except (ValueError, OSError):  # a link that leads out, a damaged configuration, a file that has just gone
+        return False
+
+
+def encoder_facts(names: Iterable[str] = ENCODERS) -> str:
+    """A line for each of these hub encoders: its name, its download size, and its licence where that restricts use."""
     lines = []
-    for name, source in ENCODERS.items():
+    for name in names:
+        source = ENCODERS[name]
         notes = "" if source.commercial else f", {source.licence}: NON-COMMERCIAL"
         if source.gated:
             notes += f", {source.licence}: agree to it on the hub and put the files in place yourself"
@@ -53,6 +71,22 @@ def encoder_file(
     default = Path(folder_paths.models_dir) / ENCODER_FOLDER
     file = _inside_encoders(default / name / "model.safetensors")  # where it will be
     fetch_encoder(name, default, non_commercial=non_commercial, on_progress=on_progress)
+    return file
+
+
+def clip_file(
+    name: str, *, non_commercial: bool = False, on_progress: Callable[[int, int], None] | None = None
+) -> Path:
+    """As encoder_file, for a name among clip_names; downloads the tokenizer of a hub encoder too, beside the weights."""
+    if name not in clip_names():
+        raise ValueError(
+            f"There is no CLIP {name!r}; put its folder, with model.safetensors, config.json, vocab.json and merges.txt, "
+            f"into models/{ENCODER_FOLDER}, or choose one of {', '.join(filter(_is_clip, ENCODERS))}."
+        )
+    file = encoder_file(name, non_commercial=non_commercial, on_progress=on_progress)
+    inside(file, ENCODER_FOLDER, *tokenizer_files(file.parent))
+    if name in ENCODERS:
+        fetch_tokenizer(name, file.parent.parent)
     return file
 
 

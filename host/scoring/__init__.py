@@ -1,4 +1,4 @@
-"""Scores of batches of images, references to compare them with, and the patches of one image.
+"""Scores of batches of images, references to compare them with, the patches of one image, and fit to a text.
 
 scores.py           scoring a batch
 modes.py            kinds of score, by the names in menus
@@ -14,4 +14,5 @@ picture_folder.py   the pictures in a folder of the host
 prompt_pictures.py  what a prompt draws without guidance
 reference_files.py  references in models/jepa_references
 rarity_map.py       patch scores at every pixel
+prompt_fit.py       how well images fit a text
 """

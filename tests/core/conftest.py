@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from jepa_core import Encoder, load_encoder
 from jepa_core.architectures import ARCHITECTURES
 from jepa_core.djepa import DJEPA, DJEPAConfig
+from tests.conftest import HOST
 
 SMALL: dict[str, dict[str, object]] = {
     "dinov2": {"patch_size": 14, "image_size": 28},
@@ -41,12 +43,16 @@ SMALL: dict[str, dict[str, object]] = {
 
 
 def random_model(model_type: str, **settings: object) -> PreTrainedModel:
-    """Return a small model of a transformers class, with weights large enough to make it far from linear."""
+    """Return a small model of a transformers class, randomised."""
     row = ARCHITECTURES[model_type]
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = getattr(transformers, row.config_class)(**sizes | SMALL[model_type] | settings)
     config._attn_implementation = "eager"
-    model = getattr(transformers, row.model_class)(config)
+    return randomised(getattr(transformers, row.model_class)(config))
+
+
+def randomised(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in evaluation mode, with weights large enough to make it far from linear."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -60,6 +66,30 @@ def random_model(model_type: str, **settings: object) -> PreTrainedModel:
             else:
                 weight.copy_(0.5 * noise)
     return model.eval()
+
+
+CLIP_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+# the host ships the tokenizer that all CLIPs share
+CLIP_TOKENIZER = HOST / "comfy" / "sd1_tokenizer"
+
+
+def save_clip(folder: Path, image_size: int = 224, patch_size: int = 32, tokenizer: bool = True) -> Path:
+    """Save a small random CLIP with both towers and, unless told otherwise, its tokenizer; returns the folder."""
+    config = transformers.CLIPConfig(
+        text_config=CLIP_TOWER | {"hidden_act": "gelu"},
+        vision_config=CLIP_TOWER | {"image_size": image_size, "patch_size": patch_size},
+        projection_dim=24,
+    )
+    randomised(transformers.CLIPModel(config)).save_pretrained(folder)
+    if tokenizer:
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(CLIP_TOKENIZER / name, folder)
+    return folder
 
 
 def kept_for_backward(encoder: Encoder, image: Tensor) -> tuple[Tensor, int]:

@@ -23,8 +23,10 @@ from filelock import FileLock
 
 from jepa_core import load_encoder
 from jepa_core.architectures import architecture_of
-from jepa_core.hub import ENCODERS, EncoderDownloadError, EncoderLicenceError, fetch_encoder
+from jepa_core.hub import ENCODERS, EncoderDownloadError, EncoderLicenceError, fetch_encoder, fetch_tokenizer
+from jepa_core.prompt_fit import load_prompt_fit
 from research.costs.guides import published_model
+from tests.core.conftest import save_clip
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -32,11 +34,12 @@ NAME = "dinov2-small"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves files of one repository at /facebook/dinov2-small/resolve/<main or COMMIT>/<file>."""
+    """Serves files of one repository at /<repo_id>/resolve/<main or COMMIT>/<file>."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
+        self.repo_id = f"facebook/{NAME}"
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
         self.tokens: list[str] = []
         self.break_after: list[int | None] = []  # bytes after which each next GET of the weights is cut off
@@ -66,7 +69,8 @@ class Handler(BaseHTTPRequestHandler):
         if "authorization" in self.headers:
             self.server.tokens.append(self.headers["authorization"])
         _, owner, repo, resolve, revision, file = self.path.split("/")
-        found = (owner, repo, resolve) == ("facebook", NAME, "resolve") and revision in ("main", COMMIT)
+        here = (f"{owner}/{repo}", resolve) == (self.server.repo_id, "resolve")
+        found = here and revision in ("main", COMMIT)
         content = self.server.files.get(file) if found and self.server.status == 200 else None
         if content is None:
             self.send_response(404 if self.server.status == 200 else self.server.status)
@@ -437,3 +441,79 @@ def test_a_float32_checkpoint_is_as_large_as_its_weights(files):
     content = files["model.safetensors"]
     weights = sum(tensor.numel() for tensor in safetensors.torch.load(content).values())
     assert 0 < len(content) - 4 * weights < 10_000  # the header
+
+
+# --- the tokenizer of a CLIP ----------------------------------------------------------------------------------------
+
+CLIP = "CLIP-ViT-B-32-laion2B-s34B-b79K"
+WEIGHTS, TOKENIZER = ("config.json", "model.safetensors"), ("merges.txt", "vocab.json")
+
+
+@pytest.fixture(scope="module")
+def clip_files(tmp_path_factory) -> dict[str, bytes]:
+    folder = save_clip(tmp_path_factory.mktemp("clip"))
+    return {name: (folder / name).read_bytes() for name in (*WEIGHTS, *TOKENIZER)}
+
+
+@pytest.fixture
+def clip_hub(hub, clip_files) -> Hub:
+    hub.repo_id = ENCODERS[CLIP].repo_id
+    hub.files = dict(clip_files)
+    return hub
+
+
+def put(folder: Path, files: dict[str, bytes], *names: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(files[name])
+
+
+def test_a_tokenizer_is_fetched_once_beside_weights_that_are_already_there(clip_hub, tmp_path):
+    path = fetch_encoder(CLIP, tmp_path, endpoint=clip_hub.endpoint)
+    before = held(tmp_path)
+    assert {request[1].rsplit("/", 1)[1] for request in clip_hub.requests} == set(WEIGHTS)
+    fetch_tokenizer(CLIP, tmp_path, endpoint=clip_hub.endpoint)
+    assert held(tmp_path) - before == {f"{CLIP}/{name}" for name in (*TOKENIZER, "tokenizer_source.json")}
+    for name in ("source.json", "tokenizer_source.json"):
+        source = json.loads((path / name).read_text())
+        assert source == {"repo_id": f"laion/{CLIP}", "commit": COMMIT, "licence": "MIT"}
+    assert [clip_hub.count("GET", name) for name in (*WEIGHTS, *TOKENIZER)] == [1, 1, 1, 1]
+    assert load_prompt_fit(path).fit(torch.rand(1, 9, 9, 3), "a cat").isfinite()
+
+    seen = len(clip_hub.requests)
+    fetch_tokenizer(CLIP, tmp_path, endpoint=clip_hub.endpoint)
+    assert fetch_encoder(CLIP, tmp_path, endpoint=clip_hub.endpoint) == path
+    assert len(clip_hub.requests) == seen
+
+
+def test_a_tokenizer_put_in_place_by_hand_needs_no_network(clip_files, tmp_path):
+    put(tmp_path / CLIP, clip_files, *TOKENIZER)
+    fetch_tokenizer(CLIP, tmp_path, endpoint=closed_port())
+
+
+def test_half_a_tokenizer_is_completed_and_a_damaged_one_replaced(clip_hub, clip_files, tmp_path):
+    put(tmp_path / CLIP, clip_files, "vocab.json")
+    fetch_tokenizer(CLIP, tmp_path, endpoint=clip_hub.endpoint)
+    (tmp_path / CLIP / "vocab.json").write_bytes(clip_files["vocab.json"][:1000])
+    fetch_tokenizer(CLIP, tmp_path, endpoint=clip_hub.endpoint)
+    assert {name: (tmp_path / CLIP / name).read_bytes() for name in TOKENIZER} == {
+        name: clip_files[name] for name in TOKENIZER
+    }
+
+
+def test_a_damaged_tokenizer_on_the_server_is_refused_and_the_weights_stay(clip_hub, clip_files, tmp_path):
+    put(tmp_path / CLIP, clip_files, *WEIGHTS)
+    clip_hub.files["merges.txt"] = b"#version: 0.2\nnot three tokens\n"
+    with pytest.raises(EncoderDownloadError, match=r"damaged.*Put merges\.txt and vocab\.json \(2 MB\)"):
+        fetch_tokenizer(CLIP, tmp_path, endpoint=clip_hub.endpoint)
+    assert held(tmp_path) == {f"{CLIP}/{name}" for name in WEIGHTS} | {f".{CLIP}.lock"}
+
+
+@pytest.mark.parametrize("status", [0, 404])
+def test_a_tokenizer_that_cannot_be_fetched_is_named(clip_hub, tmp_path, status):
+    clip_hub.status = status
+    endpoint = clip_hub.endpoint if status else closed_port()
+    with pytest.raises(EncoderDownloadError) as caught:
+        fetch_tokenizer(CLIP, tmp_path, endpoint=endpoint)
+    for words in (*TOKENIZER, f"laion/{CLIP}", str(tmp_path / CLIP)):
+        assert words in str(caught.value)
