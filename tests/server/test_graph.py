@@ -35,6 +35,9 @@ NODES = (
     "JEPASaveReference",
     "JEPALoadReference",
     "JEPACombineReferences",
+    "JEPARareSearch",
+    "JEPAPromptFit",
+    "JEPAPromptMap",
 )
 GUIDANCE = {
     "strength": 2.0,
