@@ -36,6 +36,7 @@ PAGES = {
         "JEPARarityMap",
         "JEPARankImages",
     ),
+    "search.md": ("JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap"),
     "djepa.md": ("DJEPALoader", "DJEPASampler"),
 }
 # Menus whose entries are the host's or depend on the files of the machine.
@@ -45,6 +46,9 @@ MENUS = {
     ("JEPAEncoderLoader", "encoder"): "the encoders above, and files in models/jepa",
     ("JEPAPromptReference", "sampler_name"): "as in KSampler",
     ("JEPAPromptReference", "scheduler"): "as in KSampler",
+    ("JEPARareSearch", "sampler_name"): "as in KSampler",
+    ("JEPARareSearch", "scheduler"): "as in KSampler",
+    ("JEPAPromptFit", "model"): "the CLIPs of the encoders' table, and files in models/jepa",
     ("JEPALoadReference", "file"): "files in models/jepa_references",
     ("DJEPALoader", "model"): "the bundled model, and files in models/djepa",
 }

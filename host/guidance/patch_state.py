@@ -5,10 +5,10 @@ guided step, and two more when it checks a gradient.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,13 @@ _NOT_STATE = (ModelPatcher, ModuleType, type, Tensor, str, bytes, int, float)
 _DEPTH = 3
 
 
+class _Undo(NamedTuple):
+    """How to restore one object, and what it holds now; nothing for lists and the like."""
+
+    put_back: Callable[[], Any]
+    held: Callable[[], Iterable[Any]] = tuple
+
+
 class PatchState:
     """A snapshot of the state of patches.
 
@@ -36,7 +43,7 @@ class PatchState:
     """
 
     def __init__(self, options: dict, network: nn.Module) -> None:
-        self._undo: list[Callable[[], Any]] = []
+        self._undo: list[_Undo] = []
         self._seen: set[int] = set()
         self._attributes(network)
         self._remember(options, _DEPTH)
@@ -44,7 +51,17 @@ class PatchState:
     def put_back(self) -> None:
         """Restore the state of the snapshot. Can be called any number of times."""
         for step in self._undo:
-            step()
+            step.put_back()
+
+    def forget_images(self) -> None:
+        """Restore only objects, dicts and closure variables that now hold tensors: caches of the batch, momentum.
+
+        For a model call with other images than the one before. Lists, such as logs, stay.
+        """
+        for step in [
+            step for step in self._undo if any(isinstance(held, Tensor) and held.ndim for held in step.held())
+        ]:
+            step.put_back()
 
     def _remember(self, value: Any, depth: int) -> None:
         if not depth or id(value) in self._seen or value is None or isinstance(value, _NOT_STATE):
@@ -58,7 +75,8 @@ class PatchState:
     def _parts(self, value: Any) -> list[Any]:
         """Record how to restore one object; returns the objects in it."""
         if isinstance(value, (dict, list, set, deque)):
-            self._undo.append(_container(value))
+            values = value.values if isinstance(value, dict) else tuple
+            self._undo.append(_Undo(_container(value), values))
             return list(value.values()) if isinstance(value, dict) else list(value)
         if isinstance(value, tuple):
             return list(value)
@@ -69,7 +87,7 @@ class PatchState:
         if isinstance(value, FunctionType):
             return self._variables(value)
         if isinstance(value, torch.Generator):
-            self._undo.append(partial(value.set_state, value.get_state()))
+            self._undo.append(_Undo(partial(value.set_state, value.get_state())))
             return []
         return self._attributes(value)
 
@@ -77,7 +95,10 @@ class PatchState:
         if str(function.__module__).startswith(_OWN_PACKAGE):
             return []  # guidance keeps its own state
         variables = closure_of(function)
-        self._undo += [partial(setattr, cell, "cell_contents", content) for cell, content in variables]
+        self._undo += [
+            _Undo(partial(setattr, cell, "cell_contents", content), partial(_contents, cell))
+            for cell, content in variables
+        ]
         return [content for _, content in variables]
 
     def _attributes(self, owner: Any) -> list[Any]:
@@ -92,7 +113,7 @@ class PatchState:
                 del held[name]
             held.update(before)
 
-        self._undo.append(put_back)
+        self._undo.append(_Undo(put_back, lambda: list(_own(owner, held).values())))
         return list(before.values())
 
 
@@ -105,6 +126,10 @@ def _own(owner: Any, attributes: dict[str, Any]) -> dict[str, Any]:
         for name, part in attributes.items()
         if not name.startswith("_") and not isinstance(part, torchs)
     }
+
+
+def _contents(cell: Any) -> list[Any]:
+    return [cell.cell_contents]
 
 
 def _container(value: Any) -> Callable[[], None]:

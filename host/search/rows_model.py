@@ -37,7 +37,7 @@ class RowsModel:
         model: what the host passes to sampler functions, for the whole batch.
         guider: the host's guider of this run.
         batch: rows of the whole batch.
-        model_hooks: how many post-CFG hooks the model has; later ones are the sampler's own.
+        options: the model options of the run. Later post-CFG hooks are the sampler's own.
         at_once: candidates in one call; 0 for as many as fit.
         on_rows: called with the number of candidates after every call; may raise to stop.
     """
@@ -48,14 +48,17 @@ class RowsModel:
         guider: Any,
         batch: int,
         *,
-        model_hooks: int,
+        options: dict,
         at_once: int,
         on_rows: Callable[[int], None],
     ) -> None:
         self._model = model
         self._guider = guider
         self._batch = batch
-        self._model_hooks = model_hooks
+        self._model_hooks = len(options.get(POST_CFG, []))
+        # Patches of other nodes, such as caches and momentum, remember tensors of the rows of the last call.
+        self._fresh = PatchState(options, guider.inner_model.diffusion_model)
+        self._last: list[int] | None = None
         self._at_once = at_once
         self._on_rows = on_rows
 
@@ -74,7 +77,6 @@ class RowsModel:
         size = self._at_once or rows_that_fit(self._guider.inner_model, x.shape, get_free_memory(x.device))
         while rest:
             chosen = rest[:size]
-            state = PatchState(kwargs.get("model_options", {}), self._guider.inner_model.diffusion_model)
             try:
                 with self.of(chosen, x, sigma, kwargs, change, seen) as call:
                     part = call.model(call.x, call.sigma, **call.kwargs)
@@ -88,7 +90,7 @@ class RowsModel:
                 self._on_rows(len(chosen))
                 continue
             # only after the except block is the failed call's memory free
-            state.put_back()
+            self._fresh.put_back()
             give_back()
         return answer
 
@@ -102,12 +104,15 @@ class RowsModel:
         change: Change | None = None,
         seen: Sequence[dict[str, Tensor]] | None = None,
     ) -> Iterator[RowsCall]:
-        """Within the block, the model can be called for these candidates.
+        """Within the block, the model can be called for these candidates. Patches with a memory begin anew for other ones.
 
         Args:
             change: see estimates.
             seen: for each post-CFG hook, what it has seen of this step's estimates; None begins anew.
         """
+        if self._last is not None and self._last != list(chosen):
+            self._fresh.forget_images()
+        self._last = list(chosen)
         if len(chosen) == self._batch and change is None:
             yield RowsCall(self._model, x, sigma, kwargs)
             return

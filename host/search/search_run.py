@@ -15,7 +15,6 @@ from ..gradient.residency import keep_whole, refuse_streamed
 from ..guidance.guidance import Guidance
 from ..guidance.guided_model import GuidedModel
 from ..guidance.guided_run import GuidedRun
-from ..guidance.model_calls import post_cfg_hooks
 from ..guidance.refusals import check_finite, check_frames
 from ..guidance.sampler_probe import check_order, probe_sampler
 from ..options import CONDITIONING_NOISE
@@ -133,7 +132,7 @@ class SearchRun:
             model,
             self.guider,
             len(x),
-            model_hooks=len(post_cfg_hooks(extra_args)),
+            options=extra_args.get("model_options", {}),
             at_once=config.rows_at_once,
             on_rows=self._after_rows,
         )
