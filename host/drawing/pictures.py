@@ -44,13 +44,14 @@ def labelled_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
 
 
 def paste_labelled(sheet: Image.Image, picture: Tensor, label: str, left: int, top: int) -> None:
-    """Put a picture (H, W, 3 or 4) into a square of the sheet, with its label below."""
+    """Put a picture (H, W, 3 or 4) into a square of the sheet, with its label below; long lines are written smaller."""
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(TEXT)
     shown = _fitted(picture)
     sheet.paste(shown, (left + (SIDE - shown.width) // 2, top + (SIDE - shown.height) // 2))
     draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline="#cccccc")
     for line, text in enumerate(label.splitlines()):
+        width = ImageFont.load_default(TEXT).getlength(text)
+        font = ImageFont.load_default(TEXT * min(1.0, SIDE / max(width, 1.0)))
         draw.text((left + SIDE // 2, top + SIDE + 6 + LINE * line), text, fill=INK, font=font, anchor="ma")
 
 

@@ -122,7 +122,7 @@ def _in_order(values: Mapping[int, float], kept: Sequence[int], by: str) -> Plot
     """The images from the rarest to the most typical."""
     order = sorted(values, key=values.__getitem__, reverse=by == NOVELTY)
     last = max(1, len(order))
-    ticks = [tick for tick in nice_ticks(0, last, 8) if tick >= 1 and tick == int(tick)]
+    ticks = [tick for tick in nice_ticks(0, last, 8) if 1 <= tick <= last and tick == int(tick)]
     across = Axis("images, the rarest first", ticks, 0.5, last + 0.5, LEFT, WIDTH - RIGHT)
     up = _axis(f"{UNITS[by]}, rarer upwards", values.values(), HEIGHT - BOTTOM, TOP, falling=by == SCORE)
     places = {index: (across(rank), up(values[index])) for rank, index in enumerate(order, 1)}

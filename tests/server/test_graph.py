@@ -35,6 +35,9 @@ NODES = (
     "JEPASaveReference",
     "JEPALoadReference",
     "JEPACombineReferences",
+    "JEPARareSearch",
+    "JEPAPromptFit",
+    "JEPAPromptMap",
 )
 GUIDANCE = {
     "strength": 2.0,
@@ -383,6 +386,34 @@ def test_the_rarest_of_a_batch_are_kept_with_their_scores_and_indices(server, en
     )
     assert all(np.array_equal(kept[place], every[index]) for place, index in enumerate(expected))
     assert len(outputs["rank"]["images"]) == 1
+
+
+def test_latents_go_along_with_the_kept_images_and_masks_that_are_missing_stop_only_who_needs_them(
+    server, encoder
+):
+    rank = {"images": ["decode", 0], "encoder": ["encoder", 0], "count": 2, "mode": "projected"}
+    prompt = djepa(batch_size=4) | {
+        "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
+        "rank": node("JEPARankImages", **rank, keep="rarest", latents=["draw", 0]),
+        "kept": node("SaveImage", images=["rank", 0], filename_prefix="rank"),
+        "decoded": node("VAEDecode", samples=["rank", 5], vae=["loader", 1]),
+        "again": node("SaveImage", images=["decoded", 0], filename_prefix="rank"),
+        "chart": node("SaveImage", images=["rank", 8], filename_prefix="rank"),
+    }
+    masked = {
+        "mask": node("MaskToImage", mask=["rank", 6]),
+        "stopped": node("SaveImage", images=["mask", 0], filename_prefix="rank"),
+    }
+    outputs = server.wait(server.queue(prompt | masked), timeout=300)["outputs"]
+    assert "stopped" not in outputs
+    kept, again = (
+        [np.asarray(Image.open(io.BytesIO(server.image(ref)))).astype(int) for ref in outputs[name]["images"]]
+        for name in ("kept", "again")
+    )
+    assert len(kept) == 2
+    # rounding depends on the batch size
+    assert max(np.abs(one - other).max() for one, other in zip(kept, again, strict=True)) <= 2
+    assert len(outputs["chart"]["images"]) == 1
 
 
 def test_a_rarity_map_is_drawn_and_its_mask_can_be_used(server, encoder):

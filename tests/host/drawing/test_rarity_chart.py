@@ -142,3 +142,11 @@ def test_labels_do_not_collide():
         for other in boxes.keys() - {index}:
             a, b, c, d = boxes[other]
             assert right <= a or c <= left or bottom <= b or d <= top
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 24, 500])
+def test_only_numbers_of_images_stand_below_the_axis(written, count):
+    draw_rarity([0.5] * count, [], by=SCORE)
+    ranks = [text for text in written if text.isdigit() and text != "0"]
+    assert ranks
+    assert all(1 <= int(rank) <= count for rank in ranks)

@@ -1,0 +1,129 @@
+"""JEPARareSearch, executed as the host does: all inputs and outputs as lists."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from jepa_guidance.nodes.input_checks import inputs_of
+from jepa_guidance.nodes.rare_search import JEPARareSearch
+
+from tests.host.search.conftest import LATENT, SAMPLING
+
+NAMES = ("latent", "scores", "indices", "qualities", "candidates", "candidate_scores", "sheet", "chart")
+
+
+def node(tiny: Any, **changes: Any) -> dict[str, Any]:
+    """Run the node with its defaults on six candidates; `changes` are lists, as the host passes them."""
+    values = {
+        entry.id: [entry.default]
+        for entry in inputs_of(JEPARareSearch)
+        if getattr(entry, "default", None) is not None
+    }
+    values |= {name: [value] for name, value in SAMPLING.items()}
+    values |= {"model": [tiny.model], "vae": [tiny.vae], "encoder": [tiny.encoder], "latent_image": [LATENT]}
+    values |= {"positive": [tiny.positive], "negative": [tiny.negative], "candidates": [6], "count": [2]}
+    with torch.inference_mode():
+        found = JEPARareSearch.execute(**values | changes)
+    return dict(zip(NAMES, found.args, strict=True)) | {"ui": found.ui}
+
+
+def test_outputs_agree_with_each_other(tiny, search):
+    found = node(tiny)
+    kept, record = search()
+    (latent,) = found["latent"]
+    assert torch.equal(latent["samples"], kept["samples"])
+    assert latent["batch_index"] == found["indices"] == [one.index for one in record.kept]
+    assert found["scores"] == sorted(found["scores"])
+    assert found["qualities"] == []
+    assert found["candidates"][0].shape == (6, 14, 14, 3) or len(found["candidates"][0]) == 6
+    assert [found["candidate_scores"][index] for index in found["indices"]] == found["scores"]
+    (search_ui,) = found["ui"]["jepa_search"]
+    assert [one["index"] for one in search_ui["candidates"]] == list(range(6))
+    assert all(one["picture"].startswith("data:image/jpeg;base64,") for one in search_ui["candidates"])
+
+
+def test_a_list_of_seeds_gives_a_search_for_each(tiny):
+    both = node(tiny, seed=[5, 6])
+    one, other = node(tiny), node(tiny, seed=[6])
+    assert len(both["latent"]) == 2
+    for latent, alone in zip(both["latent"], (one, other), strict=True):
+        assert torch.equal(latent["samples"], alone["latent"][0]["samples"])
+    assert both["indices"] == one["indices"] + other["indices"]
+
+
+def test_a_quality_list_is_one_for_each_candidate(tiny):
+    quality = [0.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    found = node(tiny, quality=quality, floor_kind=["value"], floor=[0.5])
+    assert set(found["indices"]) <= {1, 3, 4}
+    assert found["qualities"] == [1.0, 1.0]
+    assert math.isnan(found["candidate_scores"][0])
+
+
+def test_novelty_against_a_reference(tiny):
+    from tests.host.guide import reference_of
+
+    images = torch.rand(8, 16, 16, 3, generator=torch.Generator().manual_seed(4))
+    reference = reference_of([tiny.encoder], images)
+    found = node(tiny, by=["novelty"], reference=[reference])
+    assert found["scores"] == sorted(found["scores"], reverse=True)
+    assert all(score > 0 for score in found["scores"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": [7]}, r"count 7 is larger than candidates, 6"),
+        ({"looks": ["0.7, 0.4"]}, r"looks must grow"),
+        ({"looks": ["a"]}, r"looks must be numbers"),
+        ({"quality": [0.5, 0.6]}, r"quality holds 2 numbers for 6 images"),
+        (
+            {"floor_kind": ["value"]},
+            r"floor_kind value has nothing to measure; connect prompt_fit or quality",
+        ),
+        (
+            {"floor_kind": ["percentile"], "floor": [101.0], "quality": [0.5] * 6},
+            r"floor 101 is not a percentile",
+        ),
+        ({"by": ["novelty"]}, r"reference is needed to search by novelty"),
+        (
+            {"latent_image": [{"samples": torch.ones(3, 4, 8, 8)}]},
+            r"latent_image holds 3 images for 6 candidates",
+        ),
+        ({"latent_image": [{"samples": torch.full((1, 4, 8, 8), math.nan)}]}, r"latent_image holds NaN"),
+        ({"start_at_step": [10]}, r"start_at_step 10 leaves no step"),
+        ({"candidates": [0]}, r"candidates 0 is outside 1 to 1024"),
+        ({"keep": ["best"]}, r"keep must be one of rarest, most typical"),
+        ({"model": [3]}, r"model must be of type MODEL, got int"),
+        ({"amount": [math.nan]}, r"amount nan is outside"),
+        ({"looks": [0.5]}, r"looks must be text, got 0.5"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_named_before_work_starts(tiny, changes, message):
+    def never(*_: Any) -> None:
+        raise AssertionError("the model was called")
+
+    model = tiny.model.clone()
+    model.set_model_unet_function_wrapper(never)
+    with pytest.raises(ValueError, match=message):
+        node(tiny, **{"model": [model]} | changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"looks": ["0.7, 0.4"]}, "looks must grow"),
+        ({"sampler_name": ["dpm_adaptive"]}, "dpm_adaptive"),
+        ({"cfg": [math.nan]}, "cfg"),
+        ({"floor": [math.inf]}, "floor"),
+    ],
+)
+def test_values_typed_into_the_node_are_checked_before_the_queue(values, message):
+    assert message in JEPARareSearch.validate_inputs(**values)
+
+
+def test_linked_and_fitting_values_pass_validation():
+    assert JEPARareSearch.validate_inputs(looks=[None], cfg=[None]) is True
+    assert JEPARareSearch.validate_inputs(looks=["0.4"], cfg=[1.0], sampler_name=["euler"]) is True
