@@ -2,6 +2,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, valueOf, words } from "./page.js";
 import { drawScale, drawText, drawTrace, guidedSteps, outcome, palette, traceLines, written } from "./chart.js";
 
 const GUIDED = ["JEPAGuidedKSampler", "JEPAGuidance"];
@@ -10,39 +11,6 @@ const HEIGHT = 270; // of the chart
 const WIDTH = 330; // of a new node, at least
 const RANGE = ["strength", "start_percent", "end_percent", "interval", "steps"];
 const USUAL = ["criterion", "target", "apart"];
-
-let words = null; // texts in the page's language, from locales/*/main.json
-
-async function loadWords() {
-  const all = await (await api.fetchApi("/i18n")).json();
-  const language = app.extensionManager.setting.get("Comfy.Locale");
-  words = { ...all.en?.jepaGuidance, ...all[language]?.jepaGuidance };
-}
-
-/** The node with an id such as "12" or, inside a subgraph, "5:12". */
-function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph;
-  let node = null;
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(Number(part));
-    graph = node?.subgraph;
-  }
-  return node;
-}
-
-/** Whether a node's input is linked. */
-function isLinked(node, name) {
-  const index = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  if (index < 0) return false;
-  // older frontends lack isInputConnected
-  return node.isInputConnected?.(index) ?? node.inputs[index].link != null;
-}
-
-/** A widget's value; null if the input is linked. */
-function valueOf(node, name) {
-  if (isLinked(node, name)) return null;
-  return node.widgets?.find((widget) => widget.name === name)?.value ?? null;
-}
 
 /** What novelty and the target lack to compare with; null if nothing. host/guidance/usual.py refuses the same. */
 function missing(node) {
@@ -65,7 +33,7 @@ function outlook(node) {
   if (![start, end, interval, steps].includes(null)) {
     const count = guidedSteps({ steps, start, end, interval });
     if (count === 0) return { text: words.noStep, warn: true };
-    const text = words.guides.replace("{count}", count).replace("{steps}", steps);
+    const text = filled(words.guides, { count, steps });
     return { text: strength < 0 ? `${text} ${words.bias}` : text, warn: strength < 0 };
   }
   return strength < 0 ? { text: words.bias, warn: true } : { text: "", warn: false };
@@ -107,33 +75,15 @@ function addChart(node) {
   canvas.setAttribute("role", "img");
   Object.assign(canvas.style, { width: "100%", height: "100%", background: "var(--comfy-input-bg)", borderRadius: "6px" });
   node.jepaCanvas = canvas;
-  const widget = node.addDOMWidget("rarity", "JEPA_RARITY", canvas, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => HEIGHT,
-    getMaxHeight: () => HEIGHT,
-  });
-  widget.serialize = false;
-  const [, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], height)]);
+  addElement(node, { name: "rarity", type: "JEPA_RARITY", element: canvas, width: WIDTH, height: HEIGHT, maxHeight: HEIGHT });
   new ResizeObserver(() => draw(node)).observe(canvas);
-  const watched = node.widgets.filter(({ name }) => [...RANGE, ...USUAL].includes(name));
-  for (const widget of watched) follow(widget, "callback", () => draw(node));
-}
-
-/** Call `after` after a method of the host's node or widget. */
-function follow(owner, method, after) {
-  const before = owner[method];
-  owner[method] = function (...args) {
-    const result = before?.apply(this, args);
-    after(...args);
-    return result;
-  };
+  followSettings(node, [...RANGE, ...USUAL], () => draw(node));
+  loadWords().then(() => draw(node));
 }
 
 app.registerExtension({
   name: "jepa-guidance.rarity",
-  async setup() {
+  setup() {
     api.addEventListener(EVENT, ({ detail: { node: id, trace } }) => {
       const node = nodeOf(id);
       if (!node?.jepaCanvas) return;
@@ -141,14 +91,10 @@ app.registerExtension({
       node.jepaTrace = { ...trace, steps: [...known, ...trace.steps] };
       draw(node);
     });
-    await loadWords();
-    for (const node of (app.rootGraph ?? app.graph).nodes) if (node.jepaCanvas) draw(node);
   },
   nodeCreated(node) {
     if (!GUIDED.includes(node.comfyClass)) return;
     addChart(node);
-    follow(node, "onConfigure", () => draw(node));
-    follow(node, "onConnectionsChange", () => draw(node));
     follow(node, "onExecuted", ({ jepa_trace: shown }) => {
       if (shown) node.jepaTrace = shown[0];
       draw(node);

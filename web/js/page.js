@@ -1,0 +1,78 @@
+// What the panels of several nodes need of the host's page: nodes, widgets, links, and texts in the page's language.
+
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+
+export let words = null; // from locales/*/main.json; null until they are loaded
+let loading = null;
+
+/** Load the texts, once. */
+export function loadWords() {
+  return (loading ??= fetchWords());
+}
+
+async function fetchWords() {
+  const all = await (await api.fetchApi("/i18n")).json();
+  const language = app.extensionManager.setting.get("Comfy.Locale");
+  words = { ...all.en?.jepaGuidance, ...all[language]?.jepaGuidance };
+}
+
+/** A text with its {places} filled in. */
+export function filled(text, values) {
+  return text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+/** The node with an id such as "12" or, inside a subgraph, "5:12"; the page's outputs have the subgraph's own id for the 5. */
+export function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph;
+  let node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number(part));
+    graph = graph?.subgraphs?.get(part) ?? node?.subgraph;
+  }
+  return node;
+}
+
+/** Whether a node's input is linked. */
+export function isLinked(node, name) {
+  const index = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  if (index < 0) return false;
+  // older frontends lack isInputConnected
+  return node.isInputConnected?.(index) ?? node.inputs[index].link != null;
+}
+
+/** A widget's value; null if the input is linked. */
+export function valueOf(node, name) {
+  if (isLinked(node, name)) return null;
+  return node.widgets?.find((widget) => widget.name === name)?.value ?? null;
+}
+
+/** Call `after` after a method of the host's node or widget. */
+export function follow(owner, method, after) {
+  const before = owner[method];
+  owner[method] = function (...args) {
+    const result = before?.apply(this, args);
+    after(...args);
+    return result;
+  };
+}
+
+/** Call `after` when a node is loaded, its links change, or one of these widgets is set. */
+export function followSettings(node, names, after) {
+  follow(node, "onConfigure", after);
+  follow(node, "onConnectionsChange", after);
+  for (const widget of node.widgets.filter(({ name }) => names.includes(name))) follow(widget, "callback", after);
+}
+
+/** Add an element to a node, at least `height` high; the node becomes at least `width` wide. */
+export function addElement(node, { name, type, element, width, height, maxHeight }) {
+  const widget = node.addDOMWidget(name, type, element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => height,
+    getMaxHeight: () => maxHeight,
+  });
+  widget.serialize = false;
+  const [, needed] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], needed)]);
+}
