@@ -182,6 +182,38 @@ SCENES = (
         ),
     ),
     Scene(
+        "jepa_rare_search",
+        runs=({(2, "image_size"): SMALL},),
+        pictures=(
+            Sheet(
+                f"{THUMBNAILS}/jepa_rare_search.jpg",
+                tuple(Tile(10, index) for index in range(4)),
+                width=450,
+                columns=2,
+            ),
+            Shot(f"{HELP}/rare_search.png", (7,), width=440, first="candidates"),
+        ),
+    ),
+    Scene(
+        "jepa_search_then_guide",
+        runs=({(2, "image_size"): SMALL},),
+        pictures=(
+            Sheet(
+                f"{THUMBNAILS}/jepa_search_then_guide.jpg",
+                tuple(Tile(node, index) for index in (0, 1) for node in (16, 12)),
+                width=450,
+                columns=2,
+            ),
+        ),
+    ),
+    Scene(
+        "jepa_rare_but_right",
+        pictures=(
+            Shot(f"{THUMBNAILS}/jepa_rare_but_right.jpg", (8, 9), width=450, height=450),
+            Shot(f"{HELP}/prompt_fit.png", (8,), width=440),
+        ),
+    ),
+    Scene(
         "jepa_djepa",
         runs=({(3, "batch_size"): 1},),
         off=(7, 8, 9, 10, 11, 12, 13, 14, 15),
