@@ -191,7 +191,7 @@ SCENES = (
                 width=450,
                 columns=2,
             ),
-            Shot(f"{HELP}/rare_search.png", (7,), width=440, first="candidates"),
+            Shot(f"{HELP}/rare_search.png", (7,), width=440, first="count"),
         ),
     ),
     Scene(
