@@ -5,7 +5,13 @@ from pathlib import Path
 
 from ...jepa_core.checkpoint import neighbours, read_config
 from ...jepa_core.clip_tokenizer import tokenizer_files
-from ...jepa_core.hub import ENCODERS, fetch_encoder, fetch_tokenizer
+from ...jepa_core.hub import (
+    ENCODERS,
+    TOKENIZER_FILES,
+    EncoderDownloadError,
+    fetch_encoder,
+    fetch_tokenizer,
+)
 from ...jepa_core.prompt_fit import MODEL_TYPE
 from ..comfy.model_folders import ENCODER_FOLDER, inside
 from ..comfy.required import folder_paths
@@ -83,7 +89,10 @@ def clip_file(
             f"There is no CLIP {name!r}; put its folder, with model.safetensors, config.json, vocab.json and merges.txt, "
             f"into models/{ENCODER_FOLDER}, or choose one of {', '.join(filter(_is_clip, ENCODERS))}."
         )
-    file = encoder_file(name, non_commercial=non_commercial, on_progress=on_progress)
+    try:
+        file = encoder_file(name, non_commercial=non_commercial, on_progress=on_progress)
+    except EncoderDownloadError as error:
+        raise EncoderDownloadError(f"{error}, together with {' and '.join(TOKENIZER_FILES)}") from error
     inside(file, ENCODER_FOLDER, *tokenizer_files(file.parent))
     if name in ENCODERS:
         fetch_tokenizer(name, file.parent.parent)

@@ -21,7 +21,7 @@ from jepa_guidance.host.encoders.host_encoder import load_host_encoder
 from jepa_guidance.host.scoring import prompt_fit
 from jepa_guidance.host.scoring.prompt_fit import load_prompt_scorer, prompt_fits, prompt_fits_here
 from jepa_guidance.jepa_core import EncoderFileError
-from jepa_guidance.jepa_core.hub import EncoderLicenceError
+from jepa_guidance.jepa_core.hub import EncoderDownloadError, EncoderLicenceError
 from jepa_guidance.nodes.prompt_fit import JEPAPromptFit
 from PIL import Image
 
@@ -262,6 +262,17 @@ def test_a_hub_encoder_gets_its_tokenizer_beside_the_weights_that_are_there(mode
     monkeypatch.setattr(menu, "fetch_tokenizer", fetch)
     assert len(run(LAION, images=images[:2])[0]) == 2
     assert asked == [(LAION, models)]
+
+
+def test_what_cannot_be_downloaded_is_named_at_once(models, monkeypatch):
+    def fail(*args: Any, **more: Any) -> None:
+        raise EncoderDownloadError("cannot download it. Put the weights into a folder")
+
+    monkeypatch.setattr(menu, "fetch_encoder", fail)
+    with pytest.raises(
+        OSError, match=r"Put the weights into a folder, together with merges\.txt and vocab\.json"
+    ):
+        run(LAION)
 
 
 def test_a_model_for_non_commercial_use_needs_consent(models):
