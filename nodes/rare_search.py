@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from PIL import Image
 
 from ..host.comfy.required import SAMPLER_NAMES, sampler_object
@@ -183,12 +183,12 @@ class JEPARareSearch(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        reporter = SearchReporter(cls.hidden.unique_id)
-        found = [_search(run, reporter) for run in runs_of(inputs)]
+        runs = runs_of(inputs)
+        reporters = [SearchReporter(cls.hidden.unique_id) for _ in runs]
+        found = [_search(run, reporter) for run, reporter in zip(runs, reporters, strict=True)]
         for run, record, _ in found:
             note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, run, record.as_json())
         records = [record for _, record, _ in found]
-        sheets = [search_sheet(record) for record in records]
         kept = [one for record in records for one in record.kept]
         return io.NodeOutput(
             [latent for *_, latent in found],
@@ -197,11 +197,13 @@ class JEPARareSearch(io.ComfyNode):
             [one.quality for record in records if record.has_qualities for one in record.kept],
             [pictures_of(record) for record in records],
             [one.value for record in records for one in record.candidates],
-            sheets,
+            [search_sheet(record) for record in records],
             [to_image(chart_of(record)) for record in records],
+            # the panel on the node shows the candidates; a preview of the sheet would show them twice
             ui={
-                **ui.PreviewImage(torch.cat(sheets[-1:]), cls=cls).as_dict(),
-                "jepa_search": [reporter.final(record) for record in records],
+                "jepa_search": [
+                    reporter.final(record) for reporter, record in zip(reporters, records, strict=True)
+                ]
             },
         )
 

@@ -16,7 +16,7 @@ MOST_SHOWN = 64  # candidates with a picture
 
 
 class SearchReporter:
-    """Shows a growing record on a node: its message as text, and its candidates as pictures.
+    """Shows one search on a node while it runs: its message as text, and its candidates as pictures.
 
     Args:
         node_id: the node; None shows nothing.
@@ -31,30 +31,33 @@ class SearchReporter:
         if self._node_id is None:
             return
         show_text(self._node_id, record.message())
-        new = [one for one in record.candidates if self._is_new(one)]
         search = record.as_json()
-        for one, shown in zip(record.candidates, search["candidates"], strict=True):
-            if one in new:
-                shown["picture"] = self._picture(one)
+        for one in _shown(record):
+            if self._is_new(one):
+                search["candidates"][one.index]["picture"] = self._picture(one)
         send_event(SEARCH_EVENT, {"node": self._node_id, "search": search})
 
     def final(self, record: SearchRecord) -> dict[str, Any]:
         """The record with all pictures, for a page that is opened later."""
         search = record.as_json()
-        for one, shown in zip(record.candidates, search["candidates"], strict=True):
-            if one.picture is not None and one.index < MOST_SHOWN:
-                shown["picture"] = self._picture(one)
+        for one in _shown(record):
+            search["candidates"][one.index]["picture"] = self._picture(one)
         return search
 
     def _is_new(self, one: Candidate) -> bool:
-        known = self._pictures.get(one.index, (None, ""))[0]
-        return one.picture is not None and one.index < MOST_SHOWN and known != one.step
+        return self._pictures.get(one.index, (None, ""))[0] != one.step
 
     def _picture(self, one: Candidate) -> str:
         if self._is_new(one):
             assert one.picture is not None
             self._pictures[one.index] = (one.step, _as_address(one.picture))
         return self._pictures[one.index][1]
+
+
+def _shown(record: SearchRecord) -> list[Candidate]:
+    """The candidates that have been seen and get a picture on the page: the kept ones first."""
+    rest = [one for one in record.candidates if one not in record.kept]
+    return [one for one in [*record.kept, *rest][:MOST_SHOWN] if one.picture is not None]
 
 
 def _as_address(picture: Tensor) -> str:

@@ -8,7 +8,7 @@ import { spoken, Strip, STYLE, withPictures } from "./strip.js";
 
 const SEARCH = "JEPARareSearch";
 const EVENT = "jepa_guidance.search"; // host/search/report.py sends it
-const HEIGHT = 290; // of the panel, at least
+const HEIGHT = 340; // of the panel, at least
 const WIDTH = 360; // of a new node, at least
 const MARGIN = 10; // the host's, on each side
 const SETTINGS = [
@@ -72,7 +72,8 @@ function show(node) {
 
 function addStrip(node) {
   const strip = new Strip();
-  Object.assign(strip.element.style, { width: "100%", minHeight: `${HEIGHT - 2 * MARGIN}px` });
+  // without regard to its content, which scrolls
+  Object.assign(strip.element.style, { width: "100%", contain: "size", containIntrinsicHeight: `${HEIGHT - 2 * MARGIN}px` });
   node.jepaStrip = strip;
   node.jepaSearches = [];
   addElement(node, { name: "search", type: "JEPA_SEARCH", element: strip.element, width: WIDTH, height: HEIGHT });

@@ -7,7 +7,7 @@ const LINE = 14; // height of a line below a picture
 const NOTHING = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/%3E";
 export const STYLE = `
 .jepa-search { box-sizing: border-box; display: flex; flex-direction: column; gap: 6px; padding: 8px; border-radius: 6px;
-  contain: size; background: var(--comfy-input-bg); color: var(--input-text); font: 12px/1.3 sans-serif; }
+  background: var(--comfy-input-bg); color: var(--input-text); font: 12px/1.3 sans-serif; }
 .jepa-search p { margin: 0; }
 .jepa-search .lists { flex: 1; min-height: 0; overflow: hidden auto; padding: 3px; margin: -3px; scrollbar-width: thin; }
 .jepa-search .lists:empty { display: none; }
