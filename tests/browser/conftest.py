@@ -8,8 +8,18 @@ import pytest
 
 from tests.conftest import ROOT
 from tools.page import Comfy, installed_browser, running_browser
+from tools.server import Server
 
+IDLE = """async () => {
+    const queue = await (await fetch("/queue")).json();
+    return !queue.queue_running.length && !queue.queue_pending.length;
+}"""
 SCREENSHOTS = ROOT / ".work" / "screenshots"  # git-ignored
+
+
+def run(page: Comfy) -> None:
+    """Queue the graph, as a user does."""
+    page.click(page.page.get_by_role("button", name="Run").first)
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +45,11 @@ def comfy(browser, server) -> Iterator[Callable[..., Comfy]]:
     yield open_page
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def encoder_name(server: Server) -> str:
+    """The name of the local encoder in the encoder loader's menu."""
+    menu = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
+    (local,) = [name for name in menu if name.endswith(".safetensors")]
+    return str(local)

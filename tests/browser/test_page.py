@@ -13,25 +13,14 @@ import pytest
 from PIL import Image
 from playwright.sync_api import TimeoutError
 
+from tests.browser.conftest import IDLE, run
 from tests.conftest import HOST, ROOT
 from tools.page import Comfy
 from tools.server import Server
 
 DEMO = "/?template=jepa_demo_ab&source=jepa-guidance"
 TRACE = "(id) => app.graph.getNodeById(id).jepaTrace"
-IDLE = """async () => {
-    const queue = await (await fetch("/queue")).json();
-    return !queue.queue_running.length && !queue.queue_pending.length;
-}"""
 TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-
-
-@pytest.fixture
-def encoder_name(server: Server) -> str:
-    """The name of the local encoder in the encoder loader's menu."""
-    menu = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
-    (local,) = [name for name in menu if name.endswith(".safetensors")]
-    return str(local)
 
 
 def open_template(page: Comfy, name: str, patience: float = 6) -> None:
@@ -62,10 +51,6 @@ def make_small(page: Comfy, encoder: str) -> None:
     page.ask(
         "app.graph.nodes.filter((one) => one.comfyClass === 'JEPAScoreImage').forEach((one) => { one.mode = 4; })"
     )
-
-
-def run(page: Comfy) -> None:
-    page.click(page.page.get_by_role("button", name="Run").first)
 
 
 def saved_image(page: Comfy, server: Server, index: int) -> bytes:
