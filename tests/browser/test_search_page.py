@@ -344,7 +344,7 @@ def test_one_to_64_candidates_fit_or_scroll_in_both_renderers(open_search, vue):
     try:
         page.page.wait_for_timeout(3000)
         page.show(search, scale=0.9)
-        height = None
+        heights = []
         for count in (1, 4, 16, 64):
             kept = list(range(min(count, 4)))
             give(page, search, a_record([-50.0 + i for i in range(count)], kept=kept))
@@ -361,9 +361,9 @@ def test_one_to_64_candidates_fit_or_scroll_in_both_renderers(open_search, vue):
             assert 44 <= side <= 96
             assert scrolls == (count == 64)
             assert width > 250
-            assert now == pytest.approx(height or now, abs=1)
-            height = now
-        assert height > 250
+            heights.append(now)
+        assert min(heights) > 250
+        assert max(heights) - min(heights) < 1
     finally:
         page.change("Comfy.VueNodes.Enabled", False)
         page.page.wait_for_timeout(1000)
