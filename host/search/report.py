@@ -1,6 +1,5 @@
 """A search on the page while it runs: every candidate as a small picture with its score."""
 
-import base64
 from io import BytesIO
 from typing import Any
 
@@ -65,5 +64,5 @@ def _as_address(picture: Tensor) -> str:
     image = Image.fromarray(picture.nan_to_num(0).clamp(0, 1).mul(255).round().byte().numpy())
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     file = BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    image.save(file, "JPEG", quality=80)
+    return "data:image/jpeg," + "".join(f"%{byte:02X}" for byte in file.getvalue())
