@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from jepa_guidance.host.search.record import Candidate, SearchRecord
+from jepa_guidance.host.search.report import MOST_SHOWN, SearchReporter
 from jepa_guidance.nodes.input_checks import inputs_of
 from jepa_guidance.nodes.rare_search import JEPARareSearch
 
@@ -127,3 +129,21 @@ def test_values_typed_into_the_node_are_checked_before_the_queue(values, message
 def test_linked_and_fitting_values_pass_validation():
     assert JEPARareSearch.validate_inputs(looks=[None], cfg=[None]) is True
     assert JEPARareSearch.validate_inputs(looks=["0.4"], cfg=[1.0], sampler_name=["euler"]) is True
+
+
+def test_each_search_of_a_list_shows_its_own_pictures(tiny):
+    both = node(tiny, seed=[1, 2])["ui"]["jepa_search"]
+    alone = [node(tiny, seed=[seed])["ui"]["jepa_search"][0] for seed in (1, 2)]
+    pictures = [[one["picture"] for one in record["candidates"]] for record in (*both, *alone)]
+    assert pictures[:2] == pictures[2:]
+    assert pictures[0] != pictures[1]
+
+
+def test_of_many_candidates_the_kept_ones_are_shown():
+    candidates = [
+        Candidate(index, 0.0, step=3, picture=torch.zeros(4, 4, 3)) for index in range(MOST_SHOWN + 6)
+    ]
+    record = SearchRecord("score", "rarest", candidates, steps=3, kept=candidates[-2:])
+    found = SearchReporter(None).final(record)["candidates"]
+    shown = [one["index"] for one in found if "picture" in one]
+    assert shown == [*range(MOST_SHOWN - 2), MOST_SHOWN + 4, MOST_SHOWN + 5]
