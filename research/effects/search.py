@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {
         "settings": settings,
         "looks": study.looks(SCHEDULES),
+        "costs": study.costs(),
         "arms": study.by_arm(),
         "equal": study.equal(),
         "off_stock": study.off_stock(),
@@ -114,7 +115,7 @@ def ranks_table(figures: Row) -> str:
     """A row for each share of the steps, a column for each guide."""
     columns = {"share of the steps": "{share}"}
     for by, one in figures["looks"].items():
-        columns[f"{by} ({sum(one['seeds'])} seeds of {one['classes']} classes)"] = f"{{{by}}}"
+        columns[f"{by} ({sum(one['seeds'])} seeds of {one['classes']} kinds)"] = f"{{{by}}}"
     rows = []
     for share in SHARES:
         ranks = {by: one["spearman"][f"{share:g}"] for by, one in figures["looks"].items()}

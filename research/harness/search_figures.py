@@ -131,6 +131,16 @@ class Figures:
         made = [self.made.pool(*one)["seconds"] + self.made.values(by, *one)["seconds"] for one in units]
         return fmean(one.item() for one in made) / CANDIDATES
 
+    def costs(self) -> Row:
+        """The seconds to make a stock picture, and those to appraise a picture by each guide."""
+        found = {}
+        for by, units in self.units.items():
+            each = [self.made.pool(*one)["seconds"].item() for one in units]
+            found[STOCK] = round(fmean(each) / CANDIDATES, 3)
+            each = [self.made.values(by, *one)["seconds"].item() for one in units]
+            found[by] = round(fmean(each) / CANDIDATES, 3)
+        return found
+
     def best(self, by: str, unit: Unit, candidates: int = CANDIDATES, count: int = KEPT) -> Row:
         """The measures of the best of the first candidates."""
         values = self.values(by, unit)[-1, :candidates]
