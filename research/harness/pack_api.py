@@ -20,6 +20,7 @@ from jepa_guidance.host.gradient import chain as chain  # noqa: E402
 from jepa_guidance.host.gradient import image_gradient as image_gradient  # noqa: E402
 from jepa_guidance.host.gradient.chain import LatentGradient as LatentGradient  # noqa: E402
 from jepa_guidance.host.gradient.decoders import LatentDecoder as LatentDecoder  # noqa: E402
+from jepa_guidance.host.gradient.decoders import choose_decoder as choose_decoder  # noqa: E402
 from jepa_guidance.host.gradient.decoders import shrink as shrink  # noqa: E402
 from jepa_guidance.host.gradient.differentiable import host_differentiable as host_differentiable  # noqa: E402
 from jepa_guidance.host.gradient.image_gradient import Guide as Guide  # noqa: E402
@@ -38,8 +39,15 @@ from jepa_guidance.host.memory.count import Peak as Peak  # noqa: E402
 from jepa_guidance.host.memory.count import fused_attention as fused_attention  # noqa: E402
 from jepa_guidance.host.memory.count import peak_of as peak_of  # noqa: E402
 from jepa_guidance.host.memory.count import peak_of_backward as peak_of_backward  # noqa: E402
+from jepa_guidance.host.options import ENCODER_RESOLUTION as ENCODER_RESOLUTION  # noqa: E402
+from jepa_guidance.host.options import NOVELTY as NOVELTY  # noqa: E402
+from jepa_guidance.host.options import SCORE as SCORE  # noqa: E402
 from jepa_guidance.host.scoring.reference import make_reference as make_reference  # noqa: E402
 from jepa_guidance.host.scoring.reference import seen_as as seen_as  # noqa: E402
+from jepa_guidance.host.search.appraisal import Appraiser as Appraiser  # noqa: E402
+from jepa_guidance.host.search.config import SearchConfig as SearchConfig  # noqa: E402
+from jepa_guidance.host.search.search import apply_search as apply_search  # noqa: E402
+from jepa_guidance.host.search.selection import plan_looks as plan_looks  # noqa: E402
 from jepa_guidance.nodes import guidance_inputs  # noqa: E402
 
 
