@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from jepa_guidance.host.options import BOOSTED_START
 from jepa_guidance.nodes.input_checks import inputs_of
 from jepa_guidance.nodes.rare_search import JEPARareSearch
 
@@ -99,6 +100,16 @@ def test_novelty_against_a_reference(tiny):
         ({"model": [3]}, r"model must be of type MODEL, got int"),
         ({"amount": [math.nan]}, r"amount nan is outside"),
         ({"looks": [0.5]}, r"looks must be text, got 0.5"),
+        ({"seed": []}, r"seed is linked to a list that is empty"),
+        ({"encoder": [None]}, r"encoder must be of type JEPA_ENCODER, got NoneType"),
+        ({"candidates": ["6"], "quality": [0.5] * 6}, r"candidates must be a whole number, got '6'"),
+        ({"candidates": [-6], "quality": [0.5] * 6}, r"candidates -6 is outside 1 to 1024"),
+        ({"seed": [5, 6], "count": [2, 7]}, r"count 7 is larger than candidates, 6"),
+        ({"steps": [10, 2.5]}, r"steps must be a whole number, got 2.5"),
+        (
+            {"variety": [BOOSTED_START], "add_noise": [False]},
+            r"makes the noise of the start stronger, and add_noise is off",
+        ),
     ],
 )
 def test_an_input_that_does_not_fit_is_named_before_work_starts(tiny, changes, message):
@@ -109,6 +120,28 @@ def test_an_input_that_does_not_fit_is_named_before_work_starts(tiny, changes, m
     model.set_model_unet_function_wrapper(never)
     with pytest.raises(ValueError, match=message):
         node(tiny, **{"model": [model]} | changes)
+
+
+def test_a_part_that_the_scheduler_does_not_reach_is_named(tiny):
+    """Some schedulers make fewer steps than they are asked for."""
+    part = {"scheduler": ["beta"], "steps": [1000], "start_at_step": [999]}
+    with pytest.raises(
+        ValueError, match="start_at_step 999 leaves no step: scheduler beta makes fewer than 1000"
+    ):
+        node(tiny, **part)
+
+
+def test_candidates_that_are_not_finite_are_pictures_that_other_nodes_take(tiny):
+    def broken(args: dict) -> torch.Tensor:
+        args["denoised"][1] = math.nan
+        return args["denoised"]
+
+    model = tiny.model.clone()
+    model.set_model_sampler_post_cfg_function(broken)
+    found = node(tiny, model=[model])
+    assert 1 not in found["indices"]
+    assert found["candidates"][0].isfinite().all()
+    assert math.isnan(found["candidate_scores"][1])
 
 
 @pytest.mark.parametrize(
