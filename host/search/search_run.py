@@ -15,7 +15,7 @@ from ..gradient.residency import keep_whole, refuse_streamed
 from ..guidance.guidance import Guidance
 from ..guidance.guided_model import GuidedModel
 from ..guidance.guided_run import GuidedRun
-from ..guidance.refusals import check_finite, check_frames
+from ..guidance.refusals import check_finite, check_frames, check_schedule
 from ..guidance.sampler_probe import check_order, probe_sampler
 from ..options import CONDITIONING_NOISE
 from ..scoring.floor import above, check_any_above, floor_value
@@ -100,6 +100,7 @@ class SearchRun:
     ) -> Tensor:
         """Run the stock sampler function on a model that drops candidates."""
         check_frames(x, self.encoder)
+        check_schedule(sigmas)
         check_finite(x)
         function = self.stock.sampler_function
         self.plan = probe_sampler(function, sigmas, options, model)

@@ -131,6 +131,11 @@ def test_a_part_that_the_scheduler_does_not_reach_is_named(tiny):
         node(tiny, **part)
 
 
+def test_a_scheduler_whose_noise_levels_are_not_numbers_is_named(tiny):
+    with pytest.raises(ValueError, match="the scheduler gives noise levels that are NaN"):
+        node(tiny, scheduler=["kl_optimal"], steps=[1])
+
+
 def test_candidates_that_are_not_finite_are_pictures_that_other_nodes_take(tiny):
     def broken(args: dict) -> torch.Tensor:
         args["denoised"][1] = math.nan
