@@ -28,13 +28,13 @@ from ..host.options import (
     TYPICAL,
     VARIETIES,
 )
-from ..host.scoring.floor import check_qualities
 from ..host.search.batch import batch_of, kept_rows
 from ..host.search.config import SearchConfig
 from ..host.search.record import SearchRecord
 from ..host.search.report import SearchReporter
 from ..host.search.search import apply_search
 from ..host.search.selection import looks_of
+from .choice_inputs import qualities_of
 from .input_checks import check_values, inputs_of, number_message
 from .sampling_inputs import MAX_CFG, sampling_inputs
 from .search_words import search_words
@@ -218,7 +218,6 @@ def runs_of(inputs: dict[str, list]) -> list[dict[str, Any]]:
     `quality` is one list for all runs, which is cut to pieces of as many entries as there are candidates. All other inputs
     are checked against the node's.
     """
-    quality = inputs.get("quality") or [None]
     others = {name: values for name, values in inputs.items() if name != "quality"}
     for name, values in others.items():
         if not values:
@@ -232,10 +231,10 @@ def runs_of(inputs: dict[str, list]) -> list[dict[str, Any]]:
     for run in runs:
         linked = {name: value for name, value in run.items() if value is not None or name not in _OPTIONAL}
         check_values(inputs_of(JEPARareSearch), linked)
-    if quality == [None]:
-        return runs
     totals = [run["candidates"] for run in runs]
-    check_qualities(quality, sum(totals))
+    quality = qualities_of(inputs.get("quality"), sum(totals))
+    if not quality:
+        return runs
     remaining = iter(quality)
     return [
         {**run, "quality": list(islice(remaining, total))} for run, total in zip(runs, totals, strict=True)

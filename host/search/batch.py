@@ -14,10 +14,12 @@ def batch_of(latent: dict, candidates: int) -> dict:
     candidates stays as it is.
 
     Raises:
-        ValueError: another number of images.
+        ValueError: no image, or another number of them.
     """
     samples = latent["samples"]
     rest = {name: value for name, value in latent.items() if name != "batch_index"}
+    if not len(samples):
+        raise ValueError("latent_image holds no image")
     if len(samples) == candidates:
         return latent
     if not samples.any():

@@ -63,6 +63,12 @@ def test_a_quality_list_is_one_for_each_candidate(tiny):
     assert math.isnan(found["candidate_scores"][0])
 
 
+def test_a_quality_list_may_come_as_one_value(tiny):
+    quality = [0.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    how = {"floor_kind": ["value"], "floor": [0.5]}
+    assert node(tiny, quality=[quality], **how)["indices"] == node(tiny, quality=quality, **how)["indices"]
+
+
 def test_novelty_against_a_reference(tiny):
     from tests.host.guide import reference_of
 
@@ -100,6 +106,9 @@ def test_novelty_against_a_reference(tiny):
         ({"model": [3]}, r"model must be of type MODEL, got int"),
         ({"amount": [math.nan]}, r"amount nan is outside"),
         ({"looks": [0.5]}, r"looks must be text, got 0.5"),
+        ({"latent_image": [{"samples": torch.zeros(0, 4, 8, 8)}]}, r"latent_image holds no image"),
+        ({"add_noise": [None]}, r"add_noise must be true or false, got None"),
+        ({"negative": [None]}, r"negative must be of type CONDITIONING, got NoneType"),
         ({"seed": []}, r"seed is linked to a list that is empty"),
         ({"encoder": [None]}, r"encoder must be of type JEPA_ENCODER, got NoneType"),
         ({"candidates": ["6"], "quality": [0.5] * 6}, r"candidates must be a whole number, got '6'"),
