@@ -16,6 +16,7 @@ USED = {
     "JEPA_TRACE": "steps",
     "JEPA_REFERENCE": "parts",
     "JEPA_PROMPT_FIT": "text",
+    "CONDITIONING": "append",
     "IMAGE": "isfinite",
     "MASK": "isfinite",
 }
@@ -53,6 +54,11 @@ def value_message(entry: io.Input, value: Any) -> str | None:
         if isinstance(entry, io.Int.Input) and not isinstance(value, Integral):
             return f"{entry.id} must be a whole number, got {value!r:.100}"
         return number_message(entry.id, value, entry.min, entry.max)
+    if isinstance(entry, io.Boolean.Input):
+        # links may carry 0 and 1
+        return (
+            None if isinstance(value, Integral) else f"{entry.id} must be true or false, got {value!r:.100}"
+        )
     if isinstance(entry, io.String.Input):
         return None if isinstance(value, str) else f"{entry.id} must be text, got {value!r:.100}"
     kind = entry.get_io_type()

@@ -108,6 +108,12 @@ def check_text(text: object) -> None:
         raise ValueError(f"text must be a text, got {type(text).__name__}")
     if not text.strip():
         raise ValueError("text is empty; write what the images should show")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text holds half of a character at position {error.start}, {text[error.start]!r}; type it again"
+        ) from None
 
 
 def described(fits: list[float], scorer: PromptScorer) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comfy_api.latest import io
@@ -17,6 +17,7 @@ from ..host.guidance.refusals import check_finite, check_frames
 from ..host.guidance.refused_samplers import sampler_refusal
 from ..host.guidance.report import note_in_images
 from ..host.options import (
+    BOOSTED_START,
     FLOOR_PERCENTILE,
     FLOORS,
     NO_FLOOR,
@@ -27,13 +28,13 @@ from ..host.options import (
     TYPICAL,
     VARIETIES,
 )
-from ..host.scoring.floor import check_qualities
 from ..host.search.batch import batch_of, kept_rows
 from ..host.search.config import SearchConfig
 from ..host.search.record import SearchRecord
 from ..host.search.report import SearchReporter
 from ..host.search.search import apply_search
 from ..host.search.selection import looks_of
+from .choice_inputs import qualities_of
 from .input_checks import check_values, inputs_of, number_message
 from .sampling_inputs import MAX_CFG, sampling_inputs
 from .search_words import search_words
@@ -41,6 +42,7 @@ from .types import JEPAEncoder, JEPAPromptScorer, JEPAReference
 
 MOST = 1024  # candidates
 MOST_VARIETY = 6.0
+_OPTIONAL = ("reference", "prompt_fit")
 ADVANCED = {"advanced": True}  # the oldest host has no argument for it
 
 
@@ -185,13 +187,15 @@ class JEPARareSearch(io.ComfyNode):
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         runs = runs_of(inputs)
         reporters = [SearchReporter(cls.hidden.unique_id) for _ in runs]
-        found = [_search(run, reporter) for run, reporter in zip(runs, reporters, strict=True)]
-        for run, record, _ in found:
+        # all of them are checked before the first one begins
+        searches = [_prepared(run, reporter) for run, reporter in zip(runs, reporters, strict=True)]
+        latents = [search.run() for search in searches]
+        records = [search.record for search in searches]
+        for run, record in zip(runs, records, strict=True):
             note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, run, record.as_json())
-        records = [record for _, record, _ in found]
         kept = [one for record in records for one in record.kept]
         return io.NodeOutput(
-            [latent for *_, latent in found],
+            latents,
             [one.value for one in kept],
             [one.index for one in kept],
             [one.quality for record in records if record.has_qualities for one in record.kept],
@@ -211,35 +215,62 @@ class JEPARareSearch(io.ComfyNode):
 def runs_of(inputs: dict[str, list]) -> list[dict[str, Any]]:
     """The inputs of each run: as many as the longest list has entries, with the last entry of shorter ones again.
 
-    `quality` is one list for all runs, which is cut to pieces of as many entries as there are candidates.
+    `quality` is one list for all runs, which is cut to pieces of as many entries as there are candidates. All other inputs
+    are checked against the node's.
     """
-    quality = inputs.get("quality") or [None]
     others = {name: values for name, values in inputs.items() if name != "quality"}
+    for name, values in others.items():
+        if not values:
+            raise ValueError(
+                f"{name} is linked to a list that is empty; link one with a value for each search"
+            )
     runs = [
         {name: values[min(number, len(values) - 1)] for name, values in others.items()}
         for number in range(max(map(len, others.values())))
     ]
-    if quality == [None]:
-        return runs
+    for run in runs:
+        linked = {name: value for name, value in run.items() if value is not None or name not in _OPTIONAL}
+        check_values(inputs_of(JEPARareSearch), linked)
     totals = [run["candidates"] for run in runs]
-    check_qualities(quality, sum(totals))
+    quality = qualities_of(inputs.get("quality"), sum(totals))
+    if not quality:
+        return runs
     remaining = iter(quality)
     return [
         {**run, "quality": list(islice(remaining, total))} for run, total in zip(runs, totals, strict=True)
     ]
 
 
-def _search(inputs: dict[str, Any], reporter: SearchReporter) -> tuple[dict[str, Any], SearchRecord, dict]:
-    """One search: its inputs, what it did, and the kept latents."""
+class _Search(NamedTuple):
+    """A search that can begin: a MODEL that searches, the record it fills, a latent, and the host's sampler's arguments."""
+
+    model: Any
+    record: SearchRecord
+    latent: dict
+    sampling: dict[str, Any]
+
+    def run(self) -> dict:
+        """Sample; returns the kept latents."""
+        latent = stock_sample(self.model, self.latent, **self.sampling)
+        if not self.record.kept:
+            raise ValueError(
+                f"start_at_step {self.sampling['start_step']} leaves no step: scheduler {self.sampling['scheduler']} makes "
+                f"fewer than {self.sampling['steps']} for this model; lower it, or choose another scheduler"
+            )
+        return kept_rows(latent, [one.index for one in self.record.kept])
+
+
+def _prepared(inputs: dict[str, Any], reporter: SearchReporter) -> _Search:
+    """A search with these inputs. Raises ValueError if they do not fit together."""
     given = {name: value for name, value in inputs.items() if value is not None}
-    # a list of numbers, which runs_of has checked
-    check_values(inputs_of(JEPARareSearch), {name: given[name] for name in given.keys() - {"quality"}})
     config = config_of(given)
     samples = given["latent_image"]["samples"]
     check_frames(samples, given["encoder"])
     check_finite(samples)
-    batch = batch_of(given["latent_image"], config.candidates)
-    model, record = apply_search(
+    names = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
+    sampling = {name: given[name] for name in names} | part_of_schedule(given)
+    latent = batch_of(given["latent_image"], config.candidates)
+    searching = apply_search(
         given["model"],
         given["vae"],
         given["encoder"],
@@ -248,9 +279,7 @@ def _search(inputs: dict[str, Any], reporter: SearchReporter) -> tuple[dict[str,
         prompt_fit=given.get("prompt_fit"),
         report=reporter,
     )
-    sampling = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
-    latent = stock_sample(model, batch, **{name: given[name] for name in sampling}, **part_of_schedule(given))
-    return inputs, record, kept_rows(latent, [one.index for one in record.kept])
+    return _Search(*searching, latent, sampling)
 
 
 def config_of(given: dict[str, Any]) -> SearchConfig:
@@ -271,6 +300,11 @@ def config_of(given: dict[str, Any]) -> SearchConfig:
     if given["floor_kind"] == FLOOR_PERCENTILE and not 0 <= given["floor"] <= 100:
         raise ValueError(
             f"floor {given['floor']:g} is not a percentile, from 0 to 100; lower it or change floor_kind"
+        )
+    if given["variety"] == BOOSTED_START and not given["add_noise"]:
+        raise ValueError(
+            f"variety {BOOSTED_START} makes the noise of the start stronger, and add_noise is off; turn it on, or choose "
+            "another variety"
         )
     names = ("keep", "by", "floor_kind", "floor", "variety", "amount", "seed", "rows_at_once")
     return SearchConfig(
@@ -297,10 +331,11 @@ def part_of_schedule(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def pictures_of(record: SearchRecord) -> torch.Tensor:
-    """Every candidate as it was last seen, (N, H, W, 3); those that were never seen are white."""
+    """Every candidate as it was last seen, (N, H, W, 3); those that were never seen are white, broken pixels black."""
     seen = [one.picture for one in record.candidates]
     blank = torch.ones_like(next(picture for picture in seen if picture is not None))
-    return torch.stack([blank if picture is None else picture for picture in seen])
+    # other nodes refuse pixels that are not finite
+    return torch.stack([blank if picture is None else picture.nan_to_num(0, 0, 0) for picture in seen])
 
 
 def chart_of(record: SearchRecord) -> Image.Image:

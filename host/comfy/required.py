@@ -35,6 +35,8 @@ def _refuse(missing: str) -> HostVersionError:
 
 try:
     import comfy.cli_args
+    import comfy.conds
+    import comfy.controlnet
     import comfy.latent_formats
     import comfy.ldm.modules.attention
     import comfy.ldm.modules.diffusionmodules.model
@@ -107,6 +109,16 @@ extra_reserved_memory = _need(comfy.model_management, "extra_reserved_memory")
 InterruptProcessingException = _need(comfy.model_management, "InterruptProcessingException")
 # Raises if the user interrupted the run. The host's own layers call it; a JEPA encoder does not.
 interrupt_check = _need(comfy.model_management, "throw_exception_if_processing_interrupted")
+
+# Conditioning.
+CONDConstant = _need(comfy.conds, "CONDConstant")
+for _class in ("CONDRegular", "CONDList"):
+    _need(_need(comfy.conds, _class), "_copy_with")
+_need_mention(
+    _need(comfy.controlnet, "ControlBase").__init__,
+    *("cond_hint_original", "cond_hint", "extra_concat_orig", "previous_controlnet"),
+)
+_need_mention(_need(comfy.controlnet, "T2IAdapter").__init__, "control_input")
 
 # Sampling.
 KSAMPLER = _need(comfy.samplers, "KSAMPLER")

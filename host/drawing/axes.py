@@ -13,6 +13,7 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 WIDTH, LEGEND_HEIGHT = 1024, 36  # pixels; text stays legible at half the size
 LEFT, RIGHT, TOP, BOTTOM = 150, 30, 84, 96  # margins of a panel
 BIG, NORMAL = 30, 25  # text sizes, pixels
+SMALLEST = 1e-100  # span of an axis; smaller ones are taken as none
 # Okabe and Ito's colour-blind safe palette.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -28,8 +29,10 @@ def upright(panel: Image.Image, text: str, centre: tuple[int, int], font: Font) 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
     """Evenly spaced round numbers that cover `low` to `high`, with at most `most` intervals."""
-    span = (high - low) or max(abs(high), 1.0) * 0.1
-    size = 10 ** math.floor(math.log10(span / most))
+    span = high - low
+    if span <= max(1e-9 * max(abs(low), abs(high)), SMALLEST):  # otherwise two ticks could be the same number
+        span = max(abs(high), 1.0) * 0.1
+    size = 10.0 ** math.floor(math.log10(span / most))
     step = next(
         size * factor
         for factor in (1, 2, 5, 10, 20)
@@ -38,4 +41,5 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
     first, last = math.floor(low / step), math.ceil(high / step)
     if first == last:
         first, last = first - 1, last + 1
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    digits = max(12, 3 - math.floor(math.log10(step)))
+    return [round(index * step, digits) for index in range(first, last + 1)]

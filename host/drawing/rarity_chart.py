@@ -20,6 +20,7 @@ OTHER, KEPT, FRONT = COLOURS[:3]
 BELOW, GRID = "#a0a0a0", "#dddddd"
 KEPT_RADIUS, LABEL = 11, 23  # of kept images; text size of an image's index
 MANY = 100  # with more images, their dots are smaller
+LARGEST = 1e100  # number on an axis
 UNITS = {SCORE: "score (nats)", NOVELTY: "novelty"}
 
 
@@ -99,7 +100,7 @@ def draw_rarity(
     front of the images that reach it.
 
     Args:
-        values: scores or novelties, as `by` says. Images with a number that is not finite are counted, not drawn.
+        values: scores or novelties, as `by` says. Images with a number that no axis can show are counted, not drawn.
         kept: indices of the kept images, the most important first.
         qualities: one for each image, higher is better; or none.
         floor: the least quality; -inf for none.
@@ -108,7 +109,7 @@ def draw_rarity(
     shown = {
         index: pair
         for index, pair in enumerate(zip(values, others, strict=True))
-        if all(map(math.isfinite, pair))
+        if all(abs(number) < LARGEST for number in pair)
     }
     drawn = [index for index in kept if index in shown]
     if qualities:
@@ -243,6 +244,6 @@ def _legend(plot: Plot, missing: int) -> list[tuple[str, str, str]]:
         ("front: no other image is both rarer and better", "line", FRONT, plot.front),
         (floor, "line", INK, [plot.floor] if plot.floor > -math.inf else []),
         ("below the floor", "ring", BELOW, plot.below),
-        (f"{missing} not drawn: not a finite number", "", INK, range(missing)),
+        (f"{missing} not drawn: not a number, or too large", "", INK, range(missing)),
     ]
     return [(text, mark, colour) for text, mark, colour, those in rows if those]

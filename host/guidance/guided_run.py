@@ -26,7 +26,7 @@ from .model_calls import BatchDenoiser, HookListener, StepCalls, inpainting_mask
 from .preparation import gradient_check, hold_constant, make_differentiable
 from .progress import StepProgress
 from .record import record_places, record_step
-from .refusals import check_finite, check_frames
+from .refusals import check_finite, check_frames, check_schedule
 from .sampler_probe import check_order, probe_sampler
 from .schedule import latent_scale, posterior_variance, signal_rate
 from .shift import shift_of
@@ -86,6 +86,7 @@ class GuidedRun:
     ) -> Tensor:
         """Run the stock sampler function on a model that shifts x at each guided step."""
         check_frames(x, *self.encoders)
+        check_schedule(sigmas)
         check_finite(x)
         function = self.stock.sampler_function
         plan = probe_sampler(function, sigmas, options, model)

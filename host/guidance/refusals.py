@@ -113,6 +113,19 @@ def check_finite(latent: torch.Tensor) -> None:
         raise ValueError(f"latent_image holds NaN or infinite values in image(s) {bad} of the batch")
 
 
+def check_schedule(sigmas: Tensor) -> None:
+    """Refuse noise levels that are not finite, which some schedulers give for a single step.
+
+    Raises:
+        ValueError: names what to change.
+    """
+    if not sigmas.isfinite().all():
+        raise ValueError(
+            "the scheduler gives noise levels that are NaN or infinite for this number of steps; choose another scheduler, "
+            "or more steps"
+        )
+
+
 def check_frames(latent: Tensor, *encoders: AnyEncoder) -> None:
     """Refuse latents other than images (B, C, h, w) or (B, C, 1, h, w), and videos unless all encoders see videos.
 

@@ -55,10 +55,18 @@ def _row(latent: Latent, index: int) -> dict[str, Any]:
     own = {**latent, "samples": samples[index : index + 1]}
     own["batch_index"] = [latent["batch_index"][index] if "batch_index" in latent else index]
     if "noise_mask" in latent:
-        mask = batched(latent["noise_mask"])
-        # the host repeats masks for a larger batch
-        own["noise_mask"] = mask[index % len(mask)][None]
+        own["noise_mask"] = noise_mask_of(latent, [index])
     return own
+
+
+def noise_mask_of(latent: Latent, indices: Sequence[int]) -> Tensor:
+    """The noise_mask of some images of a LATENT, as the host gives it to them in the whole batch."""
+    mask = batched(latent["noise_mask"])
+    if latent["samples"].ndim == 5 and mask.ndim < 5:
+        # to the host these are the frames of one video, for every image
+        mask = mask.reshape(1, 1, -1, *mask.shape[-2:])
+    # the host repeats masks for a larger batch
+    return mask[[index % len(mask) for index in indices]]
 
 
 def _joins(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

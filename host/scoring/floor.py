@@ -53,7 +53,7 @@ def above(qualities: Sequence[float], floor: float) -> list[bool]:
 def check_any_above(qualities: Sequence[float], floor: float) -> None:
     """Raise ValueError, with the best quality, unless one passes the floor."""
     if not any(above(qualities, floor)):
-        best = max(quality for quality in qualities if not math.isnan(quality))
+        best = max((quality for quality in qualities if not math.isnan(quality)), default=math.nan)
         raise ValueError(
             f"no image reaches the floor {floor:g}; the best quality is {best:g}, so lower floor to it"
         )

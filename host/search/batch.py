@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..scoring.along import noise_mask_of
+
 
 def batch_of(latent: dict, candidates: int) -> dict:
     """A LATENT with one row for each candidate.
@@ -12,10 +14,12 @@ def batch_of(latent: dict, candidates: int) -> dict:
     candidates stays as it is.
 
     Raises:
-        ValueError: another number of images.
+        ValueError: no image, or another number of them.
     """
     samples = latent["samples"]
     rest = {name: value for name, value in latent.items() if name != "batch_index"}
+    if not len(samples):
+        raise ValueError("latent_image holds no image")
     if len(samples) == candidates:
         return latent
     if not samples.any():
@@ -32,9 +36,9 @@ def batch_of(latent: dict, candidates: int) -> dict:
 
 def kept_rows(latent: dict, kept: Sequence[int]) -> dict:
     """Some rows of a LATENT, with their places in the batch, from which the host's samplers draw the same noise again."""
-    samples, mask = latent["samples"], latent.get("noise_mask")
+    samples = latent["samples"]
     places = latent.get("batch_index", range(len(samples)))
     rows = {**latent, "samples": samples[list(kept)], "batch_index": [places[index] for index in kept]}
-    if mask is not None and len(mask) == len(samples):
-        rows["noise_mask"] = mask[list(kept)]
+    if "noise_mask" in latent:
+        rows["noise_mask"] = noise_mask_of(latent, kept)
     return rows

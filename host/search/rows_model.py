@@ -59,6 +59,9 @@ class RowsModel:
         # Patches of other nodes, such as caches and momentum, remember tensors of the rows of the last call.
         self._fresh = PatchState(options, guider.inner_model.diffusion_model)
         self._last: list[int] | None = None
+        # Conditioning of some of the candidates that are left; kept, so that ControlNets prepare their hints once.
+        self._cut: dict[tuple[int, ...], Any] = {}
+        self._left: list[int] = []
         self._at_once = at_once
         self._on_rows = on_rows
 
@@ -71,6 +74,8 @@ class RowsModel:
             left: the candidates, ascending.
             change: makes other conditioning of that of some candidates, given with their rows.
         """
+        if self._left != left:
+            self._left, self._cut = list(left), {}
         answer = x.clone()
         seen: list[dict[str, Tensor]] = [{} for _ in post_cfg_hooks(kwargs)]
         rest = list(left)
@@ -133,8 +138,10 @@ class RowsModel:
             }
 
         def conditioning(conds: Any) -> Any:
-            conds = rows(conds, chosen, self._batch)
-            return change(conds, chosen) if change else conds
+            key = tuple(chosen)
+            if key not in self._cut:
+                self._cut[key] = rows(conds, chosen, self._batch)
+            return change(self._cut[key], chosen) if change else self._cut[key]
 
         model = rows_of_attributes(self._model, HELD, chosen, self._batch)
         with replaced_conditioning(self._guider, conditioning):

@@ -15,7 +15,7 @@ from ..gradient.residency import keep_whole, refuse_streamed
 from ..guidance.guidance import Guidance
 from ..guidance.guided_model import GuidedModel
 from ..guidance.guided_run import GuidedRun
-from ..guidance.refusals import check_finite, check_frames
+from ..guidance.refusals import check_finite, check_frames, check_schedule
 from ..guidance.sampler_probe import check_order, probe_sampler
 from ..options import CONDITIONING_NOISE
 from ..scoring.floor import above, check_any_above, floor_value
@@ -100,6 +100,7 @@ class SearchRun:
     ) -> Tensor:
         """Run the stock sampler function on a model that drops candidates."""
         check_frames(x, self.encoder)
+        check_schedule(sigmas)
         check_finite(x)
         function = self.stock.sampler_function
         self.plan = probe_sampler(function, sigmas, options, model)
@@ -213,8 +214,6 @@ class SearchRun:
     def _look(self, step: int) -> None:
         """Drop the least wanted candidates by their clean estimates."""
         self._appraise(self.estimates, step)
-        if self.appraiser.quality and self.record.floor is None:
-            self._set_floor([one.quality for one in self.record.left])
         self._go_on_with(self._chosen(self.looks[step]))
 
     def _appraise(self, clean: Tensor, step: int) -> None:
@@ -228,17 +227,19 @@ class SearchRun:
     def _chosen(self, count: int) -> list[Candidate]:
         """The candidates that stay, best first."""
         before = self.record.left
-        stay = choose(before, count, self.floor, highest=self.config.highest)
-        broken = [str(one.index) for one in before if not math.isfinite(one.value)]
-        if broken:
-            self.record.notice(f"image(s) {', '.join(broken)} hold NaN or infinite values and were dropped")
+        broken = [one for one in before if not math.isfinite(one.value)]
         if len(broken) == len(before):
             raise ValueError(
                 "every candidate holds NaN or infinite values; the model, the VAE or their precision is at fault"
             )
-        if not stay:
-            check_any_above([one.quality for one in before], self.floor)
-        return stay
+        if broken:
+            names = ", ".join(str(one.index) for one in broken)
+            self.record.notice(f"image(s) {names} hold NaN or infinite values and were dropped")
+        qualities = [one.quality for one in before if one not in broken]
+        if self.appraiser.quality and self.record.floor is None:
+            self._set_floor(qualities)
+        check_any_above(qualities, self.floor)
+        return choose(before, count, self.floor, highest=self.config.highest)
 
     def _set_floor(self, qualities: Sequence[float]) -> None:
         self.floor = floor_value(self.config.floor_kind, self.config.floor, qualities)
@@ -295,8 +296,6 @@ class SearchRun:
             clean = self.base_model.model_sampling.inverse_noise_scaling(last, result)
         self.record.done = self.plan.steps
         self._appraise(clean, self.plan.steps)
-        if self.appraiser.quality and self.record.floor is None:
-            self._set_floor([one.quality for one in self.record.left])
         self.record.kept = self._chosen(self.config.count)
         if len(self.record.kept) < min(self.config.count, len(result)):
             self.record.notice(f"only {len(self.record.kept)} of {self.config.count} can be kept")

@@ -21,13 +21,15 @@ import torch
 from PIL import Image
 
 from tests.conftest import HOST, ROOT
-from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, stock
+from tests.core.conftest import save_clip
+from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, search, stock
 from tests.server.test_workflows import api_prompt, small, workflow
 from tools.server import ExecutionFailed, Server
 
 RECORD = Path(__file__).with_name("fuzz.json")
 # Longer prompts are stopped: the fuzzer may ask for ten thousand steps.
 SECONDS = 4.0
+CLIP = "clip/model.safetensors"
 SMALL = {"rank": 2, "oversampling": 0, "power_iterations": 0}
 
 NASTY: list[Any] = [
@@ -43,7 +45,7 @@ OURS = (
     "JEPAEncoderLoader", "JEPAGuidedKSampler", "JEPAGuidance", "JEPAScoreImage", "JEPADemoLoader", "JEPADemoClass",
     "JEPACombineEncoders", "DJEPALoader", "DJEPASampler", "JEPAPlotTrace",
     "JEPARankImages", "JEPARarityMap", "JEPAReference", "JEPAReferenceFolder", "JEPAPromptReference", "JEPASaveReference",
-    "JEPALoadReference", "JEPACombineReferences",
+    "JEPALoadReference", "JEPACombineReferences", "JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -110,8 +112,19 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         "loaded": node("JEPALoadReference", file="fuzz.safetensors"),
         "rank": rank | {"inputs": rank["inputs"] | {"reference": ["loaded", 0], "by": "novelty"}},
     }
+    found = {
+        "sample": search(candidates=3, count=2, steps=2, looks="0.5", prompt_fit=["fit", 2]),
+        "fit": node("JEPAPromptFit", text="a robot", model=CLIP),
+        "map": node(
+            "JEPAPromptMap", images=["sample", 4], encoder=["encoder", 0], groups=2, mode="projected"
+        ),
+    }
+    searched = graph(encoder, found)
+    searched["encoder"]["inputs"]["image_size"] = 28
+    searched["empty"]["inputs"]["batch_size"] = 1
     return [
         *prompts,
+        searched,
         drawn,
         drawn | encoder_only | {"rank": rank},
         drawn | encoder_only | compared,
@@ -265,9 +278,10 @@ def careless(log: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def fuzzed(encoder_dir: Path) -> Iterator[Server]:
-    """A separate server, since its log is read."""
+def fuzzed(encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A separate server, since its log is read, with a small random CLIP."""
     links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{encoder_dir.name}": encoder_dir}
+    links["models/jepa/clip"] = save_clip(tmp_path_factory.mktemp("clip"))
     with Server(HOST, links, cpu=not torch.cuda.is_available()) as server:
         yield server
 
@@ -281,7 +295,7 @@ def fuzz(server: Server, count: int, seed: int, names: Sequence[str] = ()) -> di
     """Send `count` mutated prompts, of these templates if any are given; returns how often each outcome occurred."""
     info = server.object_info()
     options = info["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
-    (encoder,) = [name for name in options if name.endswith(".safetensors")]
+    (encoder,) = [name for name in options if name.endswith(".safetensors") and name != CLIP]
     prompts = seeds_of(encoder)
     before = [picture(server, prompt) for prompt in prompts[:3]]
     seeds = [template(name, info, encoder) for name in names] or prompts

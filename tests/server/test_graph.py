@@ -91,6 +91,21 @@ def patch(**changes: Any) -> dict[str, dict]:
     return {"patch": node("JEPAGuidance", **inputs, **GUIDANCE | changes)}
 
 
+def search(**changes: Any) -> dict:
+    """JEPARareSearch, with one candidate in each call of the denoiser."""
+    own = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0], "candidates": 4, "count": 2}
+    own |= {
+        "keep": "rarest",
+        "looks": "0.5",
+        "by": "score",
+        "variety": "none",
+        "amount": 1.0,
+        "rows_at_once": 1,
+    }
+    own |= {"floor_kind": "none", "floor": 50.0, "start_at_step": 0, "end_at_step": 10000, "add_noise": True}
+    return node("JEPARareSearch", **CONDS, **SAMPLING | own | changes)
+
+
 def prompted(**inputs: Any) -> dict:
     own = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0], "first_seed": 5, "cfg": 2.0}
     own |= {"sampler_name": "euler", "scheduler": "normal", "fit": "squash", "antialias": True}
@@ -553,3 +568,39 @@ def test_a_reference_from_a_folder_is_made_again_when_the_folder_changes(server,
     prompt["images"]["inputs"]["filename_prefix"] = "folder/more"
     server.wait(server.queue(prompt), timeout=300)
     assert text() == "4 reference images"
+
+
+def test_a_search_keeps_images_of_the_stock_sampler(server, run, encoder):
+    prompt = graph(encoder, {"sample": search()})
+    prompt["places"] = node("PreviewAny", source=["sample", 2])
+    prompt["scores"] = node("PreviewAny", source=["sample", 1])
+    kept = run(prompt)
+    outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
+    places = [int(text) for text in outputs["places"]["text"]]
+    scores = [float(text) for text in outputs["scores"]["text"]]
+    assert len(places) == len(kept) == 2
+    assert scores == sorted(scores)
+    # alone, with the noise of its place
+    whole = graph(encoder, stock())
+    whole["sample"]["inputs"]["latent_image"] = ["place", 0]
+    whole["empty"]["inputs"]["batch_size"] = 4
+    whole["place"] = node("LatentFromBatch", samples=["empty", 0], batch_index=places[0], length=1)
+    assert np.array_equal(run(whole)[0], kept[0])
+
+
+def test_a_search_writes_what_it_did_into_the_saved_image(server, encoder):
+    (noted,) = json.loads(
+        metadata_of(server, graph(encoder, {"sample": search(seed=4)}))["jepa_guidance"]
+    ).values()
+    assert noted["settings"]["candidates"] == 4
+    assert [one["index"] for one in noted["trace"]["candidates"]] == [0, 1, 2, 3]
+    assert len(noted["trace"]["kept"]) == 2
+
+
+def test_a_search_begins_with_the_finds_of_another(server, encoder):
+    prompt = graph(encoder, {"first": search(), "sample": search()}, latent=["sample", 0])
+    prompt["sample"]["inputs"] |= {"latent_image": ["first", 0], "candidates": 2, "count": 1, "denoise": 0.5}
+    prompt["places"] = node("PreviewAny", source=["sample", 2])
+    outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
+    assert len(outputs["save"]["images"]) == 1
+    assert outputs["places"]["text"][0] in ("0", "1")

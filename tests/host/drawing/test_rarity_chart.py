@@ -113,7 +113,7 @@ def test_a_floor_far_below_all_images_leaves_them_their_room(written):
 
 def test_numbers_that_are_not_finite_are_counted(written):
     draw_rarity([NAN, 1, 2, math.inf], [1, 0], by=SCORE, qualities=[1, NAN, 0.5, 1])
-    assert "3 not drawn: not a finite number" in written
+    assert "3 not drawn: not a number, or too large" in written
 
 
 @pytest.mark.parametrize("qualities", [[], [0.5] * 500])
@@ -150,3 +150,23 @@ def test_only_numbers_of_images_stand_below_the_axis(written, count):
     ranks = [text for text in written if text.isdigit() and text != "0"]
     assert ranks
     assert all(1 <= int(rank) <= count for rank in ranks)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [1e308, -1e308, 1.0],
+        [1.0, math.nextafter(1.0, 2)],
+        [1e-7, 3e-7],
+        [5e-324, 0.0],
+        [1e17, 1e17 + 16],
+        [-1e99, 1e99],
+        [math.inf, -math.inf],
+    ],
+)
+def test_numbers_of_any_size_are_drawn(numbers):
+    others = [0.5] * len(numbers)
+    for by in ("score", "novelty"):
+        draw_rarity(numbers, [0], by=by)
+        draw_rarity(numbers, [0], by=by, qualities=others, floor=0.5)
+        draw_rarity(others, [0], by=by, qualities=numbers, floor=min(numbers))

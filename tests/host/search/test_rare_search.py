@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from jepa_guidance.host.options import BOOSTED_START
 from jepa_guidance.host.search.record import Candidate, SearchRecord
 from jepa_guidance.host.search.report import MOST_SHOWN, SearchReporter
 from jepa_guidance.nodes.input_checks import inputs_of
@@ -64,6 +65,12 @@ def test_a_quality_list_is_one_for_each_candidate(tiny):
     assert math.isnan(found["candidate_scores"][0])
 
 
+def test_a_quality_list_may_come_as_one_value(tiny):
+    quality = [0.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    how = {"floor_kind": ["value"], "floor": [0.5]}
+    assert node(tiny, quality=[quality], **how)["indices"] == node(tiny, quality=quality, **how)["indices"]
+
+
 def test_novelty_against_a_reference(tiny):
     from tests.host.guide import reference_of
 
@@ -101,6 +108,19 @@ def test_novelty_against_a_reference(tiny):
         ({"model": [3]}, r"model must be of type MODEL, got int"),
         ({"amount": [math.nan]}, r"amount nan is outside"),
         ({"looks": [0.5]}, r"looks must be text, got 0.5"),
+        ({"latent_image": [{"samples": torch.zeros(0, 4, 8, 8)}]}, r"latent_image holds no image"),
+        ({"add_noise": [None]}, r"add_noise must be true or false, got None"),
+        ({"negative": [None]}, r"negative must be of type CONDITIONING, got NoneType"),
+        ({"seed": []}, r"seed is linked to a list that is empty"),
+        ({"encoder": [None]}, r"encoder must be of type JEPA_ENCODER, got NoneType"),
+        ({"candidates": ["6"], "quality": [0.5] * 6}, r"candidates must be a whole number, got '6'"),
+        ({"candidates": [-6], "quality": [0.5] * 6}, r"candidates -6 is outside 1 to 1024"),
+        ({"seed": [5, 6], "count": [2, 7]}, r"count 7 is larger than candidates, 6"),
+        ({"steps": [10, 2.5]}, r"steps must be a whole number, got 2.5"),
+        (
+            {"variety": [BOOSTED_START], "add_noise": [False]},
+            r"makes the noise of the start stronger, and add_noise is off",
+        ),
     ],
 )
 def test_an_input_that_does_not_fit_is_named_before_work_starts(tiny, changes, message):
@@ -111,6 +131,33 @@ def test_an_input_that_does_not_fit_is_named_before_work_starts(tiny, changes, m
     model.set_model_unet_function_wrapper(never)
     with pytest.raises(ValueError, match=message):
         node(tiny, **{"model": [model]} | changes)
+
+
+def test_a_part_that_the_scheduler_does_not_reach_is_named(tiny):
+    """Some schedulers make fewer steps than they are asked for."""
+    part = {"scheduler": ["beta"], "steps": [1000], "start_at_step": [999]}
+    with pytest.raises(
+        ValueError, match="start_at_step 999 leaves no step: scheduler beta makes fewer than 1000"
+    ):
+        node(tiny, **part)
+
+
+def test_a_scheduler_whose_noise_levels_are_not_numbers_is_named(tiny):
+    with pytest.raises(ValueError, match="the scheduler gives noise levels that are NaN"):
+        node(tiny, scheduler=["kl_optimal"], steps=[1])
+
+
+def test_candidates_that_are_not_finite_are_pictures_that_other_nodes_take(tiny):
+    def broken(args: dict) -> torch.Tensor:
+        args["denoised"][1] = math.nan
+        return args["denoised"]
+
+    model = tiny.model.clone()
+    model.set_model_sampler_post_cfg_function(broken)
+    found = node(tiny, model=[model])
+    assert 1 not in found["indices"]
+    assert found["candidates"][0].isfinite().all()
+    assert math.isnan(found["candidate_scores"][1])
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.samplers
 import pytest
 import torch
 from jepa_guidance.host.guidance.refused_samplers import REFUSED
+from jepa_guidance.host.search.batch import kept_rows
 from jepa_guidance.host.search.search import SearchConfig, apply_search
 
 from jepa_core import jepa_score
@@ -167,6 +169,27 @@ def test_a_conditioning_of_the_whole_batch_is_cut_to_the_rows(tiny, stock, searc
     assert torch.equal(kept["samples"], drawn[kept["batch_index"]])
 
 
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_prompts_that_the_host_repeats_or_cuts_off_are_those_of_the_whole_batch(tiny, stock, search, count):
+    model = row_by_row(tiny.model)
+    own = [[torch.randn(count, 3, 8, generator=torch.Generator().manual_seed(3)), {}]]
+    drawn = stock(model, tiny, latent_image=batch(), **SAMPLING | {"positive": own})
+    for at_once in (0, 1):
+        kept, _ = search(model, sampling={"positive": own}, rows_at_once=at_once)
+        assert torch.equal(kept["samples"], drawn[kept["batch_index"]])
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_masks_of_a_prompt_are_those_of_the_whole_batch(tiny, stock, search, count):
+    model = row_by_row(tiny.model)
+    masks = (torch.randn(count, 8, 8, generator=torch.Generator().manual_seed(3)) > 0).float()
+    other = [[-tiny.positive[0][0], {}]]
+    own = [[tiny.positive[0][0], {"mask": masks, "mask_strength": 1.0, "set_area_to_bounds": False}], *other]
+    drawn = stock(model, tiny, latent_image=batch(), **SAMPLING | {"positive": own})
+    kept, _ = search(model, sampling={"positive": own}, rows_at_once=1)
+    torch.testing.assert_close(kept["samples"], drawn[kept["batch_index"]], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("latent", [LATENT, {"samples": torch.randn(1, 4, 8, 8)}], ids=["empty", "image"])
 def test_masks_and_images_are_kept_as_by_the_stock_sampler(tiny, stock, search, latent):
     model = row_by_row(tiny.model)
@@ -177,6 +200,29 @@ def test_masks_and_images_are_kept_as_by_the_stock_sampler(tiny, stock, search, 
     whole = masked | {"samples": masked["samples"].repeat(CANDIDATES, 1, 1, 1)}
     drawn = stock(model, tiny, latent_image=whole, **SAMPLING | sampling)
     assert torch.equal(kept["samples"], drawn[kept["batch_index"]])
+
+
+@pytest.mark.parametrize("count", [2, CANDIDATES])
+@pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8)], ids=["masks", "masks with channels"])
+def test_kept_masks_are_those_of_the_kept_places(search, count, shape):
+    masks = torch.arange(count).float().view(count, *[1] * len(shape)).expand(count, *shape) / count
+    latent = {"samples": torch.ones(CANDIDATES, 4, 8, 8), "noise_mask": masks}
+    kept, _ = search(latent=latent)
+    expected = [index % count / count for index in kept["batch_index"]]
+    assert kept["noise_mask"].flatten(1)[:, 0].tolist() == pytest.approx(expected)
+
+
+def test_a_mask_without_a_batch_is_kept_whole():
+    latent = {"samples": torch.ones(8, 4, 8, 8), "noise_mask": torch.ones(8, 8)}
+    assert kept_rows(latent, [3, 1])["noise_mask"].shape == (2, 8, 8)
+
+
+def test_masks_of_the_frames_of_a_video_belong_to_every_video():
+    masks = torch.arange(3.0).view(3, 1, 1).expand(3, 8, 8)
+    latent = {"samples": torch.ones(4, 16, 3, 8, 8), "noise_mask": masks}
+    kept = kept_rows(latent, [3, 1])["noise_mask"]
+    assert kept.shape == (2, 1, 3, 8, 8)
+    assert kept[..., 0, 0].flatten().tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_part_of_the_schedule(tiny, search):
@@ -203,6 +249,27 @@ def test_only_images_that_are_not_finite_are_an_error(tiny, search):
     model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * math.nan)
     with pytest.raises(ValueError, match="every candidate holds NaN"):
         search(model)
+
+
+def test_images_that_are_not_finite_do_not_count_as_good_enough(tiny, search):
+    """With a quality above the floor, but the only one."""
+
+    def broken(args):
+        args["denoised"][1] = math.nan
+        return args["denoised"]
+
+    model = tiny.model.clone()
+    model.set_model_sampler_post_cfg_function(broken)
+
+    def fits(images: torch.Tensor, _: Any) -> list[float]:
+        return [0.9 if not image.isfinite().all() else 0.1 for image in images]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jepa_guidance.host.search.search.prompt_fits_here", fits)
+        scorer = SimpleNamespace(patcher=tiny.encoder.patcher)
+        settings = {"prompt_fit": scorer, "floor_kind": "value", "floor": 0.5}
+        with pytest.raises(ValueError, match=r"no image reaches the floor 0\.5; the best quality is 0\.1"):
+            search(model, looks=(0.5,), **settings)
 
 
 def test_a_known_quality_below_the_floor_is_never_begun(tiny, search):
