@@ -59,7 +59,7 @@ def test_a_control_network_with_one_hint_is_not_copied():
     family, _, settings = controlled("two ControlNets", 1)
     control = settings["positive"][0][1]["control"]
     assert row({"control": control}, 1, CANDIDATES)["control"] is control
-    family, _, settings = controlled("two ControlNets", CANDIDATES)
+    _, _, settings = controlled("two ControlNets", CANDIDATES)
     control = settings["positive"][0][1]["control"]
     twin = row({"control": control}, 3, CANDIDATES)["control"]
     hints = control.previous_controlnet.cond_hint_original
