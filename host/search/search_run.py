@@ -139,7 +139,6 @@ class SearchRun:
         )
         looks = plan_looks(config.looks, self.plan.steps, len(x), config.count)
         self.looks = {look.step: look.left for look in looks}
-        self._plan_work(len(x))
         record.candidates = [Candidate(index) for index in range(len(x))]
         record.steps, record.looks = self.plan.steps, list(self.looks)
         if config.qualities:
@@ -149,6 +148,7 @@ class SearchRun:
             check_any_above(config.qualities, self.floor)
             for one, able in zip(record.candidates, above(config.qualities, self.floor), strict=True):
                 one.dropped = "" if able else below_floor(one.quality, self.floor)
+        self._plan_work(len(record.left))
         self._go_on_with(record.left)
 
     # --- model calls ---------------------------------------------------------------------------------------------
