@@ -191,8 +191,9 @@ class JEPARareSearch(io.ComfyNode):
         searches = [_prepared(run, reporter) for run, reporter in zip(runs, reporters, strict=True)]
         latents = [search.run() for search in searches]
         records = [search.record for search in searches]
-        for run, record in zip(runs, records, strict=True):
-            note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, run, record.as_json())
+        for number, (run, record) in enumerate(zip(runs, records, strict=True), 1):
+            name = cls.hidden.unique_id if len(runs) == 1 else f"{cls.hidden.unique_id}, search {number}"
+            note_in_images(cls.hidden.extra_pnginfo, name, run, record.as_json())
         kept = [one for record in records for one in record.kept]
         return io.NodeOutput(
             latents,
@@ -270,7 +271,7 @@ def _prepared(inputs: dict[str, Any], reporter: SearchReporter) -> _Search:
     names = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
     sampling = {name: given[name] for name in names} | part_of_schedule(given)
     latent = batch_of(given["latent_image"], config.candidates)
-    searching = apply_search(
+    model, record = apply_search(
         given["model"],
         given["vae"],
         given["encoder"],
@@ -279,7 +280,7 @@ def _prepared(inputs: dict[str, Any], reporter: SearchReporter) -> _Search:
         prompt_fit=given.get("prompt_fit"),
         report=reporter,
     )
-    return _Search(*searching, latent, sampling)
+    return _Search(model, record, latent, sampling)
 
 
 def config_of(given: dict[str, Any]) -> SearchConfig:

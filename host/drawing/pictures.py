@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from ...jepa_core.transparency import over_white
 INK, PAPER = "#1a1a1a", "#ffffff"
 SIDE, GAP, LINE = 256, 16, 28  # pixels; text stays legible at half the size
 TEXT = 22
-MOST_COLUMNS = 6
+FEW_COLUMNS = 6  # of up to 36 pictures
 
 
 def to_image(picture: Image.Image) -> Tensor:
@@ -32,7 +33,8 @@ def labelled_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
     Returns:
         (1, H, W, 3) in [0, 1].
     """
-    columns = min(MOST_COLUMNS, len(pictures))
+    # many pictures in as many columns as rows: other programs do not open an image of 65536 pixels
+    columns = min(max(FEW_COLUMNS, math.ceil(len(pictures) ** 0.5)), len(pictures))
     rows = -(-len(pictures) // columns)
     lines = max(len(label.splitlines()) for label in labels)
     height = SIDE + LINE * lines + GAP

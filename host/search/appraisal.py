@@ -62,10 +62,15 @@ class Appraiser:
         vae = self.decoder.vae
         with torch.inference_mode(False), torch.no_grad(), host_differentiable(vae.first_stage_model):
             latents = base_model.process_latent_out(clean.clone())
-            frames = [decoded(vae, self.decoder.prepare(latent)) for latent in latents.split(1)]
-            values = [self._value(one) if one.isfinite().all() else torch.nan for one in frames]
-            pictures = torch.stack([one[0].float().cpu() for one in frames])
-            qualities = self.quality(pictures) if self.quality else [torch.nan] * len(frames)
+            values, seen = [], []
+            for latent in latents.split(1):
+                frames = decoded(
+                    vae, self.decoder.prepare(latent)
+                )  # of a video many, so those of one at a time
+                values.append(self._value(frames) if frames.isfinite().all() else torch.nan)
+                seen.append(frames[0].float().cpu())
+            pictures = torch.stack(seen)
+            qualities = self.quality(pictures) if self.quality else [torch.nan] * len(values)
         return [Appraisal(*of_one) for of_one in zip(values, qualities, pictures, strict=True)]
 
     def _value(self, frames: Tensor) -> float:

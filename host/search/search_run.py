@@ -4,12 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
 
-from ..comfy.required import KSAMPLER, ProgressBar, interrupt_check
+from ..comfy.required import KSAMPLER, interrupt_check
 from ..encoders.host_encoder import AnyEncoder
 from ..gradient.residency import keep_whole, refuse_streamed
 from ..guidance.guidance import Guidance
@@ -17,7 +16,7 @@ from ..guidance.guided_model import GuidedModel
 from ..guidance.guided_run import GuidedRun
 from ..guidance.refusals import check_finite, check_frames, check_schedule
 from ..guidance.sampler_probe import check_order, probe_sampler
-from ..options import CONDITIONING_NOISE
+from ..options import CONDITIONING_NOISE, FLOOR_PERCENTILE
 from ..scoring.floor import above, check_any_above, floor_value
 from ..variety.cads import Cads, time_left, with_noised_conditioning
 from .appraisal import Appraiser
@@ -25,6 +24,7 @@ from .config import SearchConfig
 from .record import Candidate, SearchRecord
 from .rows_model import Change, RowsModel
 from .selection import below_floor, choose, plan_looks
+from .work import Work
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class SearchRun:
             if callback is not None:
                 # the host shows the first image, and takes "i" for the share that is done
                 shown = {name: state[name][self.order] for name in ("x", "denoised")}
-                callback({**state, **shown, "i": self.progress * self.plan.steps - 1})
+                callback({**state, **shown, "i": self.work.step - 1})
 
         result = function(
             _Searching(model, self.answer),
@@ -139,7 +139,6 @@ class SearchRun:
         )
         looks = plan_looks(config.looks, self.plan.steps, len(x), config.count)
         self.looks = {look.step: look.left for look in looks}
-        self._plan_work(len(x))
         record.candidates = [Candidate(index) for index in range(len(x))]
         record.steps, record.looks = self.plan.steps, list(self.looks)
         if config.qualities:
@@ -149,6 +148,7 @@ class SearchRun:
             check_any_above(config.qualities, self.floor)
             for one, able in zip(record.candidates, above(config.qualities, self.floor), strict=True):
                 one.dropped = "" if able else below_floor(one.quality, self.floor)
+        self.work = Work(self.plan.steps, self.looks, len(record.left))
         self._go_on_with(record.left)
 
     # --- model calls ---------------------------------------------------------------------------------------------
@@ -238,8 +238,22 @@ class SearchRun:
         qualities = [one.quality for one in before if one not in broken]
         if self.appraiser.quality and self.record.floor is None:
             self._set_floor(qualities)
+        self._lower_floor(qualities)
         check_any_above(qualities, self.floor)
         return choose(before, count, self.floor, highest=self.config.highest)
+
+    def _lower_floor(self, qualities: Sequence[float]) -> None:
+        """Lower a percentile, which is that of the first look, to the best quality if all that are left fall short of it.
+
+        The finished images may measure a little lower than their estimates did. A floor that the user typed stays.
+        """
+        known = [quality for quality in qualities if math.isfinite(quality)]
+        if self.config.floor_kind != FLOOR_PERCENTILE or not known or any(above(known, self.floor)):
+            return
+        self.record.notice(
+            f"nothing that is left reaches the first look's floor {self.floor:.3g}; lowered to the best, {max(known):.3g}"
+        )
+        self.floor = self.record.floor = max(known)
 
     def _set_floor(self, qualities: Sequence[float]) -> None:
         self.floor = floor_value(self.config.floor_kind, self.config.floor, qualities)
@@ -253,35 +267,15 @@ class SearchRun:
 
     # --- progress and reports --------------------------------------------------------------------------------------
 
-    def _plan_work(self, batch: int) -> None:
-        """How much of the denoiser's work is done before each step, as a share; then 1."""
-        lefts, left = [], batch
-        for step in range(self.plan.steps):
-            lefts.append(left)
-            left = min(left, self.looks.get(step, left))
-        self._shares = [done / sum(lefts) for done in accumulate(lefts, initial=0)]
-        self._bar = ProgressBar(self.plan.steps)
-        self._rows_of_step = 0
-
-    @property
-    def progress(self) -> float:
-        """The share of the denoiser's work that is done."""
-        done = self.record.done
-        within = min(self._rows_of_step / len(self.left), 1)
-        return self._shares[done] + within * (
-            self._shares[min(done + 1, self.plan.steps)] - self._shares[done]
-        )
-
     def _after_rows(self, count: int) -> None:
         """Count candidates that went through the denoiser; raises if the user interrupted the run."""
         self.record.rows += count
-        self._rows_of_step += count
         interrupt_check()
-        self._bar.update_absolute(self.progress * self.plan.steps)
+        self.work.add(count)
 
     def _after_step(self, step: int) -> None:
         self.record.done = step + 1
-        self._rows_of_step = 0
+        self.work.end_step(step)
         if self.guided_run and self.guided:
             self.guided_run.after_step(step)
         self.report(self.record)

@@ -56,10 +56,10 @@ def test_each_candidate_keeps_its_own_hint(kind, count, at_once):
 
 def test_a_control_network_with_one_hint_is_not_copied():
     """It would prepare its hint at every call."""
-    family, _, settings = controlled("two ControlNets", 1)
+    *_, settings = controlled("two ControlNets", 1)
     control = settings["positive"][0][1]["control"]
     assert row({"control": control}, 1, CANDIDATES)["control"] is control
-    _, _, settings = controlled("two ControlNets", CANDIDATES)
+    *_, settings = controlled("two ControlNets", CANDIDATES)
     control = settings["positive"][0][1]["control"]
     twin = row({"control": control}, 3, CANDIDATES)["control"]
     hints = control.previous_controlnet.cond_hint_original

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from jepa_guidance.host.scoring.prompt_fit import load_prompt_scorer, prompt_fits
+from jepa_guidance.host.search import search as appraised
 
 from tests.core.conftest import save_clip
 from tests.host.search.conftest import CANDIDATES, SAMPLING
@@ -78,3 +79,19 @@ def test_the_clip_is_loaded_with_the_run_and_not_during_it(tiny, search, scorer,
     search(prompt_fit=scorer)
     # the host's own call, before the first step
     assert len([models for models in loads if any(one.is_clone(scorer.patcher) for one in models)]) == 1
+
+
+def test_a_percentile_that_all_fall_short_of_later_is_lowered_to_the_best(tiny, search, scorer, monkeypatch):
+    """Estimates may measure higher than the finished images: here by a whole unit at the first look."""
+    seen = []
+    measure = appraised.prompt_fits_here
+
+    def higher_at_first(images: torch.Tensor, one: Any) -> list[float]:
+        seen.append(len(images))
+        return [fit + (len(seen) == 1) for fit in measure(images, one)]
+
+    monkeypatch.setattr(appraised, "prompt_fits_here", higher_at_first)
+    kept, record = search(prompt_fit=scorer, floor_kind="percentile", floor=50.0)
+    assert len(kept["samples"]) == 1
+    assert record.kept[0].quality >= record.floor == pytest.approx(record.kept[0].quality, abs=1e-2)
+    assert any("lowered to the best" in notice for notice in record.notices)

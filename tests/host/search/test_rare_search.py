@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from comfy_api.latest import io
+from jepa_guidance.host.drawing.pictures import labelled_sheet
 from jepa_guidance.host.options import BOOSTED_START
 from jepa_guidance.host.search.record import Candidate, SearchRecord
 from jepa_guidance.host.search.report import MOST_SHOWN, SearchReporter
+from jepa_guidance.nodes import rare_search
 from jepa_guidance.nodes.input_checks import inputs_of
 from jepa_guidance.nodes.rare_search import JEPARareSearch
 
@@ -55,6 +59,21 @@ def test_a_list_of_seeds_gives_a_search_for_each(tiny):
     for latent, alone in zip(both["latent"], (one, other), strict=True):
         assert torch.equal(latent["samples"], alone["latent"][0]["samples"])
     assert both["indices"] == one["indices"] + other["indices"]
+
+
+def test_each_search_of_a_list_is_noted_in_saved_images(tiny, monkeypatch):
+    noted: dict = {}
+    monkeypatch.setattr(io.ComfyNode, "hidden", SimpleNamespace(unique_id="7", extra_pnginfo=noted))
+    monkeypatch.setattr(rare_search, "SearchReporter", lambda _: SearchReporter(None))  # there is no page
+    node(tiny)
+    node(tiny, seed=[5, 6])
+    assert list(noted["jepa_guidance"]) == ["7", "7, search 1", "7, search 2"]
+    assert noted["jepa_guidance"]["7, search 2"]["settings"]["seed"] == 6
+
+
+def test_a_sheet_of_many_candidates_is_no_strip():
+    sheet = labelled_sheet([torch.zeros(8, 8, 3)] * 100, ["x"] * 100)
+    assert 0.5 < sheet.shape[1] / sheet.shape[2] < 2
 
 
 def test_a_quality_list_is_one_for_each_candidate(tiny):
