@@ -3,6 +3,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..host.comfy.model_folders import register_folders
+from .boost_and_skip import JEPABoostAndSkip
+from .cads import JEPACads
 from .combine_encoders import JEPACombineEncoders
 from .combine_references import JEPACombineReferences
 from .demo import JEPADemoClass, JEPADemoLoader
@@ -50,4 +52,6 @@ class JEPAExtension(ComfyExtension):
             JEPARareSearch,
             JEPAPromptFit,
             JEPAPromptMap,
+            JEPABoostAndSkip,
+            JEPACads,
         ]

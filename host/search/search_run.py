@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..comfy.required import KSAMPLER, ProgressBar, interrupt_check
+from ..comfy.sampling import time_left
 from ..encoders.host_encoder import AnyEncoder
 from ..gradient.residency import keep_whole, refuse_streamed
 from ..guidance.guidance import Guidance
@@ -19,7 +20,7 @@ from ..guidance.refusals import check_finite, check_frames
 from ..guidance.sampler_probe import check_order, probe_sampler
 from ..options import CONDITIONING_NOISE
 from ..scoring.floor import above, check_any_above, floor_value
-from ..variety.cads import Cads, time_left, with_noised_conditioning
+from ..variety.cads import Cads, with_noised_conditioning
 from .appraisal import Appraiser
 from .config import SearchConfig
 from .record import Candidate, SearchRecord

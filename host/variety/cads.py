@@ -9,7 +9,6 @@ channels; here always of one candidate's, so that candidates do not depend on ea
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,19 +66,6 @@ def noised(y: Tensor, gamma: float, scale: float, mix: float, noise: Tensor) -> 
     changed = gamma**0.5 * clean + scale * (1 - gamma) ** 0.5 * noise
     rescaled = (changed - changed.mean()) / changed.std() * clean.std() + clean.mean()
     return (mix * rescaled + (1 - mix) * changed).to(y.dtype)
-
-
-def time_left(model_sampling: Any, sigma: Tensor) -> float:
-    """The share of the diffusion time that is left at sigma (scalar): 1 at the model's largest sigma, 0 at its smallest.
-
-    Time is what the network is told of the noise level, the host's `timestep`: the step of a discrete schedule, sigma of a
-    flow (with its shift), the logarithm of sigma for EDM. It depends on the noise level alone, not on the number of steps.
-    """
-    now, least, most = (
-        float(model_sampling.timestep(torch.as_tensor(value).reshape(1).float()))
-        for value in (sigma, model_sampling.sigma_min, model_sampling.sigma_max)
-    )
-    return min(1.0, max(0.0, (now - least) / (most - least)))
 
 
 def can_carry_noise(conds: dict[str, list[dict]]) -> bool:

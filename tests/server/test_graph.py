@@ -38,6 +38,8 @@ NODES = (
     "JEPARareSearch",
     "JEPAPromptFit",
     "JEPAPromptMap",
+    "JEPABoostAndSkip",
+    "JEPACads",
 )
 GUIDANCE = {
     "strength": 2.0,
