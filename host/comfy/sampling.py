@@ -182,3 +182,14 @@ def time_left(model_sampling: Any, sigma: torch.Tensor) -> float:
         for value in (sigma, model_sampling.sigma_min, model_sampling.sigma_max)
     )
     return min(1.0, max(0.0, (now - least) / (most - least)))
+
+
+def sigma_at(model_sampling: Any, share: float) -> float:
+    """The sigma of the model's own schedule at which this share of the diffusion time is left, see time_left."""
+    sigmas = model_sampling.sigmas.float()
+    least, most = (
+        model_sampling.timestep(torch.as_tensor(end).reshape(1).float().to(sigmas))
+        for end in (model_sampling.sigma_min, model_sampling.sigma_max)
+    )
+    times = (model_sampling.timestep(sigmas) - least) / (most - least)
+    return float(sigmas[(times - share).abs().argmin()])

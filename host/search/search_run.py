@@ -82,8 +82,8 @@ class SearchRun:
         keep_whole(needed, [self.guider.model_patcher, *self.guider.loaded_models])
         for patcher in needed:
             refuse_streamed(patcher, "an encoder of the search")
-        if self.guidance and self.guided_run:
-            self.guided_run.prepare(self.guidance.vae)
+        if self.guided_run:
+            self.guided_run.prepare()
 
     def sampler(self) -> KSAMPLER:
         """The stock sampler with its function replaced by the searching one."""

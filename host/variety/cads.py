@@ -6,12 +6,13 @@ rescaling that follows it. As in its code, mean and standard deviation are those
 channels; here always of one candidate's, so that candidates do not depend on each other.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..gradient.random_state import own_noise
 
 # The conditioning that carries the noise: tokens of the prompt or, in models without them, its pooled vector.
 CARRIERS = ("c_crossattn", "y")
@@ -94,7 +95,7 @@ def with_noised_conditioning(
         # row by row: sums over several rows at once may be in another order
         return torch.stack(
             [
-                noised(own, gamma, settings.scale, settings.mix, _noise(own, (seed, row, step, place)))
+                noised(own, gamma, settings.scale, settings.mix, own_noise(own, (seed, row, step, place)))
                 for row, own in zip(rows, y.expand(len(rows), *y.shape[1:]), strict=True)
             ]
         )
@@ -114,10 +115,3 @@ def _carrier(entry: dict) -> str | None:
     parts = entry["model_conds"]
     found = (name for name in CARRIERS if name in parts and torch.is_floating_point(parts[name].cond))
     return next(found, None)
-
-
-def _noise(y: Tensor, key: tuple[int, ...]) -> Tensor:
-    """Standard normal noise like y, float32, drawn on the CPU from a generator of its own."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-    return torch.randn(y.shape, generator=generator, device="cpu").to(y.device)
