@@ -23,6 +23,7 @@ from .reference import JEPAReferenceNode
 from .reference_files import JEPALoadReference, JEPASaveReference
 from .reference_folder import JEPAReferenceFolder
 from .score_image import JEPAScoreImage
+from .self_guided_minority import JEPASelfGuidedMinority
 
 
 class JEPAExtension(ComfyExtension):
@@ -54,4 +55,5 @@ class JEPAExtension(ComfyExtension):
             JEPAPromptMap,
             JEPABoostAndSkip,
             JEPACads,
+            JEPASelfGuidedMinority,
         ]

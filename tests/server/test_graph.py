@@ -40,6 +40,7 @@ NODES = (
     "JEPAPromptMap",
     "JEPABoostAndSkip",
     "JEPACads",
+    "JEPASelfGuidedMinority",
 )
 GUIDANCE = {
     "strength": 2.0,
