@@ -35,8 +35,8 @@ class JEPASelfGuidedMinority(io.ComfyNode):
                     min=0.0,
                     max=MAX_STRENGTH,
                     step=0.05,
-                    tooltip="How far to guide. 0.3 every 2 of 20 steps shifts as far in all as the paper's settings for 250: "
-                    "0.4 every 5 (faces) and 0.2 every 2 (ImageNet). 2 loses the prompt. 0: exactly the stock sampler.",
+                    tooltip="How far to guide. 0.3 every 2 of 20 steps shifts as far in all as the paper's settings for "
+                    "250: 0.4 every 5 (faces) and 0.2 every 2 (ImageNet). 2 loses the prompt. 0: exactly the stock sampler.",
                 ),
                 io.Int.Input(
                     "interval",
