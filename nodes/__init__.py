@@ -3,6 +3,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..host.comfy.model_folders import register_folders
+from .boost_and_skip import JEPABoostAndSkip
+from .cads import JEPACads
 from .combine_encoders import JEPACombineEncoders
 from .combine_references import JEPACombineReferences
 from .demo import JEPADemoClass, JEPADemoLoader
@@ -21,6 +23,7 @@ from .reference import JEPAReferenceNode
 from .reference_files import JEPALoadReference, JEPASaveReference
 from .reference_folder import JEPAReferenceFolder
 from .score_image import JEPAScoreImage
+from .self_guided_minority import JEPASelfGuidedMinority
 
 
 class JEPAExtension(ComfyExtension):
@@ -50,4 +53,7 @@ class JEPAExtension(ComfyExtension):
             JEPARareSearch,
             JEPAPromptFit,
             JEPAPromptMap,
+            JEPABoostAndSkip,
+            JEPACads,
+            JEPASelfGuidedMinority,
         ]

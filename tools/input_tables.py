@@ -37,6 +37,7 @@ PAGES = {
         "JEPARankImages",
     ),
     "search.md": ("JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap"),
+    "compare.md": ("JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority"),
     "djepa.md": ("DJEPALoader", "DJEPASampler"),
 }
 # Menus whose entries are the host's or depend on the files of the machine.

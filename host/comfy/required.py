@@ -135,6 +135,7 @@ ProgressBar = _need(comfy.utils, "ProgressBar")
 PreviewMethod = _need(comfy.cli_args, "LatentPreviewMethod")
 SAMPLER_WRAPPER = _need(_need(comfy.patcher_extension, "WrappersMP"), "SAMPLER_SAMPLE")
 RUN_WRAPPER = _need(comfy.patcher_extension.WrappersMP, "OUTER_SAMPLE")
+CALL_WRAPPER = _need(comfy.patcher_extension.WrappersMP, "PREDICT_NOISE")
 PREPARE_WRAPPER = _need(comfy.patcher_extension.WrappersMP, "PREPARE_SAMPLING")
 WrapperExecutor = _need(comfy.patcher_extension, "WrapperExecutor")
 

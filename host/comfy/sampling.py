@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .required import PREPARE_WRAPPER, RUN_WRAPPER, SAMPLER_WRAPPER, Sampler, WrapperExecutor, common_ksampler
+from .required import (
+    CALL_WRAPPER,
+    PREPARE_WRAPPER,
+    RUN_WRAPPER,
+    SAMPLER_WRAPPER,
+    Sampler,
+    WrapperExecutor,
+    common_ksampler,
+)
 
 MAX_SEED = 2**64 - 1  # of KSampler
 
@@ -34,6 +42,15 @@ def wrap_sampler(model: Any, key: str, wrapper: Callable) -> None:
 def sampler_wrapper(model: Any, key: str) -> Any:
     """The wrapper that wrap_sampler added to MODEL under this key, or None."""
     return next(iter(model.get_wrappers(SAMPLER_WRAPPER, key)), None)
+
+
+def wrap_call(model: Any, key: str, wrapper: Callable) -> None:
+    """Have `wrapper`(executor, x, sigmas, ...) called around each model call of a run of MODEL.
+
+    The executor's `class_obj` is the guider. Replaces an earlier wrapper with the same key.
+    """
+    model.remove_wrappers_with_key(CALL_WRAPPER, key)
+    model.add_wrapper_with_key(CALL_WRAPPER, key, wrapper)
 
 
 def wrap_run(model: Any, key: str, wrapper: Callable) -> None:
@@ -152,3 +169,27 @@ def starts_from_noise(model_sampling: Any, sigmas: torch.Tensor) -> bool:
     """Whether the host starts a run over these sigmas from pure noise, at the model's largest sigma."""
     wrap = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=model_sampling))
     return bool(Sampler().max_denoise(wrap, sigmas))
+
+
+def time_left(model_sampling: Any, sigma: torch.Tensor) -> float:
+    """The share of the diffusion time that is left at sigma (scalar): 1 at the model's largest sigma, 0 at its smallest.
+
+    Time is what the network is told of the noise level, the host's `timestep`: the step of a discrete schedule, sigma of a
+    flow (with its shift), the logarithm of sigma for EDM. It depends on the noise level alone, not on the number of steps.
+    """
+    now, least, most = (
+        float(model_sampling.timestep(torch.as_tensor(value).reshape(1).float()))
+        for value in (sigma, model_sampling.sigma_min, model_sampling.sigma_max)
+    )
+    return min(1.0, max(0.0, (now - least) / (most - least)))
+
+
+def sigma_at(model_sampling: Any, share: float) -> float:
+    """The sigma of the model's own schedule at which this share of the diffusion time is left, see time_left."""
+    sigmas = model_sampling.sigmas.float()
+    least, most = (
+        model_sampling.timestep(torch.as_tensor(end).reshape(1).float().to(sigmas))
+        for end in (model_sampling.sigma_min, model_sampling.sigma_max)
+    )
+    times = (model_sampling.timestep(sigmas) - least) / (most - least)
+    return float(sigmas[(times - share).abs().argmin()])

@@ -1,92 +1,24 @@
 """The chain encoder -> image -> latent -> noisy latent, as three separate vector-Jacobian products."""
 
-import logging
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..comfy.required import UNetModel
 from .decoders import LatentDecoder, decoded
-from .differentiable import host_differentiable, writing_in_place
-from .gradient_check import DECODER, DENOISER, GradientCheck, WrongGradientError
+from .differentiable import host_differentiable
+from .estimate import Denoise, EstimateGradient
+from .gradient_check import DECODER, GradientCheck
 from .image_gradient import ImageGradient, ScoreGradient, joined
 from .lean import saving_memory
 from .linearise import linearised
-from .rows import DiffersAloneError, check_alone, row
 from .ways import CONSTANT, Way, ways_down
 
 
-class Denoise(Protocol):
-    """The denoiser at one sigma: noisy latents (B, ...) -> clean estimates, in the scale of the model's latents."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-    def row(self, index: int) -> Callable[[Tensor], Tensor]:
-        """The same for one image of the batch, x (1, ...)."""
-        ...
-
-
-# torch's messages about tensors cached from other calls, and about operations without a backward pass.
-_NOT_DIFFERENTIABLE = (
-    *("nference tensor", "does not require grad", "no autograd formula"),
-    "backward through the graph a second time",
-)
-_NO_DERIVATIVE = (
-    "a patch of the denoiser, or a model that runs with it, has no derivative (a cache such as EasyCache, a "
-    "second model, a LoRA in bypass mode)"
-)
-
-
-class GradientChain(Protocol):
-    """The source of the gradient in a guided run. A subclass only has to be callable; a run may change its own chain.
-
-    Attributes:
-        way: how the gradient is computed. The run chooses it from `ways`.
-        labels: of the guides and of the judges, in the order of their scores; empty if the gradient is not that of a score.
-    """
-
-    way: Way = CONSTANT
-    labels: tuple[Sequence[str], Sequence[str]] = ((), ())
-
-    def ways(self, batch: int) -> list[Way]:
-        """The ways from the one that was asked for down to the one with least memory, for a batch of this size."""
-        return [self.way]
-
-    def begin_run(self, on_pass: Callable[[], None], check: GradientCheck) -> "GradientChain":
-        """Return a chain for one run, which shares no state with other runs.
-
-        Args:
-            on_pass: called after every encoder pass; may raise to stop.
-            check: compares the gradients of denoiser and decoder with finite differences when that is due.
-        """
-        return copy(self)
-
-    def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
-        """Return score and gradient at the noisy latent.
-
-        Args:
-            denoise: differentiable if the way goes through the denoiser.
-            x: (B, C, h, w) or (B, C, t, h, w), in the sampler's scale.
-            sigma: scalar tensor.
-            base_model: the host's model, for its latent scale and sampling class.
-        """
-        ...
-
-    def places(self, x: Tensor, base_model: Any) -> list[dict[str, float]]:
-        """Where the images of a sampler's result lie: {criterion: percentage of the reference that is rarer} for each.
-
-        Args:
-            x: free of noise, in the scale of the model's latents.
-        """
-        return []
-
-
 @dataclass
-class LatentGradient(GradientChain):
+class LatentGradient(EstimateGradient):
     """The gradient of rarity of the decoded clean estimate.
 
     Attributes:
@@ -103,9 +35,6 @@ class LatentGradient(GradientChain):
     small: LatentDecoder | None = None
     labels: tuple[Sequence[str], Sequence[str]] = ((), ())
     check: GradientCheck | None = None
-    # Some denoisers add to their residual stream in place. The guard for that costs a fifth of the time, and UNets do not
-    # need it unless a patch writes in place; autograd raises then.
-    _guarded: bool = False
 
     def begin_run(self, on_pass: Callable[[], None], check: GradientCheck) -> "LatentGradient":
         return replace(self, image=self.image.fresh(on_pass), check=check)
@@ -122,79 +51,12 @@ class LatentGradient(GradientChain):
             self.image.rarity.chunk = 1
         tracked = self.image.rarity.snapshot()
         try:
-            if self.way.through_denoiser:
-                return self._through(denoise, x, sigma, base_model)
-            found = self._of_estimate(denoise(x), base_model)
-            return found._replace(gradient=found.gradient * dx0_dx(base_model.model_sampling, sigma))
+            return super().__call__(denoise, x, sigma, base_model)
         except BaseException:
             self.image.rarity.restore(tracked)  # as if this call had not happened
             raise
 
-    def _through(self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any) -> ScoreGradient:
-        if not self.way.estimate_first:
-            return self._pulled(denoise, x, sigma, base_model, self.check)
-        with torch.no_grad():
-            found = self._of_estimate(denoise(x), base_model)
-        if self.way.one_by_one:
-            try:
-                return found._replace(gradient=self._of_rows(denoise, x, sigma, base_model, found))
-            except DiffersAloneError:
-                logging.info(
-                    "JEPA guidance: the images of this batch are not independent; differentiated together"
-                )
-                self.way = replace(self.way, one_by_one=False)
-        return self._pulled(denoise, x, sigma, base_model, self.check, found)
-
-    def _of_rows(
-        self, denoise: Denoise, x: Tensor, sigma: Tensor, base_model: Any, found: ScoreGradient
-    ) -> Tensor:
-        """The gradient at x, image by image, from the one at the estimates."""
-        gradients = []
-        for index in range(len(x)):
-            own = row({"gradient": found.gradient, "clean": found.clean}, index, len(x))
-            check = self.check and self.check.of_row(index, len(x))
-            alone = denoise.row(index)
-            gradients.append(
-                self._pulled(
-                    alone, x[index : index + 1], sigma, base_model, check, found._replace(**own)
-                ).gradient
-            )
-        return torch.cat(gradients)
-
-    def _pulled(
-        self,
-        denoise: Callable[[Tensor], Tensor],
-        x: Tensor,
-        sigma: Tensor,
-        base_model: Any,
-        check: GradientCheck | None,
-        found: ScoreGradient | None = None,
-    ) -> ScoreGradient:
-        """Score and gradient at x. `found`: at the estimate of x, if it is known already."""
-        due = check is not None and check.due(DENOISER, x)
-        guarded = self._guarded or not isinstance(base_model.diffusion_model, UNetModel)
-        while True:
-            try:
-                with linearised(denoise, x, writing_in_place() if guarded else None) as (clean, pull):
-                    if self.way.one_by_one and found is not None and found.clean is not None:
-                        check_alone(clean, found.clean)
-                    found = found or self._of_estimate(clean, base_model)
-                    gradient = pull(found.gradient, keep=due)
-                    if check is not None and due:
-                        skip = dx0_dx(base_model.model_sampling, sigma)
-                        check(DENOISER, denoise, x, clean, pull, gradient, skip)
-                return found._replace(gradient=gradient)
-            except RuntimeError as error:
-                if any(words in str(error) for words in _NOT_DIFFERENTIABLE):
-                    logging.info("JEPA guidance: torch cannot differentiate the denoiser: %s", error)
-                    raise WrongGradientError(DENOISER, _NO_DERIVATIVE) from error
-                if guarded or "inplace operation" not in str(error):
-                    raise
-            # a ControlNet or a patch writes in place; the score and its gradient at the estimate stand
-            guarded = self._guarded = True
-
-    def _of_estimate(self, clean: Tensor, base_model: Any) -> ScoreGradient:
-        """Score and gradient for clean estimates in the scale of the model's latents."""
+    def of_estimate(self, clean: Tensor, denoise: Denoise, sigma: Tensor, base_model: Any) -> ScoreGradient:
         with torch.inference_mode(False), torch.no_grad():
             latents = base_model.process_latent_out(clean.clone())
             # process_latent_out is affine per channel: gradients are multiplied by its factor
@@ -260,11 +122,3 @@ class LatentGradient(GradientChain):
                 image.target.place(self._decode(latent), image.seen, image.on_pass)
                 for latent in latents.split(1)
             ]
-
-
-def dx0_dx(model_sampling: Any, sigma: Tensor) -> float:
-    """d(clean estimate) / dx with the network's output held constant: 1 for eps and flow, less for v."""
-    zero, one = torch.zeros(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1).double()
-    derivative = float(model_sampling.calculate_denoised(sigma.reshape(1).double().cpu(), zero, one))
-    # 0 for networks that predict the clean image itself: x reaches it only through the network
-    return derivative or 1.0

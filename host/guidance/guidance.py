@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..encoders.host_encoder import HostEncoder
-from ..gradient.chain import GradientChain
-from .config import GuidanceConfig
+from ..gradient.estimate import GradientChain
+from .schedule import Schedule
 from .trace import Trace
 
 KEY = "jepa_guidance"  # of this pack's wrappers, and of the models that it attaches to a MODEL
@@ -17,8 +17,9 @@ class Guidance:
     """What a MODEL is patched with. Runs read it and never change it.
 
     Attributes:
+        schedule, one_call: see GuidanceConfig.
         chain: the source of the gradient; every run gets its own from begin_run.
-        vae: the decoder's; its weights stay in place.
+        vae: the decoder's; its weights stay in place. None for a gradient that decodes nothing.
         encoders: guides and judges.
         how: how the gradient is computed, as a line for users.
         notices: deviations from the settings that are known before any run.
@@ -26,9 +27,10 @@ class Guidance:
         report: called with the trace after every step, and from time to time within guided steps.
     """
 
-    config: GuidanceConfig
+    schedule: Schedule
+    one_call: bool
     chain: GradientChain
-    vae: Any
+    vae: Any | None
     encoders: Sequence[HostEncoder]
     how: str
     notices: Sequence[str]

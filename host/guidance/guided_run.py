@@ -12,12 +12,13 @@ from ..comfy.memory import HostRoom, give_back, is_out_of_memory
 from ..comfy.required import KSAMPLER
 from ..encoders.host_encoder import patchers
 from ..gradient.block_count import BlockCount
-from ..gradient.chain import ScoreGradient, dx0_dx
 from ..gradient.checkpointing import blocks
 from ..gradient.compiled import runs_compiled
 from ..gradient.denoiser import differentiable_denoiser
 from ..gradient.differentiable import differentiable_arguments
+from ..gradient.estimate import dx0_dx
 from ..gradient.gradient_check import DENOISER, WrongGradientError
+from ..gradient.image_gradient import ScoreGradient
 from ..gradient.random_state import random_state_kept
 from .guidance import KEY, Guidance
 from .guided_model import GuidedModel, SamplerPlan
@@ -52,19 +53,20 @@ class GuidedRun:
         self.stock = sampler
         self.guider = guider
         self.base_model = guider.inner_model
-        self.config = guidance.config
+        self.schedule, self.one_call = guidance.schedule, guidance.one_call
         self.encoders = guidance.encoders
         self.on_pass, self.report = guidance.on_pass, guidance.report
-        self.trace = Trace(*guidance.chain.labels, how=guidance.how)
+        self.trace = Trace(*guidance.chain.labels, how=guidance.how, measure=guidance.chain.measure)
         for notice in guidance.notices:
             self.trace.notice(notice)
-        self.check = gradient_check(guider, guidance.vae)
+        self.vae = guidance.vae
+        self.check = gradient_check(guider, self.vae)
         self.chain = guidance.chain.begin_run(self.after_pass, self.check)
         self.blocks = BlockCount()
 
-    def prepare(self, vae: Any) -> None:
+    def prepare(self) -> None:
         """Load what the run differentiates. Raises ValueError if the decoder or an encoder does not fit on the device."""
-        make_differentiable(self.guider, vae, patchers(*self.encoders), self.chain, self.trace)
+        make_differentiable(self.guider, self.vae, patchers(*self.encoders), self.chain, self.trace)
 
     def forget(self) -> None:
         """Drop all state: a reference cycle would keep the model on the device after its last user is gone."""
@@ -125,7 +127,7 @@ class GuidedRun:
         # before the sampler adds its own
         self.model_hooks = len(post_cfg_hooks(extra_args))
         past = [step for index, step in plan.first.items() if index < call]
-        self.guided = [step for step in self.config.schedule.guided_steps(plan.steps) if step not in past]
+        self.guided = [step for step in self.schedule.guided_steps(plan.steps) if step not in past]
         self.trace.total = plan.steps
         for step in past:
             self.trace.add(UnguidedStep(step, plan.sigmas[step]))
@@ -150,7 +152,7 @@ class GuidedRun:
     def guided_call(self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict, step: int) -> Tensor:
         """Shift x in place at the start of a guided step; return the clean estimate at the shifted x."""
         self.progress.begin(step)
-        one_call = self.config.one_call
+        one_call = self.one_call
         # post-CFG hooks added by the sampler
         hooks = post_cfg_hooks(kwargs)[self.model_hooks :] if one_call else []
         listener = HookListener()
@@ -247,7 +249,7 @@ class GuidedRun:
 
     def shift(self, x: Tensor, sigma: Tensor, found: ScoreGradient, step: int) -> Tensor:
         """Shift x in place and record it; returns what was subtracted."""
-        schedule, sampling = self.config.schedule, self.base_model.model_sampling
+        schedule, sampling = self.schedule, self.base_model.model_sampling
         eta = schedule.step_strength(len(self.guided))
         if schedule.variance:
             following = torch.tensor(self.plan.sigmas[step + 1])

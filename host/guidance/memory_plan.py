@@ -12,10 +12,18 @@ from ..comfy.memory import HostRoom, has_spilled
 from ..comfy.models import casts_weights_by_hand
 from ..comfy.sampling import shapes_of_conditioning
 from ..comfy.vae import frames_of
-from ..gradient.chain import GradientChain
+from ..gradient.chain import LatentGradient
 from ..gradient.compiled import as_written
+from ..gradient.estimate import GradientChain
 from ..gradient.ways import Way
-from ..memory.needs import Needs, decoder_needs, denoiser_needs, encoder_needs, estimate_needs
+from ..memory.needs import (
+    Needs,
+    decoder_needs,
+    denoiser_needs,
+    encoder_needs,
+    estimate_needs,
+    image_needs,
+)
 from ..memory.networks import calls_of
 from ..memory.plan import MemoryPlan
 from .trace import Trace
@@ -59,26 +67,37 @@ class PlannedMemory:
         self._plan = self._planned()
 
     def _planned(self) -> MemoryPlan | None:
-        chain: Any = self._chain  # a LatentGradient, if there is a choice
         base_model, x = self._guider.inner_model, self._x
-        ways = chain.ways(len(x))
+        ways = self._chain.ways(len(x))
         if len(ways) == 1:
             return None  # another gradient than the pack's own
         network = as_written(base_model.diffusion_model)
-        latent = x[:1]
         sizes = (tuple(x.shape), shapes_of_conditioning(self._guider.conds))
         calls = cache(partial(calls_of, network, x.shape[1], self._call))
-        self.needs = Needs(
-            denoiser_needs(network, calls, sizes, self._hosts_estimate(), casts_weights_by_hand(base_model)),
-            # a denoiser that is only evaluated is the host's concern
+        # a denoiser that is only evaluated is the host's concern
+        estimate = (
             estimate_needs(network, calls, sizes, self._hosts_estimate())
             if self._asked.through_denoiser
-            else int,
-            decoder_needs(lambda small: chain.decoder_of(replace(chain.way, small_decoder=small)), latent),
-            encoder_needs(chain.image, frames_of(chain.decoder_of(chain.way).vae, latent)),
+            else int
+        )
+        self.needs = Needs(
+            denoiser_needs(network, calls, sizes, self._hosts_estimate(), casts_weights_by_hand(base_model)),
+            estimate,
+            self._at_estimate(estimate),
             len(x),
         )
         return MemoryPlan(ways, self.needs, self._room.free, network, (*sizes, ways[0]))
+
+    def _at_estimate(self, estimate: Callable[[], int]) -> Callable[[Way], int]:
+        """What the gradient at the estimate takes; estimate: what the denoiser takes without a graph."""
+        chain = self._chain
+        if not isinstance(chain, LatentGradient):
+            return lambda way: estimate()  # self-guidance: the denoiser once more
+        latent = self._x[:1]
+        return image_needs(
+            decoder_needs(lambda small: chain.decoder_of(replace(chain.way, small_decoder=small)), latent),
+            encoder_needs(chain.image, frames_of(chain.decoder_of(chain.way).vae, latent)),
+        )
 
     def _hosts_estimate(self) -> int:
         """What the host reckons for a pass of the denoiser with positive and negative prompt."""

@@ -1,9 +1,10 @@
 """Model calls within a guided step, and the post-CFG hooks that see them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..comfy.sampling import replaced_conditioning
@@ -61,7 +62,7 @@ class StepCalls:
 
 @dataclass(frozen=True)
 class BatchDenoiser:
-    """The denoiser of a guided step as a function of x, see chain.Denoise.
+    """The denoiser of a guided step as a function of x, see estimate.Denoise.
 
     Attributes:
         calls, sigmas, kwargs: how the model is called. guider: the host's guider of this run.
@@ -76,6 +77,14 @@ class BatchDenoiser:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.watched(lambda z: self.calls(z, self.sigmas, self.kwargs))(x)
+
+    @property
+    def seed(self) -> int | None:
+        seed: int | None = self.kwargs.get("seed")
+        return seed
+
+    def at(self, sigma: float) -> "BatchDenoiser":
+        return replace(self, sigmas=torch.full_like(self.sigmas, sigma))
 
     def row(self, index: int) -> Callable[[Tensor], Tensor]:
         batch = len(self.sigmas)

@@ -1,21 +1,15 @@
 """JEPA guidance as a MODEL patch, for any stock sampler (arXiv 2605.24631, algorithm 1)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from ...jepa_core import Reference, has_fast_bfloat16
-from ..comfy.models import replaced_model_options
 from ..comfy.required import interrupt_check
-from ..comfy.sampling import go_on_with, sampler_wrapper, wrap_run, wrap_sampler, wrapped_sampler
-from ..comfy.streaming import is_dynamic
 from ..encoders.host_encoder import AnyEncoder, HostEncoder, patchers
-from ..gradient.chain import GradientChain, LatentGradient
+from ..gradient.chain import LatentGradient
 from ..gradient.decoders import LatentDecoder, choose_decoder
+from ..gradient.estimate import GradientChain
 from ..gradient.image_gradient import ImageGradient
-from ..gradient.residency import ResidentParts, bound_to_streamed, fits_whole, resident
 from ..gradient.ways import Way
 from ..options import (
     COLD,
@@ -29,10 +23,10 @@ from ..options import (
     TRACKED,
 )
 from ..scoring.reference import part_of
+from .attachment import guided, not_differentiable
 from .config import GuidanceConfig
-from .guidance import KEY, Guidance
-from .guided_run import GuidedRun
-from .preparation import TOO_LARGE_TOGETHER, held_constant
+from .guidance import Guidance
+from .preparation import held_constant
 from .refusals import check_one_device, check_rank, check_sampling, check_vae_fits
 from .trace import Trace
 from .usual import check_usual, guides_of, judges_of, target_of
@@ -74,7 +68,7 @@ def apply_guidance(
     loaded = patchers(*guides, *judges)
     decoder, small = _decoders(config, vae, model, guides)
     through, notices = config.through_denoiser, []
-    if through and (why := _not_differentiable(model, [decoder.vae.patcher, *loaded])):
+    if through and (why := not_differentiable(model, [decoder.vae.patcher, *loaded])):
         through = False
         notices.append(held_constant(why))
     own = LatentGradient(
@@ -85,7 +79,8 @@ def apply_guidance(
         labels=([one.label for one in guides], [_judge_label(one, config, reference) for one in judges]),
     )
     guidance = Guidance(
-        config=config,
+        schedule=config.schedule,
+        one_call=config.one_call,
         chain=chain or own,
         vae=decoder.vae,
         encoders=[*guides, *judges],
@@ -94,11 +89,7 @@ def apply_guidance(
         on_pass=on_pass,
         report=report,
     )
-    patched = resident(model) if through and is_dynamic(model) else model.clone()
-    patched.set_additional_models(KEY, [decoder.vae.patcher, *loaded])
-    wrap_sampler(patched, KEY, GuidedSampler(guidance))
-    wrap_run(patched, KEY, _run_with_resident_parts if through else _run)
-    return patched
+    return guided(model, guidance, [decoder.vae.patcher, *loaded], through)
 
 
 def _image_gradient(
@@ -134,17 +125,6 @@ def _decoders(
     return decoder, choose_decoder(ENCODER_RESOLUTION, decoder.vae, latent_format, image_size, config.fit)
 
 
-def _not_differentiable(model: Any, others: Sequence[Any]) -> str | None:
-    """Why the denoiser cannot be differentiated, or None. Copies nothing.
-
-    Args:
-        others: patchers of the models that must be on the device together with it.
-    """
-    if not fits_whole(model, *others):
-        return TOO_LARGE_TOGETHER
-    return bound_to_streamed(model)
-
-
 def _judge_label(judge: HostEncoder, config: GuidanceConfig, reference: Reference | None) -> str:
     """How the trace names what a judge reports, see judges_of."""
     novelty = config.criterion == NOVELTY and reference is not None and part_of(reference, judge)
@@ -177,39 +157,3 @@ def _description(
             *([f"{len(guides)} guides"] if len(guides) > 1 else []),
         ]
     )
-
-
-def _run(executor: Any, *args: Any, **more: Any) -> Any:
-    """A plain run. As a wrapper it replaces the one of an earlier guidance of the same MODEL."""
-    return executor(*args, **more)
-
-
-def _run_with_resident_parts(executor: Any, *args: Any, **more: Any) -> Any:
-    """A run in which ControlNets and the like, from the conditioning or later nodes, keep their weights in place."""
-    guider, copies = executor.class_obj, ResidentParts()
-    guider.conds, guider.model_options = copies(guider.conds), copies(guider.model_options)
-    with replaced_model_options(guider.model_patcher, copies(guider.model_patcher.model_options)):
-        return executor(*args, **more)
-
-
-@dataclass(frozen=True)
-class GuidedSampler:
-    """The wrapper of a MODEL's sampler calls."""
-
-    guidance: Guidance
-
-    def __call__(self, executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any) -> Tensor:
-        """A sampler call, guided."""
-        check_one_device(guider.model_patcher)  # again: a later node may have changed it
-        run = GuidedRun(self.guidance, wrapped_sampler(executor), guider)
-        try:
-            run.prepare(self.guidance.vae)
-            return go_on_with(executor, run.sampler())(guider, sigmas, extra_args, *args)
-        finally:
-            run.forget()
-
-
-def guidance_of(model: Any) -> Guidance | None:
-    """The guidance that a MODEL is patched with, or None."""
-    found = sampler_wrapper(model, KEY)
-    return found.guidance if isinstance(found, GuidedSampler) else None

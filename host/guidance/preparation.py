@@ -7,7 +7,7 @@ from ..comfy.models import compute_dtype, models_in_patches, patches_of
 from ..comfy.required import load_models_gpu
 from ..comfy.sampling import has_weight_hooks
 from ..comfy.streaming import is_dynamic
-from ..gradient.chain import GradientChain
+from ..gradient.estimate import GradientChain
 from ..gradient.gradient_check import DECODER, DENOISER, GradientCheck, kinds
 from ..gradient.residency import keep_whole, refuse_streamed
 from ..options import DENOISER_CONSTANT
@@ -31,17 +31,18 @@ def hold_constant(chain: GradientChain, trace: Trace, why: str) -> None:
 
 
 def make_differentiable(
-    guider: Any, vae: Any, encoders: Sequence[Any], chain: GradientChain, trace: Trace
+    guider: Any, vae: Any | None, encoders: Sequence[Any], chain: GradientChain, trace: Trace
 ) -> None:
     """Load all weights of what this run differentiates; if the denoiser's do not fit, hold it constant.
 
     Args:
-        guider: the host's guider of this run. encoders: patchers of the encoders.
+        guider: the host's guider of this run. vae: of the decoder, if there is one. encoders: patchers of the encoders.
 
     Raises:
         ValueError: the decoder or an encoder does not fit on the device.
     """
-    needed = [vae.patcher, *encoders]
+    decoders = [vae.patcher] if vae else []
+    needed = [*decoders, *encoders]
     others = [guider.model_patcher, *guider.loaded_models]
     patches = models_in_patches(guider.model_patcher)
     if chain.way.through_denoiser:
@@ -59,19 +60,17 @@ def make_differentiable(
             hold_constant(chain, trace, TOO_LARGE if alone else TOO_LARGE_WITH_OTHERS)
             load_models_gpu(others)
     keep_whole(needed, others)
-    refuse_streamed(vae.patcher, "the VAE")
+    for patcher in decoders:
+        refuse_streamed(patcher, "the VAE")
     for patcher in encoders:
         refuse_streamed(patcher, "the JEPA encoder")
 
 
-def gradient_check(guider: Any, vae: Any) -> GradientCheck:
+def gradient_check(guider: Any, vae: Any | None) -> GradientCheck:
     """The gradient check for the networks of a run, with a key of what else their gradients depend on."""
     base_model = guider.inner_model
     weights, others = patches_of(guider.model_patcher)
     key = (weights, *map(kinds, (others, guider.conds, guider.model_options)))
-    return GradientCheck(
-        {
-            DENOISER: (base_model, key, compute_dtype(base_model)),
-            DECODER: (vae.first_stage_model, None, vae.vae_dtype),
-        }
-    )
+    denoiser = (base_model, key, compute_dtype(base_model))
+    decoder = {DECODER: (vae.first_stage_model, None, vae.vae_dtype)} if vae else {}
+    return GradientCheck({DENOISER: denoiser, **decoder})

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..comfy.memory import is_out_of_memory
-from ..gradient.chain import GradientChain
+from ..gradient.estimate import GradientChain
 from ..gradient.image_gradient import ScoreGradient
 from ..gradient.random_state import random_state_kept
 from .shift import is_finite

@@ -41,12 +41,8 @@ def check_vae_fits(vae: Any, model: Any) -> None:
             f"JEPA guidance works on images and videos; this VAE decodes to {max(channels - {3, 4})} channels, "
             f"not to a picture. {CONNECT_ANOTHER}"
         )
+    check_makes_pictures(model)
     dimensions = latent_format.latent_dimensions
-    if dimensions not in (2, 3):
-        raise ValueError(
-            f"JEPA guidance works on images and videos; this model's latents have {dimensions} dimension(s). "
-            f"{CONNECT_ANOTHER}"
-        )
     if vae.latent_dim != dimensions:
         # the number of channels alone proves nothing: Flux, SD3 and Wan all have 16
         raise ValueError(
@@ -58,20 +54,31 @@ def check_vae_fits(vae: Any, model: Any) -> None:
             f"The VAE decodes latents of {vae.latent_channels} channels, the model makes "
             f"{latent_format.latent_channels}. Connect the VAE that belongs to the model."
         )
-    for what, network in (
-        ("model", model.get_model_object("diffusion_model")),
-        ("VAE", vae.first_stage_model),
-    ):
-        if _mixes_a_batch(network):
-            raise ValueError(
-                f"JEPA guidance guides each image of a batch separately; this {what} treats the batch as the frames of one "
-                f"video and mixes them. {CONNECT_ANOTHER}"
-            )
+    _check_independent("VAE", vae.first_stage_model)
 
 
-def _mixes_a_batch(network: Any) -> bool:
-    """Whether a network has layers that mix a batch as the frames of a video, as SVD and SV3D have."""
-    return any(hasattr(part, name) for part in network.modules() for name in ("time_stack", "time_mix_conv"))
+def check_makes_pictures(model: Any) -> None:
+    """Refuse a model that makes neither images nor videos, or mixes the images of a batch.
+
+    Raises:
+        ValueError: says what it makes.
+    """
+    dimensions = model.get_model_object("latent_format").latent_dimensions
+    if dimensions not in (2, 3):
+        raise ValueError(
+            f"JEPA guidance works on images and videos; this model's latents have {dimensions} dimension(s). "
+            f"{CONNECT_ANOTHER}"
+        )
+    _check_independent("model", model.get_model_object("diffusion_model"))
+
+
+def _check_independent(what: str, network: Any) -> None:
+    """Refuse a network with layers that mix a batch as the frames of a video, as SVD and SV3D have."""
+    if any(hasattr(part, name) for part in network.modules() for name in ("time_stack", "time_mix_conv")):
+        raise ValueError(
+            f"JEPA guidance guides each image of a batch separately; this {what} treats the batch as the frames of one "
+            f"video and mixes them. {CONNECT_ANOTHER}"
+        )
 
 
 def check_sampling(model: Any) -> None:

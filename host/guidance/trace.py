@@ -60,6 +60,7 @@ class Trace:
     Attributes:
         guides, judges: labels of the encoders; empty if the gradient is not that of a score.
         how: how the gradient is computed, as a line for users.
+        measure: what the score is called in the summary.
         total: how many steps the sampler takes.
         steps: the steps taken so far.
         notices: deviations from the settings, one line each.
@@ -72,6 +73,7 @@ class Trace:
     guides: Sequence[str] = ()
     judges: Sequence[str] = ()
     how: str = ""
+    measure: str = SCORE
     total: int = 0
     steps: list[Step] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -149,10 +151,10 @@ class Trace:
         """The criteria at the first and at the last guided step."""
         of = "mean " if len(self.guides) > 1 else ""
         guided = self.guided_steps
-        columns = {SCORE: [step.score for step in guided], NOVELTY: [step.novelty for step in guided]}
+        columns = {self.measure: [step.score for step in guided], NOVELTY: [step.novelty for step in guided]}
         unused = {name for name, rows in columns.items() if all(map(math.isnan, chain.from_iterable(rows)))}
         # if every score is NaN, the score is what could not be found
-        named = [name for name in columns if name not in unused] or [SCORE]
+        named = [name for name in columns if name not in unused] or [self.measure]
         return ", ".join(f"{of}{name} {_course(columns[name])}" for name in named)
 
     def _places(self) -> list[str]:

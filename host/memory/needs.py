@@ -39,28 +39,25 @@ class Needs:
     Attributes:
         denoiser: (checkpointing) -> what all its calls in one step take, with a graph.
         estimate: what they take without one.
-        decoder: (small, checkpointing) -> what decoding one image takes.
-        image: (one direction a pass) -> what the encoders take for one image.
+        at_estimate: what the gradient at the estimate takes, see image_needs.
         batch: images in the batch.
     """
 
     denoiser: Callable[[bool], Peak]
     estimate: Callable[[], int]
-    decoder: Callable[[bool, bool], Peak]
-    image: Callable[[bool], int]
+    at_estimate: Callable[[Way], int]
     batch: int
 
     def __call__(self, way: Way) -> int:
-        decoder = self.decoder(way.small_decoder, way.checkpointing)
-        image = max(decoder.peak, decoder.kept + self.image(way.one_direction))
+        at_estimate = self.at_estimate(way)
         if not way.through_denoiser:
-            return max(image, self.estimate())
+            return max(at_estimate, self.estimate())
         denoiser = self.denoiser(way.checkpointing)
         if way.one_by_one:
             denoiser = Peak(*(part // self.batch for part in denoiser))
         if way.estimate_first:
-            return max(image, self.estimate(), denoiser.peak)
-        return max(denoiser.kept + image, denoiser.peak)
+            return max(at_estimate, self.estimate(), denoiser.peak)
+        return max(denoiser.kept + at_estimate, denoiser.peak)
 
 
 def denoiser_needs(
@@ -100,6 +97,18 @@ def estimate_needs(
             return Peak(peak_of(lambda: run(*(call.args[0] for call in made))), 0)
 
     return lambda: _counted(count, network, (key, "estimate"), hosts, "denoiser").peak
+
+
+def image_needs(
+    decoder: Callable[[bool, bool], Peak], encoders: Callable[[bool], int]
+) -> Callable[[Way], int]:
+    """What decoding one image and the gradient at it take. decoder, encoders: see decoder_needs and encoder_needs."""
+
+    def needs(way: Way) -> int:
+        decoding = decoder(way.small_decoder, way.checkpointing)
+        return max(decoding.peak, decoding.kept + encoders(way.one_direction))
+
+    return needs
 
 
 def decoder_needs(

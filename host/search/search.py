@@ -10,8 +10,8 @@ from ..comfy.memory import room_beside
 from ..comfy.sampling import go_on_with, wrap_preparation, wrap_sampler, wrapped_sampler
 from ..encoders.host_encoder import AnyEncoder, patchers
 from ..gradient.decoders import choose_decoder
+from ..guidance.attachment import guidance_of
 from ..guidance.guidance import KEY
-from ..guidance.patch import guidance_of
 from ..guidance.refusals import check_one_device, check_sampling, check_vae_fits
 from ..options import BOOSTED_START, CONDITIONING_NOISE, ENCODER_RESOLUTION, NOVELTY
 from ..scoring.prompt_fit import PromptScorer, prompt_fits_here

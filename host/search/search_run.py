@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..comfy.required import KSAMPLER, interrupt_check
+from ..comfy.sampling import time_left
 from ..encoders.host_encoder import AnyEncoder
 from ..gradient.residency import keep_whole, refuse_streamed
 from ..guidance.guidance import Guidance
@@ -18,7 +19,7 @@ from ..guidance.refusals import check_finite, check_frames, check_schedule
 from ..guidance.sampler_probe import check_order, probe_sampler
 from ..options import CONDITIONING_NOISE, FLOOR_PERCENTILE
 from ..scoring.floor import above, check_any_above, floor_value
-from ..variety.cads import Cads, time_left, with_noised_conditioning
+from ..variety.cads import Cads, with_noised_conditioning
 from .appraisal import Appraiser
 from .config import SearchConfig
 from .record import Candidate, SearchRecord
@@ -81,8 +82,8 @@ class SearchRun:
         keep_whole(needed, [self.guider.model_patcher, *self.guider.loaded_models])
         for patcher in needed:
             refuse_streamed(patcher, "an encoder of the search")
-        if self.guidance and self.guided_run:
-            self.guided_run.prepare(self.guidance.vae)
+        if self.guided_run:
+            self.guided_run.prepare()
 
     def sampler(self) -> KSAMPLER:
         """The stock sampler with its function replaced by the searching one."""

@@ -2,4 +2,5 @@
 
 cads.py    noise on the conditioning, annealed away over the run
 boost.py   a start with boosted noise, past the first steps
+patch.py   both as patches of a MODEL
 """

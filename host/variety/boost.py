@@ -39,12 +39,14 @@ def boosted_start(
 
     Args:
         sigmas: (steps + 1,) of the run. skip: how many steps to leave out, less than steps.
-        noise: (B, ...), standard normal; zero where the sampler adds none, and then nothing is boosted.
+        noise: (B, ...), standard normal. Zero for a run that goes on with the latent of another one: it stays as it is.
         mask: 1 where the run draws, 0 where it keeps the latent, which the host mixes with noise that is not boosted.
     """
+    if not noise.any():
+        return noise, sigmas
     if not 0 <= skip < len(sigmas) - 1:
         raise ValueError(
-            f"cannot leave out {skip} of {len(sigmas) - 1} steps; use fewer, at least one must stay"
+            f"skip cannot leave out {skip} of {len(sigmas) - 1} steps; set it to {len(sigmas) - 2} or less"
         )
     later = sigmas[skip:]
     signal, own = signal_and_noise(model_sampling, later[0])

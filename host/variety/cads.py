@@ -6,13 +6,13 @@ rescaling that follows it. As in its code, mean and standard deviation are those
 channels; here always of one candidate's, so that candidates do not depend on each other.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..gradient.random_state import own_noise
 
 # The conditioning that carries the noise: tokens of the prompt or, in models without them, its pooled vector.
 CARRIERS = ("c_crossattn", "y")
@@ -69,19 +69,6 @@ def noised(y: Tensor, gamma: float, scale: float, mix: float, noise: Tensor) -> 
     return (mix * rescaled + (1 - mix) * changed).to(y.dtype)
 
 
-def time_left(model_sampling: Any, sigma: Tensor) -> float:
-    """The share of the diffusion time that is left at sigma (scalar): 1 at the model's largest sigma, 0 at its smallest.
-
-    Time is what the network is told of the noise level, the host's `timestep`: the step of a discrete schedule, sigma of a
-    flow (with its shift), the logarithm of sigma for EDM. It depends on the noise level alone, not on the number of steps.
-    """
-    now, least, most = (
-        float(model_sampling.timestep(torch.as_tensor(value).reshape(1).float()))
-        for value in (sigma, model_sampling.sigma_min, model_sampling.sigma_max)
-    )
-    return min(1.0, max(0.0, (now - least) / (most - least)))
-
-
 def can_carry_noise(conds: dict[str, list[dict]]) -> bool:
     """Whether any positive conditioning of a run (guider.conds) has something that the noise can be added to."""
     return any(_carrier(entry) is not None for entry in conds["positive"])
@@ -108,7 +95,7 @@ def with_noised_conditioning(
         # row by row: sums over several rows at once may be in another order
         return torch.stack(
             [
-                noised(own, gamma, settings.scale, settings.mix, _noise(own, (seed, row, step, place)))
+                noised(own, gamma, settings.scale, settings.mix, own_noise(own, (seed, row, step, place)))
                 for row, own in zip(rows, y.expand(len(rows), *y.shape[1:]), strict=True)
             ]
         )
@@ -128,10 +115,3 @@ def _carrier(entry: dict) -> str | None:
     parts = entry["model_conds"]
     found = (name for name in CARRIERS if name in parts and torch.is_floating_point(parts[name].cond))
     return next(found, None)
-
-
-def _noise(y: Tensor, key: tuple[int, ...]) -> Tensor:
-    """Standard normal noise like y, float32, drawn on the CPU from a generator of its own."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-    return torch.randn(y.shape, generator=generator, device="cpu").to(y.device)

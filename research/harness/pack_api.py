@@ -23,6 +23,7 @@ from jepa_guidance.host.gradient.decoders import LatentDecoder as LatentDecoder 
 from jepa_guidance.host.gradient.decoders import choose_decoder as choose_decoder  # noqa: E402
 from jepa_guidance.host.gradient.decoders import shrink as shrink  # noqa: E402
 from jepa_guidance.host.gradient.differentiable import host_differentiable as host_differentiable  # noqa: E402
+from jepa_guidance.host.gradient.estimate import GradientChain as GradientChain  # noqa: E402
 from jepa_guidance.host.gradient.image_gradient import Guide as Guide  # noqa: E402
 from jepa_guidance.host.gradient.image_gradient import ImageGradient as ImageGradient  # noqa: E402
 from jepa_guidance.host.gradient.image_gradient import ScoreGradient as ScoreGradient  # noqa: E402
@@ -77,7 +78,7 @@ def inputs_of(pairs: Sequence[str]) -> Row:
     return found
 
 
-class OwnGradient(chain.GradientChain):
+class OwnGradient(GradientChain):
     """A function in place of the chain: (denoise, x, sigma, base model) -> ScoreGradient."""
 
     def __init__(

@@ -38,6 +38,9 @@ NODES = (
     "JEPARareSearch",
     "JEPAPromptFit",
     "JEPAPromptMap",
+    "JEPABoostAndSkip",
+    "JEPACads",
+    "JEPASelfGuidedMinority",
 )
 GUIDANCE = {
     "strength": 2.0,

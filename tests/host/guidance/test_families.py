@@ -13,8 +13,9 @@ from typing import Any
 import nodes as host_nodes
 import pytest
 import torch
-from jepa_guidance.host.gradient.chain import LatentGradient, dx0_dx
+from jepa_guidance.host.gradient.chain import LatentGradient
 from jepa_guidance.host.gradient.decoders import LatentDecoder, choose_decoder, decoded
+from jepa_guidance.host.gradient.estimate import dx0_dx
 from jepa_guidance.host.gradient.image_gradient import Guide, ImageGradient, ScoreGradient
 from jepa_guidance.host.gradient.ways import Way
 from jepa_guidance.host.guidance.schedule import Schedule

@@ -8,13 +8,12 @@ import comfy.conds
 import numpy as np
 import pytest
 import torch
-from jepa_guidance.host.comfy.sampling import replaced_conditioning, wrap_sampler
+from jepa_guidance.host.comfy.sampling import replaced_conditioning, time_left, wrap_sampler
 from jepa_guidance.host.variety.cads import (
     Cads,
     annealing,
     can_carry_noise,
     noised,
-    time_left,
     with_noised_conditioning,
 )
 
