@@ -207,6 +207,18 @@ SCENES = (
         ),
     ),
     Scene(
+        "jepa_compared_methods",
+        runs=({(2, "image_size"): SMALL},),
+        pictures=(
+            Sheet(
+                f"{THUMBNAILS}/jepa_compared_methods.jpg",
+                tuple(Tile(node, 0) for node in (11, 16, 21, 26)),
+                width=450,
+                columns=2,
+            ),
+        ),
+    ),
+    Scene(
         "jepa_rare_but_right",
         pictures=(
             Shot(f"{THUMBNAILS}/jepa_rare_but_right.jpg", (8, 9), width=450, height=450),

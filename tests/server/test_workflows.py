@@ -23,6 +23,9 @@ PAGE_ONLY = ("MarkdownNote", "Note")
 # Inputs that name a file that users have and the test host does not.
 MODEL_FILES = ("ckpt_name",)
 WITHOUT_CHECKPOINT = (
+    "jepa_search_then_guide",
+    "jepa_rare_search",
+    "jepa_compared_methods",
     "jepa_demo_ab",
     "jepa_different_from_my_pictures",
     "jepa_djepa",
