@@ -219,6 +219,29 @@ def test_through_the_denoiser_is_another_image(run, encoder):
     assert not np.array_equal(through, run(graph(encoder, guided())))
 
 
+COMPARED = {
+    "JEPABoostAndSkip": {"gamma": 2.0, "skip": 0},
+    "JEPACads": {"scale": 0.5, "tau1": 0.6, "tau2": 0.9, "mix": 1.0, "seed": 1},
+    "JEPASelfGuidedMinority": {
+        **{"strength": 1.0, "interval": 1, "level": 0.8},
+        **{"start_percent": 0.0, "end_percent": 1.0},
+    },
+}
+
+
+@pytest.mark.parametrize("method", COMPARED)
+def test_a_compared_method_changes_the_images_of_the_stock_sampler(run, encoder, method):
+    patched = {"patch": node(method, model=["demo", 0], **COMPARED[method]), **stock(["patch", 0])}
+    assert not np.array_equal(run(graph(encoder, patched)), run(graph(encoder, stock())))
+
+
+@pytest.mark.parametrize(("method", "off"), [("JEPACads", "scale"), ("JEPASelfGuidedMinority", "strength")])
+def test_a_compared_method_at_0_is_the_stock_image_bit_for_bit(run, encoder, method, off):
+    inputs = COMPARED[method] | {off: 0.0}
+    patched = {"patch": node(method, model=["demo", 0], **inputs), **stock(["patch", 0])}
+    assert np.array_equal(run(graph(encoder, patched)), run(graph(encoder, stock())))
+
+
 def test_every_image_of_a_batch_is_scored_and_ranked(server, encoder):
     prompt = graph(encoder, stock())
     prompt["score"] = score(encoder=["encoder", 0], mode="exact", top_k=32)
