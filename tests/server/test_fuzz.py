@@ -46,6 +46,7 @@ OURS = (
     "JEPACombineEncoders", "DJEPALoader", "DJEPASampler", "JEPAPlotTrace",
     "JEPARankImages", "JEPARarityMap", "JEPAReference", "JEPAReferenceFolder", "JEPAPromptReference", "JEPASaveReference",
     "JEPALoadReference", "JEPACombineReferences", "JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap",
+    "JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -122,9 +123,26 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
     searched = graph(encoder, found)
     searched["encoder"]["inputs"]["image_size"] = 28
     searched["empty"]["inputs"]["batch_size"] = 1
+    patches = {
+        "boosted": node("JEPABoostAndSkip", model=["demo", 0], gamma=1.5, skip=0),
+        "noisy": node("JEPACads", model=["boosted", 0], scale=0.1, tau1=0.6, tau2=0.9, mix=1.0, seed=1),
+        "own": node(
+            "JEPASelfGuidedMinority",
+            model=["noisy", 0],
+            strength=0.3,
+            interval=1,
+            level=0.8,
+            start_percent=0.0,
+            end_percent=1.0,
+        ),
+    }
+    compared_methods = graph(encoder, {**patches, **stock(["own", 0])})
+    compared_methods["empty"]["inputs"]["batch_size"] = 1
+    compared_methods["sample"]["inputs"]["steps"] = 3
     return [
         *prompts,
         searched,
+        compared_methods,
         drawn,
         drawn | encoder_only | {"rank": rank},
         drawn | encoder_only | compared,
