@@ -64,9 +64,8 @@ class Appraiser:
             latents = base_model.process_latent_out(clean.clone())
             values, seen = [], []
             for latent in latents.split(1):
-                frames = decoded(
-                    vae, self.decoder.prepare(latent)
-                )  # of a video many, so those of one at a time
+                # of a video many, so those of one at a time
+                frames = decoded(vae, self.decoder.prepare(latent))
                 values.append(self._value(frames) if frames.isfinite().all() else torch.nan)
                 seen.append(frames[0].float().cpu())
             pictures = torch.stack(seen)
