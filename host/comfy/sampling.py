@@ -121,13 +121,22 @@ def replaced_conditioning(guider: Any, change: Callable[[Any], Any]) -> Iterator
 
 
 def shapes_of_conditioning(value: Any) -> tuple:
-    """The shapes of all tensors in nested conditioning, in order."""
+    """The shapes of all tensors in nested conditioning, and the kinds of ControlNets, in order."""
+    if hasattr(value, "previous_controlnet"):
+        return (type(value).__name__, *shapes_of_conditioning(value.previous_controlnet))
     if isinstance(value, torch.Tensor):
         return (tuple(value.shape),)
     if hasattr(value, "_copy_with") and hasattr(value, "cond"):
         return shapes_of_conditioning(value.cond)
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return tuple(shape for part in parts for shape in shapes_of_conditioning(part))
+
+
+def needs_no_negative(guider: Any) -> bool:
+    """Whether the host leaves out the negative prompt's half of the denoiser's work."""
+    return getattr(guider, "cfg", None) == 1 and not guider.model_options.get(
+        "disable_cfg1_optimization", False
+    )
 
 
 def has_weight_hooks(guider: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..comfy.memory import HostRoom, has_spilled
 from ..comfy.models import casts_weights_by_hand
-from ..comfy.sampling import shapes_of_conditioning
+from ..comfy.sampling import needs_no_negative, shapes_of_conditioning
 from ..comfy.vae import frames_of
 from ..gradient.chain import LatentGradient
 from ..gradient.compiled import as_written
@@ -72,7 +72,8 @@ class PlannedMemory:
         if len(ways) == 1:
             return None  # another gradient than the pack's own
         network = as_written(base_model.diffusion_model)
-        sizes = (tuple(x.shape), shapes_of_conditioning(self._guider.conds))
+        guider = self._guider
+        sizes = (tuple(x.shape), shapes_of_conditioning(guider.conds), needs_no_negative(guider))
         calls = cache(partial(calls_of, network, x.shape[1], self._call))
         # a denoiser that is only evaluated is the host's concern
         estimate = (

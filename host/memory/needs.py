@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -71,6 +71,7 @@ def denoiser_needs(
         by_hand: whether weights are cast when they are used; such a denoiser is always checkpointed.
     """
 
+    @cache
     def needs(checkpointing: bool) -> Peak:
         checkpointing = checkpointing or by_hand
 
@@ -96,7 +97,7 @@ def estimate_needs(
         with torch.no_grad():
             return Peak(peak_of(lambda: run(*(call.args[0] for call in made))), 0)
 
-    return lambda: _counted(count, network, (key, "estimate"), hosts, "denoiser").peak
+    return cache(lambda: _counted(count, network, (key, "estimate"), hosts, "denoiser").peak)
 
 
 def image_needs(
@@ -117,6 +118,7 @@ def decoder_needs(
     """What decoding takes. decoder_of: (small) -> decoder. latent: of one image, for its shape."""
     bare_latent = torch.empty_like(latent, device=META)
 
+    @cache
     def needs(small: bool, checkpointing: bool) -> Peak:
         decoder = decoder_of(small)
 
@@ -203,6 +205,7 @@ def _counted(count: Callable[[], Peak], network: nn.Module, key: Hashable, recko
         except InterruptProcessingException:
             raise
         except Exception as error:  # networks of other packs can do anything
+            # not remembered: what failed may be a patch that the next run lacks
             logging.info("JEPA guidance: the memory of the %s was not counted but reckoned (%s)", what, error)
-            known[key] = Peak(reckoned, reckoned)
+            return Peak(reckoned, reckoned)
     return known[key]

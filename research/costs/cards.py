@@ -32,7 +32,7 @@ from research.harness.pack_api import (
     ScoreGradient,
     Trace,
     Way,
-    chain,
+    estimate,
     fused_attention,
     saving_memory,
     shrink,
@@ -94,7 +94,7 @@ class WithoutData(ImageGradient):
 
 @dataclass
 class Denoiser:
-    """A guided step's denoiser with the network's output scaled as an eps model's, see chain.Denoise.
+    """A guided step's denoiser with the network's output scaled as an eps model's, see estimate.Denoise.
 
     Held constant it is not counted: the host makes room for a pass without a gradient, as in every unguided step.
     """
@@ -224,7 +224,7 @@ def simulated(
     rows = []
     # comparing an image with its batch needs data
     with (
-        patch.object(chain, "check_alone", lambda *_: None),
+        patch.object(estimate, "check_alone", lambda *_: None),
         patch.multiple(jacobian, _MEMORY={}, _DIRECTIONS={}, _FORWARD_MODE=set()),
     ):
         for name in models:

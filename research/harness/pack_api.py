@@ -17,6 +17,7 @@ from jepa_guidance.host.encoders.host_encoder import load_host_encoder as load_h
 from jepa_guidance.host.encoders.host_encoder import use_encoder as use_encoder  # noqa: E402
 from jepa_guidance.host.generators import demo as demo  # noqa: E402
 from jepa_guidance.host.gradient import chain as chain  # noqa: E402
+from jepa_guidance.host.gradient import estimate as estimate  # noqa: E402
 from jepa_guidance.host.gradient import image_gradient as image_gradient  # noqa: E402
 from jepa_guidance.host.gradient.chain import LatentGradient as LatentGradient  # noqa: E402
 from jepa_guidance.host.gradient.decoders import LatentDecoder as LatentDecoder  # noqa: E402

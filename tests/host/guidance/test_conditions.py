@@ -324,9 +324,10 @@ def test_autograd_notices_a_control_written_in_place_and_the_unet_runs_again_onc
     network = family.model.model.diffusion_model
     forward, calls = network.forward, []
 
-    def counted(*args: Any, **kwargs: Any) -> Tensor:
-        calls.append(1)
-        return forward(*args, **kwargs)
+    def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not x.is_meta:  # the plan of memory calls it without data
+            calls.append(1)
+        return forward(x, *args, **kwargs)
 
     monkeypatch.setattr(network, "forward", counted)
     counts, passes, passes_of = [], [], []

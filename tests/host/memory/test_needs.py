@@ -30,7 +30,7 @@ WAYS = ways_down(THROUGH, small_decoder=True, batch=1)
 def run_counted(monkeypatch):
     """Runs a family, guided through its denoiser: bytes held in each guided step, and the run's needs by way."""
 
-    def run(name: str, **settings: Any) -> tuple[list[int], Any]:
+    def run(name: str, sampling: dict | None = None, **settings: Any) -> tuple[list[int], Any]:
         peaks, plans = [], []
         family = family_of(name)
         modules = (family.model.model, family.vae.first_stage_model, encoder_of().encoder)
@@ -55,7 +55,7 @@ def run_counted(monkeypatch):
             sample(
                 family,
                 guided(family, encoder_of(), through_denoiser=True, one_call=True, **settings),
-                steps=4,
+                **{"steps": 4} | (sampling or {}),
             )
         return peaks, plans[0].needs
 
@@ -70,6 +70,15 @@ def test_every_family_holds_what_was_planned(name, run_counted, caplog):
     assert (name in RECKONED) == ("not counted but reckoned" in caplog.text)
     if name not in WRITE_ATTENTION | RECKONED:
         assert 0.85 * held - SMALL < planned < 1.15 * held + SMALL
+
+
+def test_a_run_without_a_negative_prompt_is_another_plan(run_counted):
+    """Half of the denoiser's work: counted once for each, whichever came first."""
+    found = [run_counted("sd15", {"cfg": cfg}) for cfg in (1.0, 7.0, 1.0)]
+    for peaks, needs in found:
+        assert 0.85 * peaks[-1] - SMALL < needs(THROUGH) < 1.15 * peaks[-1] + SMALL
+    alone, both, again = (needs(THROUGH) for _, needs in found)
+    assert alone == again < both
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux", "hunyuan_dit"])
