@@ -56,7 +56,7 @@ class JEPARareSearch(io.ComfyNode):
             display_name="JEPA Rare Search",
             category="JEPA",
             description="KSampler for many candidates at once: on the way the least rare are dropped, and the rarest are "
-            "finished. It changes no image, only chooses, and works with every model: quantised, compiled, distilled.",
+            "finished. It needs no gradient of the model: it only chooses among what the model draws.",
             **search_words(
                 "best of n",
                 "variation",
@@ -424,7 +424,8 @@ def _search_inputs() -> list[io.Input]:
             max=MOST,
             extra_dict=ADVANCED,
             tooltip="How many candidates go through the denoiser in one call; 0 for as many as fit in memory. With 1, a "
-            "kept image is bit for bit what KSampler draws alone for its place in the batch; otherwise up to rounding.",
+            "kept image is bit for bit what KSampler draws alone for its place in the batch, without variety and with samplers "
+            "that draw no noise of their own; otherwise up to rounding.",
         ),
         io.Int.Input(
             "start_at_step",
