@@ -2,16 +2,14 @@
 
 from comfy_api.latest import io
 
-from ..host.comfy.required import SAMPLER_NAMES, sampler_object
 from ..host.comfy.sampling import MAX_SEED, stock_sample
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.refusals import check_finite, check_frames
-from ..host.guidance.refused_samplers import sampler_refusal
 from ..host.guidance.report import TraceReporter, note_in_images
 from ..host.guidance.trace import Trace
 from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
 from .input_checks import check_values, inputs_of, number_message
-from .sampling_inputs import MAX_CFG, sampling_inputs
+from .sampling_inputs import MAX_CFG, sampler_message, sampling_inputs
 from .types import JEPATrace
 
 
@@ -80,10 +78,8 @@ class JEPAGuidedKSampler(io.ComfyNode):
             message or number_message("cfg", cfg, 0, MAX_CFG) or number_message("denoise", denoise, 0, 1)
         )
         if message is None and sampler_name is not None:
-            if sampler_name not in SAMPLER_NAMES:
-                message = f"sampler_name {sampler_name!r} is not one of the host's samplers"
-            elif strength != 0 and (start_percent is None or start_percent != end_percent):
-                message = sampler_refusal(sampler_object(sampler_name).sampler_function)
+            guided = strength != 0 and (start_percent is None or start_percent != end_percent)
+            message = sampler_message(sampler_name, guided=guided)
         return message or True
 
     @classmethod

@@ -8,13 +8,11 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..host.comfy.required import SAMPLER_NAMES, sampler_object
 from ..host.comfy.sampling import MAX_SEED, stock_sample
 from ..host.drawing.pictures import to_image
 from ..host.drawing.rarity_chart import draw_rarity
 from ..host.drawing.search_sheet import search_sheet
 from ..host.guidance.refusals import check_finite, check_frames
-from ..host.guidance.refused_samplers import sampler_refusal
 from ..host.guidance.report import note_in_images
 from ..host.options import (
     BOOSTED_START,
@@ -36,7 +34,7 @@ from ..host.search.search import apply_search
 from ..host.search.selection import looks_of
 from .choice_inputs import qualities_of
 from .input_checks import check_values, inputs_of, number_message
-from .sampling_inputs import MAX_CFG, sampling_inputs
+from .sampling_inputs import MAX_CFG, sampler_message, sampling_inputs
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAPromptScorer, JEPAReference
 
@@ -162,12 +160,7 @@ class JEPARareSearch(io.ComfyNode):
         looks: list | None = None,
     ) -> bool | str:
         (name,), (looks,) = sampler_name or [None], looks or [None]
-        message = None
-        if name is not None:
-            if name not in SAMPLER_NAMES:
-                message = f"sampler_name {name!r} is not one of the host's samplers"
-            else:
-                message = sampler_refusal(sampler_object(name).sampler_function)
+        message = None if name is None else sampler_message(name)
         if isinstance(looks, str):
             try:
                 looks_of(looks)
@@ -424,8 +417,8 @@ def _search_inputs() -> list[io.Input]:
             max=MOST,
             extra_dict=ADVANCED,
             tooltip="How many candidates go through the denoiser in one call; 0 for as many as fit in memory. With 1, a "
-            "kept image is bit for bit what KSampler draws alone for its place in the batch, without variety and with samplers "
-            "that draw no noise of their own; otherwise up to rounding.",
+            "kept image is bit for bit what KSampler draws alone for its place in the batch, without variety and with "
+            "samplers that draw no noise of their own; otherwise up to rounding.",
         ),
         io.Int.Input(
             "start_at_step",

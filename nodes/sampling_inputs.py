@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..host.comfy.required import SAMPLER_NAMES, SCHEDULER_NAMES
+from ..host.comfy.required import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
+from ..host.guidance.refused_samplers import sampler_refusal
 
 MAX_CFG = 100.0
 
@@ -24,3 +25,14 @@ def sampling_inputs(*, steps: int, steps_tip: str, cfg_tip: str, sampler_tip: st
             tooltip="How noise is removed over the steps.",
         ),
     ]
+
+
+def sampler_message(name: str, *, guided: bool = True) -> str | None:
+    """Why a sampler cannot be used, or None if it can.
+
+    Args:
+        guided: whether the pack follows its steps; otherwise any sampler of the host will do.
+    """
+    if name not in SAMPLER_NAMES:
+        return f"sampler_name {name!r} is not one of the host's samplers"
+    return sampler_refusal(sampler_object(name).sampler_function) if guided else None
