@@ -14,10 +14,18 @@ from jepa_core.novelty import Distance, Nearest
 from jepa_core.reference import Reference, load_reference, mode_of, save_reference
 from jepa_core.score import PROJECTION
 from research.harness.images import Sampler
-from research.harness.pack_api import demo, make_reference, preset_inputs, seen_as
+from research.harness.pack_api import (
+    ImageGradient,
+    SearchConfig,
+    apply_search,
+    demo,
+    make_reference,
+    preset_inputs,
+    seen_as,
+)
 from research.harness.program import Row, whole
 from research.harness.sampling import draw
-from research.harness.timing import timed
+from research.harness.timing import processor_seconds
 from research.judges.effects import Judge
 from research.training.pictures import Pictures
 
@@ -29,17 +37,26 @@ REAL, PROMPT, SCORED = "real", "prompt", "prompt with scores"
 
 @dataclass(frozen=True)
 class Arm:
-    """Inputs of the guiding node, and what it is given.
+    """How a batch is made.
 
     Attributes:
+        inputs: of the guiding node; None does not guide.
         form: how novelty measures distance. reference: REAL, PROMPT, SCORED, or "" for none.
         rows: how many of a batch are sampled together.
+        image: changes what is descended at the decoded image.
+        gradient: seed -> what takes the place of the gradient, see pack_api.OwnGradient.
+        patch: (MODEL, seed) -> MODEL, another method.
+        search: keeps some of the batch.
     """
 
-    inputs: Row
+    inputs: Row | None = None
     form: Callable[[Tensor], Distance] = Nearest
     reference: str = REAL
     rows: int = BATCH
+    image: Callable[[ImageGradient], ImageGradient] | None = None
+    gradient: Callable[[int], Callable[..., Any]] | None = None
+    patch: Callable[[Any, int], Any] | None = None
+    search: SearchConfig | None = None
 
 
 @dataclass
@@ -95,24 +112,27 @@ class Study:
         return torch.cat(found).clone()
 
     def make(self, name: str, arm: str, how: Arm | None, batch: int) -> None:
-        """Make a batch of an arm, unless it is there."""
+        """Make a batch of an arm, unless it is there. "seconds" are the processor's."""
         file = self.file(arm, name, batch)
         if file.exists():
             return
-        model = self.sampler.model
-        traces: list[Any] = []
-
-        def note(trace: Any) -> None:
-            if not traces or trace is not traces[-1]:
-                traces.append(trace)
-
-        if how is not None:
-            inputs = preset_inputs(changes=self.inputs | how.inputs)
-            reference = self.reference(how.reference, name)
-            model = self.sampler.guided(inputs, form=how.form, reference=reference, report=note)
+        how = how or Arm()
         seed = batch * 100 + self.sampler.classes.index(name)
-        rows = BATCH if how is None else how.rows
-        pictures, seconds = timed(lambda: self._drawn(model, name, seed, rows))
+        model, traces = self._guided(how, name, seed)
+        if how.patch:
+            model = how.patch(model, seed)
+        record = None
+        if how.search:
+            model, record = apply_search(
+                model,
+                self.sampler.vae,
+                self.sampler.encoder,
+                how.search,
+                reference=self.reference(how.reference, name),
+            )
+        pictures, seconds = processor_seconds(lambda: self._drawn(model, name, seed, how.rows))
+        if record:
+            pictures = pictures[[one.index for one in record.kept]]
         tensors = {"pictures": pictures.mul(255).round().clamp(0, 255).byte()}
         tensors["seconds"] = torch.tensor(seconds)
         if places := [next(iter(place.values())) for trace in traces for place in trace.places]:
@@ -120,6 +140,21 @@ class Study:
         with whole(file) as partial:
             save_file(tensors, partial)
         print(f"{name} {batch} {arm}: {seconds:.1f} s", flush=True)
+
+    def _guided(self, how: Arm, name: str, seed: int) -> tuple[Any, list[Any]]:
+        """The MODEL of an arm, and the traces of its runs."""
+        traces: list[Any] = []
+        if how.inputs is None:
+            return self.sampler.model, traces
+
+        def note(trace: Any) -> None:
+            if not traces or trace is not traces[-1]:
+                traces.append(trace)
+
+        inputs = preset_inputs(changes=self.inputs | how.inputs)
+        others = {"form": how.form, "image": how.image, "report": note}
+        others["gradient"] = how.gradient(seed) if how.gradient else None
+        return self.sampler.guided(inputs, reference=self.reference(how.reference, name), **others), traces
 
     def picture(self, arm: str, name: str, batch: int, index: int) -> Image.Image:
         """One that was made."""

@@ -32,9 +32,12 @@ from jepa_guidance.host.gradient.lean import saving_memory as saving_memory  # n
 from jepa_guidance.host.gradient.ways import CONSTANT as CONSTANT  # noqa: E402
 from jepa_guidance.host.gradient.ways import THROUGH as THROUGH  # noqa: E402
 from jepa_guidance.host.gradient.ways import Way as Way  # noqa: E402
+from jepa_guidance.host.guidance.attachment import guidance_of  # noqa: E402
 from jepa_guidance.host.guidance.memory_plan import PlannedMemory as PlannedMemory  # noqa: E402
 from jepa_guidance.host.guidance.patch import apply_guidance  # noqa: E402
 from jepa_guidance.host.guidance.schedule import Schedule as Schedule  # noqa: E402
+from jepa_guidance.host.guidance.self_guided import apply_self_guidance as apply_self_guidance  # noqa: E402
+from jepa_guidance.host.guidance.self_guided import self_guided_schedule as self_guided_schedule  # noqa: E402
 from jepa_guidance.host.guidance.trace import Trace as Trace  # noqa: E402
 from jepa_guidance.host.memory.count import LiveStorages as LiveStorages  # noqa: E402
 from jepa_guidance.host.memory.count import Peak as Peak  # noqa: E402
@@ -50,6 +53,9 @@ from jepa_guidance.host.search.appraisal import Appraiser as Appraiser  # noqa: 
 from jepa_guidance.host.search.config import SearchConfig as SearchConfig  # noqa: E402
 from jepa_guidance.host.search.search import apply_search as apply_search  # noqa: E402
 from jepa_guidance.host.search.selection import plan_looks as plan_looks  # noqa: E402
+from jepa_guidance.host.variety.cads import Cads as Cads  # noqa: E402
+from jepa_guidance.host.variety.patch import apply_boost as apply_boost  # noqa: E402
+from jepa_guidance.host.variety.patch import apply_cads as apply_cads  # noqa: E402
 from jepa_guidance.nodes import guidance_inputs  # noqa: E402
 
 
@@ -103,12 +109,14 @@ def guided(
     inputs: Row,
     gradient: Callable[..., ScoreGradient] | None = None,
     form: Callable[[Tensor], Distance] = Nearest,
+    image: Callable[[ImageGradient], ImageGradient] | None = None,
     **others: Any,
 ) -> Any:
     """The MODEL as a node with these inputs guides it, or guided by another gradient, see OwnGradient.
 
     Args:
         form: how novelty measures distance, see GuidanceConfig.
+        image: changes what is descended at the decoded image.
         others: of apply_guidance, such as reference.
     """
     config = replace(guidance_inputs.config_of(inputs), form=form)
@@ -117,4 +125,9 @@ def guided(
         if gradient
         else None
     )
-    return apply_guidance(model, vae, encoder, config, chain=own, **others)
+    made = apply_guidance(model, vae, encoder, config, chain=own, **others)
+    if image is None:
+        return made
+    chain = guidance_of(made).chain
+    other = replace(chain, image=image(chain.image))
+    return apply_guidance(model, vae, encoder, config, chain=other, **others)

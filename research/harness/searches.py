@@ -1,6 +1,5 @@
 """Searches among pictures of a class of the demo world, and the stock pictures that they choose from: made, resumable."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ from research.harness.pack_api import (
 )
 from research.harness.program import Row, kept
 from research.harness.sampling import draw
+from research.harness.timing import processor_seconds
 
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the steps, after which clean estimates are appraised
 CANDIDATES, KEPT = 16, 4
@@ -44,13 +44,6 @@ class Arm:
     candidates: int = KEPT
     looks: Sequence[float] = ()
     inputs: Row | None = None
-
-
-def processor_seconds(run: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of a call, and the seconds that the processor spent on it, whatever else the machine does."""
-    begun = time.process_time()
-    result = run()
-    return result, time.process_time() - begun
 
 
 @dataclass
