@@ -112,27 +112,11 @@ class Study:
         return torch.cat(found).clone()
 
     def make(self, name: str, arm: str, how: Arm | None, batch: int) -> None:
-        """Make a batch of an arm, unless it is there. "seconds" are the processor's."""
+        """Make a batch of an arm, unless it is there."""
         file = self.file(arm, name, batch)
         if file.exists():
             return
-        how = how or Arm()
-        seed = batch * 100 + self.sampler.classes.index(name)
-        model, traces = self._guided(how, name, seed)
-        if how.patch:
-            model = how.patch(model, seed)
-        record = None
-        if how.search:
-            model, record = apply_search(
-                model,
-                self.sampler.vae,
-                self.sampler.encoder,
-                how.search,
-                reference=self.reference(how.reference, name),
-            )
-        pictures, seconds = processor_seconds(lambda: self._drawn(model, name, seed, how.rows))
-        if record:
-            pictures = pictures[[one.index for one in record.kept]]
+        pictures, seconds, traces = self.sampled(name, how or Arm(), batch)
         tensors = {"pictures": pictures.mul(255).round().clamp(0, 255).byte()}
         tensors["seconds"] = torch.tensor(seconds)
         if places := [next(iter(place.values())) for trace in traces for place in trace.places]:
@@ -140,6 +124,23 @@ class Study:
         with whole(file) as partial:
             save_file(tensors, partial)
         print(f"{name} {batch} {arm}: {seconds:.1f} s", flush=True)
+
+    def sampled(self, name: str, how: Arm, batch: int) -> tuple[Tensor, float, list[Any]]:
+        """The pictures (B, H, W, 3) in [0, 1] of a batch, fewer than BATCH of a search; the processor's seconds; traces."""
+        seed = batch * 100 + self.sampler.classes.index(name)
+        model, traces = self._guided(how, name, seed)
+        if how.patch:
+            model = how.patch(model, seed)
+        record = None
+        if how.search:
+            vae, encoder, reference = (
+                self.sampler.vae,
+                self.sampler.encoder,
+                self.reference(how.reference, name),
+            )
+            model, record = apply_search(model, vae, encoder, how.search, reference=reference)
+        pictures, seconds = processor_seconds(lambda: self._drawn(model, name, seed, how.rows))
+        return pictures[[one.index for one in record.kept]] if record else pictures, seconds, traces
 
     def _guided(self, how: Arm, name: str, seed: int) -> tuple[Any, list[Any]]:
         """The MODEL of an arm, and the traces of its runs."""

@@ -1,6 +1,6 @@
 """Searches among pictures of a class of the demo world, and the stock pictures that they choose from: made, resumable."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path

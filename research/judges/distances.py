@@ -35,15 +35,16 @@ class EfficientNetLite0:
         self.network.load_state_dict(weights)
         self.network.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, S, S) in [0, 1] -> (B, 1280), the mean over the last map."""
-        found = []
-        for part in tqdm(pixels.split(32), leave=False):
-            enlarged = F.interpolate(part, (JUDGE_SIDE, JUDGE_SIDE), mode="bicubic", antialias=True)
-            normalised = (enlarged.clamp(0, 1) - 0.498) / 0.502
-            found.append(self.network.extract_features(normalised).mean((2, 3)))
-        return torch.cat(found)
+        return torch.cat([self.maps(part).mean((2, 3)) for part in tqdm(pixels.split(32), leave=False)])
+
+    @torch.no_grad()
+    def maps(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, S, S) in [0, 1] -> the last map (B, 1280, 7, 7)."""
+        enlarged = F.interpolate(pixels, (JUDGE_SIDE, JUDGE_SIDE), mode="bicubic", antialias=True)
+        found: Tensor = self.network.extract_features((enlarged.clamp(0, 1) - 0.498) / 0.502)
+        return found
 
 
 def frechet_distance(a: Tensor, b: Tensor, folder: Path) -> float:

@@ -19,9 +19,8 @@ from research.results.ideas import normalised_contrast, slow_changes
 
 KEPT, CANDIDATES = 4, 16  # of a search
 SHIPPED = "novelty 1"
-CONTROL = (
-    "contrast matched"  # the unguided pictures with the contrast and saturation of SHIPPED's; none is drawn
-)
+# Controls that no sampler draws: the unguided pictures with the contrast and saturation of an arm's.
+MATCHED = {f"unguided, contrast of {arm}": arm for arm in (SHIPPED, "score 1")}
 DOSE = (-2.0, -1.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -80,7 +79,7 @@ ABLATIONS: dict[str, Arm] = {
     for start in (0.0, 0.1, 0.5)
 } | {f"score 1, rank {rank}": _score(rank=rank) for rank in (3, 15)}
 
-ARMS: dict[str, Arm | None] = {UNGUIDED: None} | GUIDED | METHODS | SEARCHES | CONTROLS | DOSES | ABLATIONS
+ARMS: dict[str, Arm] = {UNGUIDED: Arm()} | GUIDED | METHODS | SEARCHES | CONTROLS | DOSES | ABLATIONS
 
 FULL = 6  # batches of each class: 576 pictures
 SEARCHED = 24  # of a search, which keeps a quarter: 576
@@ -89,3 +88,4 @@ BATCHES: dict[str, int] = (
     dict.fromkeys(ARMS, FULL) | dict.fromkeys(SEARCHES, SEARCHED) | dict.fromkeys(ABLATIONS, DEAR)
 )
 BATCHES |= {arm: DEAR for arm in GUIDED if arm.startswith(("score", "both"))} | {"score 1": FULL}
+AUGMENTED = (UNGUIDED, "self-guided 0.3", "Boost-and-Skip 1.5", "CADS 0.1", "score 1", SHIPPED, *SEARCHES)
