@@ -5,6 +5,7 @@
     python dev.py encoder                       print the folder of a real trained encoder
     python dev.py demo [args]                   run tools/demo.py
     python dev.py bench [args]                  run the benchmarks, research/bench.py
+    python dev.py results [args]                compare guidance with other methods, research/results/run.py
     python dev.py gpu [args]                    run tools/gpu/run.py, the checks on a machine with CUDA
     python dev.py serve [--port N]              start ComfyUI with this pack, in the foreground
     python dev.py setup                         only the set-up
@@ -69,6 +70,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     commands.add_parser("encoder", parents=[common], help="print the folder of a real trained encoder")
     commands.add_parser("demo", add_help=False, allow_abbrev=False, help="run tools/demo.py")
     commands.add_parser("bench", add_help=False, allow_abbrev=False, help="run the benchmarks")
+    commands.add_parser("results", add_help=False, allow_abbrev=False, help="compare guidance with other methods")
     commands.add_parser("gpu", add_help=False, allow_abbrev=False, help="the checks on a machine with CUDA")
     serve = commands.add_parser("serve", parents=[common], help="start ComfyUI with this pack")
     serve.add_argument("--port", type=int, default=8188)

@@ -39,7 +39,7 @@ from .input_checks import number_message
 from .types import JEPAEncoder, JEPAReference
 
 CUSTOM = "custom"
-AUTO = "auto"  # of a new node
+AUTO = "auto"  # preset and criterion of a new node
 NO_TARGET = next(iter(TARGETS))
 MAX_STRENGTH = 10.0
 # Defaults of inputs added later: optional, so that prompts saved without them still run.
@@ -50,7 +50,7 @@ LATER_INPUTS = {
     "range_finder": TRACKED,
     "preset": CUSTOM,  # the graphs saved without one; a new node begins with AUTO
     "judge": None,
-    "criterion": SCORE,
+    "criterion": SCORE,  # the graphs saved without one; a new node begins with AUTO
     "reference": None,
     "target": NO_TARGET,
     "apart": False,
@@ -319,10 +319,10 @@ def _novelty_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "criterion",
-            options=[SCORE, NOVELTY, BOTH],
+            options=[AUTO, SCORE, NOVELTY, BOTH],
             optional=True,
-            default=LATER_INPUTS["criterion"],
-            tooltip=f"What rare means. {SCORE}: the encoder is hardly sensitive to the image (the paper). {NOVELTY}: the "
+            default=AUTO,
+            tooltip=f"What rare means. {AUTO}: {NOVELTY} with a reference or apart, otherwise {SCORE}. {SCORE}: the encoder is hardly sensitive to the image (the paper). {NOVELTY}: the "
             "encoder finds the image unlike those of the reference; much faster, with one forward and one backward pass "
             f"of the encoder in a guided step. {BOTH}: the two in equal parts.",
         ),
@@ -406,7 +406,7 @@ def config_of(settings: dict) -> GuidanceConfig:
         decoder=settings["decoder"],
         one_call=settings["denoiser_calls"] == ONE_CALL,
         checkpointing=settings["checkpointing"],
-        criterion=settings["criterion"],
+        criterion=criterion_of(settings),
         apart=settings["apart"],
         smooth=settings["smooth"],
         keep_appearance=settings["keep_appearance"],
@@ -415,6 +415,13 @@ def config_of(settings: dict) -> GuidanceConfig:
         fit=settings["fit"],
         antialias=settings["antialias"],
     )
+
+
+def criterion_of(settings: dict) -> str:
+    """SCORE, NOVELTY or BOTH; AUTO is novelty where there is something to compare with."""
+    if settings["criterion"] != AUTO:
+        return str(settings["criterion"])
+    return NOVELTY if settings["reference"] is not None or settings["apart"] else SCORE
 
 
 def settings_message(

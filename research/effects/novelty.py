@@ -42,7 +42,7 @@ HEADINGS = {
 TARGETED = ", 1 in 20"  # how the names of arms with a target end
 SHARES = ("minority", "recognised", "precise")
 # As the demo guides: research/effects/strengths.py says what came of it.
-INPUTS: Row = {"interval": 2, "oversampling": 1, "power_iterations": 1}
+INPUTS: Row = {"criterion": "score", "interval": 2, "oversampling": 1, "power_iterations": 1}
 INPUTS |= {"range_finder": "tracked in half precision"}
 
 

@@ -13,7 +13,7 @@ from research.harness.program import Row, kept
 from research.results.arms import BATCHES, CANDIDATES, MATCHED, SEARCHES
 from research.results.measures import GROUP, PER_PICTURE, Measured, Measures, measured
 from research.results.sets import Neighbourhoods, frechet, spatial_features
-from research.results.statistics import effect_size, jackknife, mean_and_interval
+from research.results.intervals import effect_size, jackknife, mean_and_interval
 from research.world import data
 
 SCORED_REALS, LOWEST = 600, 200  # real pictures that are scored, and how many of them are the reference

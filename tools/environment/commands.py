@@ -17,6 +17,7 @@ from tools.environment.pinned import ROOT
 PROGRAMS = {
     "demo": ROOT / "tools" / "demo.py",
     "bench": ROOT / "research" / "bench.py",
+    "results": ROOT / "research" / "results" / "run.py",
     "gpu": ROOT / "tools" / "gpu" / "run.py",
 }
 SERVER = ROOT / "tools" / "server.py"

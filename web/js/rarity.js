@@ -17,7 +17,7 @@ function missing(node) {
   const [criterion, target, apart] = USUAL.map((name) => valueOf(node, name));
   const reference = isLinked(node, "reference");
   if (criterion === "score" && apart) return words.apartOfScore;
-  if (criterion !== null && criterion !== "score" && apart === false && !reference) return words.noReference;
+  if (["novelty", "both"].includes(criterion) && apart === false && !reference) return words.noReference;
   if (target !== null && target !== "none" && !reference) return words.targetAlone;
   return null;
 }

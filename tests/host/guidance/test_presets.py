@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from jepa_guidance.host.guidance.patch import apply_guidance
-from jepa_guidance.host.options import TINY_OR_SMALL
+from jepa_guidance.host.options import BOTH, NOVELTY, SCORE, TINY_OR_SMALL
 from jepa_guidance.nodes.guidance_inputs import (
     AUTO,
     CUSTOM,
@@ -49,6 +49,21 @@ def test_a_new_node_has_the_preset_auto_and_a_saved_graph_keeps_its_own(tiny):
     old = {name: value for name, value in settings(tiny).items() if name != "preset"}
     assert how(config_of(old)) == how(config_of(settings(tiny, preset=CUSTOM)))
     assert how(config_of(old)) != how(config_of(settings(tiny, preset=AUTO)))
+
+
+def test_auto_is_novelty_where_there_is_something_to_compare_with(tiny):
+    (criterion,) = (entry for entry in guidance_inputs() if entry.id == "criterion")
+    assert criterion.default == AUTO
+    for changes, expected in (
+        ({}, SCORE),
+        ({"reference": object()}, NOVELTY),
+        ({"apart": True}, NOVELTY),
+        ({"criterion": SCORE, "reference": object()}, SCORE),
+        ({"criterion": BOTH}, BOTH),
+    ):
+        assert config_of(settings(tiny, **changes)).criterion == expected
+    old = {name: value for name, value in settings(tiny, reference=object()).items() if name != "criterion"}
+    assert config_of(old).criterion == SCORE
 
 
 def test_the_preset_custom_leaves_the_inputs_as_they_are(tiny):
