@@ -82,10 +82,11 @@ ABLATIONS: dict[str, Arm] = {
 ARMS: dict[str, Arm] = {UNGUIDED: Arm()} | GUIDED | METHODS | SEARCHES | CONTROLS | DOSES | ABLATIONS
 
 FULL = 6  # batches of each class: 576 pictures
-SEARCHED = 24  # of a search, which keeps a quarter: 576
-DEAR = 1  # of arms whose pictures take many times as long: 96
-BATCHES: dict[str, int] = (
-    dict.fromkeys(ARMS, FULL) | dict.fromkeys(SEARCHES, SEARCHED) | dict.fromkeys(ABLATIONS, DEAR)
-)
-BATCHES |= {arm: DEAR for arm in GUIDED if arm.startswith(("score", "both"))} | {"score 1": FULL}
+SEARCHED = 7  # of a search, which keeps a quarter: 168
+FEW = 3  # 288
+LEAST = 1  # 96
+BATCHES: dict[str, int] = dict.fromkeys(ARMS, FULL) | dict.fromkeys(SEARCHES, SEARCHED)
+BATCHES |= {arm: LEAST for arm in ARMS if arm.startswith(("score", "both")) or arm in ABLATIONS}
+BATCHES |= {"novelty 1, smooth": LEAST, "novelty 1, low frequencies": 2}
+BATCHES |= dict.fromkeys(("score 1", "novelty -2", "novelty 4"), FEW)
 AUGMENTED = (UNGUIDED, "self-guided 0.3", "Boost-and-Skip 1.5", "CADS 0.1", "score 1", SHIPPED, *SEARCHES)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from research.harness.program import Row, kept
 from research.judges.effects import MINORITY
-from research.results.measures import Measured, Measures
 from research.results.intervals import mean_and_interval
+from research.results.measures import Measured, Measures
 from research.training.pictures import Pictures
 from research.world.labels import COLUMNS
 

@@ -1,5 +1,6 @@
 """The figures of all arms: paired changes, measures of sets, and what more seeds would give in the same seconds."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,9 +12,9 @@ from torch import Tensor
 from research.harness.images import UNGUIDED
 from research.harness.program import Row, kept
 from research.results.arms import BATCHES, CANDIDATES, MATCHED, SEARCHES
+from research.results.intervals import effect_size, jackknife, mean_and_interval
 from research.results.measures import GROUP, PER_PICTURE, Measured, Measures, measured
 from research.results.sets import Neighbourhoods, frechet, spatial_features
-from research.results.intervals import effect_size, jackknife, mean_and_interval
 from research.world import data
 
 SCORED_REALS, LOWEST = 600, 200  # real pictures that are scored, and how many of them are the reference
@@ -42,8 +43,6 @@ class Figures:
     def _arm(self, arm: str, own: Measured) -> Row:
         found: Row = {"pictures": len(own.units)}
         for name in (*PER_PICTURE, "vendi"):
-            if name not in own.values:
-                continue
             a, b = self._pairs(arm, name)
             found[name] = mean_and_interval(a)
             if arm != UNGUIDED and len(b):
@@ -175,11 +174,12 @@ class SetJudge:
 
 
 def _by_batch(own: Measured, name: str) -> dict[tuple[str, int], np.ndarray]:
-    """The values of each batch that has some."""
+    """The known values of each batch that has some."""
     units = own.units[::GROUP] if name == "vendi" else own.units
     values: dict[tuple[str, int], list[float]] = {}
-    for unit, value in zip(units, own.values[name].tolist(), strict=False):
-        values.setdefault(unit, []).append(value)
+    for unit, value in zip(units, own.values[name].tolist(), strict=True):
+        if not math.isnan(value):
+            values.setdefault(unit, []).append(value)
     return {unit: np.array(some) for unit, some in values.items()}
 
 

@@ -23,7 +23,7 @@ from research.judges.effects import Judge, vendi
 from research.results.arms import MATCHED
 from research.results.sets import spatial_features
 
-SCORED = 1  # batches of each class whose pictures are scored, which takes most of the time
+SCORED = 8  # pictures of the first batch of each class that are scored, which takes most of the time
 GROUP = 4  # pictures whose diversity is taken together
 TENSORS = ("features", "spatial", "attributes")
 PER_PICTURE = (
@@ -80,11 +80,13 @@ class Measures:
         return matched(load(UNGUIDED), load(MATCHED[arm])) if arm in MATCHED else load(arm)
 
     def batch(self, arm: str, name: str, batch: int) -> dict[str, Tensor]:
-        """Each of PER_PICTURE (B,) and of TENSORS (B, d) of a batch; "score" of the first SCORED batches alone."""
+        """Each of PER_PICTURE (B,) and of TENSORS (B, d) of a batch; "score" is NaN but for SCORED pictures."""
         found = kept(self._file("measured", arm, name, batch), lambda: self._measured(arm, name, batch))
-        if batch < SCORED:
-            found |= kept(self._file("scored", arm, name, batch), lambda: self._scored(arm, name, batch))
-        return found
+        score = torch.full((len(found["features"]),), torch.nan)
+        if batch == 0:
+            scores = kept(self._file("scored", arm, name, batch), lambda: self._scored(arm, name))["score"]
+            score[: len(scores)] = scores
+        return found | {"score": score}
 
     def _file(self, what: str, arm: str, name: str, batch: int) -> Path:
         return self.study.folder / what / arm / f"{name}-{batch:03d}.safetensors"
@@ -122,9 +124,9 @@ class Measures:
             self._usual[name] = Nearest(reference.parts[0].embeddings)
         return self._usual[name](encoder(encoder.preprocess(pictures.movedim(1, -1))))
 
-    def _scored(self, arm: str, name: str, batch: int) -> Row:
-        print(f"scoring {name} {batch} {arm}", flush=True)
-        return {"score": self.scores(self.pictures(arm, name, batch))}
+    def _scored(self, arm: str, name: str) -> Row:
+        print(f"scoring {name} {arm}", flush=True)
+        return {"score": self.scores(self.pictures(arm, name, 0)[:SCORED])}
 
     def scores(self, pictures: Tensor) -> Tensor:
         """The projected scores (B,) of pictures (B, 3, H, W) under the guide."""
@@ -139,7 +141,7 @@ class Measured:
 
     Attributes:
         units: (class, batch) of each of N pictures.
-        values: measure -> (N,), or fewer rows, the first batches', for "score".
+        values: measure -> (N,), NaN where it is not known, or (N / GROUP,) for "vendi".
     """
 
     units: list[tuple[str, int]]
@@ -155,8 +157,7 @@ def measured(measures: Measures, arm: str, most: int) -> Measured:
             found = measures.batch(arm, name, batch)
             units += [(name, batch)] * len(found["features"])
             for key in (*PER_PICTURE, *TENSORS):
-                if key in found:
-                    parts.setdefault(key, []).append(found[key].float())
+                parts.setdefault(key, []).append(found[key].float())
             groups = found["features"].float().split(GROUP)
             parts.setdefault("vendi", []).append(torch.tensor([vendi(group) for group in groups]))
     return Measured(units, {key: torch.cat(some) for key, some in parts.items()})
