@@ -322,9 +322,10 @@ def _novelty_inputs() -> list[io.Input]:
             options=[AUTO, SCORE, NOVELTY, BOTH],
             optional=True,
             default=AUTO,
-            tooltip=f"What rare means. {AUTO}: {NOVELTY} with a reference or apart, otherwise {SCORE}. {SCORE}: the encoder is hardly sensitive to the image (the paper). {NOVELTY}: the "
-            "encoder finds the image unlike those of the reference; much faster, with one forward and one backward pass "
-            f"of the encoder in a guided step. {BOTH}: the two in equal parts.",
+            tooltip=f"What rare means. {AUTO}: {NOVELTY} with a reference or apart, otherwise {SCORE}. {SCORE}: the "
+            f"encoder is hardly sensitive to the image (the paper). {NOVELTY}: the encoder finds the image unlike those of "
+            "the reference; much faster, with one forward and one backward pass of the encoder in a guided step. "
+            f"{BOTH}: the two in equal parts.",
         ),
         JEPAReference.Input(
             "reference",
