@@ -48,9 +48,9 @@ def augmentation(measures: Measures, arms: Mapping[str, Measured]) -> Row:
 
     Each arm has "added", how many pictures.
     """
-    world, tested = measures.study.world, len(measures.judge.real)
-    real = _examples(measures, "training", world.trained_on())
-    test = _examples(measures, "tested", world.unseen()).rows(slice(tested, None))
+    world = measures.study.world
+    real = _examples(measures, "training", world.trained_on(), slice(None))
+    test = _examples(measures, "tested", world.unseen(), slice(len(measures.judge.real), None))
     added = {arm: _made(own, measures.study.sampler.classes) for arm, own in arms.items()}
     found: dict[str, list[Row]] = {"real alone": [_trial(real, test, None, seed) for seed in range(SEEDS)]}
     found |= {arm: [_trial(real, test, own, seed) for seed in range(SEEDS)] for arm, own in added.items()}
@@ -67,14 +67,15 @@ def augmentation(measures: Measures, arms: Mapping[str, Measured]) -> Row:
     return table
 
 
-def _examples(measures: Measures, name: str, pictures: Pictures) -> Examples:
+def _examples(measures: Measures, name: str, pictures: Pictures, rows: slice) -> Examples:
+    """Some rows of real pictures; their features are kept under a name."""
     assert pictures.attributes is not None
 
     def features() -> Row:
-        return {"features": measures.judge.features(pictures.pixels())}
+        return {"features": measures.judge.features(pictures.pixels(rows))}
 
     found = kept(measures.study.folder / f"{name} features.safetensors", features)["features"]
-    return Examples(found, pictures.attributes, pictures.labels)
+    return Examples(found, pictures.attributes[rows], pictures.labels[rows])
 
 
 def _made(own: Measured, classes: tuple[str, ...]) -> Examples:
