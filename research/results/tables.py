@@ -85,7 +85,9 @@ def changes(figures: Row, arms: Sequence[str], names: Sequence[str], *, costs: b
 
 def effects(figures: Row, arms: Sequence[str]) -> str:
     """A row for each arm: each change in standard deviations of the unguided pictures."""
-    names = [name for name in HEADINGS if name != "recognised"]  # of which hardly any varies
+    names = [
+        name for name in HEADINGS if name not in ("recognised", "confidence")
+    ]  # of which hardly any varies
     columns = {"arm": "{arm}"} | {HEADINGS[name].partition(",")[0]: f"{{{name}:+.2f}}" for name in names}
     known = figures["arms"]
     rows = [
