@@ -76,9 +76,7 @@ def with_prompt(entry: dict, prompt: dict[str, Tensor], model: Any, kwargs: dict
     return dict(changed)
 
 
-def estimate(
-    model: Any, positive: list[dict], x: Tensor, sigmas: Tensor, kwargs: dict
-) -> Tensor:
+def estimate(model: Any, positive: list[dict], x: Tensor, sigmas: Tensor, kwargs: dict) -> Tensor:
     """The clean estimate for the positive prompt alone, without classifier-free guidance and its hooks.
 
     Args:

@@ -114,7 +114,7 @@ interrupt_check = _need(comfy.model_management, "throw_exception_if_processing_i
 # Prompts and conditioning.
 for _name in ("tokenize", "encode_from_tokens_scheduled"):
     _need(CLIP, _name)
-_need_mention(_need(CLIP, "encode_from_tokens"), "load_model", "patcher", "cond_stage_model", "pooled_output")
+_need_mention(_need(CLIP, "encode_from_tokens"), "load_model", "patcher", "cond_stage_model")
 calc_cond_batch = _need(comfy.samplers, "calc_cond_batch")
 encode_model_conds = _need(comfy.samplers, "encode_model_conds")
 CONDConstant = _need(comfy.conds, "CONDConstant")

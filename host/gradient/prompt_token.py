@@ -47,7 +47,8 @@ class PromptToken:
         """The prompt of each image, as of comfy.prompt.encoded, with B rows."""
         batch = len(next(iter(vectors.values())))
         rows = [
-            encoded(clip, self._with({name: own[row] for name, own in vectors.items()})) for row in range(batch)
+            encoded(clip, self._with({name: own[row] for name, own in vectors.items()}))
+            for row in range(batch)
         ]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
@@ -64,26 +65,31 @@ def prompt_token(clip: Any, text: str, word: str) -> PromptToken:
     """The prompt `text` with a token at its end that starts as `word`.
 
     Raises:
-        ValueError: a text encoder that takes no embeddings, or to which the word is not a single token.
+        ValueError: no text encoder takes embeddings, or the word is not a single token of one that does.
     """
-    tokens = clip.tokenize(f"{text} {word}")
     lead, both, plain = (clip.tokenize(one) for one in (_LEAD, f"{_LEAD} {word}", text))
-    places = {}
-    for name, sections in tokens.items():
+    tokens, places = dict(plain), {}
+    for name, sections in clip.tokenize(f"{text} {word}").items():
         if text_encoder(clip, name) is None:
-            raise ValueError(
-                f"MinorityPrompt cannot give the text encoder {name!r} of this CLIP a token to learn. Connect the CLIP "
-                "of a model such as SD 1.5 or SDXL."
-            )
+            continue  # it is not loaded, as SD3's T5 may be, and its tokens are not read
+        tokens[name] = sections
         number = _only_addition(_numbers(lead[name]), _numbers(both[name]))
         found = [
-            (i, j) for i, section in enumerate(sections) for j, one in enumerate(section) if _number(one) == number
+            (i, j)
+            for i, section in enumerate(sections)
+            for j, one in enumerate(section)
+            if _number(one) == number
         ]
         if number is None or len(found) != _numbers(plain[name]).count(number) + 1:
             raise ValueError(
                 f"word {word!r} is not one token of the text encoder {name!r}; choose a short, common word such as 'cool'"
             )
         places[name] = found[-1]
+    if not places:
+        raise ValueError(
+            "MinorityPrompt cannot give the text encoder of this CLIP a token to learn; connect the CLIP of a model such as "
+            "SD 1.5 or SDXL"
+        )
     return PromptToken(tokens, places)
 
 

@@ -1,7 +1,7 @@
 """MinorityPrompt as a MODEL patch: a token of the prompt is learned at some steps of a run (arXiv 2410.07838)."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..comfy.sampling import (
 from ..comfy.streaming import is_dynamic
 from ..gradient.denoiser import differentiable_denoiser
 from ..gradient.differentiable import differentiable_arguments, host_differentiable, writing_in_place
+from ..gradient.estimate import NO_DERIVATIVE, NOT_DIFFERENTIABLE
 from ..gradient.prompt_token import PromptToken, distance, learn, prompt_token
 from ..gradient.random_state import own_noise, random_state_kept
 from ..gradient.residency import keep_whole, refuse_streamed, resident
@@ -38,6 +39,7 @@ from .sampler_probe import check_order, probe_sampler
 from .schedule import Schedule
 
 KEY = "jepa_minority_prompt"
+CACHED = "leaf Variable"  # torch's message about what a cache kept from the call before
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class PromptRun:
         self.base_model = guider.inner_model
         self.vectors: dict[str, Tensor] | None = None
         self.checkpointing = False
+        self.guarded = not isinstance(self.base_model.diffusion_model, UNetModel)  # others write in place
 
     def prepare(self) -> None:
         """Load what is differentiated. Raises ValueError if it does not fit on the device."""
@@ -240,15 +243,20 @@ class PromptRun:
             try:
                 return self._learned(model, x, sigmas, kwargs, step)
             except Exception as error:
-                if self.checkpointing or not is_out_of_memory(error):
+                if is_out_of_memory(error) and not self.checkpointing:
+                    self.checkpointing = True
+                elif "inplace operation" in str(error) and not self.guarded:
+                    self.guarded = True  # a ControlNet or a patch writes in place
+                elif any(words in str(error) for words in (*NOT_DIFFERENTIABLE, CACHED)):
+                    raise ValueError(
+                        f"MinorityPrompt needs a gradient: {NO_DERIVATIVE}; remove it"
+                    ) from error
+                else:
                     raise
             # only after the except block is the failed attempt's memory free
-            self.checkpointing = True
             give_back()
 
-    def _learned(
-        self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict, step: int
-    ) -> dict[str, Tensor]:
+    def _learned(self, model: Any, x: Tensor, sigmas: Tensor, kwargs: dict, step: int) -> dict[str, Tensor]:
         with (
             differentiable_denoiser(self.guider, KEY, checkpointing=self.checkpointing),
             host_differentiable(self.clip.cond_stage_model),
@@ -272,14 +280,9 @@ class PromptRun:
                 objective,
                 self.learning.iterations,
                 self.learning.learning_rate,
-                self.guard,
+                writing_in_place if self.guarded else nullcontext,
                 self.patch.on_pass,
             )
-
-    def guard(self) -> AbstractContextManager:
-        """What the denoiser needs while its graph is alive. UNets do not write in place."""
-        unet = isinstance(self.base_model.diffusion_model, UNetModel)
-        return nullcontext() if unet else writing_in_place()
 
 
 class NoisedAgain:
