@@ -379,6 +379,6 @@ def test_a_cache_between_calls_is_refused(tiny, clip, draw):
     with torch.inference_mode():
         cached = EasyCacheNode.execute(tiny.model, 0.2, 0.15, 0.95, False).result[0]
     with pytest.raises(
-        ValueError, match="MinorityPrompt needs a gradient: a patch of the denoiser.*such as EasyCache"
+        ValueError, match=r"MinorityPrompt needs a gradient: a patch of the denoiser.*such as EasyCache"
     ):
         draw(learned(cached, clip), steps=8)
