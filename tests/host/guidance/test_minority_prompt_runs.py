@@ -18,6 +18,7 @@ from jepa_guidance.host.search.config import SearchConfig
 from jepa_guidance.host.search.search import apply_search
 from jepa_guidance.host.variety.cads import Cads
 from jepa_guidance.host.variety.patch import apply_boost, apply_cads
+from jepa_guidance.nodes.minority_prompt import JEPAMinorityPrompt
 
 from tests.host.clips import tiny_clip, tiny_sd3_clip, tiny_sdxl_clip
 from tests.host.families import model_of, sd3, supported, unet
@@ -382,3 +383,57 @@ def test_a_cache_between_calls_is_refused(tiny, clip, draw):
         ValueError, match=r"MinorityPrompt needs a gradient: a patch of the denoiser.*such as EasyCache"
     ):
         draw(learned(cached, clip), steps=8)
+
+
+# --- the node ---------------------------------------------------------------------------------------------------
+
+INPUTS = {"text": TEXT, "iterations": 2, "learning_rate": 0.02, "interval": 2, "balance": 0.5, "word": "red"}
+INPUTS |= {"start_percent": 0.0, "end_percent": 1.0}
+
+
+def executed(**inputs):
+    with torch.inference_mode():
+        return JEPAMinorityPrompt.execute(**INPUTS | inputs).result
+
+
+def test_the_node_learns_with_its_inputs(tiny, clip, draw):
+    settings = {"interval": 2, "balance": 0.5, "word": "red", "iterations": 2, "learning_rate": 0.02}
+    assert torch.equal(
+        draw(executed(model=tiny.model, clip=clip)), draw(learned(tiny.model, clip, **settings))
+    )
+
+
+@pytest.mark.parametrize(
+    "off", [{"iterations": 0}, {"learning_rate": 0.0}, {"start_percent": 0.1, "end_percent": 0.1}]
+)
+def test_off_is_the_model_itself_and_the_stock_prompt(tiny, clip, off):
+    model, positive = executed(model=tiny.model, clip=clip, **off)
+    assert model is tiny.model
+    encoded = host_nodes.CLIPTextEncode().encode(clip, TEXT)[0]
+    assert torch.equal(positive[0][0], encoded[0][0])
+    assert torch.equal(positive[0][1]["pooled_output"], encoded[0][1]["pooled_output"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "named"),
+    [
+        ({"learning_rate": float("nan")}, "learning_rate nan is outside 0 to 1"),
+        ({"balance": -1.0}, "balance -1.0 is outside 0 to 100"),
+        ({"start_percent": 0.5, "end_percent": 0.1}, "start_percent 0.5 is larger than end_percent 0.1"),
+    ],
+)
+def test_values_that_do_not_fit_are_named_before_the_run(inputs, named):
+    assert named in JEPAMinorityPrompt.validate_inputs(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "named"),
+    [
+        ({"clip": None}, "clip must be of type CLIP, got NoneType"),
+        ({"iterations": 1.5}, "iterations must be a whole number, got 1.5"),
+        ({"text": 3}, "text must be text, got 3"),
+    ],
+)
+def test_linked_values_that_do_not_fit_are_named(tiny, clip, inputs, named):
+    with pytest.raises(ValueError, match=named):
+        executed(**{"model": tiny.model, "clip": clip} | inputs)
