@@ -4,7 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.guidance.minority_prompt import PromptLearning, apply_minority_prompt
+from ..host.guidance.minority_prompt import apply_minority_prompt
+from ..host.guidance.prompt_run import PromptLearning
 from ..host.guidance.schedule import Schedule
 from .guidance_inputs import settings_message
 from .input_checks import check_values, inputs_of, number_message

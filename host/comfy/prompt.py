@@ -21,7 +21,7 @@ def held_clip(clip: Any, patcher: Any) -> Any:
     return held
 
 
-def text_encoder(clip: Any, name: str) -> Any | None:
+def text_encoder(clip: Any, name: str) -> Any:
     """The encoder of a CLIP that reads the tokens of this name ("l", "g", "t5xxl"); None if it takes no embeddings."""
     stage = clip.cond_stage_model
     found = getattr(stage, f"clip_{name}", None) or getattr(stage, name, None)

@@ -137,7 +137,11 @@ def learn(
     leaves = {name: own.clone().requires_grad_() for name, own in vectors.items()}
     optimiser = torch.optim.Adam(leaves.values(), lr=learning_rate, maximize=True)
     for iteration in range(iterations):
-        gradients = token_gradients(leaves, encode, lambda prompts, i=iteration: objective(prompts, i), guard)
+
+        def now(prompts: dict[str, Tensor], iteration: int = iteration) -> Tensor:
+            return objective(prompts, iteration)
+
+        gradients = token_gradients(leaves, encode, now, guard)
         for name, own in leaves.items():
             own.grad = gradients[name]
         optimiser.step()
@@ -165,7 +169,11 @@ def token_gradients(
         part.requires_grad_()
     with guard(), no_switch_left():
         total = objective(prompts | inner).sum() * _UNIT
-        found = torch.autograd.grad(total, inner.values(), allow_unused=True) if total.requires_grad else []
+        found = (
+            torch.autograd.grad(total, tuple(inner.values()), allow_unused=True)
+            if total.requires_grad
+            else []
+        )
         del total
     reached = {name: one / _UNIT for name, one in zip(inner, found, strict=False) if one is not None}
     # the host's text encoders write into their residual stream
@@ -178,7 +186,7 @@ def token_gradients(
                 "no derivative (a cache such as EasyCache). Remove the patch, or connect another model."
             )
         outputs, cotangents = zip(*pairs, strict=True)
-        gradients = torch.autograd.grad(outputs, leaves.values(), cotangents, allow_unused=True)
+        gradients = torch.autograd.grad(outputs, tuple(leaves.values()), cotangents, allow_unused=True)
     # a text encoder whose output the model does not use
     return {
         name: torch.zeros_like(own) if one is None else one

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from jepa_guidance.host.gradient.prompt_token import distance, token_gradients
 from jepa_guidance.host.gradient.random_state import own_noise
-from jepa_guidance.host.guidance import minority_prompt
-from jepa_guidance.host.guidance.minority_prompt import PromptLearning, apply_minority_prompt
+from jepa_guidance.host.guidance import prompt_run
+from jepa_guidance.host.guidance.minority_prompt import apply_minority_prompt
+from jepa_guidance.host.guidance.prompt_run import PromptLearning
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from tests.host.clips import tiny_clip
@@ -197,9 +198,9 @@ def test_the_gradient_in_a_run_is_the_finite_difference(tiny, clip, stock, monke
         steps.append((seen[0], seen[1], vectors["l"], found))
         return vectors
 
-    estimate = minority_prompt.estimate
-    monkeypatch.setattr(minority_prompt, "learn", check)
-    monkeypatch.setattr(minority_prompt, "estimate", watched)
+    estimate = prompt_run.estimate
+    monkeypatch.setattr(prompt_run, "learn", check)
+    monkeypatch.setattr(prompt_run, "estimate", watched)
     model = tiny.make_model(kind)
     patched, positive = learned(model, clip, balance=0.4)
     stock(patched, tiny, positive=positive, **HOW)

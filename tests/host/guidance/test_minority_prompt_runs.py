@@ -12,7 +12,7 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode
-from jepa_guidance.host.guidance import minority_prompt
+from jepa_guidance.host.guidance import prompt_run
 from jepa_guidance.host.guidance.self_guided import apply_self_guidance, self_guided_schedule
 from jepa_guidance.host.search.config import SearchConfig
 from jepa_guidance.host.search.search import apply_search
@@ -73,13 +73,13 @@ def test_kinds_of_models_learn(tiny, clip, draw, kind, cfg):
 def test_samplers_learn_once_at_the_start_of_each_step(tiny, clip, draw, monkeypatch, sampler):
     """Also those that call the model several times a step, or keep a copy of their state."""
     levels, calls = [], itertools.count()
-    learn = minority_prompt.PromptRun.learned
+    learn = prompt_run.PromptRun.learned
 
     def watched(run, model, x, sigmas, kwargs, step):
         levels.append((step, float(sigmas[0])))
         return learn(run, model, x, sigmas, kwargs, step)
 
-    monkeypatch.setattr(minority_prompt.PromptRun, "learned", watched)
+    monkeypatch.setattr(prompt_run.PromptRun, "learned", watched)
     patched = learned(tiny.model, clip, on_pass=calls.__next__)
     first, again = (draw(patched, sampler_name=sampler, steps=5) for _ in range(2))
     assert torch.equal(first, again)
@@ -191,27 +191,24 @@ def test_only_the_prompt_of_the_text_is_replaced(tiny, clip, draw):
 # --- other text encoders and denoisers --------------------------------------------------------------------------
 
 
-def test_both_text_encoders_of_sdxl_have_a_token(draw):
+def test_both_text_encoders_of_sdxl_have_a_token(draw, monkeypatch):
     clip = tiny_sdxl_clip(16)
     sizes = unet(64, num_classes="sequential", adm_in_channels=16 + 6 * 256, context=24)
     model = model_of(supported.SDXL, sizes, {})
-    patched = learned(model, clip)
-    negative = host_nodes.CLIPTextEncode().encode(clip, "")[0]
-    vectors = {}
-    learn = minority_prompt.learn
+    moved: dict = {}
+    learn = prompt_run.learn
 
     def watched(start, *args):
         found = learn(start, *args)
-        vectors.update({name: (found[name] - start[name]).abs().max() for name in found})
+        moved.update({name: (found[name] - start[name]).abs().max() for name in found})
         return found
 
-    minority_prompt.learn = watched
-    try:
-        found = draw(patched, negative=negative)
-    finally:
-        minority_prompt.learn = learn
-    assert vectors.keys() == {"l", "g"}
-    assert all(moved > 1e-3 for moved in vectors.values())
+    monkeypatch.setattr(prompt_run, "learn", watched)
+    patched = learned(model, clip)
+    negative = host_nodes.CLIPTextEncode().encode(clip, "")[0]
+    found = draw(patched, negative=negative)
+    assert moved.keys() == {"l", "g"}
+    assert all(far > 1e-3 for far in moved.values())
     assert not torch.equal(found, draw((model, patched[1]), negative=negative))
 
 
@@ -295,7 +292,7 @@ def test_an_interrupt_leaves_everything_as_it_was(tiny, clip, draw):
 def test_short_of_memory_it_goes_on_with_checkpointing(tiny, clip, draw, monkeypatch):
     patched = learned(tiny.model, clip)
     wanted, tried = draw(patched), []
-    real = minority_prompt.differentiable_denoiser
+    real = prompt_run.differentiable_denoiser
 
     def once(guider, key, *, checkpointing):
         tried.append(checkpointing)
@@ -303,7 +300,7 @@ def test_short_of_memory_it_goes_on_with_checkpointing(tiny, clip, draw, monkeyp
             raise torch.OutOfMemoryError("out of memory")
         return real(guider, key, checkpointing=checkpointing)
 
-    monkeypatch.setattr(minority_prompt, "differentiable_denoiser", once)
+    monkeypatch.setattr(prompt_run, "differentiable_denoiser", once)
     torch.testing.assert_close(draw(patched), wanted, rtol=1e-3, atol=1e-2)
     assert tried == [False, *[True] * 4]
 

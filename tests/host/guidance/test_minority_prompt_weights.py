@@ -11,7 +11,7 @@ import comfy.sd1_clip
 import pytest
 import torch
 from jepa_guidance.host.comfy.streaming import is_dynamic
-from jepa_guidance.host.guidance import minority_prompt
+from jepa_guidance.host.guidance import prompt_run
 
 from tests.host.clips import SIZES, clip_of, tiny_clip
 from tests.host.conftest import tiny_conditioning, tiny_model
@@ -41,7 +41,7 @@ def test_streamed_models_run_from_copies_that_stay(stock):
         held.patcher = comfy.model_patcher.ModelPatcherDynamic(clip.cond_stage_model, CARD, CPU)
         patched = learned(streamed, held)
         assert not is_dynamic(patched[0])
-        (attached,) = patched[0].get_additional_models_with_key(minority_prompt.KEY)
+        (attached,) = patched[0].get_additional_models_with_key(prompt_run.KEY)
         assert not is_dynamic(attached)
         found = draw(patched)
         assert torch.equal(draw(patched), found)
