@@ -12,6 +12,7 @@ from .djepa import DJEPALoader, DJEPASampler
 from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
 from .guided_ksampler import JEPAGuidedKSampler
+from .minority_prompt import JEPAMinorityPrompt
 from .plot_trace import JEPAPlotTrace
 from .prompt_fit import JEPAPromptFit
 from .prompt_map import JEPAPromptMap
@@ -56,4 +57,5 @@ class JEPAExtension(ComfyExtension):
             JEPABoostAndSkip,
             JEPACads,
             JEPASelfGuidedMinority,
+            JEPAMinorityPrompt,
         ]

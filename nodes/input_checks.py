@@ -11,6 +11,7 @@ from comfy_api.latest import io
 USED = {
     "MODEL": "get_model_object",
     "VAE": "throw_exception_if_invalid",
+    "CLIP": "encode_from_tokens_scheduled",
     "JEPA_ENCODER": "members",
     "DJEPA": "class_names",
     "JEPA_TRACE": "steps",

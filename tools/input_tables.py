@@ -37,7 +37,7 @@ PAGES = {
         "JEPARankImages",
     ),
     "search.md": ("JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap"),
-    "compare.md": ("JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority"),
+    "compare.md": ("JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority", "JEPAMinorityPrompt"),
     "djepa.md": ("DJEPALoader", "DJEPASampler"),
 }
 # Menus whose entries are the host's or depend on the files of the machine.

@@ -71,6 +71,13 @@ SCENES = (
     ),
     Scene(
         "jepa_demo_ab",
+        runs=({(3, "batch_size"): 1, (101, "text"): "a portrait of a robot"},),
+        added=(Added(101, "JEPAMinorityPrompt", (430, -900), inputs=(("model", 2, 0),)),),
+        off=(12, 13, 14, 15, 16, 17, 18, 19),
+        pictures=(Shot(f"{HELP}/minority_prompt.png", (101,), width=440),),
+    ),
+    Scene(
+        "jepa_demo_ab",
         runs=tuple({(3, "batch_size"): 1, (5, "class_name"): kind.name} for kind in KINDS),
         off=(12, 13, 14, 15, 16, 17, 18, 19),
         pictures=(

@@ -2,6 +2,7 @@
 
 required.py    the names that the pack needs; a ComfyUI that lacks one is refused
 sampling.py    running the stock sampler, and wrapping the samplers and runs of a MODEL
+prompt.py      text encoders, and the positive prompt of a run
 models.py      patches, dtypes and devices of a MODEL
 memory.py      loading and unloading models, out-of-memory errors
 streaming.py   dynamic VRAM

@@ -94,6 +94,7 @@ LatentFormat = _need(comfy.latent_formats, "LatentFormat")
 PixelspaceConversionVAE = _need(comfy.pixel_space_convert, "PixelspaceConversionVAE")
 ModelPatcher = _need(comfy.model_patcher, "ModelPatcher")
 VAE = _need(comfy.sd, "VAE")
+CLIP = _need(comfy.sd, "CLIP")
 TAESD = _need(comfy.taesd.taesd, "TAESD")
 get_torch_device = _need(comfy.model_management, "get_torch_device")
 unet_offload_device = _need(comfy.model_management, "unet_offload_device")
@@ -110,7 +111,12 @@ InterruptProcessingException = _need(comfy.model_management, "InterruptProcessin
 # Raises if the user interrupted the run. The host's own layers call it; a JEPA encoder does not.
 interrupt_check = _need(comfy.model_management, "throw_exception_if_processing_interrupted")
 
-# Conditioning.
+# Prompts and conditioning.
+for _name in ("tokenize", "encode_from_tokens_scheduled"):
+    _need(CLIP, _name)
+_need_mention(_need(CLIP, "encode_from_tokens"), "load_model", "patcher", "cond_stage_model")
+calc_cond_batch = _need(comfy.samplers, "calc_cond_batch")
+encode_model_conds = _need(comfy.samplers, "encode_model_conds")
 CONDConstant = _need(comfy.conds, "CONDConstant")
 for _class in ("CONDRegular", "CONDList"):
     _need(_need(comfy.conds, _class), "_copy_with")

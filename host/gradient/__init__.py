@@ -2,6 +2,7 @@
 
 estimate.py, linearise.py    from a gradient at the clean estimate to one at x; one vector-Jacobian product
 chain.py, self_guidance.py   the gradient at the estimate: of a score, stage by stage; of what noising again changes
+prompt_token.py              the gradient at a token of the prompt, through the text encoder
 decoders.py                  clean latent -> image: full, at the encoder's resolution, tiny
 denoiser.py, differentiable.py   the denoiser inside a backward pass; inference mode, in-place writes
 ways.py, lean.py, checkpointing.py, rows.py   less memory for the same gradient; one image of a batch

@@ -42,11 +42,11 @@ class Denoise(Protocol):
 
 
 # torch's messages about tensors cached from other calls, and about operations without a backward pass.
-_NOT_DIFFERENTIABLE = (
+NOT_DIFFERENTIABLE = (
     *("nference tensor", "does not require grad", "no autograd formula"),
     "backward through the graph a second time",
 )
-_NO_DERIVATIVE = (
+NO_DERIVATIVE = (
     "a patch of the denoiser, or a model that runs with it, has no derivative (a cache such as EasyCache, a "
     "second model, a LoRA in bypass mode)"
 )
@@ -186,9 +186,9 @@ class EstimateGradient(GradientChain):
                         check(DENOISER, denoise, x, clean, pull, gradient, skip)
                 return found._replace(gradient=gradient)
             except RuntimeError as error:
-                if any(words in str(error) for words in _NOT_DIFFERENTIABLE):
+                if any(words in str(error) for words in NOT_DIFFERENTIABLE):
                     logging.info("JEPA guidance: torch cannot differentiate the denoiser: %s", error)
-                    raise WrongGradientError(DENOISER, _NO_DERIVATIVE) from error
+                    raise WrongGradientError(DENOISER, NO_DERIVATIVE) from error
                 if guarded or "inplace operation" not in str(error):
                     raise
             # a ControlNet or a patch writes in place; the score and its gradient at the estimate stand

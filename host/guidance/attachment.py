@@ -26,7 +26,7 @@ def guided(model: Any, guidance: Guidance, loaded: Sequence[Any], through: bool)
     patched = resident(model) if through and is_dynamic(model) else model.clone()
     patched.set_additional_models(KEY, list(loaded))
     wrap_sampler(patched, KEY, GuidedSampler(guidance))
-    wrap_run(patched, KEY, _run_with_resident_parts if through else _run)
+    wrap_run(patched, KEY, run_with_resident_parts if through else _run)
     return patched
 
 
@@ -46,7 +46,7 @@ def _run(executor: Any, *args: Any, **more: Any) -> Any:
     return executor(*args, **more)
 
 
-def _run_with_resident_parts(executor: Any, *args: Any, **more: Any) -> Any:
+def run_with_resident_parts(executor: Any, *args: Any, **more: Any) -> Any:
     """A run in which ControlNets and the like, from the conditioning or later nodes, keep their weights in place."""
     guider, copies = executor.class_obj, ResidentParts()
     guider.conds, guider.model_options = copies(guider.conds), copies(guider.model_options)

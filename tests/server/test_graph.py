@@ -41,6 +41,7 @@ NODES = (
     "JEPABoostAndSkip",
     "JEPACads",
     "JEPASelfGuidedMinority",
+    "JEPAMinorityPrompt",
 )
 GUIDANCE = {
     "strength": 2.0,
