@@ -18,6 +18,7 @@ from kornia.augmentation import RandomJigsaw
 from kornia.filters import sobel
 from scipy.stats import spearmanr
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.transforms import v2
 
 from jepa_core import Encoder, jepa_score, load_encoder
@@ -36,12 +37,8 @@ from research.world.labels import log_frequency
 
 PART = 24  # pictures in a file
 REFERENCE = 300  # training drawings of a class
-SIDES = (
-    112,
-    224,
-)  # pixels; drawings are ranked at the first, and at the second only drawings are told from photos
-DRAWINGS = "drawings"
-PHOTOS = "photos"
+SIDE, LARGER = 112, 224  # pixels; at the second, only drawings are told from every second common picture
+DRAWINGS, COMMON, EVEN = "drawings", "gallery", "drawings of equal contrast"
 
 
 def spoilers(side: int) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -131,30 +128,32 @@ def novelty_of_drawings(encoder: Encoder, world: Pictures, found: Tensor, labels
     return novelty
 
 
-def drawings(measure: Measuring, world: Pictures, count: int, each: int) -> Row:
-    """How criteria rank `count` held-out drawings; the exact score of `each` of a class beside the projected one."""
+def drawings(measure: Measuring, world: Pictures, count: int) -> Row:
+    """How criteria rank `count` held-out drawings; the score at equal contrast, the first half of them."""
     unseen, rows = world.unseen(), slice(REAL, REAL + count)
     labels, attributes, pictures = unseen.labels[rows], unseen.attributes, unseen.pixels(rows)
     assert attributes is not None
-    judge = Judge(world, measure.folder)
     seen = resized(pictures, measure.encoder.image_size)
-    found, even = measure(DRAWINGS, seen), measure("drawings of equal contrast", equal_contrast(seen))
+    found = measure(DRAWINGS, seen)
+    even = measure(EVEN, equal_contrast(seen[: count // 2]))
+    judge = Judge(world, measure.folder)
     columns = {name: found[name] for name in APPEARANCE} | {
         "score": -found["score"],
-        "score at equal contrast": -even["score"],
+        "score at equal contrast": pad(-even["score"], (0, count - len(even["score"])), value=torch.nan),
         "novelty": novelty_of_drawings(measure.encoder, world, found["embedding"], labels),
         "distance": judge.judge(pictures, labels, judge.features(pictures))["distance"],
         "rarity": -log_frequency(attributes[rows]),
         "minority": has_rare_value(attributes[rows]),
     }
-    some = slice(each * len(world.classes))  # the classes come in turn
-    exact = measure.exact(DRAWINGS, seen[some])
-    near = spearmanr(exact, found["score"][some])[0]
-    names = [world.classes[label - 1] for label in labels.tolist()]
-    return {
-        "exact": {"pictures": len(exact), "spearman": round(float(near), 3)},
-        **agreement({name: value.numpy().astype(np.float64) for name, value in columns.items()}, names),
-    }
+    numbers = {name: value.numpy().astype(np.float64) for name, value in columns.items()}
+    return agreement(numbers, [world.classes[label - 1] for label in labels.tolist()])
+
+
+def exactness(measure: Measuring, world: Pictures, count: int) -> Row:
+    """How the exact score ranks the first `count` of the drawings, beside the projected one."""
+    seen = resized(world.unseen().pixels(slice(REAL, REAL + count)), measure.encoder.image_size)
+    cheap, exact = measure(DRAWINGS, seen)["score"], measure.exact(DRAWINGS, seen)
+    return {"pictures": count, "spearman": round(float(spearmanr(exact, cheap)[0]), 3)}
 
 
 def in_halves(found: dict[str, Tensor], common: Tensor) -> Columns:
@@ -171,38 +170,33 @@ def sets(measure: Measuring, common: Sequence[Tensor], world: Pictures, spoiled:
     side = measure.encoder.image_size
     pictures = torch.cat([resized(one.movedim(-1, 0)[None], side) for one in common])
     every = {
-        PHOTOS: pictures,
+        COMMON: pictures,
         DRAWINGS: resized(world.unseen().pixels(slice(REAL, REAL + len(pictures))), side),
     }
     torch.manual_seed(0)
     for name, spoil in spoilers(side).items() if spoiled else ():
         every[name] = spoil(pictures.mul(255).round().byte()).float() / 255
     found = {name: measure(name, one) for name, one in every.items()}
-    return {name: in_halves(one, found[PHOTOS]["embedding"]) for name, one in found.items()}
+    return {name: in_halves(one, found[COMMON]["embedding"]) for name, one in found.items()}
 
 
 @torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = program.parser(__file__, __doc__, program.FIGURES / "rarity.json", folder=True)
     parser.add_argument("--drawings", type=int, default=600, help="held-out drawings that are ranked")
-    parser.add_argument(
-        "--exact", type=int, default=3, help="drawings of a class that get an exact score too"
-    )
+    parser.add_argument("--exact", type=int, default=24, help="of these that get an exact score too")
     parser.add_argument("--world", type=Path, help="keeps the world's pictures; WORK by default")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     encoder = load_encoder(options.encoder)
     world = load_pictures(options.world or options.folder, 6 * REFERENCE, 2 * REAL, processes=1)
     common = [picture for _, picture in (*gallery(), *photos())]
-    measures = {side: Measuring(options.folder, encoder.at_size(side)) for side in SIDES}
-    found = {
-        "drawings": drawings(measures[SIDES[0]], world, options.drawings, options.exact),
-        "auroc": {
-            str(side): separation(sets(measure, common, world, side == SIDES[0]), PHOTOS)
-            for side, measure in measures.items()
-        },
-    }
-    more = {"projection": PROJECTION, "photos": len(common), "resamples": RESAMPLES}
+    small, large = (Measuring(options.folder, encoder.at_size(side)) for side in (SIDE, LARGER))
+    found: Row = {"drawings": drawings(small, world, options.drawings)}
+    found["auroc"] = {str(SIDE): separation(sets(small, common, world, spoiled=True), COMMON)}
+    found["exact"] = exactness(small, world, options.exact)
+    found["auroc"][str(LARGER)] = separation(sets(large, common[::2], world, spoiled=False), COMMON)
+    more = {"projection": PROJECTION, "gallery": len(common), "resamples": RESAMPLES}
     program.write(options.out, {"settings": program.settings(parser, options, **more), **found}, tables)
     chart(found, options.folder / "rarity_of_score.png")
 

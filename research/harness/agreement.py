@@ -11,7 +11,7 @@ from scipy.stats import bootstrap, mannwhitneyu, rankdata
 
 from research.harness.program import Row
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 Values = NDArray[np.float64]
 Rows = NDArray[np.int64]
 

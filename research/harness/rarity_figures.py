@@ -22,6 +22,7 @@ from research.harness.program import Row, markdown
 APPEARANCE = ("contrast", "saturation", "edges")
 ADJUSTED = "score adjusted for contrast"
 CRITERIA = ("score", "score at equal contrast", ADJUSTED, "novelty", "distance", "contrast")
+IN_CLASSES = ("score", ADJUSTED, "novelty")
 TESTED = ("score", ADJUSTED, "novelty", "contrast")
 LABELS = {"distance": "judge's distance, for comparison", "contrast": "contrast alone, for comparison"}
 COLOURS = {"score": "C3", ADJUSTED: "C1", "score at equal contrast": "C8", "novelty": "C0", "contrast": "C7"}
@@ -36,10 +37,10 @@ def adjusted(columns: Columns, fitted: Columns) -> Values:
 
 
 def agreement(columns: Columns, classes: Sequence[str]) -> Row:
-    """How each criterion (larger is rarer) ranks pictures beside what is known of them, in each class and in all.
+    """How each criterion (larger is rarer) ranks pictures beside what is known of them, in all classes and in each.
 
     Args:
-        columns: the criteria but the adjusted one, APPEARANCE, "rarity" and "minority"; (N,) each.
+        columns: the criteria but the adjusted one, APPEARANCE, "rarity" and "minority"; (N,) each, NaN where unknown.
     """
     names = list(dict.fromkeys(classes))
     rows = [np.flatnonzero(np.array(classes) == name) for name in names]
@@ -47,27 +48,37 @@ def agreement(columns: Columns, classes: Sequence[str]) -> Row:
     for some in rows:
         apart[some] = residual(columns["score"][some], [np.log(columns["contrast"][some])])
     columns = dict(columns) | {ADJUSTED: apart}
-    found = {"all": {name: _of(columns, name, rows) for name in CRITERIA}}
+    found = {"all": {name: _of_all(columns, name, rows) for name in CRITERIA}}
     for name, some in zip(names, rows, strict=True):
-        found[name] = {criterion: _of(columns, criterion, [some]) for criterion in CRITERIA}
-        print(name, flush=True)
+        found[name] = {criterion: _ranking(columns, criterion, [some]) for criterion in IN_CLASSES}
     return {"pictures": {name: len(some) for name, some in zip(names, rows, strict=True)}, "criteria": found}
 
 
-def _of(columns: Columns, name: str, rows: Sequence[Rows]) -> Row:
+def _ranking(
+    columns: Columns,
+    name: str,
+    rows: Sequence[Rows],
+    others: Sequence[str] = ("rarity", "distance", "contrast"),
+) -> Row:
     own, given = columns[name], [columns[one] for one in APPEARANCE]
     found = {
         other: interval(lambda *some, other=other: rank_correlation(own, columns[other], some), rows)
-        for other in ("rarity", "distance", *APPEARANCE)
+        for other in others
         if other != name
     }
+    if name not in APPEARANCE:
+        found["explained"] = interval(lambda *some: explained(own, given, some), rows)
+    return found
+
+
+def _of_all(columns: Columns, name: str, rows: Sequence[Rows]) -> Row:
+    own, given = columns[name], [columns[one] for one in APPEARANCE]
+    rows = [some[np.isfinite(own[some])] for some in rows]
+    found = _ranking(columns, name, rows, ("rarity", "distance", *APPEARANCE))
     found["minority"] = interval(lambda *some: auroc_within(own, columns["minority"] > 0, some), rows)
-    if name != "contrast":
+    if name not in APPEARANCE:
         partial = interval(lambda *some: rank_correlation(own, columns["rarity"], some, given), rows)
-        found |= {
-            "rarity, given": partial,
-            "explained": interval(lambda *some: explained(own, given, some), rows),
-        }
+        found["rarity, given"] = partial
     return found
 
 
@@ -106,11 +117,13 @@ def agreement_table(figures: Row) -> str:
     columns = {
         "criterion": "{criterion}",
         "known rarity": "{rarity}",
-        "the same, given contrast, saturation, edges": "{rarity, given}",
+        "given contrast, saturation, edges": "{rarity, given}",
         "minority found (AUROC)": "{minority}",
         "judge's distance": "{distance}",
         "contrast": "{contrast}",
-        "explained by contrast, saturation, edges (R^2)": "{explained}",
+        "saturation": "{saturation}",
+        "edges": "{edges}",
+        "explained by these three (R^2)": "{explained}",
     }
     found = figures["drawings"]["criteria"]["all"]
     return markdown(
@@ -164,12 +177,9 @@ def _dots(axes: Axes, groups: Mapping[str, Mapping[str, Row]], criteria: Sequenc
     """A line for each criterion in each group: a dot at its value, and its interval."""
     for number, found in enumerate(groups.values()):
         for place, name in enumerate(criteria):
-            if name in found:
-                one, y = found[name], number + (place - (len(criteria) - 1) / 2) * 0.16
-                axes.plot(
-                    [one["low"], one["high"]], [y, y], color=COLOURS[name], lw=2, solid_capstyle="round"
-                )
-                axes.plot(one["value"], y, "o", color=COLOURS[name], label=name if number == 0 else None)
+            one, y = found[name], number + (place - (len(criteria) - 1) / 2) * 0.16
+            axes.plot([one["low"], one["high"]], [y, y], color=COLOURS[name], lw=2, solid_capstyle="round")
+            axes.plot(one["value"], y, "o", color=COLOURS[name], label=name)
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
@@ -177,23 +187,23 @@ def _dots(axes: Axes, groups: Mapping[str, Mapping[str, Row]], criteria: Sequenc
 
 def chart(figures: Row, file: Path) -> None:
     """Draw what the tables say of all classes and of unusual pictures."""
-    figure = Figure((11, 4.6), dpi=100, layout="constrained")
+    figure = Figure((11, 5), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     found = figures["drawings"]["criteria"]["all"]
     shown = ("score", "score at equal contrast", ADJUSTED, "novelty")
     headings = {"rarity": "known rarity", "distance": "judge's distance", "contrast": "contrast"}
-    groups = {text: {name: found[name][one] for name in shown} for one, text in headings.items()}
-    _dots(left, groups, shown)
+    _dots(left, {text: {name: found[name][one] for name in shown} for one, text in headings.items()}, shown)
     left.axvline(0, color="#5a5a5a", lw=1)
-    left.set(xlim=(-1, 1), xlabel="rank correlation, drawings within their kind")
-    left.set_title("Does it rank as ...?", loc="left")
-    left.legend(loc="lower left", frameon=False, fontsize=9)
-    first = next(iter(figures["auroc"].values()))
-    _dots(right, first, TESTED)
+    left.set(xlim=(-1, 1), xlabel="rank correlation with it, drawings within their kind")
+    left.set_title("What does each rank drawings by?", loc="left")
+    _dots(right, next(iter(figures["auroc"].values())), TESTED)
     right.axvline(0.5, color="#5a5a5a", lw=1)
-    right.set(
-        xlim=(0, 1), xlabel="AUROC: 1 finds all of them rarer than photos, 0.5 is chance, 0 all commoner"
-    )
+    right.set(xlim=(0, 1), xlabel="AUROC: above 0.5 they are found rarer, below it commoner")
     right.set_title("Does it find unusual pictures?", loc="left")
-    right.legend(loc="lower left", frameon=False, fontsize=9)
+    entries = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
+    entries |= dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+    order = [*shown, "contrast"]
+    figure.legend(
+        [entries[name] for name in order], order, loc="outside lower center", ncols=5, frameon=False
+    )
     figure.savefig(file)
