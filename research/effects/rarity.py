@@ -184,7 +184,7 @@ def sets(measure: Measuring, common: Sequence[Tensor], world: Pictures, spoiled:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = program.parser(__file__, __doc__, program.FIGURES / "rarity.json", folder=True)
     parser.add_argument("--drawings", type=int, default=600, help="held-out drawings that are ranked")
-    parser.add_argument("--exact", type=int, default=24, help="of these that get an exact score too")
+    parser.add_argument("--exact", type=int, default=12, help="of these that get an exact score too")
     parser.add_argument("--world", type=Path, help="keeps the world's pictures; WORK by default")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from jepa_core import jepa_score, load_encoder
+from jepa_core.score import PROJECTION
 from research.effects import rarity
 from research.harness import rarity_figures
 from research.harness.agreement import (
@@ -109,6 +111,20 @@ def test_novelty_is_against_the_half_that_lacks_the_picture():
     )
     assert found["novelty"] == pytest.approx(np.full(20, 2**0.5))
     assert found["score"].tolist() == [-number for number in range(20)]
+
+
+def test_pictures_are_measured_once_and_as_the_library_does(save_model, tmp_path, monkeypatch):
+    encoder = load_encoder(save_model(hidden_size=64)).at_size(56)
+    pictures = torch.rand(rarity.PART + 2, 3, 56, 56)
+    measure = rarity.Measuring(tmp_path, encoder)
+    found = measure("some", pictures)
+    x = encoder.preprocess(pictures[-2:].movedim(1, -1))
+    assert torch.equal(found["score"][-2:], jepa_score(encoder, x, projection=PROJECTION))
+    assert torch.allclose(found["embedding"][-2:], encoder(x), atol=1e-6)
+    assert torch.allclose(found["contrast"], pictures.flatten(1).std(1))
+    monkeypatch.setattr(rarity, "jepa_score", None)  # what is kept is not measured again
+    again = measure("some", pictures)
+    assert all(torch.equal(found[name], again[name]) for name in found)
 
 
 def test_the_tables_show_the_committed_figures():
