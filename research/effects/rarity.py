@@ -129,13 +129,13 @@ def novelty_of_drawings(encoder: Encoder, world: Pictures, found: Tensor, labels
 
 
 def drawings(measure: Measuring, world: Pictures, count: int) -> Row:
-    """How criteria rank `count` held-out drawings; the score at equal contrast, the first half of them."""
+    """How criteria rank `count` held-out drawings; the score at equal contrast, the first quarter of them."""
     unseen, rows = world.unseen(), slice(REAL, REAL + count)
     labels, attributes, pictures = unseen.labels[rows], unseen.attributes, unseen.pixels(rows)
     assert attributes is not None
     seen = resized(pictures, measure.encoder.image_size)
     found = measure(DRAWINGS, seen)
-    even = measure(EVEN, equal_contrast(seen[: count // 2]))
+    even = measure(EVEN, equal_contrast(seen[: count // 4]))
     judge = Judge(world, measure.folder)
     columns = {name: found[name] for name in APPEARANCE} | {
         "score": -found["score"],
@@ -194,8 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     small, large = (Measuring(options.folder, encoder.at_size(side)) for side in (SIDE, LARGER))
     found: Row = {"drawings": drawings(small, world, options.drawings)}
     found["auroc"] = {str(SIDE): separation(sets(small, common, world, spoiled=True), COMMON)}
-    found["exact"] = exactness(small, world, options.exact)
     found["auroc"][str(LARGER)] = separation(sets(large, common[::2], world, spoiled=False), COMMON)
+    found["exact"] = exactness(small, world, options.exact)
     more = {"projection": PROJECTION, "gallery": len(common), "resamples": RESAMPLES}
     program.write(options.out, {"settings": program.settings(parser, options, **more), **found}, tables)
     chart(found, options.folder / "rarity_of_score.png")
