@@ -184,7 +184,10 @@ def sets(measure: Measuring, common: Sequence[Tensor], world: Pictures, spoiled:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = program.parser(__file__, __doc__, program.FIGURES / "rarity.json", folder=True)
     parser.add_argument("--drawings", type=int, default=600, help="held-out drawings that are ranked")
-    parser.add_argument("--exact", type=int, default=12, help="of these that get an exact score too")
+    parser.add_argument("--exact", type=int, default=0, help="of these that get an exact score too")
+    parser.add_argument(
+        "--larger", action="store_true", help=f"also at {LARGER} pixels, where scores take four times as long"
+    )
     parser.add_argument("--world", type=Path, help="keeps the world's pictures; WORK by default")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -194,8 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     small, large = (Measuring(options.folder, encoder.at_size(side)) for side in (SIDE, LARGER))
     found: Row = {"drawings": drawings(small, world, options.drawings)}
     found["auroc"] = {str(SIDE): separation(sets(small, common, world, spoiled=True), COMMON)}
-    found["auroc"][str(LARGER)] = separation(sets(large, common[::2], world, spoiled=False), COMMON)
-    found["exact"] = exactness(small, world, options.exact)
+    if options.larger:
+        found["auroc"][str(LARGER)] = separation(sets(large, common[::2], world, spoiled=False), COMMON)
+    if options.exact:
+        found["exact"] = exactness(small, world, options.exact)
     more = {"projection": PROJECTION, "gallery": len(common), "resamples": RESAMPLES}
     program.write(options.out, {"settings": program.settings(parser, options, **more), **found}, tables)
     chart(found, options.folder / "rarity_of_score.png")
