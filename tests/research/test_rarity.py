@@ -122,6 +122,7 @@ def test_pictures_are_measured_once_and_as_the_library_does(save_model, tmp_path
     assert torch.equal(found["score"][-2:], jepa_score(encoder, x, projection=PROJECTION))
     assert torch.allclose(found["embedding"][-2:], encoder(x), atol=1e-6)
     assert torch.allclose(found["contrast"], pictures.flatten(1).std(1))
+    assert torch.equal(measure.exact("some", pictures[-1:]), jepa_score(encoder, x[-1:]))
     monkeypatch.setattr(rarity, "jepa_score", None)  # what is kept is not measured again
     again = measure("some", pictures)
     assert all(torch.equal(found[name], again[name]) for name in found)
