@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from research.effects import evaluation, novelty, search, strengths
+from research.harness import rarity_figures
 from research.harness.batches import Study
 from research.harness.images import UNGUIDED
 from research.harness.pack import ROOT
@@ -20,6 +21,11 @@ from tools.markers import fill
 PAGE = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images"
 SHOWN = (UNGUIDED, SHIPPED, "score 1", *METHODS, "random direction", *SEARCHES)
+RARITY = {
+    "agreement": rarity_figures.agreement_table,
+    "kinds": rarity_figures.class_table,
+    "unusual": rarity_figures.separation_table,
+}
 CURVES = {
     "distance": "judge's distance",
     "minority": "minority hit rate",
@@ -42,6 +48,7 @@ def texts() -> dict[str, str]:
         tables.tables(_figures("results"))
         | {"novelty": novelty.table(_figures("novelty")), "strengths": strengths.table(_figures("strengths"))}
         | {f"search, {name}": text for name, text in searched.items()}
+        | {f"rarity, {name}": make(_figures("rarity")) for name, make in RARITY.items()}
         | {"evaluation": evaluation.table(_figures("evaluation"))}
     )
 
