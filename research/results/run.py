@@ -22,7 +22,7 @@ from research.harness.program import kept
 from research.harness.timing import processor_seconds
 from research.judges.effects import REAL
 from research.results import page
-from research.results.arms import ARMS, AUGMENTED, BATCHES
+from research.results.arms import ARMS, AUGMENTED, BATCHES, CONTROLS, GUIDED, METHODS, SEARCHES
 from research.results.augmentation import FEW, SEEDS, augmentation
 from research.results.figures import Figures, real_rows
 from research.results.measures import Measures
@@ -86,10 +86,10 @@ def draw(study: Study) -> None:
 
 
 def costs(study: Study) -> None:
-    """Time a batch of every arm that has pictures, one after the other, after a run that is not counted."""
+    """Time a batch of every arm that is compared, one after the other, after a run that is not counted."""
     first = study.sampler.classes[0]
-    drawn = [arm for arm in ARMS if study.file(arm, first, 0).exists()]
-    missing = [arm for arm in drawn if not _cost_file(study, arm).exists()]
+    drawn = [arm for arm in (*METHODS, *CONTROLS, *SEARCHES, *GUIDED) if study.file(arm, first, 0).exists()]
+    missing = [arm for arm in (UNGUIDED, *drawn) if not _cost_file(study, arm).exists()]
     if missing:
         study.sampled(first, Arm(), 0)
     for arm in missing:
