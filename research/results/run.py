@@ -86,9 +86,13 @@ def draw(study: Study) -> None:
 
 
 def costs(study: Study) -> None:
-    """Time a batch of every arm that is compared, one after the other, after a run that is not counted."""
+    """Time a batch of every arm that is compared, one after the other, after a run that is not counted.
+
+    Other strengths take as long as strength 1, and variants of the score as the score does.
+    """
     first = study.sampler.classes[0]
-    drawn = [arm for arm in (*METHODS, *CONTROLS, *SEARCHES, *GUIDED) if study.file(arm, first, 0).exists()]
+    compared = [*METHODS, *CONTROLS, *SEARCHES, *(arm for arm in GUIDED if not arm.startswith("score 1,"))]
+    drawn = [arm for arm in compared if study.file(arm, first, 0).exists()]
     missing = [arm for arm in (UNGUIDED, *drawn) if not _cost_file(study, arm).exists()]
     if missing:
         study.sampled(first, Arm(), 0)
