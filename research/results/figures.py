@@ -45,8 +45,14 @@ class Figures:
         for name in (*PER_PICTURE, "vendi"):
             a, b = self._pairs(arm, name)
             found[name] = mean_and_interval(a)
+            stock = (
+                self.arms[UNGUIDED].values[name].numpy()
+            )  # single pictures, also where a and b are means of batches
             if arm != UNGUIDED and len(b):
-                found[name] |= {"change": mean_and_interval(a - b), "effect": effect_size(a, b)}
+                found[name] |= {
+                    "change": mean_and_interval(a - b),
+                    "effect": effect_size(a - b, stock[~np.isnan(stock)]),
+                }
         return found
 
     def _pairs(self, arm: str, name: str) -> tuple[np.ndarray, np.ndarray]:

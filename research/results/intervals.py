@@ -31,10 +31,10 @@ def mean_and_interval(values: Sequence[float] | np.ndarray) -> Row:
     return {"mean": _rounded(mean), "low": _rounded(found.low), "high": _rounded(found.high)}
 
 
-def effect_size(own: np.ndarray, control: np.ndarray) -> float:
-    """Cohen's d: the mean paired change in units of the control's standard deviation; 0 where that does not vary."""
+def effect_size(change: np.ndarray, control: np.ndarray) -> float:
+    """Cohen's d: the mean of the paired changes in units of the control's standard deviation; 0 where that does not vary."""
     deviation = float(np.std(control, ddof=1))
-    return _rounded(float((own - control).mean()) / deviation) if deviation else 0.0
+    return _rounded(float(change.mean()) / deviation) if deviation else 0.0
 
 
 def jackknife(measure: Callable[[np.ndarray], float], groups: Sequence[Any]) -> Row:

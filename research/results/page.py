@@ -79,7 +79,8 @@ def sheet(study: Study, arms: Sequence[str]) -> Image.Image:
     classes = study.sampler.classes
     pictures = [[study.picture(arm, name, 0, 0) for name in classes] for arm in arms]
     captions = [[""] * len(classes)] * len(arms)
-    return contact_sheet("The same noise", list(arms), pictures, captions, list(classes), side=112)
+    title = "The same noise in every row; searches show the most novel of sixteen"
+    return contact_sheet(title, list(arms), pictures, captions, list(classes), side=112)
 
 
 def dose_chart(figures: Row) -> Figure:
