@@ -122,11 +122,11 @@ def test_guidance_can_be_read(file):
     assert not long
 
 
-def test_research_takes_only_the_environment_from_tools() -> None:
+def test_research_takes_only_the_environment_and_markers_from_tools() -> None:
     """tools may use research, as the demo does; the other way round only what needs nothing of this project."""
     for file in sorted((ROOT / "research").rglob("*.py")):
         taken = {name for name in imported(file)[1] if name.split(".")[0] == "tools"}
-        assert all(name.startswith("tools.environment") for name in taken), file
-    for file in sorted((ROOT / "tools" / "environment").rglob("*.py")):
+        assert all(name.startswith(("tools.environment", "tools.markers")) for name in taken), file
+    for file in [*sorted((ROOT / "tools" / "environment").rglob("*.py")), ROOT / "tools" / "markers.py"]:
         own = {name for name in imported(file)[1] if name.split(".")[0] in ("research", "tools")}
         assert all(name.startswith("tools.environment") for name in own), file
