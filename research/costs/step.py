@@ -125,7 +125,7 @@ def run_arm(
     else:
         preset, changes = ARMS[arm]
         inputs = preset_inputs(preset, changes | everywhere)
-        usual = random_reference(networks.encoder, embeddings) if inputs["criterion"] != "score" else None
+        usual = random_reference(networks.encoder, embeddings) if "criterion" in changes else None
         model = networks.guided(inputs, reference=usual)
     latent = networks.sample(model, steps, pixels, stages)
     if len(stages.steps) != steps:
