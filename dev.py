@@ -70,7 +70,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     commands.add_parser("encoder", parents=[common], help="print the folder of a real trained encoder")
     commands.add_parser("demo", add_help=False, allow_abbrev=False, help="run tools/demo.py")
     commands.add_parser("bench", add_help=False, allow_abbrev=False, help="run the benchmarks")
-    commands.add_parser("results", add_help=False, allow_abbrev=False, help="compare guidance with other methods")
+    commands.add_parser(
+        "results", add_help=False, allow_abbrev=False, help="compare guidance with other methods"
+    )
     commands.add_parser("gpu", add_help=False, allow_abbrev=False, help="the checks on a machine with CUDA")
     serve = commands.add_parser("serve", parents=[common], help="start ComfyUI with this pack")
     serve.add_argument("--port", type=int, default=8188)

@@ -138,12 +138,19 @@ def test_without_strength_or_range_it_is_the_stock_sampler_whatever_else_is_set(
 
 def test_a_reference_alone_changes_nothing_of_the_score(tiny, stock, reference):
     """It only says where the images lie."""
-    plain, plain_trace = execute(tiny)
-    found, trace = execute(tiny, reference=reference)
+    plain, plain_trace = execute(tiny, criterion=SCORE)
+    found, trace = execute(tiny, criterion=SCORE, reference=reference)
     assert torch.equal(found, plain)
     assert [step.score for step in trace.guided_steps] == [step.score for step in plain_trace.guided_steps]
     assert plain_trace.places == []
     assert [list(place) for place in trace.places] == [[SCORE], [SCORE]]
+
+
+def test_auto_is_novelty_beside_a_reference_and_the_score_without(tiny, reference):
+    found, trace = execute(tiny, reference=reference)
+    assert torch.equal(found, execute(tiny, criterion=NOVELTY, reference=reference)[0])
+    assert [list(place) for place in trace.places] == [[NOVELTY], [NOVELTY]]
+    assert torch.equal(execute(tiny)[0], execute(tiny, criterion=SCORE)[0])
 
 
 @pytest.mark.parametrize("through", [False, True])
@@ -352,7 +359,11 @@ REFUSED: list[tuple[Made, str]] = [
         "reference is damaged: its embeddings have another length than those of tiny at 28 px, 16; make it again",
     ),
     (
-        lambda reference: {"target": "1 in 20", "reference": how(reference, mode="no scores")},
+        lambda reference: {
+            "criterion": SCORE,
+            "target": "1 in 20",
+            "reference": how(reference, mode="no scores"),
+        },
         "target needs the scores of the reference for criterion score; make the reference with a mode",
     ),
     (
@@ -368,7 +379,7 @@ REFUSED: list[tuple[Made, str]] = [
         "target 1 in 5 needs a reference of at least 5 pictures, this one has 4; add pictures, or choose a nearer target",
     ),
     (lambda reference: {"reference": "x"}, "reference must be of type JEPA_REFERENCE, got str"),
-    (lambda reference: {"criterion": "x"}, "criterion must be one of score, novelty, both, got 'x'"),
+    (lambda reference: {"criterion": "x"}, "criterion must be one of auto, score, novelty, both, got 'x'"),
     (lambda reference: {"target": 0.05}, "target must be one of none, 1 in 5, 1 in 20, 1 in 100, got 0.05"),
 ]
 
