@@ -8,6 +8,7 @@ from ..host.comfy.sampling import MAX_SEED
 from ..host.variety.cads import Cads
 from ..host.variety.patch import apply_cads
 from .input_checks import check_values, inputs_of, number_message
+from .sampling_inputs import share_input
 from .search_words import search_words
 
 MOST_SCALE = 10.0
@@ -38,18 +39,18 @@ class JEPACads(io.ComfyNode):
                     tooltip="How strong the noise is, in units of the prompt's embedding: the paper's s. 0.1 brings new "
                     "details, much more loses the prompt. 0 is off.",
                 ),
-                _share(
+                share_input(
                     "tau1",
                     0.6,
                     "The share of the diffusion time that is left when the prompt is clean again.",
                 ),
-                _share(
+                share_input(
                     "tau2",
                     0.9,
                     "The share of the diffusion time that is left when the noise begins to fade; before, the model sees "
                     "noise alone.",
                 ),
-                _share(
+                share_input(
                     "mix",
                     1.0,
                     "How far the noisy prompt is brought back to the mean and deviation of the clean one: the paper's psi. "
@@ -91,7 +92,3 @@ class JEPACads(io.ComfyNode):
     def execute(cls, model, seed, **settings: Any) -> io.NodeOutput:
         check_values(inputs_of(JEPACads), {"model": model, "seed": seed} | settings)
         return io.NodeOutput(apply_cads(model, Cads(**settings), seed))
-
-
-def _share(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip)

@@ -9,6 +9,7 @@ from ..host.guidance.prompt_run import PromptLearning
 from ..host.guidance.schedule import Schedule
 from .guidance_inputs import settings_message
 from .input_checks import check_values, inputs_of, number_message
+from .sampling_inputs import share_input
 from .search_words import search_words
 
 MOST_ITERATIONS = 100
@@ -78,10 +79,10 @@ class JEPAMinorityPrompt(io.ComfyNode):
                     default="cool",
                     tooltip="The word that the token starts as. It must be one that the text encoder knows as one token.",
                 ),
-                _percent(
+                share_input(
                     "start_percent", 0.0, "The fraction of this sampler's steps before the token is learned."
                 ),
-                _percent(
+                share_input(
                     "end_percent",
                     0.1,
                     "The fraction of the steps after which the token is no longer learned, but stays in the prompt. The "
@@ -117,7 +118,3 @@ class JEPAMinorityPrompt(io.ComfyNode):
             return io.NodeOutput(model, clip.encode_from_tokens_scheduled(clip.tokenize(text)))
         schedule = Schedule(start_percent=start, end_percent=end, interval=settings.pop("interval"))
         return io.NodeOutput(*apply_minority_prompt(model, clip, text, PromptLearning(schedule, **settings)))
-
-
-def _percent(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip)

@@ -27,6 +27,11 @@ def sampling_inputs(*, steps: int, steps_tip: str, cfg_tip: str, sampler_tip: st
     ]
 
 
+def share_input(name: str, default: float, tooltip: str) -> io.Float.Input:
+    """A share of the steps or of the diffusion time, from 0 to 1."""
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip)
+
+
 def sampler_message(name: str, *, guided: bool = True) -> str | None:
     """Why a sampler cannot be used, or None if it can.
 

@@ -10,6 +10,7 @@ from ..host.guidance.report import TraceReporter
 from ..host.guidance.self_guided import apply_self_guidance, self_guided_schedule
 from .guidance_inputs import MAX_STRENGTH, guides_nothing, settings_message
 from .input_checks import check_values, inputs_of, number_message
+from .sampling_inputs import share_input
 from .search_words import search_words
 
 LEVELS = (0.05, 0.99)
@@ -55,10 +56,10 @@ class JEPASelfGuidedMinority(io.ComfyNode):
                     tooltip="How far each estimate is noised again, as a share of the diffusion time. 0.8 is the paper's: "
                     "little of the estimate survives.",
                 ),
-                _percent(
+                share_input(
                     "start_percent", 0.0, "The fraction of this sampler's steps before guidance begins."
                 ),
-                _percent("end_percent", 1.0, "The fraction of the steps after which guidance stops."),
+                share_input("end_percent", 1.0, "The fraction of the steps after which guidance stops."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The guided model, for any sampler.")],
             hidden=[io.Hidden.unique_id],
@@ -89,7 +90,3 @@ class JEPASelfGuidedMinority(io.ComfyNode):
         )
         report = TraceReporter(cls.hidden.unique_id)
         return io.NodeOutput(apply_self_guidance(model, schedule, settings["level"], report=report))
-
-
-def _percent(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip)

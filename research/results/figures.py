@@ -45,9 +45,8 @@ class Figures:
         for name in (*PER_PICTURE, "vendi"):
             a, b = self._pairs(arm, name)
             found[name] = mean_and_interval(a)
-            stock = (
-                self.arms[UNGUIDED].values[name].numpy()
-            )  # single pictures, also where a and b are means of batches
+            # of single pictures, also where a and b are means of batches
+            stock = self.arms[UNGUIDED].values[name].numpy()
             if arm != UNGUIDED and len(b):
                 found[name] |= {
                     "change": mean_and_interval(a - b),
