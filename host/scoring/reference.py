@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...jepa_core import Encoder, Reference, jepa_score
+from ...jepa_core import Reference
 from ...jepa_core.novelty import embed
 from ...jepa_core.reference import NO_SCORE, ReferencePart
 from ...jepa_core.transparency import over_white
 from ...jepa_core.views import views
 from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, HostEncoder, use_encoder
-from .scores import check_lengths
+from .answers import ask
+from .scores import check_lengths, picture_scores
 
 _PASS, _PASS_BYTES = 16, 1 << 29  # the most pictures in an encoder pass, and bytes of its layers
 
@@ -60,59 +62,70 @@ def _part(
     pictures: Iterable[Tensor],
     encoder: HostEncoder,
     how: Mapping[str, str],
-    scoring: Mapping[str, int | None] | None,
+    scoring: Mapping[str, Any] | None,
     on_image: Callable[[], None],
 ) -> ReferencePart:
-    judge = use_encoder(encoder)
-    embeddings, smoothed, scores = [], [], []
-    for batches in _passes(pictures, judge, how, views):
-        each = [embed(judge, torch.cat(batch), interrupt_check).float().cpu() for batch in batches]
-        embeddings.append(each[0])
-        smoothed.append(torch.stack(each).mean(0))
-        for x in batches[0]:
-            if scoring is not None:
-                scores.append(jepa_score(judge, x, **scoring, on_pass=interrupt_check))
-            on_image()
+    embeddings, smoothed = [], []
+    scores: list[Tensor] = []
+    for some in _groups(pictures, encoder):
+        seen = partial(_embedded, encoder=encoder, how=how, views_of=views)
+        for each in ask(encoder, ("embeddings of views", *_view(how).values()), some, seen):
+            embeddings.append(each[0])
+            smoothed.append(each.mean(0))
+        if scoring is not None:
+            scores += picture_scores(some, encoder, **scoring, **_view(how), on_image=on_image)
+        else:
+            for _ in some:
+                on_image()
     # normal tensors, which can take part in gradients
     with torch.inference_mode(False):
         return ReferencePart(
             encoder.name,
             *key_of(encoder),
-            torch.cat(embeddings),
-            torch.cat(smoothed),
+            torch.stack(embeddings),
+            torch.stack(smoothed),
             torch.cat(scores) if scores else None,
         )
 
 
 def embed_pictures(pictures: Iterable[Tensor], encoder: HostEncoder, how: Mapping[str, str]) -> Tensor:
     """The embeddings (N, d) float32, on the CPU, of pictures (H, W, 3 or 4), seen as `how` says; see make_reference."""
-    judge = use_encoder(encoder)
-    passes = _passes(pictures, judge, how, lambda picture: [picture])
-    return torch.cat([embed(judge, torch.cat(batch), interrupt_check).float().cpu() for (batch,) in passes])
+    seen = partial(_embedded, encoder=encoder, how=how, views_of=lambda picture: [picture])
+    about = ("embedding", *_view(how).values())
+    found = [each[0] for some in _groups(pictures, encoder) for each in ask(encoder, about, some, seen)]
+    return torch.stack(found)
 
 
-def _passes(
-    pictures: Iterable[Tensor],
-    judge: Encoder,
-    how: Mapping[str, str],
-    views_of: Callable[[Tensor], list[Tensor]],
-) -> Iterable[list[tuple[Tensor, ...]]]:
-    """Some pictures at a time: for each view a tuple with the preprocessed (1, 3, S, S) of each picture."""
-    size = max(1, min(_PASS, _PASS_BYTES // judge.layer_bytes))
+def _groups(pictures: Iterable[Tensor], encoder: HostEncoder) -> Iterator[list[Tensor]]:
+    """As many pictures at a time as an encoder pass takes."""
+    size = max(1, min(_PASS, _PASS_BYTES // encoder.encoder.layer_bytes))
     remaining = iter(pictures)
     while some := list(islice(remaining, size)):
-        seen = [
-            [
-                _preprocessed(judge, view, how)
-                for view in views_of(over_white(picture[None].to(judge.weight.device)))
-            ]
-            for picture in some
+        yield some
+
+
+def _embedded(
+    some: Sequence[Tensor],
+    encoder: HostEncoder,
+    how: Mapping[str, str],
+    views_of: Callable[[Tensor], list[Tensor]],
+) -> Tensor:
+    """The embeddings of every view of some pictures (H, W, 3 or 4): (pictures, views, d) float32 on the CPU."""
+    judge = use_encoder(encoder)
+    seen = [
+        [
+            judge.preprocess(view, **_view(how))
+            for view in views_of(over_white(picture[None].to(judge.weight.device)))
         ]
-        yield list(zip(*seen, strict=True))
+        for picture in some
+    ]
+    passes = [torch.cat(batch) for batch in zip(*seen, strict=True)]
+    return torch.stack([embed(judge, x, interrupt_check).float().cpu() for x in passes], dim=1)
 
 
-def _preprocessed(judge: Encoder, pixels: Tensor, how: Mapping[str, str]) -> Tensor:
-    return judge.preprocess(pixels, fit=how["fit"], antialias=how["antialias"] == "on")
+def _view(how: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of Encoder.preprocess that `how` states."""
+    return {"fit": how["fit"], "antialias": how["antialias"] == "on"}
 
 
 def key_of(encoder: HostEncoder) -> tuple[str, int]:
