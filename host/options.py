@@ -54,7 +54,7 @@ PROJECTED = "projected"
 RAREST = "rarest"
 TYPICAL = "most typical"
 
-# floor_kind
+# floor_kind, threshold_kind
 NO_FLOOR = "none"
 FLOOR_VALUE = "value"
 FLOOR_PERCENTILE = "percentile"
@@ -65,3 +65,9 @@ NO_VARIETY = "none"
 CONDITIONING_NOISE = "noise on the conditioning (CADS)"
 BOOSTED_START = "boosted start (Boost-and-Skip)"
 VARIETIES = (NO_VARIETY, CONDITIONING_NOISE, BOOSTED_START)
+
+# palette
+HEAT = "heat"
+SEA = "sea"
+DUSK = "blue to yellow"
+GREY = "grey"

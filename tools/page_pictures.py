@@ -164,6 +164,18 @@ SCENES = (
         ),
     ),
     Scene(
+        "jepa_redraw_the_usual",
+        runs=({},),
+        pictures=(
+            Sheet(
+                f"{THUMBNAILS}/jepa_redraw_the_usual.jpg",
+                (Tile(12, 0), Tile(13, 0, box=MAP), Tile(14, 0), Tile(19, 0)),
+                width=450,
+                columns=2,
+            ),
+        ),
+    ),
+    Scene(
         "jepa_different_from_my_pictures",
         # the output folder has pictures after the first run
         runs=({(8, "folder"): "input"}, {(8, "folder"): "output"}),

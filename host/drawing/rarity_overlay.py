@@ -1,4 +1,4 @@
-"""Where an image is rare as colours over it, with a scale below."""
+"""Where an image is rare as colours over it, and the scale of the colours."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,11 @@ from torch import Tensor
 
 from ...jepa_core.appearance import LUMA
 from ...jepa_core.transparency import over_white
-from ..drawing.pictures import INK, PAPER, to_image
-from ..scoring.rarity_map import ends, rarity_mask
+from .palettes import painted
+from .pictures import INK, PAPER, to_image
 
-# Brightness rises evenly, so the scale also works in grey and for colour-blind readers.
-HEAT = torch.tensor(
-    [[10, 8, 36], [62, 15, 98], [128, 37, 100], [193, 63, 72], [240, 118, 32], [250, 190, 62], [252, 253, 190]]
-) / 255  # fmt: skip
+_LEAST_SIZE = 13.0  # of text that fits, pixels
+_APART = 0.8  # between two texts, in text sizes
 
 
 class Legend(NamedTuple):
@@ -29,46 +27,49 @@ SCORES = Legend("{value:.0f} typical", "rarer {value:.0f}", "patch score (nats)"
 NOVELTIES = Legend("usual", "unlike the reference", "")
 
 
-def draw_overlay(image: Tensor, field: Tensor, opacity: float, legend: Legend = SCORES) -> Tensor:
-    """The image in grey, the colours of its patches over it, and a scale below.
+def with_plain(legend: Legend) -> Legend:
+    """The legend of a map in which plain areas are left grey."""
+    return legend._replace(unit=f"{legend.unit}; grey: plain".removeprefix("; "))
+
+
+def draw_overlay(image: Tensor, rarity: Tensor, judged: Tensor, opacity: float, palette: str) -> Tensor:
+    """The image in grey under the colours of its patches.
 
     Args:
-        image: (H, W, 3 or 4) in [0, 1]. field: (H, W), lower is rarer, NaN where the encoder saw nothing.
-        opacity: opacity of the colours, 0 to 1.
+        image: (H, W, 3 or 4) in [0, 1].
+        rarity, judged: (H, W) in [0, 1]; where judged is 0 there are no colours.
+        opacity: of the colours, 0 to 1.
 
     Returns:
-        (1, H + scale, W, 3) in [0, 1].
+        (1, H, W, 3) in [0, 1].
     """
     grey = (over_white(image).cpu().float() * torch.tensor(LUMA)).sum(-1, keepdim=True).expand(-1, -1, 3)
-    share = torch.where(field.isnan(), 0.0, opacity)[..., None]
-    picture = (1 - share) * grey + share * _heat(rarity_mask(field))
-    low, high = ends(field)
-    texts = Legend(legend.typical.format(value=high), legend.rare.format(value=low), legend.unit)
-    return torch.cat([picture, _scale(image.shape[1], texts)])[None].clamp(0, 1)
+    share = (opacity * judged)[..., None]
+    return ((1 - share) * grey + share * painted(rarity, palette))[None].clamp(0, 1)
 
 
-def _heat(rarity: Tensor) -> Tensor:
-    """(..., ) in [0, 1] -> (..., 3)."""
-    place = rarity * (len(HEAT) - 1)
-    below = place.long().clamp(max=len(HEAT) - 2)
-    part = (place - below)[..., None]
-    return (1 - part) * HEAT[below] + part * HEAT[below + 1]
+def draw_legend(width: int, ends: tuple[float, float], palette: str, legend: Legend = SCORES) -> Tensor:
+    """The colour scale with its texts, (1, rows, width, 3); they are written smaller where they would overlap.
 
-
-def _scale(width: int, texts: Legend) -> Tensor:
-    """A strip with the colour scale, (rows, width, 3); its text is legible at any width."""
-    size = max(13.0, 18 * width / 512)
+    Args:
+        ends: the numbers at the rare and at the typical end.
+    """
+    low, high = ends
+    size = max(_LEAST_SIZE, 18 * width / 512)
     rows = round(3.5 * size)
     strip = Image.new("RGB", (width, rows), PAPER)
-    colours = _heat(torch.linspace(0, 1, width)).mul(255).round().byte()
-    bar = Image.fromarray(colours.expand(rows // 3, -1, -1).numpy())
-    strip.paste(bar, (0, 0))
-    draw = ImageDraw.Draw(strip)
-    font = ImageFont.load_default(size)
-    middle = round(rows * 0.68)
-    edge = round(size / 3)
-    draw.text((edge, middle), texts.typical, fill=INK, font=font, anchor="lm")
-    draw.text((width - edge, middle), texts.rare, fill=INK, font=font, anchor="rm")
-    if width > 24 * size:  # else the three texts would overlap
-        draw.text((width / 2, middle), texts.unit, fill=INK, font=font, anchor="mm")
-    return to_image(strip)[0]
+    scale = painted(torch.linspace(0, 1, width), palette).mul(255).round().byte()
+    strip.paste(Image.fromarray(scale.expand(rows // 3, -1, -1).numpy()), (0, 0))
+
+    typical, rare = legend.typical.format(value=high), legend.rare.format(value=low)
+    length = ImageFont.load_default(size).getlength
+    margin, apart = size / 3, _APART * size
+    room = width - 2 * margin
+    font = ImageFont.load_default(size * min(1.0, room / (length(typical) + apart + length(rare))))
+    draw, middle = ImageDraw.Draw(strip), round(rows * 0.68)
+    draw.text((margin, middle), typical, fill=INK, font=font, anchor="lm")
+    draw.text((width - margin, middle), rare, fill=INK, font=font, anchor="rm")
+    if length(typical) + length(legend.unit) + length(rare) + 2 * apart <= room:
+        centre = (width + length(typical) - length(rare)) / 2
+        draw.text((centre, middle), legend.unit, fill=INK, font=font, anchor="mm")
+    return to_image(strip)

@@ -15,5 +15,7 @@ picture_folder.py   the pictures in a folder of the host
 prompt_pictures.py  what a prompt draws without guidance
 reference_files.py  references in models/jepa_references
 rarity_map.py       patch scores at every pixel
+rarity_mask.py      patch scores on a scale, and masks made of them
+mask_filters.py     masks grown and blurred; local contrast
 prompt_fit.py       how well images fit a text
 """

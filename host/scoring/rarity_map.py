@@ -1,4 +1,4 @@
-"""Where an image is rare: patch scores at every pixel, or what its novelty depends on; and as a mask."""
+"""Where an image is rare: patch scores at every pixel, or what its novelty depends on."""
 
 from __future__ import annotations
 
@@ -112,17 +112,3 @@ def _over_image(scores: Tensor, height: int, width: int, fit: str) -> Tensor:
     top, left = (height - seen[0]) // 2, (width - seen[1]) // 2
     field[top : top + seen[0], left : left + seen[1]] = smooth
     return field
-
-
-def rarity_mask(field: Tensor) -> Tensor:
-    """1 where an image is rarest, 0 where it is most typical or was not seen; (H, W) -> (H, W)."""
-    low, high = ends(field)
-    if high == low:
-        return torch.zeros_like(field)
-    return ((high - field) / (high - low)).nan_to_num(0.0)
-
-
-def ends(field: Tensor) -> tuple[float, float]:
-    """The lowest and the highest patch score of a field."""
-    seen = field[~field.isnan()]
-    return seen.min().item(), seen.max().item()

@@ -33,6 +33,7 @@ WITHOUT_CHECKPOINT = (
     "jepa_keep_the_rarest",
     "jepa_novelty",
     "jepa_rarity_map",
+    "jepa_redraw_the_usual",
     "jepa_score_images",
     "jepa_two_guides",
 )

@@ -1,4 +1,4 @@
-"""JEPARarityMap on a small random encoder, and its colours."""
+"""JEPARarityMap on a small random encoder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from jepa_guidance.host.drawing.rarity_overlay import HEAT, draw_overlay
 from jepa_guidance.host.encoders.host_encoder import combined, use_encoder
-from jepa_guidance.host.scoring.rarity_map import novelty_fields, rarity_mask, score_fields
+from jepa_guidance.host.scoring.rarity_map import novelty_fields, score_fields
 from jepa_guidance.host.scoring.reference import make_reference
 from jepa_guidance.jepa_core.score import PROJECTION
 from jepa_guidance.nodes.rarity_map import JEPARarityMap
@@ -36,7 +35,7 @@ def scores_of(encoder: Any, images: torch.Tensor, fit: str) -> torch.Tensor:
 
 
 def test_the_mask_is_largest_where_the_patch_score_is_lowest(tiny, images):
-    overlay, mask = run(images, tiny.encoder)
+    overlay, mask, *_ = run(images, tiny.encoder)
     scores = scores_of(tiny.encoder, images, "squash")
     side = scores.shape[-1]
     assert mask.shape == (2, 28, 42)
@@ -55,7 +54,7 @@ def test_a_crop_leaves_the_sides_unseen(tiny, images):
     assert fields[:, :, :7].isnan().all()
     assert fields[:, :, 35:].isnan().all()
     assert fields[:, :, 7:35].isfinite().all()
-    overlay, mask = run(images, tiny.encoder, fit="crop", opacity=1.0)
+    overlay, mask, *_ = run(images, tiny.encoder, fit="crop", opacity=1.0)
     assert mask[:, :, :7].eq(0).all()
     # parts that were not seen stay grey, whatever the opacity
     grey = (images[0, :, :7] * torch.tensor(LUMA)).sum(-1)
@@ -74,26 +73,64 @@ def test_several_encoders_are_averaged_by_their_weights(tiny, images):
 @pytest.mark.parametrize("channels", [3, 4])
 def test_without_opacity_the_picture_is_the_grey_image(tiny, images, channels):
     shown = torch.cat([images, torch.ones_like(images)], -1)[..., :channels]
-    overlay, _ = run(shown, tiny.encoder, opacity=0.0)
+    overlay, *_ = run(shown, tiny.encoder, opacity=0.0)
     grey = (images * torch.tensor(LUMA)).sum(-1, keepdim=True).expand(-1, -1, -1, 3)
     torch.testing.assert_close(overlay[:, :28], grey)
 
 
-def test_colours_brighten_with_rarity_and_the_scale_says_which_is_which():
-    luma = (HEAT * torch.tensor(LUMA)).sum(-1)
-    assert luma.diff().min() > 0.06
-    field = torch.linspace(-10, 10, 512).expand(100, -1)
-    picture = draw_overlay(torch.zeros(100, 512, 3), field, 1.0)
-    torch.testing.assert_close(picture[0, 0, 0], HEAT[-1])
-    torch.testing.assert_close(picture[0, 0, -1], HEAT[0])
-    scale = picture[0, 100:]
-    torch.testing.assert_close(scale[0, 0], HEAT[0], rtol=0, atol=1 / 254)
-    torch.testing.assert_close(scale[0, -1], HEAT[-1], rtol=0, atol=1 / 254)
-    assert (scale[30:] < 0.2).all(-1).sum() > 300  # letters
+def test_the_overlay_is_the_clean_one_above_the_legend(tiny, images):
+    overlay, mask, clean, legend = run(images, tiny.encoder)
+    assert clean.shape == images.shape
+    assert mask.shape == images.shape[:3]
+    assert torch.equal(overlay, torch.cat([clean, legend], 1))
 
 
-def test_an_image_of_equal_scores_has_an_empty_mask():
-    assert rarity_mask(torch.full((3, 3), -5.0)).eq(0).all()
+def test_the_later_inputs_leave_the_map_of_saved_graphs_as_it_was(tiny, images):
+    overlay, mask, *_ = run(images, tiny.encoder)
+    for later in ({"one_scale": False}, {"threshold": 20.0}, {"palette": "heat", "blur": 0.0}):
+        for before, now in zip((overlay, mask), run(images, tiny.encoder, **later), strict=False):
+            assert torch.equal(before, now)
+
+
+def test_one_scale_goes_from_the_rarest_to_the_most_typical_patch_of_the_batch(tiny, images):
+    fields = score_fields(images, tiny.encoder)
+    _, mask, _, legend = run(images, tiny.encoder, one_scale=True)
+    torch.testing.assert_close(mask, (fields.max() - fields) / (fields.max() - fields.min()))
+    assert torch.equal(legend[0], legend[1])
+
+
+def test_plain_areas_are_neither_coloured_nor_masked(tiny, images):
+    large = torch.nn.functional.interpolate(images.movedim(-1, 1), scale_factor=8).movedim(1, -1)
+    large[:, :, 112:] = 0.5
+    _, mask, clean, _ = run(large, tiny.encoder, ignore_flat=0.1, opacity=1.0)
+    assert mask[:, :, 140:].eq(0).all()
+    assert mask[:, :, :84].amax((1, 2)).eq(1).all()
+    torch.testing.assert_close(clean[:, :, 140:], large[:, :, 140:])
+    # neither does the scale reach to them
+    bare = run(large, tiny.encoder, threshold_kind="none")[1]
+    assert not torch.equal(mask[:, :, :84], bare[:, :, :84])
+    inverted = run(large, tiny.encoder, ignore_flat=0.1, invert=True)[1]
+    torch.testing.assert_close(inverted, 1 - mask)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threshold_kind": "best"}, "threshold_kind must be one of none, value, percentile"),
+        ({"threshold": 101.0}, "threshold 101.0 is outside 0.0 to 100.0"),
+        ({"grow": 257}, "grow 257 is outside -256 to 256"),
+        ({"grow": 0.5}, "grow must be a whole number"),
+        ({"blur": float("nan")}, "blur nan is outside 0.0 to 256.0"),
+        ({"ignore_flat": -1.0}, "ignore_flat -1.0 is outside 0.0 to 0.5"),
+        ({"palette": "rainbow"}, "palette must be one of heat, sea, blue to yellow, grey"),
+        ({"invert": "yes"}, "invert must be true or false"),
+        ({"one_scale": None}, "one_scale must be true or false"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_before_work(tiny, images, monkeypatch, changes, message):
+    monkeypatch.setattr("jepa_guidance.nodes.rarity_map.score_fields", None)
+    with pytest.raises(ValueError, match=message):
+        run(images, tiny.encoder, **changes)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +163,7 @@ def distance_at(encoder: Any, reference: Any, x: torch.Tensor) -> torch.Tensor:
 
 def test_with_a_reference_the_map_is_the_gradient_of_the_distance(tiny, images):
     reference = reference_of(tiny.encoder)
-    _, mask = run(images, tiny.encoder, reference=reference)
+    _, mask, *_ = run(images, tiny.encoder, reference=reference)
     fields = novelty_fields(images, tiny.encoder, reference)
     assert mask.shape == (2, 28, 42)
     inner = tiny.encoder.encoder
@@ -156,3 +193,32 @@ def test_a_reference_of_another_fit_is_refused_before_work(tiny, images, monkeyp
     monkeypatch.setattr("jepa_guidance.nodes.rarity_map.novelty_fields", None)
     with pytest.raises(ValueError, match=r"fit crop, this node has squash"):
         run(images, tiny.encoder, reference=reference_of(tiny.encoder, fit="crop"))
+
+
+# --- the mask in the host's inpainting --------------------------------------------------------------------------------
+
+
+def test_the_host_redraws_only_the_usual_part(tiny, images, stock):
+    import nodes as host_nodes
+
+    seen = torch.nn.functional.interpolate(images[:, :, :28].movedim(-1, 1), (16, 16)).movedim(1, -1)
+    settings = {"threshold_kind": "percentile", "threshold": 50.0, "invert": True}
+    mask = run(seen, tiny.encoder, **settings)[1]
+    latent = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))}
+    (masked,) = host_nodes.SetLatentNoiseMask().set_mask(latent, mask)
+    redrawn = stock(tiny.model, tiny, latent_image=masked, denoise=0.8)
+    # the host takes the mask of a latent's cell from the pixels that it covers
+    cells = torch.nn.functional.interpolate(mask[:, None], (8, 8), mode="bilinear").expand(-1, 4, -1, -1)
+    assert (cells == 0).any()
+    torch.testing.assert_close(redrawn[cells == 0], latent["samples"][cells == 0])
+    assert (redrawn - latent["samples"])[cells == 1].abs().mean() > 0.1
+
+
+def test_the_host_encodes_an_image_for_inpainting_with_the_mask(tiny, images):
+    import nodes as host_nodes
+
+    with torch.inference_mode():
+        mask = run(images, tiny.encoder, threshold_kind="value", threshold=50.0)[1]
+        (latent,) = host_nodes.VAEEncodeForInpaint().encode(tiny.vae, images, mask, grow_mask_by=0)
+    assert len(latent["samples"]) == 2
+    assert torch.equal(latent["noise_mask"].reshape(2, 28, 42), mask)
