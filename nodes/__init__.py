@@ -25,6 +25,7 @@ from .reference_files import JEPALoadReference, JEPASaveReference
 from .reference_folder import JEPAReferenceFolder
 from .score_image import JEPAScoreImage
 from .self_guided_minority import JEPASelfGuidedMinority
+from .strength_strip import JEPAStrengthStrip
 
 
 class JEPAExtension(ComfyExtension):
@@ -58,4 +59,5 @@ class JEPAExtension(ComfyExtension):
             JEPACads,
             JEPASelfGuidedMinority,
             JEPAMinorityPrompt,
+            JEPAStrengthStrip,
         ]

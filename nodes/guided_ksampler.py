@@ -2,14 +2,11 @@
 
 from comfy_api.latest import io
 
-from ..host.comfy.sampling import MAX_SEED, stock_sample
-from ..host.guidance.patch import apply_guidance
-from ..host.guidance.refusals import check_finite, check_frames
+from ..host.comfy.sampling import stock_sample
 from ..host.guidance.report import TraceReporter, note_in_images
-from ..host.guidance.trace import Trace
-from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
-from .input_checks import check_values, inputs_of, number_message
-from .sampling_inputs import MAX_CFG, sampler_message, sampling_inputs
+from .guidance_inputs import guides_nothing
+from .guided_sampling import SAMPLING, guided_model, guided_sampling_inputs, sampling_message
+from .input_checks import check_values, inputs_of
 from .types import JEPATrace
 
 
@@ -22,35 +19,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
             category="JEPA",
             description="KSampler, guided toward images that the encoder finds rare: same prompt, same seed, rarer image. "
             "With strength 0 it is the stock KSampler, bit for bit.",
-            inputs=[
-                io.Model.Input("model", tooltip="The diffusion model that denoises the latent."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="The random seed of the noise. The same seed gives the same image.",
-                ),
-                *sampling_inputs(
-                    steps=20,
-                    steps_tip="The number of denoising steps.",
-                    cfg_tip="Classifier-free guidance: how closely to follow the prompt.",
-                    sampler_tip="The sampling algorithm. dpm_adaptive cannot be guided.",
-                ),
-                io.Conditioning.Input("positive", tooltip="What the image should show."),
-                io.Conditioning.Input("negative", tooltip="What the image should not show."),
-                io.Latent.Input("latent_image", tooltip="The latent to denoise."),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much is denoised. Below 1 keeps structure of the latent, for image to image.",
-                ),
-                *guidance_inputs(),
-            ],
+            inputs=guided_sampling_inputs(),
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
                 JEPATrace.Output(
@@ -72,66 +41,21 @@ class JEPAGuidedKSampler(io.ComfyNode):
         cfg: float | None = None,
         denoise: float | None = None,
     ) -> bool | str:
-        message = settings_message(strength, start_percent, end_percent)
-        # The host leaves these to us, since we ask for them: its own check lets NaN through.
-        message = (
-            message or number_message("cfg", cfg, 0, MAX_CFG) or number_message("denoise", denoise, 0, 1)
-        )
-        if message is None and sampler_name is not None:
-            guided = strength != 0 and (start_percent is None or start_percent != end_percent)
-            message = sampler_message(sampler_name, guided=guided)
-        return message or True
+        return sampling_message(sampler_name, strength, start_percent, end_percent, cfg, denoise) or True
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        seed,
-        steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        positive,
-        negative,
-        latent_image,
-        denoise,
-        **settings,
-    ) -> io.NodeOutput:
-        sampling = {
-            "steps": steps,
-            "cfg": cfg,
-            "sampler_name": sampler_name,
-            "scheduler": scheduler,
-            "denoise": denoise,
-        }
-        report = TraceReporter(cls.hidden.unique_id)
-        if guides_nothing(settings):
-            text = "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
-            report(Trace(instead=text))
-        else:
-            # not the seed: the stock sampler takes any through a link
-            values = {"model": model, "latent_image": latent_image} | sampling | settings
-            check_values(inputs_of(JEPAGuidedKSampler), values)
-            encoders = (one for one in (settings["encoder"], settings.get("judge")) if one is not None)
-            check_frames(latent_image["samples"], *encoders)
-            check_finite(latent_image["samples"])
-            model = apply_guidance(
-                model,
-                settings["vae"],
-                settings["encoder"],
-                config_of(settings),
-                judge=settings.get("judge"),
-                reference=settings.get("reference"),
-                report=report,
+    def execute(cls, model, latent_image, **inputs) -> io.NodeOutput:
+        sampling = {name: inputs.pop(name) for name in SAMPLING}
+        if not guides_nothing(inputs):
+            values = {"model": model, "latent_image": latent_image, **sampling, **inputs}
+            # the stock sampler takes any seed through a link
+            check_values(
+                inputs_of(JEPAGuidedKSampler), {name: one for name, one in values.items() if name != "seed"}
             )
-        latent = stock_sample(
-            model,
-            latent_image,
-            seed=seed,
-            positive=positive,
-            negative=negative,
-            **sampling,
+        report = TraceReporter(cls.hidden.unique_id)
+        guided = guided_model(model, latent_image, inputs, report)
+        latent = stock_sample(guided, latent_image, **sampling)
+        note_in_images(
+            cls.hidden.extra_pnginfo, cls.hidden.unique_id, sampling | inputs, report.trace.as_json()
         )
-        node_settings = {"seed": seed} | sampling | settings
-        note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, node_settings, report.trace.as_json())
         return io.NodeOutput(latent, report.trace, ui={"jepa_trace": [report.trace.as_json()]})

@@ -4,14 +4,16 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..host.comfy.required import ExecutionBlocker
 from ..host.comfy.sampling import MAX_SEED
-from ..host.drawing.pictures import labelled_sheet, to_image
+from ..host.drawing.pictures import TEXT, labelled_sheet, to_image
 from ..host.drawing.rarity_chart import draw_rarity
 from ..host.options import NO_FLOOR, NOVELTY, PROJECTED, RAREST, SCORE, TYPICAL
 from ..host.scoring.along import kept_latents, kept_pictures
 from ..host.scoring.choice import Choice, places_of
 from ..host.scoring.floor import floor_value
-from ..host.scoring.rarity import Rarity, rarity_of
+from ..host.scoring.ranked import as_csv, as_json, ranked_images
+from ..host.scoring.rarity import rarity_of
 from ..host.scoring.scores import check_images
 from ..jepa_core.reference import EXACT
 from ..jepa_core.score import PROJECTION
@@ -24,7 +26,20 @@ from .choice_inputs import (
     qualities_of,
 )
 from .input_checks import check_values, count_images, given, inputs_of, only, seeds_of
+from .sheet_inputs import list_outputs, names_of, sheet_inputs
 from .types import JEPAEncoder, JEPAReference
+
+LISTS = ("seeds", "quality", "latents", "masks", "names")  # one entry for each image
+# Defaults of inputs added later: optional, so that prompts saved without them still run.
+LATER_INPUTS = {
+    "by": SCORE,
+    "floor_kind": NO_FLOOR,
+    "floor": 50.0,
+    "threshold": 0.0,
+    "places": "",
+    "columns": 0,
+    "caption_size": TEXT,
+}
 
 
 class JEPARankImages(io.ComfyNode):
@@ -90,6 +105,7 @@ class JEPARankImages(io.ComfyNode):
                     "from its nearest in the reference, higher is rarer; many times faster.",
                 ),
                 *choice_inputs(),
+                *sheet_inputs(),
             ],
             outputs=[
                 io.Image.Output(
@@ -114,40 +130,26 @@ class JEPARankImages(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="sheet",
-                    tooltip="The kept images, labelled with rank, index, score or novelty, percentile, quality and "
-                    "seed.",
+                    tooltip="The kept images, labelled with how much of the reference they are rarer than, rank, position, "
+                    "name, score or novelty, quality and seed.",
                 ),
                 *choice_outputs(),
+                *list_outputs(),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(
-        cls,
-        images,
-        encoder,
-        keep,
-        count,
-        mode,
-        seeds=None,
-        reference=None,
-        by=(SCORE,),
-        quality=None,
-        floor_kind=(NO_FLOOR,),
-        floor=(50.0,),
-        threshold=(0.0,),
-        places=("",),
-        latents=None,
-        masks=None,
-    ) -> io.NodeOutput:
-        inputs = {"encoder": encoder, "keep": keep, "count": count, "mode": mode, "by": by}
-        inputs |= {"floor_kind": floor_kind, "floor": floor, "threshold": threshold, "places": places}
-        single = checked(images, inputs | ({"reference": reference} if given(reference) else {}))
+    def execute(cls, images, encoder, keep, count, mode, **more) -> io.NodeOutput:
+        lists = {name: more.pop(name, None) for name in LISTS}
+        later = {name: [value] for name, value in LATER_INPUTS.items()} | more
+        if not given(more.get("reference")):
+            later.pop("reference", None)
+        single = checked(images, {"encoder": encoder, "keep": keep, "count": count, "mode": mode, **later})
         total = count_images(images)
-        own = seeds_of(seeds, total)
-        latents, masks = latents_of(latents, total), masks_of(masks, total)
-        qualities = qualities_of(quality, total)
+        own = {"names": names_of(lists["names"], total), "seeds": seeds_of(lists["seeds"], total)}
+        latents, masks = latents_of(lists["latents"], total), masks_of(lists["masks"], total)
+        qualities = qualities_of(lists["quality"], total)
         choice = Choice(
             *(single[name] for name in ("keep", "by", "count", "threshold")),
             places_of(single["places"], total),
@@ -157,23 +159,34 @@ class JEPARankImages(io.ComfyNode):
         choice.check("reference" in single)
         rarity = rarity_of(images, single["encoder"], single["mode"], choice.by, single.get("reference"))
         indices = choice.kept(rarity)
+        every = ranked_images(rarity, indices, qualities=qualities, **own)
+        ranked, rejected = every[: len(indices)], [one.index for one in every[len(indices) :]]
         kept = kept_pictures(images, indices)
         sheet = labelled_sheet(
             [picture for batch in kept for picture in batch],
-            [label(rank, index, rarity, own, qualities) for rank, index in enumerate(indices, 1)],
+            [one.label(choice.by) for one in ranked],
+            columns=single["columns"],
+            text=single["caption_size"],
         )
         chart = draw_rarity(rarity.values, indices, by=choice.by, qualities=qualities, floor=choice.floor)
+        about = {"keep": choice.keep, "mode": single["mode"], "encoder": single["encoder"].name}
         return io.NodeOutput(
             kept,
-            [rarity.values[index] for index in indices],
+            [one.value for one in ranked],
             indices,
-            [own[index] for index in indices] if own else [],
+            [one.seed for one in ranked] if own["seeds"] else [],
             sheet,
             kept_latents(latents, indices) if latents else missing("latents"),
             kept_pictures(masks, indices) if masks else missing("masks"),
-            [float(qualities[index]) for index in indices] if qualities else [],
+            [one.quality for one in ranked] if qualities else [],
             to_image(chart),
-            sorted(set(range(total)) - set(indices)),
+            rejected,
+            # nothing to give stops those who need it without a fault
+            kept_pictures(images, rejected) if rejected else ExecutionBlocker(None),
+            [one.name for one in ranked] if own["names"] else [],
+            [one.rarer_than for one in ranked] if rarity.percentiles else [],
+            as_csv(every, choice.by),
+            as_json(every, choice.by, **about),
             ui=ui.PreviewImage(sheet, cls=cls),
         )
 
@@ -185,15 +198,3 @@ def checked(images: list, inputs: dict[str, Any]) -> dict[str, Any]:
         check_values(inputs_of(JEPARankImages), single | {"images": batch})
         check_images(batch)
     return single
-
-
-def label(rank: int, index: int, rarity: Rarity, seeds: list[int], qualities: list[float]) -> str:
-    """What the sheet says below an image."""
-    lines = [f"{rank}. image {index}", f"{rarity.values[index]:.2f}"]
-    if rarity.percentiles:
-        lines.append(f"rarer than {100 - rarity.percentiles[index]:.0f} %")
-    if qualities:
-        lines.append(f"quality {qualities[index]:.4g}")
-    if seeds:
-        lines.append(f"seed {seeds[index]}")
-    return "\n".join(lines)

@@ -17,7 +17,7 @@ from .types import JEPAEncoder, JEPAReference
 # Defaults of inputs added later: optional, so that prompts saved without them still run.
 LATER_INPUTS = {
     "reference": None,
-    "ignore_flat": 0.0,
+    "ignore_flat": 0.0,  # the graphs saved without it; a new node begins with SMOOTH
     "threshold_kind": NO_FLOOR,
     "threshold": 80.0,
     "grow": 0,
@@ -26,6 +26,7 @@ LATER_INPUTS = {
     "one_scale": False,
     "palette": HEAT,
 }
+SMOOTH = 0.03  # local contrast below which an area is plain to the eye
 MAX_PIXELS = 256  # of grow and blur
 
 
@@ -129,7 +130,7 @@ def _scale_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "ignore_flat",
-            default=LATER_INPUTS["ignore_flat"],
+            default=SMOOTH,
             min=0.0,
             max=0.5,
             step=0.005,
@@ -137,7 +138,7 @@ def _scale_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Leaves out plain areas, such as sky or a wall: an encoder is hardly sensitive to them, so a map of "
             "scores shows them bright, rare or not. They stay grey and count as typical. The number is the local contrast "
-            "below which an area is plain: 0.03 for smooth ones, 0.08 for faint patterns too, 0 for none.",
+            f"below which an area is plain: {SMOOTH} for smooth ones, 0.08 for faint patterns too, 0 for none.",
         ),
     ]
 

@@ -23,7 +23,13 @@ ROOT = Path(__file__).absolute().parents[1]
 DOCS = ROOT / "docs"
 # The nodes of each page, in the order of its tables.
 PAGES = {
-    "guidance.md": ("JEPAGuidance", "JEPAGuidedKSampler", "JEPAPlotTrace", "JEPADemoClass"),
+    "guidance.md": (
+        "JEPAGuidance",
+        "JEPAGuidedKSampler",
+        "JEPAStrengthStrip",
+        "JEPAPlotTrace",
+        "JEPADemoClass",
+    ),
     "encoders.md": ("JEPAEncoderLoader", "JEPACombineEncoders"),
     "scoring.md": (
         "JEPAScoreImage",
@@ -44,6 +50,8 @@ PAGES = {
 MENUS = {
     ("JEPAGuidedKSampler", "sampler_name"): "as in KSampler",
     ("JEPAGuidedKSampler", "scheduler"): "as in KSampler",
+    ("JEPAStrengthStrip", "sampler_name"): "as in KSampler",
+    ("JEPAStrengthStrip", "scheduler"): "as in KSampler",
     ("JEPAEncoderLoader", "encoder"): "the encoders above, and files in models/jepa",
     ("JEPAPromptReference", "sampler_name"): "as in KSampler",
     ("JEPAPromptReference", "scheduler"): "as in KSampler",

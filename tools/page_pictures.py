@@ -27,7 +27,9 @@ HELP, PAGES, THUMBNAILS = "web/docs/images", "docs/images", "workflows"
 SMALL = 112  # pixels at which the encoder sees images, where no picture shows it
 PREVIEWED = (2, 16, 24, 32)  # sets of tokens, of a D-JEPA's 32
 # The sheet of JEPA Rank Images, a row of four, in two rows.
-RANKED = (Tile(7, box=(0, 0, 560, 344)), Tile(7, box=(544, 0, 1104, 344)))
+RANKED = (Tile(7, box=(0, 0, 560, 372)), Tile(7, box=(544, 0, 1104, 372)))
+# Three strengths of a strip of two rows.
+STRIP = (272, 0, 1104, 672)
 # A rarity map without the scale below it.
 MAP = (0, 0, 256, 256)
 
@@ -172,6 +174,19 @@ SCENES = (
                 (Tile(12, 0), Tile(13, 0, box=MAP), Tile(14, 0), Tile(19, 0)),
                 width=450,
                 columns=2,
+            ),
+        ),
+    ),
+    Scene(
+        "jepa_strength_strip",
+        runs=({},),
+        pictures=(
+            Sheet(f"{HELP}/strength_strip.jpg", (Tile(9),), width=640, columns=1),
+            Sheet(
+                f"{THUMBNAILS}/jepa_strength_strip.jpg",
+                (Tile(9, box=STRIP),),
+                width=450,
+                columns=1,
             ),
         ),
     ),

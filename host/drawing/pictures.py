@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...jepa_core.transparency import over_white
 
-INK, PAPER = "#1a1a1a", "#ffffff"
+INK, DIM, PAPER = "#1a1a1a", "#5a5a5a", "#ffffff"
 SIDE, GAP, LINE = 256, 16, 28  # pixels; text stays legible at half the size
 TEXT = 22
 FEW_COLUMNS = 6  # of up to 36 pictures
@@ -23,38 +23,54 @@ def to_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
-def labelled_sheet(pictures: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
+def labelled_sheet(
+    pictures: Sequence[Tensor], labels: Sequence[str], *, columns: int = 0, text: int = TEXT
+) -> Tensor:
     """Lay out pictures, row by row.
 
     Args:
         pictures: each (H, W, 3 or 4) in [0, 1], of any size; shrunk or enlarged to fit a square of 256 pixels.
         labels: one for each picture; may contain line breaks.
+        columns: 0 for as many as look well. text: size of the labels, pixels.
 
     Returns:
         (1, H, W, 3) in [0, 1].
     """
     # many pictures in as many columns as rows: other programs do not open an image of 65536 pixels
-    columns = min(max(FEW_COLUMNS, math.ceil(len(pictures) ** 0.5)), len(pictures))
+    columns = min(columns or max(FEW_COLUMNS, math.ceil(len(pictures) ** 0.5)), len(pictures))
     rows = -(-len(pictures) // columns)
     lines = max(len(label.splitlines()) for label in labels)
-    height = SIDE + LINE * lines + GAP
+    height = SIDE + _line(text) * lines + GAP
     sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, rows * height + GAP), PAPER)
     for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         left, top = GAP + index % columns * (SIDE + GAP), GAP + index // columns * height
-        paste_labelled(sheet, picture, label, left, top)
+        paste_labelled(sheet, picture, label, left, top, text=text)
     return to_image(sheet)
 
 
-def paste_labelled(sheet: Image.Image, picture: Tensor, label: str, left: int, top: int) -> None:
-    """Put a picture (H, W, 3 or 4) into a square of the sheet, with its label below; long lines are written smaller."""
+def paste_labelled(
+    sheet: Image.Image, picture: Tensor, label: str, left: int, top: int, *, text: int = TEXT
+) -> None:
+    """Put a picture (H, W, 3 or 4) into a square of the sheet, with its label below; long lines are written smaller.
+
+    The first line of a label stands out.
+    """
     draw = ImageDraw.Draw(sheet)
     shown = _fitted(picture)
     sheet.paste(shown, (left + (SIDE - shown.width) // 2, top + (SIDE - shown.height) // 2))
     draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline="#cccccc")
-    for line, text in enumerate(label.splitlines()):
-        width = ImageFont.load_default(TEXT).getlength(text)
-        font = ImageFont.load_default(TEXT * min(1.0, SIDE / max(width, 1.0)))
-        draw.text((left + SIDE // 2, top + SIDE + 6 + LINE * line), text, fill=INK, font=font, anchor="ma")
+    for line, words in enumerate(label.splitlines()):
+        width = ImageFont.load_default(text).getlength(words)
+        font = ImageFont.load_default(
+            text * min(1.0, 0.97 * SIDE / max(width, 1.0))
+        )  # hinting widens small text
+        place = left + SIDE // 2, top + SIDE + 4 + _line(text) * (line + 0.5)
+        draw.text(place, words, fill=DIM if line else INK, font=font, anchor="mm")
+
+
+def _line(text: int) -> int:
+    """The height of a line of this text size, pixels."""
+    return round(text * LINE / TEXT)
 
 
 def _fitted(picture: Tensor) -> Image.Image:

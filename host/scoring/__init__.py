@@ -6,6 +6,7 @@ modes.py            kinds of score, by the names in menus
 rarity.py           images by score or by novelty, with percentiles
 floor.py            the least quality that an image must have
 choice.py           which images are kept
+ranked.py           ranked images as captions, CSV and JSON
 along.py            latents and masks that go along with images
 groups.py           groups of images that look alike
 reference.py        making references, and what may be compared with them
@@ -14,6 +15,7 @@ comparison.py       images beside a reference: percentiles, novelty, text
 picture_folder.py   the pictures in a folder of the host
 prompt_pictures.py  what a prompt draws without guidance
 reference_files.py  references in models/jepa_references
+strengths.py        strengths as a user writes them
 rarity_map.py       patch scores at every pixel
 rarity_mask.py      patch scores on a scale, and masks made of them
 mask_filters.py     masks grown and blurred; local contrast

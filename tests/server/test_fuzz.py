@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.conftest import HOST, ROOT
 from tests.core.conftest import save_clip
-from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, search, stock
+from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, search, stock, strip
 from tests.server.test_workflows import api_prompt, small, workflow
 from tools.server import ExecutionFailed, Server
 
@@ -47,6 +47,7 @@ OURS = (
     "JEPARankImages", "JEPARarityMap", "JEPAReference", "JEPAReferenceFolder", "JEPAPromptReference", "JEPASaveReference",
     "JEPALoadReference", "JEPACombineReferences", "JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap",
     "JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority", "JEPAMinorityPrompt",
+    "JEPAStrengthStrip",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -90,7 +91,21 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
     mode = {"mode": "top-k", "top_k": 2}
     compared = {
         "map": node("JEPARarityMap", **judged, **view, opacity=0.5),
-        "map_beside": node("JEPARarityMap", **judged, **view, opacity=0.5, reference=["reference", 0]),
+        "map_beside": node(
+            "JEPARarityMap",
+            **judged,
+            **view,
+            opacity=0.5,
+            reference=["reference", 0],
+            ignore_flat=0.03,
+            threshold_kind="percentile",
+            threshold=80.0,
+            grow=2,
+            blur=1.0,
+            invert=True,
+            one_scale=True,
+            palette="sea",
+        ),
         "reference": node("JEPAReference", **judged, **view, **mode),
         "score": node("JEPAScoreImage", **judged, **view, **mode, reference=["reference", 0]),
     }
@@ -139,9 +154,14 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
     compared_methods = graph(encoder, {**patches, **stock(["own", 0])})
     compared_methods["empty"]["inputs"]["batch_size"] = 1
     compared_methods["sample"]["inputs"]["steps"] = 3
+    stripped = {"sample": strip(strengths="0, 1", **SMALL, **more)}
+    stripped = graph(encoder, stripped, latent=["sample", 2])
+    stripped["empty"]["inputs"]["batch_size"] = 1
+    stripped["encoder"]["inputs"]["image_size"] = 28
     return [
         *prompts,
         searched,
+        stripped,
         compared_methods,
         drawn,
         drawn | encoder_only | {"rank": rank},

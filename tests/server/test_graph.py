@@ -42,6 +42,7 @@ NODES = (
     "JEPACads",
     "JEPASelfGuidedMinority",
     "JEPAMinorityPrompt",
+    "JEPAStrengthStrip",
 )
 GUIDANCE = {
     "strength": 2.0,
@@ -84,6 +85,12 @@ def graph(encoder: str, sampler: dict[str, dict], latent: list | None = None) ->
 def guided(**changes: Any) -> dict[str, dict]:
     inputs = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0]}
     return {"sample": node("JEPAGuidedKSampler", **CONDS, **SAMPLING, **inputs | GUIDANCE | changes)}
+
+
+def strip(**changes: Any) -> dict:
+    own = {name: value for name, value in GUIDANCE.items() if name != "strength"}
+    own |= {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0], "strengths": "-1, 0, 2"}
+    return node("JEPAStrengthStrip", **CONDS, **SAMPLING, **own | changes)
 
 
 def stock(model: list | None = None, **changes: Any) -> dict[str, dict]:
@@ -186,6 +193,21 @@ def test_strength_zero_or_an_empty_range_is_the_stock_image_bit_for_bit(run, enc
     plain = run(graph(encoder, stock()))
     assert np.array_equal(run(graph(encoder, guided(**off))), plain)
     assert np.array_equal(run(graph(encoder, {**patch(**off), **stock(["patch", 0])})), plain)
+
+
+def test_a_strip_holds_the_images_of_each_strength_bit_for_bit(run, server, encoder):
+    one = graph(encoder, {"sample": strip()}, latent=["sample", 2])
+    one["empty"]["inputs"]["batch_size"] = 1
+    one |= {"strip": node("SaveImage", images=["sample", 1], filename_prefix="strip")}
+    found = run(one)
+    assert found.shape == (3, 128, 128, 3)
+    for image, strength in zip(found, (-1.0, 0.0, 2.0), strict=True):
+        alone = graph(encoder, guided(strength=strength) if strength else stock())
+        alone["empty"]["inputs"]["batch_size"] = 1
+        assert np.array_equal(run(alone)[0], image)
+    outputs = server.wait(server.queue(one | {"again": one["strip"]}), timeout=300)["outputs"]
+    (sheet,) = outputs["strip"]["images"]
+    assert Image.open(io.BytesIO(server.image(sheet))).width == 3 * 256 + 4 * 16
 
 
 def test_the_patch_guides_the_stock_sampler_like_the_guided_node(run, encoder):

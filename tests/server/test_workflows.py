@@ -35,6 +35,7 @@ WITHOUT_CHECKPOINT = (
     "jepa_rarity_map",
     "jepa_redraw_the_usual",
     "jepa_score_images",
+    "jepa_strength_strip",
     "jepa_two_guides",
 )
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
@@ -425,3 +426,38 @@ def test_images_of_a_batch_differ_more_when_they_move_apart(server, infos, local
     # of two images, each is as far from the other
     assert together[0] == pytest.approx(together[1])
     assert min(apart) > max(together)
+
+
+def test_the_usual_part_is_redrawn_and_the_rest_stays(server, infos, local):
+    prompt = quick("jepa_redraw_the_usual", infos, local)
+    (drawn,) = of_type(prompt, "JEPAPromptReference").values()
+    drawn["inputs"] |= {"count": 4, "steps": 4}
+    outputs = server.wait(server.queue(prompt), timeout=600)["outputs"]
+    pictures = {
+        node["inputs"]["filename_prefix"]: [
+            np.asarray(Image.open(io.BytesIO(server.image(file)))).astype(int)
+            for file in outputs[key]["images"]
+        ]
+        for key, node in of_type(prompt, "SaveImage").items()
+    }
+    masks = [mask[..., 0] for mask in shown(server, prompt, outputs, "MaskPreview")]
+    pairs = zip(pictures["jepa/redraw_before"], pictures["jepa/redraw_after"], masks, strict=True)
+    for before, after, mask in pairs:
+        change = np.abs(after - before).mean(-1)
+        # about a third is kept; the decoder mixes the two at the border
+        assert 0.1 < (mask == 0).mean() < 0.5
+        assert change[mask == 0].mean() < 0.3 * change[mask == 255].mean()
+
+
+def test_a_strip_of_strengths_is_saved_with_its_labels(server, infos, local):
+    prompt = small(api_prompt(workflow("jepa_strength_strip"), infos), local)
+    (drawn,) = of_type(prompt, "JEPAPromptReference").values()
+    drawn["inputs"] |= {"count": 4, "steps": 4}
+    (strip,) = of_type(prompt, "JEPAStrengthStrip").values()
+    strip["inputs"] |= {"steps": 4, "strengths": "0, 1"}
+    outputs = server.wait(server.queue(prompt), timeout=600)["outputs"]
+    (sheet,) = shown(server, prompt, outputs, "SaveImage")
+    assert sheet.shape[1] == 2 * 256 + 3 * 16
+    texts = [outputs[key]["text"] for key in of_type(prompt, "PreviewAny")]
+    assert [len(text) for text in texts] == [4]
+    assert all(0 <= float(number) <= 100 for number in texts[0])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +17,7 @@ from jepa_guidance.host.comfy.required import ExecutionBlocker
 from jepa_guidance.host.drawing.pictures import labelled_sheet
 from jepa_guidance.host.encoders.host_encoder import combined
 from jepa_guidance.host.options import FLOORS
+from jepa_guidance.host.scoring.ranked import as_csv, as_json, ranked_images, shortened
 from jepa_guidance.host.scoring.rarity import Rarity, rarity_of
 from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.nodes.input_checks import seeds_of
@@ -29,7 +34,7 @@ def images() -> torch.Tensor:
 
 
 OUTPUTS = [output.display_name for output in JEPARankImages.define_schema().outputs]
-LISTS = ("seeds", "quality", "latents", "masks")
+LISTS = ("seeds", "quality", "latents", "masks", "names")
 
 
 def rank(images: list, encoder: Any, **changes: Any) -> tuple:
@@ -131,6 +136,11 @@ def test_several_encoders_rank_by_their_mean_score(tiny, images):
         ({"latents": [torch.zeros(5, 4, 2, 2)]}, "latents must be of type LATENT"),
         ({"masks": [torch.zeros(28, 28)]}, "masks holds 1 for 5 images"),
         ({"masks": ["text"]}, "masks must be of type MASK"),
+        ({"names": ["a", "b"]}, "names holds 2 names for 5 images"),
+        ({"names": ["a\nb\nc"]}, "names holds 3 names for 5 images"),
+        ({"names": [1, 2, 3, 4, 5]}, "names must be text, got 1"),
+        ({"columns": 65}, "columns 65 is outside 0 to 64"),
+        ({"caption_size": 0}, "caption_size 0 is outside 10 to 64"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(tiny, images, changes, message):
@@ -145,6 +155,7 @@ def test_what_does_not_fit_is_refused_before_an_image_is_scored(tiny, images, mo
         {"places": "9"},
         {"threshold": 1},
         {"masks": [torch.zeros(2, 28, 28)]},
+        {"names": ["one"]},
     ):
         with pytest.raises(ValueError):
             rank([images], tiny.encoder, **changes)
@@ -306,3 +317,106 @@ def test_the_sheet_shows_every_picture_completely():
     # half transparent blue over white
     assert (pixels == (128, 128, 255)).all(-1).sum() == 256 * 64
     assert (pixels[290:] < 100).any()  # labels
+
+
+# --- names, the sheet's layout, lists ------------------------------------------------------------------------------
+
+NAMES = ["a.png", "b.png", "=1+1", 'caf\u00e9, "best".png', "e.png"]
+
+
+def test_rejected_images_are_those_that_are_not_kept(tiny, images):
+    found = named([images], tiny.encoder, count=2)
+    (out,) = found.rejected_images
+    assert torch.equal(out, images[found.rejected])
+    assert isinstance(named([images], tiny.encoder, count=5).rejected_images, ExecutionBlocker)
+
+
+def test_names_go_along_with_the_kept_images(tiny, images):
+    found = named([images], tiny.encoder, names=NAMES)
+    assert found.names == [NAMES[index] for index in found.indices]
+    lines = named([images], tiny.encoder, names=["\n".join(NAMES)])
+    assert lines.names == found.names
+    assert named([images], tiny.encoder).names == []
+
+
+@pytest.mark.parametrize("by", ["score", "novelty"])
+def test_the_lists_hold_every_image_the_kept_first(tiny, images, by):
+    reference = reference_of(
+        torch.rand(6, 28, 28, 3, generator=torch.Generator().manual_seed(1)), tiny.encoder
+    )
+    quality = [0.5, float("nan"), 0.25, 1.0, 0.0]
+    more = {
+        "reference": reference,
+        "by": by,
+        "names": NAMES,
+        "quality": quality,
+        "seeds": [1, 2, 3, 4, 2**64 - 1],
+    }
+    found = named([images], tiny.encoder, **more)
+    rarity = rarity_of([images], tiny.encoder, "exact", by, reference)
+    order = found.indices + found.rejected
+    rows = list(csv.DictReader(io.StringIO(found.csv)))
+    assert [int(row["index"]) for row in rows] == order
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "", ""]
+    assert [row["kept"] for row in rows] == ["yes"] * 3 + ["no"] * 2
+    assert [float(row[by]) for row in rows] == [rarity.values[index] for index in order]
+    assert [float(row["rarer_than"]) for row in rows] == [100 - rarity.percentiles[index] for index in order]
+    assert found.rarer_than == [100 - rarity.percentiles[index] for index in found.indices]
+    assert [row["name"].removeprefix("'") for row in rows] == [NAMES[index] for index in order]
+    told = json.loads(found.json)
+    assert {name: told[name] for name in ("by", "keep", "mode")} == {
+        "by": by,
+        "keep": "rarest",
+        "mode": "exact",
+    }
+    assert [one["index"] for one in told["images"]] == order
+    assert [one["seed"] for one in told["images"]] == [more["seeds"][index] for index in order]
+    qualities = [None if math.isnan(quality[index]) else quality[index] for index in order]
+    assert [one["quality"] for one in told["images"]] == qualities
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet():
+    names = ["=HYPERLINK(1)", "+1", "-1", "@sum", "plain"]
+    rows = list(csv.reader(io.StringIO(as_csv(ranked_images(Rarity([-1.0] * 5, []), [0], names), "score"))))
+    assert [row[2] for row in rows[1:]] == ["'=HYPERLINK(1)", "'+1", "'-1", "'@sum", "plain"]
+    assert rows[1][4] == "-1.0"  # a number stays one
+
+
+def test_numbers_that_are_not_finite_are_valid_json():
+    every = ranked_images(Rarity([float("nan"), float("-inf")], []), [0])
+    assert [one["score"] for one in json.loads(as_json(every, "score"))["images"]] == [None, None]
+
+
+def test_a_caption_begins_with_the_place_in_the_reference():
+    with_reference = Rarity([-12.345], [3.0])
+    (one,) = ranked_images(with_reference, [0], ["cat.png"], [0.5], [7])
+    assert one.label("score").splitlines() == [
+        "rarer than 97 %",
+        "1. image 0",
+        "cat.png",
+        "score -12.35",
+        "quality 0.5",
+        "seed 7",
+    ]
+    (one,) = ranked_images(Rarity([3.456], []), [0])
+    assert one.label("novelty").splitlines() == ["novelty 3.46", "1. image 0"]
+
+
+def test_a_long_name_keeps_its_ends_on_one_line():
+    assert shortened("a short name.png") == "a short name.png"
+    assert shortened("several\nlines\tof it") == "several lines of it"
+    name = shortened("the beginning of a very long name and its end.png")
+    assert name == "the beginnin... its end.png"
+    assert len(name) <= 28
+
+
+def test_columns_and_caption_size_lay_out_the_sheet(tiny, images):
+    for columns, across, rows in ((0, 5, 1), (2, 2, 3), (9, 5, 1)):
+        for size in (22, 44):
+            sheet = named([images], tiny.encoder, count=5, columns=columns, caption_size=size).sheet
+            line = size * 28 // 22
+            assert sheet.shape == (1, rows * (256 + 2 * line + 16) + 16, across * 272 + 16, 3)
+    letters = [
+        (named([images], tiny.encoder, caption_size=size).sheet < 0.3).all(-1).sum() for size in (11, 33)
+    ]
+    assert letters[1] > letters[0]

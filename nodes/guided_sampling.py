@@ -1,0 +1,97 @@
+"""What the nodes that sample with guidance share: the host's KSampler plus the inputs of guidance."""
+
+from collections.abc import Callable
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host.comfy.sampling import MAX_SEED
+from ..host.guidance.patch import apply_guidance
+from ..host.guidance.refusals import check_finite, check_frames
+from ..host.guidance.trace import Trace
+from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
+from .input_checks import number_message
+from .sampling_inputs import MAX_CFG, sampler_message, sampling_inputs
+
+SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
+
+
+def guided_sampling_inputs() -> list[io.Input]:
+    """The schema inputs. Their order is fixed, since saved workflows depend on it."""
+    return [
+        io.Model.Input("model", tooltip="The diffusion model that denoises the latent."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            control_after_generate=True,
+            tooltip="The random seed of the noise. The same seed gives the same image.",
+        ),
+        *sampling_inputs(
+            steps=20,
+            steps_tip="The number of denoising steps.",
+            cfg_tip="Classifier-free guidance: how closely to follow the prompt.",
+            sampler_tip="The sampling algorithm. dpm_adaptive cannot be guided.",
+        ),
+        io.Conditioning.Input("positive", tooltip="What the image should show."),
+        io.Conditioning.Input("negative", tooltip="What the image should not show."),
+        io.Latent.Input("latent_image", tooltip="The latent to denoise."),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="How much is denoised. Below 1 keeps structure of the latent, for image to image.",
+        ),
+        *guidance_inputs(),
+    ]
+
+
+def sampling_message(
+    sampler_name: str | None,
+    strength: float | None,
+    start_percent: float | None,
+    end_percent: float | None,
+    cfg: float | None,
+    denoise: float | None,
+) -> str | None:
+    """Why values typed into the node are refused before the graph runs, or None. A linked input is None."""
+    message = settings_message(strength, start_percent, end_percent)
+    # The host leaves these to us, since we ask for them: its own check lets NaN through.
+    message = message or number_message("cfg", cfg, 0, MAX_CFG) or number_message("denoise", denoise, 0, 1)
+    if message is None and sampler_name is not None:
+        guided = strength != 0 and (start_percent is None or start_percent != end_percent)
+        message = sampler_message(sampler_name, guided=guided)
+    return message
+
+
+def guided_model(
+    model: Any, latent_image: dict, settings: dict[str, Any], report: Callable[[Trace], None]
+) -> Any:
+    """MODEL, guided as the settings say: a clone, or MODEL itself if they say nothing.
+
+    Args:
+        settings: the values of guidance_inputs, checked if they guide.
+        report: called with the trace as it grows.
+
+    Raises:
+        ValueError: settings, models or a latent that cannot be guided.
+    """
+    if guides_nothing(settings):
+        text = "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
+        report(Trace(instead=text))
+        return model
+    encoders = (one for one in (settings["encoder"], settings.get("judge")) if one is not None)
+    check_frames(latent_image["samples"], *encoders)
+    check_finite(latent_image["samples"])
+    return apply_guidance(
+        model,
+        settings["vae"],
+        settings["encoder"],
+        config_of(settings),
+        judge=settings.get("judge"),
+        reference=settings.get("reference"),
+        report=report,
+    )
