@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..host.comfy.sampling import MAX_SEED
 from ..host.generators.djepa import NO_CLASS, load_host_djepa, sample_djepa
 from ..host.generators.djepa_menu import djepa_file, djepa_names, djepa_tokenizer
-from .input_checks import check_values, inputs_of, number_message
+from .input_checks import check_values, inputs_of
 from .types import DJEPAModel
 
 CATEGORY = "JEPA/D-JEPA"
@@ -135,18 +135,6 @@ class DJEPASampler(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The tokens as a latent, for VAE Decode.")
             ],
-        )
-
-    @classmethod
-    def validate_inputs(
-        cls, cfg: float | None = None, temperature: float | None = None, time_shift: float | None = None
-    ) -> bool | str:
-        # the host's own range check lets NaN through
-        return (
-            number_message("cfg", cfg, 0, MAX_CFG)
-            or number_message("temperature", temperature, 0, MAX_TEMPERATURE)
-            or number_message("time_shift", time_shift, 0.1, 10)
-            or True
         )
 
     @classmethod

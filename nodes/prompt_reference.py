@@ -10,9 +10,9 @@ from ..host.guidance.refusals import check_vae_fits
 from ..host.scoring.modes import how_of, reference_scoring
 from ..host.scoring.prompt_pictures import check_one_picture, draw_pictures
 from ..host.scoring.reference import make_reference, reference_scores
-from .input_checks import check_values, inputs_of, number_message
+from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES, summary
-from .sampling_inputs import MAX_CFG, sampling_inputs
+from .sampling_inputs import sampling_inputs
 from .scoring_inputs import reference_inputs
 from .types import JEPAEncoder, JEPAReference
 
@@ -75,11 +75,6 @@ class JEPAPromptReference(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(cls, cfg: float | None = None) -> bool | str:
-        # the host's own range check lets NaN through
-        return number_message("cfg", cfg, 0, MAX_CFG) or True
 
     @classmethod
     def execute(

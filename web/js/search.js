@@ -2,7 +2,9 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, valueOf, words } from "./page.js";
+import {
+  addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, refusedSampler, valueOf, words,
+} from "./page.js";
 import { looksOf, planLooks, roundEven, stepsTaken, workShare } from "./search_plan.js";
 import { spoken, Strip, STYLE, withPictures } from "./strip.js";
 
@@ -17,6 +19,8 @@ const SETTINGS = [
 
 /** What the node would refuse, as text; null if nothing. nodes/rare_search.py refuses the same. */
 function refusal(node, { candidates, count, looks, steps, by, floor_kind, floor, start_at_step, end_at_step }) {
+  const sampler = refusedSampler(node);
+  if (sampler) return filled(words.samplerRefused, { sampler });
   if (looks !== null && looksOf(looks).wrong) return words[looksOf(looks).wrong];
   if (candidates !== null && count > candidates) return filled(words.countAbove, { count, candidates });
   const measures = ["prompt_fit", "quality"].filter((name) => isLinked(node, name));
@@ -77,7 +81,7 @@ function addStrip(node) {
   node.jepaStrip = strip;
   node.jepaSearches = [];
   addElement(node, { name: "search", type: "JEPA_SEARCH", element: strip.element, width: WIDTH, height: HEIGHT });
-  followSettings(node, SETTINGS, () => show(node));
+  followSettings(node, [...SETTINGS, "sampler_name"], () => show(node));
   loadWords().then(() => show(node));
 }
 
