@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.comfy.sampling import MAX_SEED, unwrapped
+from ..host.comfy.sampling import MAX_SEED, seeds_from, unwrapped
 from ..host.guidance.guidance import KEY
 from ..host.guidance.refusals import check_vae_fits
 from ..host.scoring.modes import how_of, reference_scoring
@@ -72,6 +72,11 @@ class JEPAPromptReference(io.ComfyNode):
             outputs=[
                 JEPAReference.Output(display_name="reference", tooltip=USES),
                 io.Image.Output(display_name="images", tooltip="The pictures, in the order of their seeds."),
+                io.Int.Output(
+                    display_name="seeds",
+                    is_output_list=True,
+                    tooltip="The seed of each picture, for JEPA Rank Images.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -108,4 +113,4 @@ class JEPAPromptReference(io.ComfyNode):
             on_image=lambda: bar.update(1),
         )
         show_text(cls.hidden.unique_id, summary(count, reference_scores(reference, encoder)))
-        return io.NodeOutput(reference, images)
+        return io.NodeOutput(reference, images, seeds_from(first_seed, count))

@@ -257,11 +257,6 @@ def _prepared(inputs: dict[str, Any], reporter: SearchReporter) -> _Search:
 
 def config_of(given: dict[str, Any]) -> SearchConfig:
     """The settings of a search from the node's inputs. Raises ValueError for inputs that contradict each other."""
-    candidates, count = given["candidates"], given["count"]
-    if count > candidates:
-        raise ValueError(
-            f"count {count} is larger than candidates, {candidates}; lower count, or raise candidates"
-        )
     measured = "quality" in given or "prompt_fit" in given
     if given["floor_kind"] != NO_FLOOR and not measured:
         raise ValueError(
@@ -281,8 +276,8 @@ def config_of(given: dict[str, Any]) -> SearchConfig:
         )
     names = ("keep", "by", "floor_kind", "floor", "variety", "amount", "seed", "rows_at_once")
     return SearchConfig(
-        candidates,
-        count,
+        given["candidates"],
+        min(given["count"], given["candidates"]),
         looks=looks_of(given["looks"]),
         qualities=given.get("quality", ()),
         **{name: given[name] for name in names},

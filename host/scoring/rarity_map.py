@@ -13,10 +13,10 @@ from ...jepa_core.novelty import Nearest, patch_novelty
 from ...jepa_core.score import PROJECTION
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
+from ..comfy.values import check_images
 from ..encoders.host_encoder import AnyEncoder, use_encoder
 from ..options import CROP, SQUASH
 from .reference import parts_of
-from .scores import check_images
 
 
 def score_fields(
