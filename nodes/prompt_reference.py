@@ -7,7 +7,7 @@ from ..host.comfy.required import ProgressBar
 from ..host.comfy.sampling import MAX_SEED, seeds_from, unwrapped
 from ..host.guidance.guidance import KEY
 from ..host.guidance.refusals import check_vae_fits
-from ..host.scoring.modes import how_of, reference_scoring
+from ..host.scoring.modes import how_of
 from ..host.scoring.prompt_pictures import check_one_picture, draw_pictures
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of
@@ -109,7 +109,6 @@ class JEPAPromptReference(io.ComfyNode):
             images,
             encoder,
             how_of(**settings),
-            scoring=reference_scoring(mode, top_k),
             on_image=lambda: bar.update(1),
         )
         show_text(cls.hidden.unique_id, summary(count, reference_scores(reference, encoder)))

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.scoring.modes import how_of, reference_scoring
+from ..host.scoring.modes import how_of
 from ..host.scoring.novelty import own_novelties
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of, only, with_images
@@ -71,7 +71,6 @@ class JEPAReferenceNode(io.ComfyNode):
             [image for batch in images for image in batch],
             judge,
             how_of(**settings),
-            scoring=reference_scoring(settings["mode"], settings["top_k"]),
             on_image=lambda: bar.update(1),
         )
         scores = reference_scores(reference, judge)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...jepa_core import Encoder, Reference, jepa_score
+from ...jepa_core import Encoder, Reference
+from ...jepa_core.folders.scorer import Found, Scorer, Settings, part_from
 from ...jepa_core.novelty import embed
-from ...jepa_core.reference import NO_SCORE, ReferencePart
+from ...jepa_core.reference import NO_SCORE, ReferencePart, scoring_of
 from ...jepa_core.transparency import over_white
-from ...jepa_core.views import views
 from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, HostEncoder, use_encoder
 from .scores import check_lengths
@@ -26,7 +26,6 @@ def make_reference(
     encoder: AnyEncoder,
     how: Mapping[str, str],
     *,
-    scoring: Mapping[str, int | None] | None,
     on_image: Callable[[], None] = lambda: None,
 ) -> Reference:
     """What an encoder, or every encoder of a set, makes of pictures.
@@ -35,21 +34,20 @@ def make_reference(
 
     Args:
         pictures: one at least, each (H, W, 3 or 4) in [0, 1] and finite; gone through once for each encoder.
-        how: see Reference.
-        scoring: the arguments of jepa_core.jepa_score that `how` calls its mode; None makes no scores.
+        how: see Reference; its mode says which scores are made.
         on_image: called after each picture under each encoder.
 
     Raises:
-        ValueError: `scoring` does not fit an encoder; or a later encoder was given other pictures than the first.
+        ValueError: the mode does not fit an encoder; or a later encoder was given other pictures than the first.
     """
-    if scoring is not None:
-        check_lengths(encoder, **scoring)
+    if how["mode"] != NO_SCORE:
+        check_lengths(encoder, **scoring_of(how["mode"]))
     parts: dict[tuple[str, int], ReferencePart] = {}
     # one encoder after the other: they need not fit on the device together
     for member in encoder.members:
         key = key_of(member.encoder)
         if key not in parts:
-            parts[key] = _part(pictures, member.encoder, how, scoring, on_image)
+            parts[key] = _part(pictures, member.encoder, how, on_image)
     first, *others = parts.values()
     if any(len(part.embeddings) != len(first.embeddings) for part in others):
         raise ValueError("the pictures changed while they were read; run again")
@@ -57,61 +55,34 @@ def make_reference(
 
 
 def _part(
-    pictures: Iterable[Tensor],
-    encoder: HostEncoder,
-    how: Mapping[str, str],
-    scoring: Mapping[str, int | None] | None,
-    on_image: Callable[[], None],
+    pictures: Iterable[Tensor], encoder: HostEncoder, how: Mapping[str, str], on_image: Callable[[], None]
 ) -> ReferencePart:
     judge = use_encoder(encoder)
-    embeddings, smoothed, scores = [], [], []
-    for batches in _passes(pictures, judge, how, views):
-        each = [embed(judge, torch.cat(batch), interrupt_check).float().cpu() for batch in batches]
-        embeddings.append(each[0])
-        smoothed.append(torch.stack(each).mean(0))
-        for x in batches[0]:
-            if scoring is not None:
-                scores.append(jepa_score(judge, x, **scoring, on_pass=interrupt_check))
+    settings = Settings(encoder.name, *key_of(encoder), **how)
+    scorer = Scorer(judge, settings)
+    found: list[Found] = []
+    remaining = iter(pictures)
+    while some := list(islice(remaining, scorer.batch)):
+        found += scorer.score([scorer.prepare(picture) for picture in some], interrupt_check)
+        for _ in some:
             on_image()
-    # normal tensors, which can take part in gradients
-    with torch.inference_mode(False):
-        return ReferencePart(
-            encoder.name,
-            *key_of(encoder),
-            torch.cat(embeddings),
-            torch.cat(smoothed),
-            torch.cat(scores) if scores else None,
-        )
+    return part_from(found, settings)
 
 
 def embed_pictures(pictures: Iterable[Tensor], encoder: HostEncoder, how: Mapping[str, str]) -> Tensor:
     """The embeddings (N, d) float32, on the CPU, of pictures (H, W, 3 or 4), seen as `how` says; see make_reference."""
     judge = use_encoder(encoder)
-    passes = _passes(pictures, judge, how, lambda picture: [picture])
-    return torch.cat([embed(judge, torch.cat(batch), interrupt_check).float().cpu() for (batch,) in passes])
-
-
-def _passes(
-    pictures: Iterable[Tensor],
-    judge: Encoder,
-    how: Mapping[str, str],
-    views_of: Callable[[Tensor], list[Tensor]],
-) -> Iterable[list[tuple[Tensor, ...]]]:
-    """Some pictures at a time: for each view a tuple with the preprocessed (1, 3, S, S) of each picture."""
     size = max(1, min(_PASS, _PASS_BYTES // judge.layer_bytes))
     remaining = iter(pictures)
+    found = []
     while some := list(islice(remaining, size)):
-        seen = [
-            [
-                _preprocessed(judge, view, how)
-                for view in views_of(over_white(picture[None].to(judge.weight.device)))
-            ]
-            for picture in some
-        ]
-        yield list(zip(*seen, strict=True))
+        seen = [_preprocessed(judge, picture[None], how) for picture in some]
+        found.append(embed(judge, torch.cat(seen), interrupt_check).float().cpu())
+    return torch.cat(found)
 
 
-def _preprocessed(judge: Encoder, pixels: Tensor, how: Mapping[str, str]) -> Tensor:
+def _preprocessed(judge: Encoder, picture: Tensor, how: Mapping[str, str]) -> Tensor:
+    pixels = over_white(picture.to(judge.weight.device))
     return judge.preprocess(pixels, fit=how["fit"], antialias=how["antialias"] == "on")
 
 
