@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.variety.patch import apply_boost
-from .input_checks import check_values, inputs_of, number_message
+from .input_checks import check_values, inputs_of
 from .search_words import search_words
 
 LEAST_GAMMA, MOST_GAMMA = 1.0, 6.0
@@ -52,11 +52,6 @@ class JEPABoostAndSkip(io.ComfyNode):
                 )
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, gamma: float | None = None) -> bool | str:
-        # the host's own range check lets NaN through
-        return number_message("gamma", gamma, LEAST_GAMMA, MOST_GAMMA) or True
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..host.comfy.sampling import MAX_SEED
 from ..host.variety.cads import Cads
 from ..host.variety.patch import apply_cads
-from .input_checks import check_values, inputs_of, number_message
+from .input_checks import check_values, inputs_of
 from .sampling_inputs import share_input
 from .search_words import search_words
 
@@ -71,22 +71,6 @@ class JEPACads(io.ComfyNode):
                 )
             ],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        scale: float | None = None,
-        tau1: float | None = None,
-        tau2: float | None = None,
-        mix: float | None = None,
-    ) -> bool | str:
-        # the host's own range check lets NaN through
-        message = number_message("scale", scale, 0, MOST_SCALE)
-        for name, value in {"tau1": tau1, "tau2": tau2, "mix": mix}.items():
-            message = message or number_message(name, value, 0, 1)
-        if message is None and tau1 is not None and tau2 is not None and tau1 > tau2:
-            message = f"tau1 {tau1} is larger than tau2 {tau2}; swap them"
-        return message or True
 
     @classmethod
     def execute(cls, model, seed, **settings: Any) -> io.NodeOutput:

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..host.comfy.page import show_text
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.report import TraceReporter
-from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
+from .guidance_inputs import config_of, guidance_inputs, guides_nothing
 from .input_checks import check_values, inputs_of
 
 
@@ -25,15 +25,6 @@ class JEPAGuidance(io.ComfyNode):
             outputs=[io.Model.Output(display_name="model", tooltip="The guided model, for any sampler.")],
             hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        strength: float | None = None,
-        start_percent: float | None = None,
-        end_percent: float | None = None,
-    ) -> bool | str:
-        return settings_message(strength, start_percent, end_percent) or True
 
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:

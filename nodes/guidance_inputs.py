@@ -35,7 +35,6 @@ from ..host.options import (
 from ..jepa_core import RarityGradient
 from ..jepa_core.score import PROJECTION
 from ..jepa_core.views import COUNT as VIEWS
-from .input_checks import number_message
 from .types import JEPAEncoder, JEPAReference
 
 CUSTOM = "custom"
@@ -423,29 +422,3 @@ def criterion_of(settings: dict) -> str:
     if settings["criterion"] != AUTO:
         return str(settings["criterion"])
     return NOVELTY if settings["reference"] is not None or settings["apart"] else SCORE
-
-
-def settings_message(
-    strength: float | None, start_percent: float | None, end_percent: float | None
-) -> str | None:
-    """Why values typed into the node are refused before the graph runs, or None.
-
-    The host skips its own range check for an input that validate_inputs asks for. A linked input is None here.
-    Strength 0 refuses nothing.
-    """
-    if strength == 0:
-        return None
-    typed = {"start_percent": start_percent, "end_percent": end_percent}
-    message = number_message("strength", strength, -MAX_STRENGTH, MAX_STRENGTH)
-    for name, value in typed.items():
-        message = message or number_message(name, value, 0, 1)
-    if message:
-        return message
-    typed = {name: value for name, value in typed.items() if value is not None}
-    if len(typed) == 1:  # the other one is linked and is checked when it is known
-        typed = dict.fromkeys(("start_percent", "end_percent"), *typed.values())
-    try:
-        Schedule(**typed)
-    except ValueError as error:
-        return str(error)
-    return None

@@ -7,8 +7,7 @@ from comfy_api.latest import io
 from ..host.guidance.minority_prompt import apply_minority_prompt
 from ..host.guidance.prompt_run import PromptLearning
 from ..host.guidance.schedule import Schedule
-from .guidance_inputs import settings_message
-from .input_checks import check_values, inputs_of, number_message
+from .input_checks import check_values, inputs_of
 from .sampling_inputs import share_input
 from .search_words import search_words
 
@@ -96,19 +95,6 @@ class JEPAMinorityPrompt(io.ComfyNode):
                 ),
             ],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        learning_rate: float | None = None,
-        balance: float | None = None,
-        start_percent: float | None = None,
-        end_percent: float | None = None,
-    ) -> bool | str:
-        # the host's own range check lets NaN through
-        message = number_message("learning_rate", learning_rate, 0, MOST_RATE)
-        message = message or number_message("balance", balance, 0, MOST_BALANCE)
-        return message or settings_message(None, start_percent, end_percent) or True
 
     @classmethod
     def execute(cls, model, clip, text, **settings: Any) -> io.NodeOutput:

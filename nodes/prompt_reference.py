@@ -4,15 +4,15 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.comfy.sampling import MAX_SEED, unwrapped
+from ..host.comfy.sampling import MAX_SEED, seeds_from, unwrapped
 from ..host.guidance.guidance import KEY
 from ..host.guidance.refusals import check_vae_fits
-from ..host.scoring.modes import how_of, reference_scoring
+from ..host.scoring.modes import how_of
 from ..host.scoring.prompt_pictures import check_one_picture, draw_pictures
 from ..host.scoring.reference import make_reference, reference_scores
-from .input_checks import check_values, inputs_of, number_message
+from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES, summary
-from .sampling_inputs import MAX_CFG, sampling_inputs
+from .sampling_inputs import sampling_inputs
 from .scoring_inputs import reference_inputs
 from .types import JEPAEncoder, JEPAReference
 
@@ -72,14 +72,14 @@ class JEPAPromptReference(io.ComfyNode):
             outputs=[
                 JEPAReference.Output(display_name="reference", tooltip=USES),
                 io.Image.Output(display_name="images", tooltip="The pictures, in the order of their seeds."),
+                io.Int.Output(
+                    display_name="seeds",
+                    is_output_list=True,
+                    tooltip="The seed of each picture, for JEPA Rank Images.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(cls, cfg: float | None = None) -> bool | str:
-        # the host's own range check lets NaN through
-        return number_message("cfg", cfg, 0, MAX_CFG) or True
 
     @classmethod
     def execute(
@@ -109,8 +109,7 @@ class JEPAPromptReference(io.ComfyNode):
             images,
             encoder,
             how_of(**settings),
-            scoring=reference_scoring(mode, top_k),
             on_image=lambda: bar.update(1),
         )
         show_text(cls.hidden.unique_id, summary(count, reference_scores(reference, encoder)))
-        return io.NodeOutput(reference, images)
+        return io.NodeOutput(reference, images, seeds_from(first_seed, count))

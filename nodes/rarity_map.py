@@ -62,8 +62,7 @@ class JEPARarityMap(io.ComfyNode):
         if reference is not None:
             values["reference"] = reference
         check_values(inputs_of(JEPARarityMap), values)
-        # a 0-d tensor has no len(); scoring refuses it
-        bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
+        bar = ProgressBar(len(images) * len(encoder.members))
         view = {"fit": fit, "antialias": antialias, "on_image": lambda: bar.update(1)}
         if reference is None:
             fields, legend = score_fields(images, encoder, **view), SCORES

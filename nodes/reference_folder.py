@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.scoring.modes import how_of, reference_scoring
+from ..host.scoring.modes import how_of
 from ..host.scoring.picture_folder import INPUT, OUTPUT, FolderPictures, folder_of, state_of
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of
@@ -79,7 +79,6 @@ class JEPAReferenceFolder(io.ComfyNode):
             pictures,
             encoder,
             how_of(**settings),
-            scoring=reference_scoring(mode, top_k),
             on_image=lambda: bar.update(1),
         )
         text = summary(len(reference), reference_scores(reference, encoder))

@@ -17,7 +17,14 @@ def sampling_inputs(*, steps: int, steps_tip: str, cfg_tip: str, sampler_tip: st
     return [
         io.Int.Input("steps", default=steps, min=1, max=10000, tooltip=steps_tip),
         io.Float.Input("cfg", default=8.0, min=0.0, max=MAX_CFG, step=0.1, round=0.01, tooltip=cfg_tip),
-        io.Combo.Input("sampler_name", options=SAMPLER_NAMES, default="euler", tooltip=sampler_tip),
+        io.Combo.Input(
+            "sampler_name",
+            options=SAMPLER_NAMES,
+            default="euler",
+            tooltip=sampler_tip,
+            # web/js/page.js warns of these, which strength 0 allows
+            extra_dict={"jepa_unguided": [name for name in SAMPLER_NAMES if sampler_message(name)]},
+        ),
         io.Combo.Input(
             "scheduler",
             options=SCHEDULER_NAMES,
@@ -32,12 +39,8 @@ def share_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip)
 
 
-def sampler_message(name: str, *, guided: bool = True) -> str | None:
-    """Why a sampler cannot be used, or None if it can.
-
-    Args:
-        guided: whether the pack follows its steps; otherwise any sampler of the host will do.
-    """
+def sampler_message(name: str) -> str | None:
+    """Why the pack cannot follow the steps of a sampler, or None if it can."""
     if name not in SAMPLER_NAMES:
         return f"sampler_name {name!r} is not one of the host's samplers"
-    return sampler_refusal(sampler_object(name).sampler_function) if guided else None
+    return sampler_refusal(sampler_object(name).sampler_function)

@@ -85,8 +85,7 @@ class JEPAScoreImage(io.ComfyNode):
         how = how_of(mode, top_k, fit, antialias)
         if reference is not None:
             check_scored_alike(reference, encoder, how)
-        # a 0-d tensor has no len(); scoring refuses it
-        bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
+        bar = ProgressBar(len(images) * len(encoder.members))
         each = score_images(
             images,
             encoder,

@@ -8,8 +8,8 @@ from ..host.comfy.page import show_text
 from ..host.gradient.self_guidance import PUBLISHED_LEVEL
 from ..host.guidance.report import TraceReporter
 from ..host.guidance.self_guided import apply_self_guidance, self_guided_schedule
-from .guidance_inputs import MAX_STRENGTH, guides_nothing, settings_message
-from .input_checks import check_values, inputs_of, number_message
+from .guidance_inputs import MAX_STRENGTH, guides_nothing
+from .input_checks import check_values, inputs_of
 from .sampling_inputs import share_input
 from .search_words import search_words
 
@@ -64,19 +64,6 @@ class JEPASelfGuidedMinority(io.ComfyNode):
             outputs=[io.Model.Output(display_name="model", tooltip="The guided model, for any sampler.")],
             hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        strength: float | None = None,
-        level: float | None = None,
-        start_percent: float | None = None,
-        end_percent: float | None = None,
-    ) -> bool | str:
-        # the host's own range check lets NaN through
-        message = number_message("strength", strength, 0, MAX_STRENGTH)
-        message = message or settings_message(strength, start_percent, end_percent)
-        return message or number_message("level", level, *LEVELS) or True
 
     @classmethod
     def execute(cls, model, **settings: Any) -> io.NodeOutput:

@@ -21,6 +21,11 @@ from .required import (
 MAX_SEED = 2**64 - 1  # of KSampler
 
 
+def seeds_from(first: int, count: int) -> list[int]:
+    """`count` seeds, each the one after the other; 0 follows the largest."""
+    return [(first + number) & MAX_SEED for number in range(count)]
+
+
 def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
     """Run the host's own KSampler code; returns a LATENT.
 

@@ -7,17 +7,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from ...jepa_core.folders.reading import read_picture
 from ..comfy.required import folder_paths
 
 INPUT, OUTPUT = "input", "output"
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # others run programs, or draw what a text says
-_MOST_PIXELS = 100_000_000
 
 
 def folder_of(place: str, subfolder: str) -> Path:
@@ -81,7 +77,7 @@ class FolderPictures:
                 continue
             try:
                 picture = read_picture(Path(entry.path))
-            except Exception as error:  # readers of damaged files raise errors of many kinds
+            except (ValueError, OSError) as error:
                 self.skipped[entry.name] = str(error) or type(error).__name__
                 continue
             given += 1
@@ -99,21 +95,3 @@ class FolderPictures:
         lines = [f"{name} ({why:.100})" for name, why in self.skipped.items()]
         more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
         return ", ".join(lines[:10]) + more
-
-
-def read_picture(file: Path) -> Tensor:
-    """The pixels of a picture file, turned as its EXIF data says: (H, W, 3), or (H, W, 4) with transparency.
-
-    Raises:
-        ValueError: more pixels than a camera has; other errors of Pillow for a damaged file.
-    """
-    with Image.open(file, formats=_FORMATS) as opened:
-        if opened.width * opened.height > _MOST_PIXELS:
-            raise ValueError(f"{opened.width} x {opened.height} pixels are too many")
-        picture = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I"):  # 16 bits; convert would cut off what is above 255
-            grey = np.asarray(picture, dtype=np.float32) / 65535
-            return torch.from_numpy(grey.clip(0, 1))[..., None].repeat(1, 1, 3)
-        transparent = "A" in picture.getbands() or "transparency" in picture.info
-        pixels = np.asarray(picture.convert("RGBA" if transparent else "RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels / 255)

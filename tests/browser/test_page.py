@@ -95,6 +95,7 @@ def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_f
         ("end_percent", 0.2, "Nothing will be guided: start_percent equals end_percent"),
         ("end_percent", 0.1, "start_percent is larger than end_percent"),
         ("steps", 1, "Nothing will be guided: no step lies in the range"),
+        ("sampler_name", "dpm_adaptive", "Sampler dpm_adaptive is not supported"),
         ("interval", 4, "Guides 2 of 14 steps"),
         ("strength", -1, "can reinforce bias"),
         ("criterion", "novelty", "Novelty has nothing to compare with"),

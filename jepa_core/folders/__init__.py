@@ -1,0 +1,12 @@
+"""Any number of pictures in folders: found, read, scored once, and kept in a table.
+
+listing.py     the picture files in folders
+reading.py     pixels of a picture file, of any kind and from any source
+scorer.py      scores and embeddings of pictures, under settings that never change
+journal.py     what has been scored, kept from run to run
+run.py         scoring files: readers ahead of the encoder
+comparison.py  novelty beside a reference
+table.py       tables in parquet, and references as tables
+options.py     what commands have in common: encoders, devices, settings
+commands.py    the commands of python -m jepa_core
+"""
