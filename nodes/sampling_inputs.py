@@ -40,4 +40,4 @@ def sampler_message(name: str, *, guided: bool = True) -> str | None:
     """
     if name not in KSampler.SAMPLERS:
         return f"sampler_name {name!r} is not in KSampler's menu now; choose another, or load the pack that adds it"
-    return sampler_refusal(sampler_object(name).sampler_function) if guided else None
+    return sampler_refusal(sampler_object(name)) if guided else None
