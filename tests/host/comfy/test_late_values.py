@@ -72,7 +72,9 @@ def test_the_message_about_a_sampler_is_true_before_and_after(guided: bool, requ
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5])
-def test_a_sampler_and_a_scheduler_added_later_run(tiny: SimpleNamespace, late_pack: None, strength: float) -> None:
+def test_a_sampler_and_a_scheduler_added_later_run(
+    tiny: SimpleNamespace, late_pack: None, strength: float
+) -> None:
     widgets = {
         entry.id: entry.default for entry in inputs_of(JEPAGuidedKSampler) if hasattr(entry, "default")
     }
@@ -88,7 +90,9 @@ def test_a_sampler_and_a_scheduler_added_later_run(tiny: SimpleNamespace, late_p
     assert len(trace.guided_steps) == (0 if strength == 0 else 3)
 
 
-def test_a_function_that_another_pack_replaces_is_the_one_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_another_pack_replaces_is_the_one_that_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Packs for several devices replace what says where models go."""
     monkeypatch.setattr(comfy.model_management, "unet_offload_device", lambda: torch.device("cpu", 0))
     patcher, _ = load_demo_generator()
@@ -121,7 +125,11 @@ def test_no_module_holds_a_list_or_a_function_of_the_host() -> None:
         f"{where} is {tables.get(id(value)) or value.__name__}"
         for where, value in held_by_the_pack()
         if id(value) in tables
-        or (isinstance(value, FunctionType) and _host_function(value) and value.__name__ not in WANTED_AS_WRITTEN)
+        or (
+            isinstance(value, FunctionType)
+            and _host_function(value)
+            and value.__name__ not in WANTED_AS_WRITTEN
+        )
     ]
     assert held == []
 
