@@ -1,7 +1,6 @@
 """Validation of input values, and the messages for values that do not fit."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -26,13 +25,8 @@ USED = {
 MESSAGES = {"IMAGE": image_message, "MASK": mask_message, "LATENT": latent_message}
 
 
-@cache
 def inputs_of(node: type[io.ComfyNode]) -> list[io.Input]:
-    """A node's inputs, built once; menus that list files are those of the first call.
-
-    Args:
-        node: the class by its name, not `cls`: the host executes a new copy of the class each time.
-    """
+    """A node's inputs, with its menus as they are now: files, and the samplers that other packs added."""
     return node.define_schema().inputs
 
 
