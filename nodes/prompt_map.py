@@ -15,6 +15,7 @@ from ..host.scoring.reference import embed_pictures, seen_as
 from ..host.scoring.scores import check_images
 from ..jepa_core.reference import EXACT
 from .input_checks import check_values, count_images, given, inputs_of, only, seeds_of
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -29,6 +30,7 @@ class JEPAPromptMap(io.ComfyNode):
             category="JEPA",
             description="Shows what a prompt draws: groups of images that look alike, and of each its middle, its most "
             "typical and its rarest image. Takes many images of one prompt, as a batch or a list of batches.",
+            **search_words("diversity, variation, cluster, groups, modes, same face, mode collapse"),
             is_input_list=True,
             inputs=[
                 io.Image.Input(

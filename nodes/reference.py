@@ -10,6 +10,7 @@ from ..host.scoring.reference import make_reference, reference_scores
 from ..host.scoring.scores import check_images
 from .input_checks import check_values, count_images, inputs_of, only
 from .scoring_inputs import reference_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 REFERENCE_ENCODER = (
@@ -31,6 +32,7 @@ class JEPAReferenceNode(io.ComfyNode):
             description="Makes a reference from pictures that count as usual: their embeddings and scores. Other images can "
             "then be told how rare they are beside them. Takes a batch or a list of batches, of any sizes; fifty images "
             "make a good reference.",
+            **search_words("novelty, usual, typical, baseline, data set, unlike"),
             is_input_list=True,
             inputs=[
                 io.Image.Input(
