@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from ..reference import Reference, save_reference
 from .comparison import Comparison
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # what is wrong with a file is in the table
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    disable_progress_bar()  # of loading weights
     try:
         options.run(options)
     except OptionError as error:

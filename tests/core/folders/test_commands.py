@@ -222,6 +222,7 @@ def test_stopped_from_the_keyboard_it_says_how_to_go_on(tmp_path, encoder_folder
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have it ignored
     )
     while not journal_of(out).exists() or journal_of(out).stat().st_size < 5000:
         time.sleep(0.01)
@@ -296,9 +297,12 @@ def test_files_that_go_away_change_or_may_not_be_read_are_tried_again(tmp_path, 
 def test_of_a_batch_only_the_picture_that_has_no_score_is_an_error(tmp_path, scorer, monkeypatch):
     paths = [str(save(tmp_path / f"{number}.png", number)) for number in range(5)]
     plain = running.pixels_of
-    monkeypatch.setattr(
-        running, "pixels_of", lambda opened: plain(opened) * (torch.nan if "2.png" in opened.fp.name else 1)
-    )
+
+    def pixels_of(opened: Any) -> Any:
+        spoil = torch.nan if opened.fp.name == paths[2] else 1
+        return plain(opened) * spoil
+
+    monkeypatch.setattr(running, "pixels_of", pixels_of)
     with running.Journal(tmp_path / "journal", scorer.settings) as journal:
         run = running.score_files(paths, scorer, journal, batch=4)
         ((path, error),) = run.errors(journal)
@@ -394,10 +398,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path) -> Pat
         ("size", {}, (encoder_folder.name, fingerprint, 42)),
         ("look", {"fit": "crop"}, (encoder_folder.name, fingerprint, SIZE)),
     ):
-        part = ReferencePart(*own, points, points)
+        part = ReferencePart(*own, points, points.clone())
         save_reference(Reference((part,), how | changes), folder / f"{name}.safetensors")
-    both = (ReferencePart("one", "1", 28, points, points), ReferencePart("two", "2", 28, points, points))
-    save_reference(Reference(both, how), folder / "both.safetensors")
+    both = [ReferencePart(name, name, 28, points.clone(), points.clone()) for name in ("one", "two")]
+    save_reference(Reference(tuple(both), how), folder / "both.safetensors")
     (folder / "folder.parquet").mkdir()
     return folder
 
