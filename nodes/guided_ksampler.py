@@ -7,9 +7,10 @@ from ..host.guidance.patch import apply_guidance
 from ..host.guidance.refusals import check_finite, check_frames
 from ..host.guidance.report import TraceReporter, note_in_images
 from ..host.guidance.trace import Trace
-from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
-from .input_checks import check_values, inputs_of, number_message
-from .sampling_inputs import MAX_CFG, sampler_message, sampling_inputs
+from .guidance_inputs import config_of, guidance_inputs, guides_nothing, off_text
+from .input_checks import check_values, inputs_of
+from .sampling_inputs import sampler_message, sampling_inputs
+from .search_words import search_words
 from .types import JEPATrace
 
 
@@ -22,6 +23,10 @@ class JEPAGuidedKSampler(io.ComfyNode):
             category="JEPA",
             description="KSampler, guided toward images that the encoder finds rare: same prompt, same seed, rarer image. "
             "With strength 0 it is the stock KSampler, bit for bit.",
+            **search_words(
+                "rare, rarity, rarer, diversity, variation, seed variance, unusual, novelty, "
+                "minority, same face, creative"
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that denoises the latent."),
                 io.Int.Input(
@@ -63,26 +68,6 @@ class JEPAGuidedKSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        sampler_name: str | None = None,
-        strength: float | None = None,
-        start_percent: float | None = None,
-        end_percent: float | None = None,
-        cfg: float | None = None,
-        denoise: float | None = None,
-    ) -> bool | str:
-        message = settings_message(strength, start_percent, end_percent)
-        # The host leaves these to us, since we ask for them: its own check lets NaN through.
-        message = (
-            message or number_message("cfg", cfg, 0, MAX_CFG) or number_message("denoise", denoise, 0, 1)
-        )
-        if message is None and sampler_name is not None:
-            guided = strength != 0 and (start_percent is None or start_percent != end_percent)
-            message = sampler_message(sampler_name, guided=guided)
-        return message or True
-
-    @classmethod
     def execute(
         cls,
         model,
@@ -106,12 +91,13 @@ class JEPAGuidedKSampler(io.ComfyNode):
         }
         report = TraceReporter(cls.hidden.unique_id)
         if guides_nothing(settings):
-            text = "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
-            report(Trace(instead=text))
+            report(Trace(instead=off_text(model, "this is the stock sampler's image")))
         else:
             # not the seed: the stock sampler takes any through a link
             values = {"model": model, "latent_image": latent_image} | sampling | settings
             check_values(inputs_of(JEPAGuidedKSampler), values)
+            if message := sampler_message(sampler_name):
+                raise ValueError(message)
             encoders = (one for one in (settings["encoder"], settings.get("judge")) if one is not None)
             check_frames(latent_image["samples"], *encoders)
             check_finite(latent_image["samples"])

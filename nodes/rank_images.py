@@ -12,7 +12,6 @@ from ..host.scoring.along import kept_latents, kept_pictures
 from ..host.scoring.choice import Choice, places_of
 from ..host.scoring.floor import floor_value
 from ..host.scoring.rarity import Rarity, rarity_of
-from ..host.scoring.scores import check_images
 from ..jepa_core.reference import EXACT
 from ..jepa_core.score import PROJECTION
 from .choice_inputs import (
@@ -23,7 +22,8 @@ from .choice_inputs import (
     missing,
     qualities_of,
 )
-from .input_checks import check_values, count_images, given, inputs_of, only, seeds_of
+from .input_checks import check_values, given, inputs_of, only, seed_words, seeds_of, with_images
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -38,6 +38,9 @@ class JEPARankImages(io.ComfyNode):
             category="JEPA",
             description="Sorts images by rarity and keeps the rarest, or the most typical. Takes a batch or a list of "
             "batches, of any sizes.",
+            **search_words(
+                "best of, pick, sort, filter, rare, rarity, novelty, unusual, select, choose, aesthetic"
+            ),
             is_input_list=True,
             inputs=[
                 io.Image.Input(
@@ -73,7 +76,8 @@ class JEPARankImages(io.ComfyNode):
                     max=MAX_SEED,
                     optional=True,
                     force_input=True,
-                    tooltip="The seed of the images, or a list with one for each; those of the kept images are returned.",
+                    tooltip="A list with the seed of each image, as D-JEPA Sampler gives it; or the one seed of a batch of "
+                    "KSampler, whose images differ by their place. Those of the kept images are returned.",
                 ),
                 JEPAReference.Input(
                     "reference",
@@ -143,8 +147,9 @@ class JEPARankImages(io.ComfyNode):
     ) -> io.NodeOutput:
         inputs = {"encoder": encoder, "keep": keep, "count": count, "mode": mode, "by": by}
         inputs |= {"floor_kind": floor_kind, "floor": floor, "threshold": threshold, "places": places}
+        images = with_images(images)
         single = checked(images, inputs | ({"reference": reference} if given(reference) else {}))
-        total = count_images(images)
+        total = sum(map(len, images))
         own = seeds_of(seeds, total)
         latents, masks = latents_of(latents, total), masks_of(masks, total)
         qualities = qualities_of(quality, total)
@@ -158,9 +163,10 @@ class JEPARankImages(io.ComfyNode):
         rarity = rarity_of(images, single["encoder"], single["mode"], choice.by, single.get("reference"))
         indices = choice.kept(rarity)
         kept = kept_pictures(images, indices)
+        words = seed_words(own, images)
         sheet = labelled_sheet(
             [picture for batch in kept for picture in batch],
-            [label(rank, index, rarity, own, qualities) for rank, index in enumerate(indices, 1)],
+            [label(rank, index, rarity, words, qualities) for rank, index in enumerate(indices, 1)],
         )
         chart = draw_rarity(rarity.values, indices, by=choice.by, qualities=qualities, floor=choice.floor)
         return io.NodeOutput(
@@ -183,11 +189,10 @@ def checked(images: list, inputs: dict[str, Any]) -> dict[str, Any]:
     single = {name: only(name, values) for name, values in inputs.items()}
     for batch in images:
         check_values(inputs_of(JEPARankImages), single | {"images": batch})
-        check_images(batch)
     return single
 
 
-def label(rank: int, index: int, rarity: Rarity, seeds: list[int], qualities: list[float]) -> str:
+def label(rank: int, index: int, rarity: Rarity, seeds: list[str], qualities: list[float]) -> str:
     """What the sheet says below an image."""
     lines = [f"{rank}. image {index}", f"{rarity.values[index]:.2f}"]
     if rarity.percentiles:
@@ -195,5 +200,5 @@ def label(rank: int, index: int, rarity: Rarity, seeds: list[int], qualities: li
     if qualities:
         lines.append(f"quality {qualities[index]:.4g}")
     if seeds:
-        lines.append(f"seed {seeds[index]}")
+        lines.append(seeds[index])
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from ..host.scoring.rarity_map import novelty_fields, rarity_mask, score_fields
 from ..host.scoring.reference import check_comparable, seen_as
 from .input_checks import check_values, inputs_of
 from .scoring_inputs import view_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -24,6 +25,7 @@ class JEPARarityMap(io.ComfyNode):
             description="Shows which parts of an image are rare: the JEPA score of every patch, bright where it is "
             "rarer. Plain areas are bright too, since an encoder is hardly sensitive to them. With a reference: which parts "
             "make the image unlike it.",
+            **search_words("heatmap, saliency, attention, attribution, rare, anomaly"),
             inputs=[
                 io.Image.Input("images", tooltip="A batch of images; each gets its own map."),
                 JEPAEncoder.Input("encoder", tooltip="Scores the patches. From JEPA Encoder Loader."),
@@ -62,8 +64,7 @@ class JEPARarityMap(io.ComfyNode):
         if reference is not None:
             values["reference"] = reference
         check_values(inputs_of(JEPARarityMap), values)
-        # a 0-d tensor has no len(); scoring refuses it
-        bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
+        bar = ProgressBar(len(images) * len(encoder.members))
         view = {"fit": fit, "antialias": antialias, "on_image": lambda: bar.update(1)}
         if reference is None:
             fields, legend = score_fields(images, encoder, **view), SCORES

@@ -1,6 +1,7 @@
 """Scores of batches of images, references to compare them with, the patches of one image, and fit to a text.
 
 scores.py           scoring a batch
+answers.py          what encoders said of pictures before
 modes.py            kinds of score, by the names in menus
 rarity.py           images by score or by novelty, with percentiles
 floor.py            the least quality that an image must have

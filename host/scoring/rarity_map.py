@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...jepa_core import Reference, patch_scores
+from ...jepa_core import Encoder, Reference, patch_scores
 from ...jepa_core.novelty import Nearest, patch_novelty
 from ...jepa_core.score import PROJECTION
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
-from ..encoders.host_encoder import AnyEncoder, use_encoder
+from ..comfy.values import check_images
+from ..encoders.host_encoder import AnyEncoder, HostEncoder, use_encoder
 from ..options import CROP, SQUASH
+from .answers import ask, digest
 from .reference import parts_of
-from .scores import check_images
 
 
 def score_fields(
@@ -43,14 +45,11 @@ def score_fields(
     height, width = images.shape[1:3]
     total = torch.zeros(len(images), height, width, device="cpu")
     for member in encoder.members:
-        judge = use_encoder(member.encoder)
-        projection = min(PROJECTION, judge.embed_dim)
-        for image, field in zip(images.split(1), total, strict=True):
-            seen = over_white(image).to(judge.weight.device)
-            x = judge.preprocess(seen, fit=fit, antialias=antialias)
-            scores = patch_scores(judge, x, projection=projection, on_pass=interrupt_check)
-            field += member.weight * _over_image(scores.float(), height, width, fit)
-            on_image()
+        projection = min(PROJECTION, member.encoder.encoder.embed_dim)
+        score = partial(patch_scores, projection=projection, on_pass=interrupt_check)
+        scores = _asked("patch scores", score, images, member.encoder, fit, antialias, on_image)
+        for found, field in zip(scores, total, strict=True):
+            field += member.weight * _over_image(found, height, width, fit)
     return total
 
 
@@ -74,16 +73,35 @@ def novelty_fields(
     total = torch.zeros(len(images), height, width, device="cpu")
     several = len(encoder.members) > 1
     for member, (part, weight) in zip(encoder.members, parts_of(reference, encoder), strict=True):
-        judge, distance = use_encoder(member.encoder), Nearest(part.embeddings)
-        for image, field in zip(images.split(1), total, strict=True):
-            seen = over_white(image).to(judge.weight.device)
-            x = judge.preprocess(seen, fit=fit, antialias=antialias)
-            found = patch_novelty(judge, x, distance, interrupt_check).float()
+        distance = Nearest(part.embeddings)
+        measure = partial(patch_novelty, distance=distance, on_pass=interrupt_check)
+        about = ("patch novelty", digest(part.embeddings))
+        changes = _asked(about, measure, images, member.encoder, fit, antialias, on_image)
+        for found, field in zip(changes, total, strict=True):
             if several:
                 found = weight * found / found.mean().clamp(min=torch.finfo(found.dtype).tiny)
             field -= _over_image(found, height, width, fit)
-            on_image()
     return total
+
+
+def _asked(
+    question: Hashable,
+    measure: Callable[[Encoder, Tensor], Tensor],
+    images: Tensor,
+    encoder: HostEncoder,
+    fit: str,
+    antialias: bool,
+    on_image: Callable[[], None],
+) -> Iterator[Tensor]:
+    """What is measured of the patches of each image: (1, side, side) float32; what is known comes at once."""
+
+    def measured(some: Sequence[Tensor]) -> Iterator[Tensor]:
+        judge = use_encoder(encoder)
+        for image in some:
+            seen = over_white(image[None]).to(judge.weight.device)
+            yield measure(judge, judge.preprocess(seen, fit=fit, antialias=antialias)).float()
+
+    return ask(encoder, (question, fit, antialias), list(images), measured, on_image)
 
 
 def _over_image(scores: Tensor, height: int, width: int, fit: str) -> Tensor:

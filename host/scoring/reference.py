@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...jepa_core import Encoder, Reference
+from ...jepa_core import Reference
 from ...jepa_core.folders.scorer import Found, Scorer, Settings, part_from
 from ...jepa_core.novelty import embed
 from ...jepa_core.reference import NO_SCORE, ReferencePart, scoring_of
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, HostEncoder, use_encoder
-from .scores import check_lengths
+from .answers import ask
+from .scores import check_lengths, picture_scores
 
 _PASS, _PASS_BYTES = 16, 1 << 29  # the most pictures in an encoder pass, and bytes of its layers
 
@@ -57,33 +59,51 @@ def make_reference(
 def _part(
     pictures: Iterable[Tensor], encoder: HostEncoder, how: Mapping[str, str], on_image: Callable[[], None]
 ) -> ReferencePart:
-    judge = use_encoder(encoder)
     settings = Settings(encoder.name, *key_of(encoder), **how)
-    scorer = Scorer(judge, settings)
+
+    def embedded(some: Sequence[Tensor]) -> Iterator[Tensor]:
+        scorer = Scorer(use_encoder(encoder), replace(settings, mode=NO_SCORE))
+        for batch in _groups(some, scorer.batch):
+            for one in scorer.score([scorer.prepare(picture) for picture in batch], interrupt_check):
+                yield torch.stack([one.embedding, one.smoothed])
+
     found: list[Found] = []
-    remaining = iter(pictures)
-    while some := list(islice(remaining, scorer.batch)):
-        found += scorer.score([scorer.prepare(picture) for picture in some], interrupt_check)
-        for _ in some:
+    for some in _groups(pictures, _PASS):
+        both = list(ask(encoder, ("embeddings of views", *_view(how).values()), some, embedded))
+        scores: Iterable[Tensor | None] = [None] * len(some)
+        if settings.scoring is not None:
+            scores = picture_scores(some, encoder, **settings.scoring, **_view(how))
+        for score, each in zip(scores, both, strict=True):
+            found.append(Found(None if score is None else score.item(), *each))
             on_image()
     return part_from(found, settings)
 
 
 def embed_pictures(pictures: Iterable[Tensor], encoder: HostEncoder, how: Mapping[str, str]) -> Tensor:
     """The embeddings (N, d) float32, on the CPU, of pictures (H, W, 3 or 4), seen as `how` says; see make_reference."""
-    judge = use_encoder(encoder)
-    size = max(1, min(_PASS, _PASS_BYTES // judge.layer_bytes))
+
+    def embedded(some: Sequence[Tensor]) -> Tensor:
+        judge = use_encoder(encoder)
+        seen = [over_white(picture[None].to(judge.weight.device)) for picture in some]
+        x = torch.cat([judge.preprocess(pixels, **_view(how)) for pixels in seen])
+        return embed(judge, x, interrupt_check).float()
+
+    size = max(1, min(_PASS, _PASS_BYTES // encoder.encoder.layer_bytes))
+    about = ("embedding", *_view(how).values())
+    return torch.stack(
+        [one for some in _groups(pictures, size) for one in ask(encoder, about, some, embedded)]
+    )
+
+
+def _groups(pictures: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
     remaining = iter(pictures)
-    found = []
     while some := list(islice(remaining, size)):
-        seen = [_preprocessed(judge, picture[None], how) for picture in some]
-        found.append(embed(judge, torch.cat(seen), interrupt_check).float().cpu())
-    return torch.cat(found)
+        yield some
 
 
-def _preprocessed(judge: Encoder, picture: Tensor, how: Mapping[str, str]) -> Tensor:
-    pixels = over_white(picture.to(judge.weight.device))
-    return judge.preprocess(pixels, fit=how["fit"], antialias=how["antialias"] == "on")
+def _view(how: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of Encoder.preprocess that `how` states."""
+    return {"fit": how["fit"], "antialias": how["antialias"] == "on"}
 
 
 def key_of(encoder: HostEncoder) -> tuple[str, int]:

@@ -1,6 +1,6 @@
 """Scoring batches of the host's images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import mul
 from typing import Any
 
@@ -9,17 +9,10 @@ from torch import Tensor
 from ...jepa_core import jepa_score
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
-from ..encoders.host_encoder import AnyEncoder, use_encoder
+from ..comfy.values import check_images
+from ..encoders.host_encoder import AnyEncoder, HostEncoder, use_encoder
 from ..options import SQUASH
-
-
-def check_images(images: Tensor) -> None:
-    """Raise ValueError unless this is a batch of images (B, H, W, 3 or 4) whose pixels are finite."""
-    if images.ndim != 4 or images.shape[-1] not in (3, 4):
-        raise ValueError(f"images must be (batch, height, width, 3 or 4), got {tuple(images.shape)}")
-    for index, image in enumerate(images):
-        if not image.isfinite().all():
-            raise ValueError(f"images: image {index} of the batch holds NaN or infinite pixels")
+from .answers import ask
 
 
 def check_lengths(encoder: AnyEncoder, **counts: int | None) -> None:
@@ -55,18 +48,34 @@ def score_images(
     """
     check_images(images)
     check_lengths(encoder, top_k=top_k, projection=projection)
-    judges = [member.encoder for member in encoder.members]
-    scores: list[list[float]] = []
+    asked: dict[str, Any] = {"top_k": top_k, "projection": projection, "fit": fit, "antialias": antialias}
     # one encoder after the other: they need not fit on the device together
-    for judge in map(use_encoder, judges):
-        scores.append([])
-        for image in images.split(1):
-            pixels = over_white(image.to(judge.weight.device))
+    return [
+        [score.item() for score in picture_scores(list(images), member.encoder, **asked, on_image=on_image)]
+        for member in encoder.members
+    ]
+
+
+def picture_scores(
+    pictures: Sequence[Tensor],
+    encoder: HostEncoder,
+    *,
+    top_k: int | None = None,
+    projection: int | None = None,
+    fit: str,
+    antialias: bool,
+    on_image: Callable[[], None] = lambda: None,
+) -> Iterator[Tensor]:
+    """The scores (1,) float64 of pictures (H, W, 3 or 4) that were checked, under one encoder; known ones come at once."""
+
+    def scored(some: Sequence[Tensor]) -> Iterator[Tensor]:
+        judge = use_encoder(encoder)
+        for picture in some:
+            pixels = over_white(picture[None].to(judge.weight.device))
             x = judge.preprocess(pixels, fit=fit, antialias=antialias)
-            score = jepa_score(judge, x, top_k=top_k, projection=projection, on_pass=interrupt_check)
-            scores[-1].append(score.item())
-            on_image()
-    return scores
+            yield jepa_score(judge, x, top_k=top_k, projection=projection, on_pass=interrupt_check)
+
+    return ask(encoder, ("score", top_k, projection, fit, antialias), pictures, scored, on_image)
 
 
 def combined_scores(each: Sequence[Sequence[float]], encoder: AnyEncoder) -> list[float]:

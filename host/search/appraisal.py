@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +12,12 @@ from ...jepa_core import Encoder, Reference, jepa_score
 from ...jepa_core.novelty import embed
 from ...jepa_core.score import PROJECTION
 from ..comfy.required import interrupt_check
-from ..encoders.host_encoder import AnyEncoder
+from ..encoders.host_encoder import AnyEncoder, HostEncoder
 from ..gradient.decoders import LatentDecoder, decoded
 from ..gradient.differentiable import host_differentiable
 from ..gradient.scale import of_frames
 from ..options import NOVELTY
+from ..scoring.answers import ask
 from ..scoring.novelty import combined, distances_to
 from ..scoring.reference import parts_of
 
@@ -80,21 +82,33 @@ class Appraiser:
             each = [self._novelty(frames, number) for number in range(len(self.encoder.members))]
             (value,) = combined(each, self.reference, self.encoder)
             return value
-        return sum(
-            member.weight * self._score(frames, member.encoder.encoder) for member in self.encoder.members
-        )
+        return sum(member.weight * self._score(frames, member.encoder) for member in self.encoder.members)
 
-    def _score(self, frames: Tensor, encoder: Encoder) -> float:
-        encoder, x = self._seen(frames, encoder)
-        projection = min(PROJECTION, encoder.embed_dim)
-        return jepa_score(encoder, x, projection=projection, on_pass=interrupt_check).item()
+    def _score(self, frames: Tensor, encoder: HostEncoder) -> float:
+        projection = min(PROJECTION, encoder.encoder.embed_dim)
+        measure = partial(jepa_score, projection=projection, on_pass=interrupt_check)
+        return self._asked(("score", None, projection), measure, frames, encoder).item()
 
     def _novelty(self, frames: Tensor, number: int) -> Tensor:
         """The distance (1,) to the reference under one encoder of the set."""
         assert self.reference is not None
-        encoder, x = self._seen(frames, self.encoder.members[number].encoder.encoder)
+        measure = partial(embed, on_pass=interrupt_check)
+        embedding = self._asked(("embedding of one",), measure, frames, self.encoder.members[number].encoder)
         part, _ = parts_of(self.reference, self.encoder)[number]
-        return distances_to(part).of(embed(encoder, x, interrupt_check).float().cpu())
+        return distances_to(part).of(embedding.float())
+
+    def _asked(
+        self,
+        question: tuple,
+        measure: Callable[[Encoder, Tensor], Tensor],
+        frames: Tensor,
+        encoder: HostEncoder,
+    ) -> Tensor:
+        """What is measured of frames (T, H, W, 3); at once, if the same was asked before."""
+        picture = frames if len(frames) > 1 else frames[0]
+        about = (*question, self.fit, self.antialias)
+        (found,) = ask(encoder, about, [picture], lambda _: [measure(*self._seen(frames, encoder.encoder))])
+        return found
 
     def _seen(self, frames: Tensor, encoder: Encoder) -> tuple[Encoder, Tensor]:
         """The encoder for this many frames, and its input: an image, or a clip."""

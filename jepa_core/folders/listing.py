@@ -46,7 +46,7 @@ def _inside(folder: str) -> Iterator[str]:
         shown, real = remaining.pop()
         try:
             with os.scandir(shown) as entries:
-                found = [entry for entry in entries if not _is_technical(entry.name)]
+                found = [entry for entry in entries if not is_technical(entry.name)]
         except OSError:
             continue
         for entry in found:
@@ -64,7 +64,8 @@ def _is_picture(entry: os.DirEntry[str]) -> bool:
     return os.path.splitext(entry.name)[1].lower() in SUFFIXES and os.path.isfile(entry.path)
 
 
-def _is_technical(name: str) -> bool:
+def is_technical(name: str) -> bool:
+    """Whether a folder or file of this name holds no picture of the user: hidden ones, and those that programs make."""
     return name.startswith(".") or name.lower() in _TECHNICAL
 
 

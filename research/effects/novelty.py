@@ -4,12 +4,13 @@
 
 Arms of the groups that are named, from the same noise as the unguided pictures, in batches of one class. The reference is
 300 training pictures of the class, or what the prompt gives by itself. Resumable, and every prefix is a whole experiment:
-batch by batch, all classes and arms of it. The judge is an EfficientNet-Lite0 that was trained on ImageNet; held-out
+batch by batch, all classes and arms of it. With --further, the batches that the figures hold already are not drawn
+again: later ones are, and pooled with them. The judge is an EfficientNet-Lite0 that was trained on ImageNet; held-out
 pictures of the world are what it compares with.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from research.harness.forms import FORMS
 from research.harness.images import UNGUIDED, Sampler
 from research.harness.program import Row, markdown
 from research.harness.sheet import contact_sheet
-from research.harness.summary import mean_and_error
+from research.harness.summary import mean_and_error, pooled
 from research.judges.effects import REAL, Judge, vendi
 from research.world.data import load_pictures
 
@@ -101,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", type=int, default=32, help=f"pictures of a class, a multiple of {BATCH}")
     parser.add_argument("--image-size", type=int, default=112, help="at which the encoder sees pictures")
     parser.add_argument("--world", type=Path, help="keeps the world's pictures; WORK by default")
+    parser.add_argument(
+        "--further", action="store_true", help="add to the figures' batches, which may be gone"
+    )
     parser.add_argument("--draw-only", action="store_true", help="only make pictures, and judge them later")
     parser.add_argument("--finish", action="store_true", help="only judge and write the figures")
     options = parser.parse_args(arguments)
@@ -109,25 +113,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     place = options.world or options.folder
     world = load_pictures(place, PICTURES * len(sampler.classes), 2 * REAL, processes=1)
     study, arms = Study(options.folder, sampler, world, INPUTS), arms_of(options.groups)
+    found = json.loads(options.out.read_text()) if options.out.exists() else {"arms": {}}
+    held = (
+        held_batches(found["arms"], arms, len(sampler.classes)) if options.further else dict.fromkeys(arms, 0)
+    )
+    needed = held | {UNGUIDED: min(held.values())}  # for pairs
     for batch in range(options.each // BATCH if not options.finish else 0):
         for name in sampler.classes:
             for arm, how in arms.items():
-                study.make(name, arm, how, batch)
+                if batch >= needed[arm]:
+                    study.make(name, arm, how, batch)
     if options.draw_only:
         return
     settings = program.settings(parser, options, **sampler.settings(), inputs=INPUTS, batch=BATCH)
-    found = json.loads(options.out.read_text()) if options.out.exists() else {"arms": {}}
     found["settings"] = found.get("settings", {}) | {"+".join(options.groups): settings}
     judge = cache(lambda: Judge(world, place))
     found["real"] = found.get("real") or real_row(judge())
-    made = [arm for arm in arms if batches_of(study, arm)]
-    found["arms"] |= {arm: summary(study, arm, judge) for arm in made}
+    made = [arm for arm in arms if batches_of(study, arm, held[arm]) > held[arm]]
+    for arm in made:
+        own = summary(study, arm, judge, held[arm])
+        found["arms"][arm] = joined(found["arms"][arm], own) if held[arm] else own
     found["ends"] = found.get("ends", {}) | {
-        arm: ends(study, arm) for arm in made if arm.endswith(TARGETED) and arm.removesuffix(TARGETED) in made
+        arm: ends(study, arm)
+        for arm in made
+        if arm.endswith(TARGETED) and arm.removesuffix(TARGETED) in made and not held[arm]
     }
     program.write(options.out, found, table)
     for group in options.groups:
-        draw_sheet(study, group).save(options.folder / f"{group}.png", optimize=True)
+        if not any(held[arm] for arm in GROUPS[group]):  # a sheet shows first batches
+            draw_sheet(study, group).save(options.folder / f"{group}.png", optimize=True)
 
 
 def draw_sheet(study: Study, group: str) -> Image.Image:
@@ -144,19 +158,37 @@ def draw_sheet(study: Study, group: str) -> Image.Image:
     )
 
 
-def batches_of(study: Study, arm: str) -> int:
-    """How many batches every class has, of an arm and of the unguided pictures."""
-    batch = 0
+def held_batches(rows: Row, arms: Iterable[str], classes: int) -> dict[str, int]:
+    """How many batches of a class each arm's row counts already."""
+    return {arm: rows.get(arm, {"pictures": 0})["pictures"] // (BATCH * classes) for arm in arms}
+
+
+def joined(one: Row, other: Row) -> Row:
+    """The summary of two disjoint sets of pictures, of their summaries."""
+    found: Row = {}
+    for name, value in one.items():
+        if not isinstance(value, dict):
+            found[name] = value + other[name]
+            continue
+        found[name] = pooled(value, other[name])
+        if "change" in value:
+            found[name]["change"] = pooled(value["change"], other[name]["change"])
+    return found
+
+
+def batches_of(study: Study, arm: str, first: int = 0) -> int:
+    """One past the last batch, from the first on, that every class has, of an arm and of the unguided pictures."""
+    batch = first
     pairs = [(one, name) for one in (arm, UNGUIDED) for name in study.sampler.classes]
     while all(study.file(one, name, batch).exists() for one, name in pairs):
         batch += 1
     return batch
 
 
-def paired(study: Study, arm: str, judge: Callable[[], Judge]) -> tuple[list[Row], list[Row]]:
+def paired(study: Study, arm: str, judge: Callable[[], Judge], first: int = 0) -> tuple[list[Row], list[Row]]:
     """The measures of an arm's pictures, as many of each class, and of the unguided ones of the same noise."""
     rows: tuple[list[Row], list[Row]] = ([], [])
-    for batch in range(batches_of(study, arm)):
+    for batch in range(first, batches_of(study, arm, first)):
         for name in study.sampler.classes:
             for one, some in zip((arm, UNGUIDED), rows, strict=True):
                 found = study.judged(one, name, batch, judge)
@@ -170,9 +202,9 @@ def paired(study: Study, arm: str, judge: Callable[[], Judge]) -> tuple[list[Row
     return rows
 
 
-def summary(study: Study, arm: str, judge: Callable[[], Judge]) -> Row:
-    """Each measure's mean, and its paired difference from the unguided pictures with its standard error."""
-    own, unguided = paired(study, arm, judge)
+def summary(study: Study, arm: str, judge: Callable[[], Judge], first: int = 0) -> Row:
+    """Each measure's mean over the batches from the first on, and its paired difference from the unguided pictures."""
+    own, unguided = paired(study, arm, judge, first)
     found: Row = {"pictures": len(own)}
     for name in own[0] if own else ():
         pairs = [(a[name], b.get(name)) for a, b in zip(own, unguided, strict=True) if name in a]

@@ -15,6 +15,16 @@ def mean_and_error(values: Sequence[float]) -> Row:
     return {"n": len(values), "mean": mean, "standard_error": error and round(error, 5)}
 
 
+def pooled(one: Row, other: Row) -> Row:
+    """What mean_and_error says of the values behind two of its answers together; n > 1 in each."""
+    counts, total = (one["n"], other["n"]), one["n"] + other["n"]
+    mean = (counts[0] * one["mean"] + counts[1] * other["mean"]) / total
+    within = sum((part["n"] - 1) * part["n"] * part["standard_error"] ** 2 for part in (one, other))
+    between = counts[0] * counts[1] / total * (one["mean"] - other["mean"]) ** 2
+    error = ((within + between) / (total - 1) / total) ** 0.5
+    return {"n": total, "mean": round(mean, 5), "standard_error": round(error, 5)}
+
+
 def differences(values: Values, arm: str, control: str) -> list[float]:
     """arm minus control over the seeds that have both."""
     seeds = sorted(seed for seed, name in values if name == arm and (seed, control) in values)

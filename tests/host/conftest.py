@@ -96,6 +96,14 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(io.ComfyNode, "hidden", HiddenHolder.from_dict(None))
 
 
+@pytest.fixture(autouse=True)
+def nothing_known() -> None:
+    """Tests that count or interrupt an encoder's passes begin without the answers of other tests."""
+    from jepa_guidance.host.scoring.answers import known
+
+    known.clear()
+
+
 @pytest.fixture
 def tiny() -> SimpleNamespace:
     """The builders above, and one model of each kind in float32."""

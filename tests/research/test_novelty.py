@@ -9,6 +9,7 @@ import torch
 
 from research.effects import novelty, novelty_map
 from research.harness.program import FIGURES
+from research.harness.summary import mean_and_error
 from research.judges.effects import MINORITY, has_rare_value, vendi
 from research.world.labels import COLUMNS
 from tests.conftest import ROOT
@@ -41,6 +42,27 @@ def test_arms_have_names_of_their_own_and_pairs_with_and_without_a_target():
             free = arms[name.removesuffix(novelty.TARGETED)]
             assert free is not None
             assert free.inputs == {key: value for key, value in arm.inputs.items() if key != "target"}
+
+
+def test_further_pictures_are_pooled_with_what_the_figures_hold():
+    torch.manual_seed(0)
+    earlier, later = torch.randn(32).tolist(), (3 + 2 * torch.randn(48)).tolist()
+    parts = [
+        {"pictures": len(own), "distance": mean_and_error(own) | {"change": mean_and_error(own)}}
+        for own in (earlier, later)
+    ]
+    together = mean_and_error(earlier + later)
+    found = novelty.joined(*parts)
+    assert found["pictures"] == 80
+    for value in (found["distance"], found["distance"]["change"]):
+        assert value["n"] == 80
+        assert value["mean"] == pytest.approx(together["mean"], abs=2e-5)
+        assert value["standard_error"] == pytest.approx(together["standard_error"], abs=2e-5)
+
+
+def test_batches_that_the_figures_hold_are_not_counted_again():
+    rows = {"a": {"pictures": 2 * novelty.BATCH * 6}}
+    assert novelty.held_batches(rows, ["a", "new"], 6) == {"a": 2, "new": 0}
 
 
 def test_the_results_page_has_the_tables_of_the_committed_figures():

@@ -93,7 +93,7 @@ def test_a_reference_holds_what_the_encoder_makes_of_each_picture(tiny, images):
 
 
 def test_without_scores_no_score_is_computed(tiny, images, monkeypatch):
-    monkeypatch.setattr("jepa_guidance.jepa_core.folders.scorer.jepa_score", None)
+    monkeypatch.setattr("jepa_guidance.host.scoring.scores.jepa_score", None)
     reference, scores, own = reference_of([images], tiny.encoder, mode=NO_SCORE)
     assert scores == []
     assert len(own) == 9
