@@ -76,7 +76,7 @@ def _embeddings(file: Path, count: int) -> torch.Tensor:
     """The embeddings (count, d) of the pictures that could be read, a row group in memory at a time beside them."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file) as opened:
+    with pq.ParquetFile(file, pre_buffer=False) as opened:
         length = opened.schema_arrow.field("embedding").type.list_size
         found = np.empty((count, length), np.float32)
         begin = 0

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# The default of the largest cosine distance between near-duplicates.
-DISTANCE = 0.02
+# The default of the largest cosine distance between near-duplicates; research/effects/duplicates.py measures it.
+DISTANCE = 0.01
 
 _AXES = 32  # principal axes that bound a distance from below
 _SAMPLE = 4096  # embeddings that the axes are found on
@@ -97,7 +97,7 @@ def shortened(points: Tensor) -> Tensor:
     axes = axes[:, -_AXES:].flip(1)
     along = points @ axes - mean @ axes
     # |p - mean|^2 of unit vectors, without a copy of them
-    squares = 1 - 2 * points @ mean + mean.square().sum()
+    squares = 1 - 2 * (points @ mean) + mean.square().sum()
     rest = (squares - along.square().sum(1)).clamp_min(0).sqrt()
     return torch.cat([along, rest[:, None]], 1)
 

@@ -253,7 +253,7 @@ const COLUMNS = [
   { name: "path", label: "Picture" },
   ...data.criteria.map((name) => ({ name, label: WORDS[name].label, value: (place) => data[name][place],
     text: (place) => written(data[name][place]) })),
-  { name: "pixels", label: "Size", value: (place) => data.width[place] * data.height[place], text: sizeOf },
+  { name: "pixels", label: "Size", value: (place) => data.width[place] * data.height[place], text: sizeOf, extra: true },
   { name: "bytes", label: "File", value: (place) => data.bytes[place], text: (place) => bytesOf(data.bytes[place]), extra: true },
   { name: "group", label: "Group", value: (place) => groupOf.get(place) ?? null, extra: true,
     text: (place) => (groupOf.has(place) ? whole.format(groupOf.get(place) + 1) : "") },
