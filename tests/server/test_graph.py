@@ -563,6 +563,21 @@ def test_what_guidance_did_is_written_into_the_saved_image(server, encoder):
     assert entry["trace"]["total"] == 4
 
 
+def test_each_run_of_a_list_of_latents_is_in_the_saved_images(server, encoder):
+    apart = {"apart": node("RebatchLatents", latents=["empty", 0], batch_size=1)}
+    prompt = graph(encoder, apart | guided())
+    prompt["sample"]["inputs"]["latent_image"] = ["apart", 0]
+    queued = server.queue(prompt, {"extra_pnginfo": {"workflow": {"nodes": []}}})
+    saved = server.wait(queued, timeout=300)["outputs"]["save"]["images"]
+    noted = [json.loads(Image.open(io.BytesIO(server.image(one))).text["jepa_guidance"]) for one in saved]
+    assert len(noted) == 2
+    assert noted[0] == noted[1]
+    assert list(noted[0]) == ["sample, run 1", "sample, run 2"]
+    one, other = ([step["score"] for step in run["trace"]["steps"][1:]] for run in noted[0].values())
+    assert one != other
+    assert all(len(score) == 1 for score in one + other)
+
+
 def test_a_run_that_is_not_guided_says_so_in_the_saved_image(server, encoder):
     noted = metadata_of(server, graph(encoder, guided(strength=0.0)))
     (entry,) = json.loads(noted["jepa_guidance"]).values()
