@@ -65,3 +65,10 @@ NO_VARIETY = "none"
 CONDITIONING_NOISE = "noise on the conditioning (CADS)"
 BOOSTED_START = "boosted start (Boost-and-Skip)"
 VARIETIES = (NO_VARIETY, CONDITIONING_NOISE, BOOSTED_START)
+
+# nodes whose patches of a MODEL other nodes find there
+JEPA_GUIDANCE = "JEPA Guidance"
+SELF_GUIDED = "Self-Guided Minority Sampling"
+MINORITY_PROMPT = "MinorityPrompt"
+BOOST = "Boost-and-Skip"
+CADS = "CADS"

@@ -4,6 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.comfy.page import show_text
+from ..host.guidance.brought import replaced
+from ..host.options import BOOST
 from ..host.variety.patch import apply_boost
 from .input_checks import check_values, inputs_of
 from .search_words import search_words
@@ -51,9 +54,12 @@ class JEPABoostAndSkip(io.ComfyNode):
                     display_name="model", tooltip="The model with the boosted start, for any sampler."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         check_values(inputs_of(JEPABoostAndSkip), inputs)
+        if text := replaced(inputs["model"], BOOST):
+            show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(apply_boost(**inputs))

@@ -4,7 +4,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.comfy.page import show_text
 from ..host.comfy.sampling import MAX_SEED
+from ..host.guidance.brought import replaced
+from ..host.options import CADS
 from ..host.variety.cads import Cads
 from ..host.variety.patch import apply_cads
 from .input_checks import check_values, inputs_of
@@ -70,9 +73,13 @@ class JEPACads(io.ComfyNode):
                     display_name="model", tooltip="The model with the noisy prompt, for any sampler."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, seed, **settings: Any) -> io.NodeOutput:
         check_values(inputs_of(JEPACads), {"model": model, "seed": seed} | settings)
-        return io.NodeOutput(apply_cads(model, Cads(**settings), seed))
+        cads = Cads(**settings)
+        if cads.scale and (text := replaced(model, CADS)):
+            show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(apply_cads(model, cads, seed))

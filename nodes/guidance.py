@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..host.comfy.page import show_text
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.report import TraceReporter
-from .guidance_inputs import config_of, guidance_inputs, guides_nothing
+from .guidance_inputs import config_of, guidance_inputs, guides_nothing, off_text
 from .input_checks import check_values, inputs_of
 
 
@@ -29,8 +29,7 @@ class JEPAGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:
         if guides_nothing(settings):
-            text = "JEPA guidance: off (strength 0 or an empty range); the model is unchanged"
-            show_text(cls.hidden.unique_id, text)
+            show_text(cls.hidden.unique_id, off_text(model, "the model is unchanged"))
             return io.NodeOutput(model)
         check_values(inputs_of(JEPAGuidance), {"model": model} | settings)
         return io.NodeOutput(

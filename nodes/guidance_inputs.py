@@ -4,6 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.guidance.brought import brought
 from ..host.guidance.config import GuidanceConfig
 from ..host.guidance.schedule import Schedule
 from ..host.options import (
@@ -380,6 +381,17 @@ def _novelty_inputs() -> list[io.Input]:
 def guides_nothing(settings: dict) -> bool:
     """Whether the inputs turn guidance off: the stock sampler runs then, whatever the others say."""
     return settings["strength"] == 0 or settings["start_percent"] == settings["end_percent"]
+
+
+def off_text(model: Any, unpatched: str) -> str:
+    """What a node says that guides nothing. unpatched: what is true if this pack has not patched the MODEL."""
+    names = brought(model)
+    if not names:
+        return f"JEPA guidance: off (strength 0 or an empty range); {unpatched}"
+    return (
+        "JEPA guidance: off in this node (strength 0 or an empty range); the model brings "
+        f"{' and '.join(names)}, which this node leaves as it is"
+    )
 
 
 def config_of(settings: dict) -> GuidanceConfig:

@@ -7,7 +7,7 @@ from ..host.guidance.patch import apply_guidance
 from ..host.guidance.refusals import check_finite, check_frames
 from ..host.guidance.report import TraceReporter, note_in_images
 from ..host.guidance.trace import Trace
-from .guidance_inputs import config_of, guidance_inputs, guides_nothing
+from .guidance_inputs import config_of, guidance_inputs, guides_nothing, off_text
 from .input_checks import check_values, inputs_of
 from .sampling_inputs import sampler_message, sampling_inputs
 from .types import JEPATrace
@@ -86,8 +86,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
         }
         report = TraceReporter(cls.hidden.unique_id)
         if guides_nothing(settings):
-            text = "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
-            report(Trace(instead=text))
+            report(Trace(instead=off_text(model, "this is the stock sampler's image")))
         else:
             # not the seed: the stock sampler takes any through a link
             values = {"model": model, "latent_image": latent_image} | sampling | settings

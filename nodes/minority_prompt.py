@@ -4,9 +4,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.comfy.page import show_text
+from ..host.guidance.brought import replaced
 from ..host.guidance.minority_prompt import apply_minority_prompt
 from ..host.guidance.prompt_run import PromptLearning
 from ..host.guidance.schedule import Schedule
+from ..host.options import MINORITY_PROMPT
 from .input_checks import check_values, inputs_of
 from .sampling_inputs import share_input
 from .search_words import search_words
@@ -94,6 +97,7 @@ class JEPAMinorityPrompt(io.ComfyNode):
                     display_name="positive", tooltip="The prompt, for the sampler's positive input."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -102,5 +106,7 @@ class JEPAMinorityPrompt(io.ComfyNode):
         start, end = settings.pop("start_percent"), settings.pop("end_percent")
         if start == end or not settings["iterations"] or not settings["learning_rate"]:
             return io.NodeOutput(model, clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+        if said := replaced(model, MINORITY_PROMPT):
+            show_text(cls.hidden.unique_id, said)
         schedule = Schedule(start_percent=start, end_percent=end, interval=settings.pop("interval"))
         return io.NodeOutput(*apply_minority_prompt(model, clip, text, PromptLearning(schedule, **settings)))

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.comfy.sampling import MAX_SEED, seeds_from, unwrapped
+from ..host.guidance.attachment import guidance_of
 from ..host.guidance.guidance import KEY
 from ..host.guidance.refusals import check_vae_fits
 from ..host.scoring.modes import how_of
@@ -111,5 +112,8 @@ class JEPAPromptReference(io.ComfyNode):
             how_of(**settings),
             on_image=lambda: bar.update(1),
         )
-        show_text(cls.hidden.unique_id, summary(count, reference_scores(reference, encoder)))
+        text = summary(count, reference_scores(reference, encoder))
+        if (guidance := guidance_of(model)) is not None:
+            text += f"\ndrawn without {guidance.by}, which the model brought"
+        show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(reference, images, seeds_from(first_seed, count))

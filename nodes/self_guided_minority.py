@@ -8,7 +8,7 @@ from ..host.comfy.page import show_text
 from ..host.gradient.self_guidance import PUBLISHED_LEVEL
 from ..host.guidance.report import TraceReporter
 from ..host.guidance.self_guided import apply_self_guidance, self_guided_schedule
-from .guidance_inputs import MAX_STRENGTH, guides_nothing
+from .guidance_inputs import MAX_STRENGTH, guides_nothing, off_text
 from .input_checks import check_values, inputs_of
 from .sampling_inputs import share_input
 from .search_words import search_words
@@ -69,8 +69,7 @@ class JEPASelfGuidedMinority(io.ComfyNode):
     def execute(cls, model, **settings: Any) -> io.NodeOutput:
         check_values(inputs_of(JEPASelfGuidedMinority), {"model": model} | settings)
         if guides_nothing(settings):
-            text = "JEPA guidance: off (strength 0 or an empty range); the model is unchanged"
-            show_text(cls.hidden.unique_id, text)
+            show_text(cls.hidden.unique_id, off_text(model, "the model is unchanged"))
             return io.NodeOutput(model)
         schedule = self_guided_schedule(
             settings["strength"], settings["interval"], settings["start_percent"], settings["end_percent"]

@@ -41,6 +41,8 @@ def note_in_images(
 ) -> None:
     """Have the host's save nodes write the settings and the trace into the images of this queue item.
 
+    Several runs of a node in one queue item, as for a list of latents, are numbered in their order.
+
     Args:
         extra_pnginfo: the host's metadata for the queue item, which its save nodes write key by key; None if the prompt
             has none.
@@ -52,4 +54,15 @@ def note_in_images(
             name: value for name, value in settings.items() if isinstance(value, str | int | float | bool)
         }
         noted = extra_pnginfo.setdefault(METADATA_KEY, {})
-        noted[str(node_id)] = {"settings": plain, "trace": trace}
+        _add(noted, str(node_id), {"settings": plain, "trace": trace})
+
+
+def _add(noted: dict[str, Any], name: str, run: dict[str, Any]) -> None:
+    """Add a run of a node. The host runs a node once for each entry of a list, and saves the pictures of all runs after."""
+    runs = [key for key in noted if key.startswith(f"{name}, run ")]
+    if name not in noted and not runs:
+        noted[name] = run
+        return
+    if name in noted:
+        noted[f"{name}, run 1"] = noted.pop(name)
+    noted[f"{name}, run {max(len(runs), 1) + 1}"] = run

@@ -100,7 +100,7 @@ app.registerExtension({
     if (!GUIDED.includes(node.comfyClass)) return;
     addChart(node);
     follow(node, "onExecuted", ({ jepa_trace: shown }) => {
-      if (shown) node.jepaTrace = shown[0];
+      if (shown) node.jepaTrace = shown.at(-1);  // of a list the last run, as while it ran
       draw(node);
     });
   },
