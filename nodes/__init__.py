@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..host.comfy.example_picture import offer_picture
 from ..host.comfy.model_folders import register_folders
 from .boost_and_skip import JEPABoostAndSkip
 from .cads import JEPACads
@@ -30,6 +31,7 @@ from .self_guided_minority import JEPASelfGuidedMinority
 class JEPAExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_folders()
+        offer_picture()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -7,6 +7,7 @@ from ..host.comfy.sampling import MAX_SEED, seeds_from
 from ..host.generators.djepa import NO_CLASS, load_host_djepa, sample_djepa
 from ..host.generators.djepa_menu import djepa_file, djepa_names, djepa_tokenizer
 from .input_checks import check_values, inputs_of
+from .search_words import search_words
 from .types import DJEPAModel
 
 CATEGORY = "JEPA/D-JEPA"
@@ -26,6 +27,7 @@ class DJEPALoader(io.ComfyNode):
             category=CATEGORY,
             description="Loads a D-JEPA, a JEPA that generates images: it predicts masked tokens, one set after another "
             "(arXiv 2410.03755).",
+            **search_words("autoregressive, masked, token, avatar"),
             inputs=[
                 io.Combo.Input(
                     "model",
@@ -62,6 +64,7 @@ class DJEPASampler(io.ComfyNode):
             category=CATEGORY,
             description="Draws images with a D-JEPA. Tokens appear in random order, a few at first, then more at a time; "
             "each is denoised in view of those already there. Decode the latent with the loader's VAE.",
+            **search_words("autoregressive, masked, token, inpaint"),
             inputs=[
                 DJEPAModel.Input("djepa", tooltip="From D-JEPA Loader."),
                 io.String.Input(

@@ -7,6 +7,7 @@ from ..host.guidance.patch import apply_guidance
 from ..host.guidance.report import TraceReporter
 from .guidance_inputs import config_of, guidance_inputs, guides_nothing, off_text
 from .input_checks import check_values, inputs_of
+from .search_words import search_words
 
 
 class JEPAGuidance(io.ComfyNode):
@@ -18,6 +19,10 @@ class JEPAGuidance(io.ComfyNode):
             category="JEPA",
             description="Guides any sampler of this model (KSampler, SamplerCustomAdvanced, ...) toward images that the "
             "encoder finds rare. The message at the bottom of the node says what each run did.",
+            **search_words(
+                "rare, rarity, rarer, diversity, variation, seed variance, unusual, novelty, "
+                "minority, same face"
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to guide."),
                 *guidance_inputs(),

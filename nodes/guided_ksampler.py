@@ -10,6 +10,7 @@ from ..host.guidance.trace import Trace
 from .guidance_inputs import config_of, guidance_inputs, guides_nothing, off_text
 from .input_checks import check_values, inputs_of
 from .sampling_inputs import sampler_message, sampling_inputs
+from .search_words import search_words
 from .types import JEPATrace
 
 
@@ -22,6 +23,10 @@ class JEPAGuidedKSampler(io.ComfyNode):
             category="JEPA",
             description="KSampler, guided toward images that the encoder finds rare: same prompt, same seed, rarer image. "
             "With strength 0 it is the stock KSampler, bit for bit.",
+            **search_words(
+                "rare, rarity, rarer, diversity, variation, seed variance, unusual, novelty, "
+                "minority, same face, creative"
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that denoises the latent."),
                 io.Int.Input(

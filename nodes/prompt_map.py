@@ -14,6 +14,7 @@ from ..host.scoring.rarity import ANTIALIAS, FIT, Rarity, rarity_of
 from ..host.scoring.reference import embed_pictures, seen_as
 from ..jepa_core.reference import EXACT
 from .input_checks import check_values, given, inputs_of, only, seed_words, seeds_of, with_images
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -28,6 +29,7 @@ class JEPAPromptMap(io.ComfyNode):
             category="JEPA",
             description="Shows what a prompt draws: groups of images that look alike, and of each its middle, its most "
             "typical and its rarest image. Takes many images of one prompt, as a batch or a list of batches.",
+            **search_words("diversity, variation, cluster, groups, modes, same face, mode collapse"),
             is_input_list=True,
             inputs=[
                 io.Image.Input(

@@ -15,6 +15,7 @@ from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES, summary
 from .sampling_inputs import sampling_inputs
 from .scoring_inputs import reference_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -33,6 +34,7 @@ class JEPAPromptReference(io.ComfyNode):
             category="JEPA",
             description="Makes a reference from what this prompt draws without guidance, with many seeds and few steps: "
             "what is rare is then what is unlike the prompt's usual pictures. They are drawn once, until an input changes.",
+            **search_words("novelty, usual, same face, prompt average, unlike"),
             inputs=[
                 io.Model.Input(
                     "model",

@@ -23,6 +23,7 @@ from .choice_inputs import (
     qualities_of,
 )
 from .input_checks import check_values, given, inputs_of, only, seed_words, seeds_of, with_images
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -37,6 +38,9 @@ class JEPARankImages(io.ComfyNode):
             category="JEPA",
             description="Sorts images by rarity and keeps the rarest, or the most typical. Takes a batch or a list of "
             "batches, of any sizes.",
+            **search_words(
+                "best of, pick, sort, filter, rare, rarity, novelty, unusual, select, choose, aesthetic"
+            ),
             is_input_list=True,
             inputs=[
                 io.Image.Input(

@@ -9,6 +9,7 @@ from ..host.scoring.rarity_map import novelty_fields, rarity_mask, score_fields
 from ..host.scoring.reference import check_comparable, seen_as
 from .input_checks import check_values, inputs_of
 from .scoring_inputs import view_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -24,6 +25,7 @@ class JEPARarityMap(io.ComfyNode):
             description="Shows which parts of an image are rare: the JEPA score of every patch, bright where it is "
             "rarer. Plain areas are bright too, since an encoder is hardly sensitive to them. With a reference: which parts "
             "make the image unlike it.",
+            **search_words("heatmap, saliency, attention, attribution, rare, anomaly"),
             inputs=[
                 io.Image.Input("images", tooltip="A batch of images; each gets its own map."),
                 JEPAEncoder.Input("encoder", tooltip="Scores the patches. From JEPA Encoder Loader."),

@@ -9,6 +9,7 @@ from ..host.scoring.novelty import own_novelties
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of, only, with_images
 from .scoring_inputs import reference_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 REFERENCE_ENCODER = (
@@ -30,6 +31,7 @@ class JEPAReferenceNode(io.ComfyNode):
             description="Makes a reference from pictures that count as usual: their embeddings and scores. Other images can "
             "then be told how rare they are beside them. Takes a batch or a list of batches, of any sizes; fifty images "
             "make a good reference.",
+            **search_words("novelty, usual, typical, baseline, data set, unlike"),
             is_input_list=True,
             inputs=[
                 io.Image.Input(

@@ -10,6 +10,7 @@ from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES, summary
 from .scoring_inputs import reference_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -24,6 +25,7 @@ class JEPAReferenceFolder(io.ComfyNode):
             category="JEPA",
             description="Makes a reference from the newest pictures in a folder, such as your last hundred renders or a "
             "data set: what is rare is then what is unlike them. Files that cannot be read are skipped and named.",
+            **search_words("novelty, my pictures, gallery, data set, batch, unlike"),
             inputs=[
                 io.Combo.Input(
                     "folder",

@@ -288,7 +288,6 @@ def open_studio(host: Path, encoder: Path, program: str) -> Iterator[Studio]:
         Server(host, links, cpu=not has_accelerator(sys.executable)) as server,
         running_browser(program) as browser,
     ):
-        server.upload(host / "input" / "example.png")  # comes with every host
         menu = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
         context = browser.new_context(viewport=VIEWPORT, device_scale_factor=2)
         comfy = Comfy(context.new_page(), server.url, SCREENSHOTS)

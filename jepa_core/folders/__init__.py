@@ -7,6 +7,11 @@ journal.py     what has been scored, kept from run to run
 run.py         scoring files: readers ahead of the encoder
 comparison.py  novelty beside a reference
 table.py       tables in parquet, and references as tables
+collection.py  the pictures of a table, as report and select look at them
+duplicates.py  the same bytes, or embeddings that lie close together
+report.py      a table as one page; page/ holds its template, style and script
+selection.py   the rare kept, duplicates dropped, the common thinned out
 options.py     what commands have in common: encoders, devices, settings
+curating.py    the commands report and select
 commands.py    the commands of python -m jepa_core
 """

@@ -12,12 +12,14 @@ import torch
 
 from ..reference import Reference, save_reference
 from .comparison import Comparison
+from .curating import add_report, add_select
 from .journal import Journal, journal_of
 from .listing import find_pictures, text_of_path
 from .options import (
     OptionError,
     add_scoring,
     check_output,
+    need_packages,
     reference_named,
     refused,
     scorer_of,
@@ -80,7 +82,7 @@ def add_score(parsers: Any) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Score pictures into a table. Raises OptionError."""
-    _need_packages()
+    need_packages()
     check_output(options.out, ".parquet")
     paths = _pictures(options.paths)
     reference = reference_named("--reference", options.reference) if options.reference else None
@@ -191,7 +193,7 @@ def add_reference(parsers: Any) -> None:
 
 def reference(options: argparse.Namespace) -> None:
     """Make a reference, or a table from one. Raises OptionError."""
-    _need_packages()
+    need_packages()
     first = Path(options.paths[0])
     if len(options.paths) == 1 and first.suffix == ".safetensors":
         check_output(options.out, ".parquet")
@@ -245,14 +247,5 @@ def _table_from(file: Path, out: Path) -> None:
     print(f"{out}: {len(made)} pictures, {made.label}, {made.how['mode']}")
 
 
-def _need_packages() -> None:
-    """Raise OptionError before any work if a package is missing."""
-    try:
-        import pyarrow.parquet  # noqa: F401 (only whether they are there)
-        import tqdm  # noqa: F401
-    except ImportError as error:
-        raise OptionError(f'{error.name} is missing; pip install "jepa-guidance[folders]"') from error
-
-
 # Every command: a function that adds it to the parsers.
-COMMANDS = (add_score, add_reference)
+COMMANDS = (add_score, add_reference, add_report, add_select)

@@ -175,6 +175,15 @@ def check_output(file: Path, suffix: str) -> None:
         raise refused("--out", file, f"the folder {file.parent} may not be written; name another")
 
 
+def need_packages() -> None:
+    """Raise OptionError before any work if a package is missing."""
+    try:
+        import pyarrow.parquet  # noqa: F401 (only whether they are there)
+        import tqdm  # noqa: F401
+    except ImportError as error:
+        raise OptionError(f'{error.name} is missing; pip install "jepa-guidance[folders]"') from error
+
+
 def unwritable(file: Path, error: OSError) -> OptionError:
     """The error for an output that could not be written, after work has begun."""
     fix = "; make room and run again, which goes on from here" if error.errno == errno.ENOSPC else ""

@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import TimeoutError
 
 from tests.browser.conftest import IDLE, run
-from tests.conftest import HOST, ROOT
+from tests.conftest import ROOT
 from tools.page import Comfy
 from tools.server import Server
 
@@ -178,8 +178,7 @@ def test_a_linked_reference_or_apart_is_something_to_compare_with(comfy):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_template_opens_complete_from_the_template_browser(comfy, server, name):
-    server.upload(HOST / "input" / "example.png")  # comes with every host
+def test_every_template_opens_complete_from_the_template_browser(comfy, name):
     page = comfy()
     open_template(page, name)
     page.page.wait_for_timeout(1500)

@@ -43,6 +43,14 @@ NODES = (
     "JEPASelfGuidedMinority",
     "JEPAMinorityPrompt",
 )
+# What people type into the search for nodes, and a node that it must find.
+SEARCHED = {
+    **dict.fromkeys(("rare", "rarity", "diversity", "variation", "seed variance"), "JEPAGuidedKSampler"),
+    **dict.fromkeys(("unusual", "novelty", "minority", "same face"), "JEPAGuidance"),
+    **dict.fromkeys(("best of", "pick", "sort", "filter", "aesthetic"), "JEPARankImages"),
+    **dict.fromkeys(("heatmap", "saliency", "attention"), "JEPARarityMap"),
+    **dict.fromkeys(("dino", "clip"), "JEPAEncoderLoader"),
+}
 GUIDANCE = {
     "strength": 2.0,
     "start_percent": 0.2,
@@ -168,6 +176,16 @@ def test_every_input_and_output_has_a_tooltip(server):
                 if key != "unique_id" and name != "hidden" and isinstance(rest, list) and rest:
                     assert rest[0].get("tooltip"), f"{name}.{key}"
         assert all(info[name]["output_tooltips"]), name
+
+
+def test_every_node_is_found_by_the_words_that_people_use(server):
+    info = server.object_info()
+    words = {name: info[name]["search_aliases"] for name in NODES}
+    assert all(words.values())
+    for found in words.values():
+        assert len(set(found)) == len(found)
+        assert all(word == word.strip() != "" for word in found)
+    assert not {word: name for word, name in SEARCHED.items() if word not in words[name]}
 
 
 def test_the_same_seed_gives_another_image_when_guided_and_the_same_one_again(run, encoder):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomllib
 from PIL import Image
 
 from tools.server import ExecutionFailed, PromptRefused, Server
@@ -36,6 +37,8 @@ WITHOUT_CHECKPOINT = (
     "jepa_score_images",
     "jepa_two_guides",
 )
+DIRECTORIES = {"CheckpointLoaderSimple": "checkpoints"}
+PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 TITLE_HEIGHT = 30
 GUIDED_AND_STOCK = (
@@ -131,15 +134,6 @@ def infos(server: Server) -> Workflow:
     return server.object_info()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def example_image(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Upload example.png, which comes with every host, to the test server's empty input folder."""
-    path = tmp_path_factory.mktemp("input") / "example.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    assert server.upload(path) == "example.png"
-
-
 @pytest.fixture(scope="module")
 def local(infos: Workflow) -> str:
     """The encoder that the test server has."""
@@ -162,10 +156,49 @@ def test_there_are_templates_and_they_lie_where_the_host_looks():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_template_is_plain_text_without_paths(name):
+def test_a_template_is_plain_text_without_paths_or_addresses_except_those_of_its_models(name):
     text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
     assert text.isascii()
+    for node in workflow(name)["nodes"]:
+        for model in node["properties"].get("models", ()):
+            text = text.replace(f'"{model["url"]}"', "")
     assert not any(mark in text for mark in ("/root", "/home", "/Users", "C:\\", "://"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_says_where_its_models_and_its_nodes_come_from(name):
+    for node in real_nodes(workflow(name)):
+        properties = node["properties"]
+        if node["type"].startswith(("JEPA", "DJEPA")):
+            assert (properties["cnr_id"], properties["ver"]) == (PROJECT["name"], PROJECT["version"])
+        else:
+            assert properties["cnr_id"] == "comfy-core"
+        # the host offers to download what a menu lacks; encoders are fetched by their loader
+        models = properties.get("models", [])
+        files = [value for value in node.get("widgets_values", []) if str(value).endswith(".safetensors")]
+        assert [model["name"] for model in models] == files, node["type"]
+        for model in models:
+            address = r"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/([\w.-]+/)*" + re.escape(
+                model["name"]
+            )
+            assert re.fullmatch(address, model["url"])
+            assert model["directory"] == DIRECTORIES[node["type"]]
+
+
+def test_a_picture_that_a_template_loads_comes_along(server, infos):
+    graphs = [workflow(name) for name in NAMES]
+    loaded = {
+        node["widgets_values"][0]
+        for graph in graphs
+        for node in graph["nodes"]
+        if node["type"] == "LoadImage"
+    }
+    assert loaded
+    (menu, _) = infos["LoadImage"]["input"]["required"]["image"]
+    for name in loaded:
+        assert name in menu
+        shipped = (FOLDER.parent / "assets" / name).read_bytes()
+        assert server.image({"filename": name, "subfolder": "", "type": "input"}) == shipped
 
 
 @pytest.mark.parametrize("name", NAMES)

