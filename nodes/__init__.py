@@ -4,6 +4,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..host.comfy.example_picture import offer_picture
 from ..host.comfy.model_folders import register_folders
+from ..host.comfy.page import on_queued
+from ..host.guidance.notes import add_kept
 from .boost_and_skip import JEPABoostAndSkip
 from .cads import JEPACads
 from .combine_encoders import JEPACombineEncoders
@@ -32,6 +34,7 @@ class JEPAExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_folders()
         offer_picture()
+        on_queued(add_kept)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

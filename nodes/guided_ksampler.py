@@ -3,9 +3,10 @@
 from comfy_api.latest import io
 
 from ..host.comfy.sampling import MAX_SEED, stock_sample
+from ..host.guidance.notes import note_in_images
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.refusals import check_finite, check_frames
-from ..host.guidance.report import TraceReporter, note_in_images
+from ..host.guidance.report import TraceReporter
 from ..host.guidance.trace import Trace
 from .guidance_inputs import config_of, guidance_inputs, guides_nothing, off_text
 from .input_checks import check_values, inputs_of
@@ -64,7 +65,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
                     "target left of the strength, the gradient norm and the size of the shift.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -119,5 +120,5 @@ class JEPAGuidedKSampler(io.ComfyNode):
             **sampling,
         )
         node_settings = {"seed": seed} | sampling | settings
-        note_in_images(cls.hidden.extra_pnginfo, cls.hidden.unique_id, node_settings, report.trace.as_json())
+        note_in_images(cls.hidden, node_settings, report.trace.as_json())
         return io.NodeOutput(latent, report.trace, ui={"jepa_trace": [report.trace.as_json()]})

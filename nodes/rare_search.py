@@ -12,8 +12,8 @@ from ..host.comfy.sampling import MAX_SEED, stock_sample
 from ..host.drawing.pictures import to_image
 from ..host.drawing.rarity_chart import draw_rarity
 from ..host.drawing.search_sheet import search_sheet
+from ..host.guidance.notes import note_in_images
 from ..host.guidance.refusals import check_finite, check_frames
-from ..host.guidance.report import note_in_images
 from ..host.options import (
     BOOSTED_START,
     FLOOR_PERCENTILE,
@@ -139,7 +139,7 @@ class JEPARareSearch(io.ComfyNode):
                     tooltip="Rarity of all candidates against their quality, with those that nothing beats in both.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -157,8 +157,7 @@ class JEPARareSearch(io.ComfyNode):
         latents = [search.run() for search in searches]
         records = [search.record for search in searches]
         for number, (run, record) in enumerate(zip(runs, records, strict=True), 1):
-            name = cls.hidden.unique_id if len(runs) == 1 else f"{cls.hidden.unique_id}, search {number}"
-            note_in_images(cls.hidden.extra_pnginfo, name, run, record.as_json())
+            note_in_images(cls.hidden, run, record.as_json(), "" if len(runs) == 1 else f"search {number}")
         kept = [one for record in records for one in record.kept]
         return io.NodeOutput(
             latents,

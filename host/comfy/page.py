@@ -1,5 +1,8 @@
 """What the web page shows: text under nodes, this pack's events, previews."""
 
+from collections.abc import Callable
+from typing import Any
+
 import comfy.cli_args
 
 from .required import PreviewMethod
@@ -23,6 +26,13 @@ def send_event(name: str, data: dict) -> None:
 
     server = PromptServer.instance
     server.send_sync(name, data, server.client_id)
+
+
+def on_queued(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Call `handler` with everything that is queued, before the host looks at it; what it returns is queued."""
+    from server import PromptServer
+
+    PromptServer.instance.add_on_prompt_handler(handler)
 
 
 def show_text(node_id: str | None, text: str) -> None:

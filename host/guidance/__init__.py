@@ -8,5 +8,5 @@ guided_run.py, shift.py, schedule.py   one guided sampler call; which steps move
 preparation.py, memory_plan.py      loading what a run differentiates; the way that fits in memory
 sampler_probe.py, dry_run.py, refused_samplers.py, guided_model.py   how a sampler calls the model, and shifting its state
 model_calls.py, patch_state.py      extra model calls that other nodes' patches must not notice
-trace.py, report.py, progress.py    what a run did, shown on the page and saved with the image
+trace.py, report.py, notes.py, progress.py   what a run did, shown on the page and saved with the image
 """

@@ -578,6 +578,22 @@ def test_each_run_of_a_list_of_latents_is_in_the_saved_images(server, encoder):
     assert all(len(score) == 1 for score in one + other)
 
 
+@pytest.mark.parametrize("kind", ["guided", "search"])
+def test_an_image_of_a_result_from_the_cache_is_saved_with_what_guidance_did(server, encoder, kind):
+    """As the page queues it again with another file name: the sampler does not run, and its result is the same."""
+    # settings of no other test, so that the first run is not from the cache
+    sampler = guided(end_percent=0.97) if kind == "guided" else {"sample": search(amount=0.97)}
+    first = graph(encoder, sampler)
+    again = json.loads(json.dumps(first))
+    again["save"]["inputs"]["filename_prefix"] = "again"
+    other = json.loads(json.dumps(first))
+    other["robot"]["inputs"]["class_name"] = "bust"
+    notes = [json.loads(metadata_of(server, prompt)["jepa_guidance"]) for prompt in (first, again, other)]
+    assert notes[0] == notes[1]
+    assert notes[2].keys() == notes[0].keys()
+    assert notes[2] != notes[0]
+
+
 def test_a_run_that_is_not_guided_says_so_in_the_saved_image(server, encoder):
     noted = metadata_of(server, graph(encoder, guided(strength=0.0)))
     (entry,) = json.loads(noted["jepa_guidance"]).values()

@@ -62,13 +62,12 @@ def test_menus_and_checks_know_what_another_pack_added_later(node: Any, request:
     check_values(inputs_of(node), late)
 
 
-@pytest.mark.parametrize("guided", [True, False])
-def test_the_message_about_a_sampler_is_true_before_and_after(guided: bool, request: Any) -> None:
-    assert sampler_message("late", guided=guided) == (
+def test_the_message_about_a_sampler_is_true_before_and_after(request: Any) -> None:
+    assert sampler_message("late") == (
         "sampler_name 'late' is not in KSampler's menu now; choose another, or load the pack that adds it"
     )
     request.getfixturevalue("late_pack")
-    assert sampler_message("late", guided=guided) is None
+    assert sampler_message("late") is None
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5])

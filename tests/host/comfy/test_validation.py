@@ -68,7 +68,7 @@ def misfits(entry: io.Input) -> Iterator[Any]:
     """Values that do not fit an input, if any is refused before the run."""
     if isinstance(entry, io.Combo.Input):
         yield "no such choice"
-    elif isinstance(entry, io.Int.Input | io.Float.Input):
+    elif isinstance(entry, io.Int.Input | io.Float.Input) and not entry.force_input:
         yield from ("0,5", entry.min - 1, entry.max + 1)
 
 

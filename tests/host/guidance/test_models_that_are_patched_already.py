@@ -34,7 +34,7 @@ def defaults(node: Any) -> dict[str, Any]:
 def page(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Catches what nodes say, and what they note in saved images."""
     shown = SimpleNamespace(said=[], noted={})
-    hidden = SimpleNamespace(unique_id="7", extra_pnginfo=shown.noted)
+    hidden = SimpleNamespace(unique_id="7", prompt=None, extra_pnginfo=shown.noted)
     monkeypatch.setattr(io.ComfyNode, "hidden", hidden)
 
     def say(_: Any, text: str) -> None:

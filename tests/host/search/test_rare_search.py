@@ -63,7 +63,9 @@ def test_a_list_of_seeds_gives_a_search_for_each(tiny):
 
 def test_each_search_of_a_list_is_noted_in_saved_images(tiny, monkeypatch):
     noted: dict = {}
-    monkeypatch.setattr(io.ComfyNode, "hidden", SimpleNamespace(unique_id="7", extra_pnginfo=noted))
+    monkeypatch.setattr(
+        io.ComfyNode, "hidden", SimpleNamespace(unique_id="7", prompt=None, extra_pnginfo=noted)
+    )
     monkeypatch.setattr(rare_search, "SearchReporter", lambda _: SearchReporter(None))  # there is no page
     node(tiny)
     node(tiny, seed=[5, 6])
