@@ -3,7 +3,8 @@
 Every pair is accounted for: a pair is only left out if a bound proves that it lies too far apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -60,11 +61,23 @@ def find_duplicates(hashes: Sequence[str], embeddings: Tensor, distance: float =
     components.join(torch.arange(len(hashes)), same)
     if len(hashes) > 1:
         embeddings /= embeddings.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        join_close(components, embeddings, 2 * distance)  # |a - b|^2 = 2 (1 - cos)
+        with one_thread():
+            join_close(components, embeddings, 2 * distance)  # |a - b|^2 = 2 (1 - cos)
     groups: dict[int, list[int]] = {}
     for place, root in enumerate(components.root.tolist()):
         groups.setdefault(root, []).append(place)
     return [group for group in groups.values() if len(group) > 1]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: threads that share small tiles mostly wait for each other, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def join_close(components: Components, points: Tensor, limit: float) -> None:
