@@ -5,6 +5,7 @@ reading.py     pixels of a picture file, of any kind and from any source
 scorer.py      scores and embeddings of pictures, under settings that never change
 journal.py     what has been scored, kept from run to run
 run.py         scoring files: readers ahead of the encoder
+cluster.py     scoring files on many machines, with Ray
 comparison.py  novelty beside a reference
 table.py       tables in parquet, and references as tables
 collection.py  the pictures of a table, as report and select look at them

@@ -5,6 +5,8 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from ..reference import Reference, save_reference
+from .cluster import connected, score_on_cluster
 from .comparison import Comparison
 from .curating import add_report, add_select
 from .journal import Journal, journal_of
@@ -78,6 +81,12 @@ def add_score(parsers: Any) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a folder, with all below it, or a picture")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.parquet")
     parser.add_argument("--reference", type=Path, metavar="FILE.safetensors", help="adds novelty beside it")
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="score on all machines of a Ray cluster: auto for the one that this machine belongs to, or local to start one "
+        "here; all must reach pictures and encoder under the same paths",
+    )
     add_scoring(parser, required=True)
     parser.set_defaults(run=score)
 
@@ -96,7 +105,10 @@ def score(options: argparse.Namespace) -> None:
             comparison = Comparison(reference, scorer.settings)
         except ValueError as error:
             raise refused("--reference", options.reference, error) from error
-    with _journal(options.out, scorer) as journal:
+    with (
+        connected(options.ray) if options.ray else nullcontext(),
+        _journal(options.out, scorer) as journal,
+    ):
         run = _scored(paths, scorer, journal, options)
         rows = rows_of(run, journal, comparison)
         try:
@@ -144,14 +156,10 @@ def _scored(paths: Sequence[str], scorer: Scorer, journal: Journal, options: arg
 
     try:
         with tqdm(total=len(paths), unit=" pictures", smoothing=0.1, disable=None) as bar:
-            run = score_files(
-                paths,
-                scorer,
-                journal,
-                batch=options.batch,
-                threads=options.threads,
-                on_file=lambda: bar.update(1) and None,
-            )
+            work = partial(score_files, batch=options.batch, threads=options.threads)
+            if options.ray:
+                work = partial(score_on_cluster, options=options)
+            run = work(paths, scorer, journal, on_file=lambda: bar.update(1) and None)
     except torch.OutOfMemoryError as error:
         raise refused(
             "--batch", options.batch or scorer.batch, "the device has too little memory; lower it"
@@ -164,9 +172,10 @@ def _scored(paths: Sequence[str], scorer: Scorer, journal: Journal, options: arg
     if len(broken) > _SHOWN:
         print(f"not scored: {len(broken) - _SHOWN} more, see the column error", file=sys.stderr)
     rate = f", {run.scored / run.seconds:.2f} pictures/s" if run.scored else ""
+    waited = "" if options.ray else f", of which the encoder waited {run.waiting:.1f} s for pictures"
     print(
         f"{len(paths)} pictures: {run.scored} scored now, {len(broken)} not readable, the others known before or alike; "
-        f"{run.seconds:.1f} s{rate}, of which the encoder waited {run.waiting:.1f} s for pictures"
+        f"{run.seconds:.1f} s{rate}{waited}"
     )
     return run
 
@@ -222,7 +231,10 @@ def _reference_from_pictures(options: argparse.Namespace) -> Reference:
         raise OptionError("--encoder is needed to make a reference from pictures")
     paths = _pictures(options.paths)
     scorer = scorer_of(options)
-    with _journal(options.out, scorer) as journal:
+    with (
+        connected(options.ray) if options.ray else nullcontext(),
+        _journal(options.out, scorer) as journal,
+    ):
         run = _scored(paths, scorer, journal, options)
         rows = rows_of(run, journal)
         found = [

@@ -102,7 +102,7 @@ class Journal:
         Raises:
             OSError: it cannot be written; the file then ends with the entry before.
         """
-        body = _body(entry, self._key)
+        body = body_of(entry, self._key)
         data = _HEAD.pack(len(body), zlib.crc32(body)) + body
         try:
             written = 0
@@ -123,7 +123,7 @@ class Journal:
         """The entry for a content, by its hash. Raises KeyError if there is none."""
         self._stream.seek(self._places[content])
         length, _ = _HEAD.unpack(self._stream.read(_HEAD.size))
-        return _entry(self._stream.read(length))
+        return entry_of(self._stream.read(length))
 
     def _recovered(self) -> int:
         """Find the entries, and cut off what a kill left of the last one. Returns where the next one goes."""
@@ -148,6 +148,19 @@ class Journal:
         return end
 
 
+class Kept(dict[str, Entry]):
+    """Entries by content, as in a journal but in memory."""
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Why contents, by their hashes, could not be read or scored."""
+        return {content: entry.error for content, entry in self.items() if entry.error is not None}
+
+    def add(self, entry: Entry) -> None:
+        """Keep an entry."""
+        self[entry.hash] = entry
+
+
 def _bodies(stream: Any) -> Iterator[tuple[int, bytes]]:
     """The place and the body of each whole entry, from the stream's position to the first that is not whole."""
     place = stream.tell()
@@ -159,7 +172,7 @@ def _bodies(stream: Any) -> Iterator[tuple[int, bytes]]:
         place += _HEAD.size + length
 
 
-def _body(entry: Entry, key: str) -> bytes:
+def body_of(entry: Entry, key: str) -> bytes:
     """An entry as bytes: a line of JSON, then embedding and smoothed embedding."""
     stated = entry._asdict()
     arrays = [stated.pop("embedding"), stated.pop("smoothed")]
@@ -167,7 +180,8 @@ def _body(entry: Entry, key: str) -> bytes:
     return line + b"".join(one.astype("<f4").tobytes() for one in arrays if one is not None)
 
 
-def _entry(body: bytes) -> Entry:
+def entry_of(body: bytes) -> Entry:
+    """What body_of made of an entry."""
     line, _, numbers = body.partition(b"\n")
     stated = json.loads(line)
     del stated["key"]

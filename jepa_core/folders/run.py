@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..precision import full_precision
 from .comparison import Comparison
-from .journal import Entry, Journal
+from .journal import Entry, Journal, Kept
 from .listing import text_of_path
 from .reading import PictureError, hash_of, opened_picture, pixels_of
 from .scorer import Found, Scorer
@@ -81,8 +81,7 @@ class Reader:
         except PictureError as error:
             return read._replace(error=str(error), lasting=True)
         except (OSError, MemoryError, RuntimeError) as error:  # torch raises the last if memory is short
-            said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return read._replace(error=said.splitlines()[0][:300])
+            return read._replace(error=_said(error))
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             return read._replace(error="it changed while it was read; run again")
         return read._replace(height=height, width=width, prepared=prepared)
@@ -96,6 +95,20 @@ class Reader:
                 picture = pixels_of(opened)
                 height, width = picture.shape[:2]
                 return height, width, self._scorer.prepare(picture, here=pixels > _LARGE)
+
+
+def read_bytes(path: str) -> ReadFile:
+    """A file's length and hash; that it cannot be read is an error in what is returned."""
+    try:
+        with open(path, "rb") as file:
+            return ReadFile(path, os.fstat(file.fileno()).st_size, hash_of(file))
+    except OSError as error:
+        return ReadFile(path, error=_said(error))
+
+
+def _said(error: Exception) -> str:
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return said.splitlines()[0][:300]
 
 
 class File(NamedTuple):
@@ -135,7 +148,7 @@ class Run:
 def score_files(
     paths: Sequence[str],
     scorer: Scorer,
-    journal: Journal,
+    journal: Journal | Kept,
     *,
     batch: int | None = None,
     threads: int | None = None,
