@@ -26,6 +26,7 @@ from .rarity_map import JEPARarityMap
 from .reference import JEPAReferenceNode
 from .reference_files import JEPALoadReference, JEPASaveReference
 from .reference_folder import JEPAReferenceFolder
+from .score_folder import JEPAScoreFolder
 from .score_image import JEPAScoreImage
 from .self_guided_minority import JEPASelfGuidedMinority
 
@@ -63,4 +64,5 @@ class JEPAExtension(ComfyExtension):
             JEPACads,
             JEPASelfGuidedMinority,
             JEPAMinorityPrompt,
+            JEPAScoreFolder,
         ]

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.scoring.modes import how_of
-from ..host.scoring.picture_folder import INPUT, OUTPUT, FolderPictures, folder_of, state_of
+from ..host.scoring.picture_folder import INPUT, OUTPUT, FolderPictures, folder_of, skipped_text, state_of
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES, summary
@@ -85,6 +85,6 @@ class JEPAReferenceFolder(io.ComfyNode):
         )
         text = summary(len(reference), reference_scores(reference, encoder))
         if pictures.skipped:
-            text += f"\nskipped: {pictures.skipped_text()}"
+            text += f"\nskipped: {skipped_text(pictures.skipped)}"
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(reference, text)

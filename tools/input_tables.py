@@ -35,6 +35,7 @@ PAGES = {
         "JEPACombineReferences",
         "JEPARarityMap",
         "JEPARankImages",
+        "JEPAScoreFolder",
     ),
     "search.md": ("JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap"),
     "compare.md": ("JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority", "JEPAMinorityPrompt"),

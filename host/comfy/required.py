@@ -177,7 +177,7 @@ for _class in ("ModelSamplingDiscrete", "ModelSamplingContinuousEDM", "ModelSamp
         _need(_need(comfy.model_sampling, _class), _name)
 for _name in ("folder_names_and_paths", "models_dir", "get_filename_list", "get_folder_paths"):
     _need(folder_paths, _name)
-for _name in ("get_input_directory", "get_output_directory"):
+for _name in ("get_input_directory", "get_output_directory", "get_system_user_directory"):
     _need(folder_paths, _name)
 _need_mention(ModelPatcher.__init__, "model_lowvram", "load_device", "offload_device", "hook_patches")
 _need_mention(VAE.__init__, "first_stage_model", "patcher", "vae_dtype", "device")

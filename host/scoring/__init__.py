@@ -12,6 +12,8 @@ reference.py        making references, and what may be compared with them
 novelty.py          distances to a reference, and among its pictures
 comparison.py       images beside a reference: percentiles, novelty, text
 picture_folder.py   the pictures in a folder of the host
+folder_scores.py    those pictures scored, each once from run to run
+folder_table.py     what is known of them, as text; the rarest
 prompt_pictures.py  what a prompt draws without guidance
 reference_files.py  references in models/jepa_references
 rarity_map.py       patch scores at every pixel

@@ -32,12 +32,14 @@ def novelties(
         how: the settings with which they are seen: fit, antialias.
     """
     embeddings = (embed_pictures(pictures, member.encoder, how) for member in encoder.members)
+    return novelties_of(embeddings, encoder, reference)
+
+
+def novelties_of(embeddings: Iterable[Tensor], encoder: AnyEncoder, reference: Reference) -> list[float]:
+    """As novelties, of pictures whose embeddings (N, d) under each encoder of the set are known."""
     parts = parts_of(reference, encoder)
-    return combined(
-        (distances_to(part).of(own) for (part, _), own in zip(parts, embeddings, strict=True)),
-        reference,
-        encoder,
-    )
+    each = (distances_to(part).of(own) for (part, _), own in zip(parts, embeddings, strict=True))
+    return combined(each, reference, encoder)
 
 
 def own_novelties(reference: Reference, encoder: AnyEncoder) -> list[float]:

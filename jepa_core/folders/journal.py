@@ -68,7 +68,7 @@ class Journal:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise JournalError(
-                f"{file} is in use: another process is scoring into the same output; wait for it, or name another --out"
+                f"{file} is in use: another process is scoring into the same output; wait for it, or use another"
             ) from None
         try:
             self._stream: Any = open(file, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
@@ -132,7 +132,7 @@ class Journal:
             begin = stream.read(len(_MAGIC))
             if not _MAGIC.startswith(begin):
                 raise JournalError(
-                    f"{self.file} is no journal of scores; move it away, or name another --out"
+                    f"{self.file} is no journal of scores; move it away, or use another output"
                 )
             if begin != _MAGIC:  # new, or killed at once
                 self._stream.truncate(0)

@@ -12,7 +12,7 @@ _TECHNICAL = frozenset(("__macosx", "__pycache__", "@eadir", "$recycle.bin", "sy
 _ESCAPED = re.compile(r"\\u(d[89a-f][0-9a-f]{2})")
 
 
-def find_pictures(paths: Iterable[str | os.PathLike]) -> list[str]:
+def find_pictures(paths: Iterable[str | os.PathLike], *, deep: bool = True) -> list[str]:
     """The picture files among `paths` and in the folders among them, as absolute paths, sorted, each once.
 
     Folders are searched to any depth. Of what lies in them only names that end like a picture's count. Hidden and technical
@@ -21,6 +21,7 @@ def find_pictures(paths: Iterable[str | os.PathLike]) -> list[str]:
 
     Args:
         paths: folders and files; links among them are followed.
+        deep: also what lies in folders within the named ones.
 
     Raises:
         ValueError: a path is not there, or is neither a file nor a folder; names it.
@@ -28,7 +29,7 @@ def find_pictures(paths: Iterable[str | os.PathLike]) -> list[str]:
     found: set[str] = set()
     for path in map(os.path.abspath, paths):
         if os.path.isdir(path):
-            found.update(_inside(path))
+            found.update(_inside(path, deep))
         elif os.path.isfile(path):
             found.add(path)
         else:
@@ -37,8 +38,8 @@ def find_pictures(paths: Iterable[str | os.PathLike]) -> list[str]:
     return sorted(found)
 
 
-def _inside(folder: str) -> Iterator[str]:
-    """The picture files in a folder and those below it. Folders that may not be read are as if empty."""
+def _inside(folder: str, deep: bool) -> Iterator[str]:
+    """The picture files in a folder and, if `deep`, those below it. Folders that may not be read are as if empty."""
     root = Path(os.path.realpath(folder))
     # beside the path as given, the one without links
     remaining = [(folder, str(root))]
@@ -53,7 +54,7 @@ def _inside(folder: str) -> Iterator[str]:
             path = os.path.realpath(entry.path)
             if os.path.isdir(entry.path):
                 # a link, or a junction of Windows, leads elsewhere
-                if path == os.path.join(real, entry.name):
+                if deep and path == os.path.join(real, entry.name):
                     remaining.append((entry.path, path))
             elif _is_picture(entry) and Path(path).is_relative_to(root):
                 yield entry.path

@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.conftest import HOST, ROOT
 from tests.core.conftest import save_clip
-from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, search, stock
+from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, scored_folder, search, stock
 from tests.server.test_workflows import api_prompt, small, workflow
 from tools.server import ExecutionFailed, Server
 
@@ -47,6 +47,7 @@ OURS = (
     "JEPARankImages", "JEPARarityMap", "JEPAReference", "JEPAReferenceFolder", "JEPAPromptReference", "JEPASaveReference",
     "JEPALoadReference", "JEPACombineReferences", "JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap",
     "JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority", "JEPAMinorityPrompt",
+    "JEPAScoreFolder",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -108,6 +109,7 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
             keep_seed=0,
         ),
         "saved": node("JEPASaveReference", reference=["both", 0], filename="fuzz", overwrite=True),
+        "scored": scored_folder(encoder=["encoder", 0], mode="top-k", reference=["folder", 0]),
     }
     loaded = {
         "loaded": node("JEPALoadReference", file="fuzz.safetensors"),

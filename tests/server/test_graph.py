@@ -42,6 +42,7 @@ NODES = (
     "JEPACads",
     "JEPASelfGuidedMinority",
     "JEPAMinorityPrompt",
+    "JEPAScoreFolder",
 )
 # What people type into the search for nodes, and a node that it must find.
 SEARCHED = {
@@ -50,6 +51,7 @@ SEARCHED = {
     **dict.fromkeys(("best of", "pick", "sort", "filter", "aesthetic"), "JEPARankImages"),
     **dict.fromkeys(("heatmap", "saliency", "attention"), "JEPARarityMap"),
     **dict.fromkeys(("dino", "clip"), "JEPAEncoderLoader"),
+    **dict.fromkeys(("gallery", "curate", "csv"), "JEPAScoreFolder"),
 }
 GUIDANCE = {
     "strength": 2.0,
@@ -122,6 +124,13 @@ def prompted(**inputs: Any) -> dict:
     own = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0], "first_seed": 5, "cfg": 2.0}
     own |= {"sampler_name": "euler", "scheduler": "normal", "fit": "squash", "antialias": True}
     return node("JEPAPromptReference", **CONDS, **own | inputs)
+
+
+def scored_folder(**inputs: Any) -> dict:
+    """JEPAScoreFolder of the output folder, not of those within it."""
+    own = {"folder": "output", "subfolder": "", "with_subfolders": False, "count": 2, "mode": "projected"}
+    own |= {"top_k": 2, "fit": "squash", "antialias": True, "by": "score", "most_files": 3}
+    return node("JEPAScoreFolder", **own | inputs)
 
 
 def score(**inputs: Any) -> dict:
@@ -665,6 +674,43 @@ def test_a_reference_from_a_folder_is_made_again_when_the_folder_changes(server,
     prompt["images"]["inputs"]["filename_prefix"] = "folder/more"
     server.wait(server.queue(prompt), timeout=300)
     assert text() == "4 reference images"
+
+
+def test_a_folder_is_scored_once_and_gives_its_rarest(server, encoder):
+    prompt = djepa(batch_size=3) | {
+        "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
+        "images": node("SaveImage", images=["decode", 0], filename_prefix="scored/picture"),
+    }
+    own = {"subfolder": "scored", "most_files": 100}
+    folder = {
+        "encoder": prompt["encoder"],
+        "scored": scored_folder(encoder=["encoder", 0], **own),
+        "kept": node("PreviewImage", images=["scored", 0]),
+        "csv": node("PreviewAny", source=["scored", 3]),
+        "text": node("PreviewAny", source=["scored", 6]),
+        "again": scored_folder(encoder=["encoder", 0], **own, by="novelty", reference=["scored", 5]),
+        "novelty": node("PreviewAny", source=["again", 4]),
+    }
+
+    def outputs() -> dict[str, Any]:
+        return server.wait(server.queue(folder), timeout=300)["outputs"]
+
+    server.wait(server.queue(prompt), timeout=300)
+    first = outputs()
+    assert len(first["kept"]["images"]) == 2
+    assert len(first["scored"]["images"]) == 1  # the sheet
+    assert first["text"]["text"][0].startswith("3 pictures, 3 scored now")
+    header, *rows = first["csv"]["text"][0].splitlines()
+    assert header == "file,hash,width,height,bytes,score,novelty,percentile,error"
+    scores = [float(row.split(",")[5]) for row in rows]
+    assert scores == sorted(scores)
+    pictures = json.loads(first["novelty"]["text"][0])["pictures"]
+    assert {row["file"] for row in pictures} == {f"scored/picture_{number:05}_.png" for number in (1, 2, 3)}
+    assert all(row["novelty"] > 0 for row in pictures)  # each beside the others, not beside itself
+    prompt["images"]["inputs"]["filename_prefix"] = "scored/more"
+    server.wait(server.queue(prompt), timeout=300)
+    # the same images with another name and prompt in the file: other contents
+    assert outputs()["text"]["text"][0].startswith("6 pictures, 3 scored now")
 
 
 def test_a_search_keeps_images_of_the_stock_sampler(server, run, encoder):

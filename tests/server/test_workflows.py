@@ -33,6 +33,7 @@ WITHOUT_CHECKPOINT = (
     "jepa_four_that_differ",
     "jepa_keep_the_rarest",
     "jepa_novelty",
+    "jepa_rarest_of_my_folder",
     "jepa_rarity_map",
     "jepa_score_images",
     "jepa_two_guides",
@@ -443,6 +444,17 @@ def test_a_folder_of_pictures_grows_with_each_run(server, infos, local):
         assert len(shown(server, one, outputs, "SaveImage")) == 2
         read.append(next(outputs[key]["text"][0] for key in of_type(one, "PreviewAny")))
     assert read[1:] == ["2 reference images", "3 reference images"]
+
+
+def test_the_rarest_of_a_folder_are_shown_with_all_scores(server, infos, local):
+    prompt = small(api_prompt(workflow("jepa_rarest_of_my_folder"), infos), local)
+    (folder,) = of_type(prompt, "JEPAScoreFolder").values()
+    assert folder["inputs"]["folder"] == "input"  # which holds a picture that comes along
+    outputs = server.wait(server.queue(prompt), timeout=600)["outputs"]
+    texts = [outputs[key]["text"][0] for key in of_type(prompt, "PreviewAny")]
+    assert re.match(r"\d+ pictures?, \d+ scored now\nscore -?[\d.]+ \(rarest\) to ", texts[0])
+    assert "jepa_example.jpg," in texts[1]
+    assert 1 <= len(shown(server, prompt, outputs, "PreviewImage")) <= 9
 
 
 def test_images_of_a_batch_differ_more_when_they_move_apart(server, infos, local):

@@ -1,10 +1,12 @@
-"""A reference made on the command line, used in the graph beside one that was made there of the same pictures."""
+"""References and scores of the command line, in the graph beside those that were made there of the same pictures."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import folder_paths
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,13 @@ from jepa_guidance.jepa_core.folders.reading import read_picture
 from jepa_guidance.jepa_core.folders.table import read_table
 from jepa_guidance.jepa_core.reference import Reference, load_reference
 from jepa_guidance.nodes.reference import JEPAReferenceNode
+from jepa_guidance.nodes.reference_files import JEPALoadReference
+from jepa_guidance.nodes.score_folder import JEPAScoreFolder
 from jepa_guidance.nodes.score_image import JEPAScoreImage
 from PIL import Image
 
 from tests.core.conftest import random_model
+from tests.host.scoring.test_reference_files import models  # noqa: F401 (a fixture)
 
 SETTINGS = {"mode": "projected", "top_k": 2, "fit": "squash", "antialias": True}
 
@@ -76,3 +81,31 @@ def test_a_reference_of_the_command_gives_the_numbers_of_one_made_in_the_graph(
     images = torch.rand(3, 40, 50, 3, generator=torch.Generator().manual_seed(1))
     if not more:
         assert used(encoder, found, images) == used(encoder, made, images)
+
+
+def test_a_reference_of_the_command_is_loaded_and_score_folder_gives_the_numbers_of_the_table(
+    encoder_folder,
+    folder,
+    models,  # noqa: F811
+    monkeypatch,
+):
+    table, name = folder / "s.parquet", "usual.safetensors"
+    options = ["--encoder", encoder_folder, "--image-size", 28, "--device", "cpu"]
+    assert main([*map(str, ("score", folder, "--out", table, *options))]) == 0
+    assert main([*map(str, ("reference", table, "--out", models / name))]) == 0
+    assert main([*map(str, ("score", folder, "--out", table, *options, "--reference", models / name))]) == 0
+    monkeypatch.setattr(folder_paths, "output_directory", str(folder))
+    monkeypatch.setattr(folder_paths, "user_directory", str(folder / "user"))
+    inputs = {"folder": "output", "subfolder": "", "with_subfolders": True, "count": 2, **SETTINGS}
+    inputs |= {"by": "novelty", "most_files": 100}
+    with torch.inference_mode():
+        (reference,) = JEPALoadReference.execute(name).args
+        encoder = load_host_encoder(encoder_folder, encoder_folder.name, 28)
+        found = JEPAScoreFolder.execute(encoder=encoder, reference=reference, **inputs).args
+    rows = {row["file"]: row for row in json.loads(found[4])["pictures"]}
+    made = read_table(table)
+    names = [Path(path).name for path in made.data.column("path").to_pylist()]
+    assert rows.keys() == set(names)
+    for column in ("score", "novelty", "percentile"):
+        assert [rows[one][column] for one in names] == made.numbers(column).tolist(), column
+    assert [rows[one]["hash"] for one in names] == made.data.column("hash").to_pylist()
