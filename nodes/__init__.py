@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..host.comfy.model_folders import register_folders
+from ..host.comfy.picks import register_routes
 from .boost_and_skip import JEPABoostAndSkip
 from .cads import JEPACads
 from .combine_encoders import JEPACombineEncoders
@@ -13,6 +14,7 @@ from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
 from .guided_ksampler import JEPAGuidedKSampler
 from .minority_prompt import JEPAMinorityPrompt
+from .pick_images import JEPAPickImages
 from .plot_trace import JEPAPlotTrace
 from .prompt_fit import JEPAPromptFit
 from .prompt_map import JEPAPromptMap
@@ -30,6 +32,7 @@ from .self_guided_minority import JEPASelfGuidedMinority
 class JEPAExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_folders()
+        register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -58,4 +61,5 @@ class JEPAExtension(ComfyExtension):
             JEPACads,
             JEPASelfGuidedMinority,
             JEPAMinorityPrompt,
+            JEPAPickImages,
         ]

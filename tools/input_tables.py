@@ -35,6 +35,7 @@ PAGES = {
         "JEPACombineReferences",
         "JEPARarityMap",
         "JEPARankImages",
+        "JEPAPickImages",
     ),
     "search.md": ("JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap"),
     "compare.md": ("JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority", "JEPAMinorityPrompt"),

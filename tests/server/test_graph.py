@@ -42,6 +42,7 @@ NODES = (
     "JEPACads",
     "JEPASelfGuidedMinority",
     "JEPAMinorityPrompt",
+    "JEPAPickImages",
 )
 GUIDANCE = {
     "strength": 2.0,

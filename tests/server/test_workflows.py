@@ -32,6 +32,7 @@ WITHOUT_CHECKPOINT = (
     "jepa_four_that_differ",
     "jepa_keep_the_rarest",
     "jepa_novelty",
+    "jepa_pick_by_eye",
     "jepa_rarity_map",
     "jepa_score_images",
     "jepa_two_guides",
