@@ -59,15 +59,18 @@ function legend(record) {
 
 /** The texts of a panel. */
 function describe(record) {
-  if (!record) return { head: words.pickWaiting, legend: "", note: "", button: "", list: words.pickList };
-  const { kept, count, state } = record;
-  const left = filled(record.stops ? words.pickLeftStop : words.pickLeft, { time: timeLeft(record), count });
+  const list = words.pickList;
+  if (!record) return { head: words.pickWaiting, time: "", legend: "", note: "", button: "", list };
+  const { kept, count, state, stops } = record;
+  const open = state === "open";
+  const time = open ? timeLeft(record) : "";
   return {
     head: headline(record),
+    time,
     legend: legend(record),
-    note: state === "open" ? left : "",
+    note: open ? filled(stops ? words.pickLeftStop : words.pickLeft, { time, count }) : "",
     button: filled(kept.length ? words.pickKeep : words.pickKeepFirst, { count: kept.length || count }),
-    list: words.pickList,
+    list,
     speak: (one) => spoken(one, record, words, filled),
   };
 }

@@ -9,10 +9,15 @@ export const STYLE = `
 .jepa-pick { box-sizing: border-box; display: flex; flex-direction: column; gap: 8px; padding: 10px; border-radius: 8px;
   background: var(--comfy-input-bg); color: var(--input-text); font: 12px/1.35 sans-serif; }
 .jepa-pick p { margin: 0; }
-.jepa-pick .head { font-size: 13px; font-weight: bold; }
+.jepa-pick .top { display: flex; gap: 10px; font-size: 13px; font-weight: bold; }
+.jepa-pick .head { flex: 1; }
 .jepa-pick.open .head { color: ${ACCENT}; }
+.jepa-pick .time { font-variant-numeric: tabular-nums; }
+.jepa-pick.idle { justify-content: center; text-align: center; }
+.jepa-pick.idle .head { font-weight: normal; color: var(--descrip-text); }
+.jepa-pick.idle .scroll, .jepa-pick.idle .bar { display: none; }
 .jepa-pick .legend, .jepa-pick .note { color: var(--descrip-text); }
-.jepa-pick .legend:empty, .jepa-pick .bar:empty { display: none; }
+.jepa-pick .legend:empty, .jepa-pick .time:empty { display: none; }
 .jepa-pick .scroll { flex: 1; min-height: 0; overflow: hidden auto; padding: 4px; margin: -4px; scrollbar-width: thin; }
 .jepa-pick [role=listbox] { display: grid; grid-template-columns: repeat(auto-fill, var(--size)); gap: ${GAP}px;
   justify-content: center; }
@@ -31,8 +36,8 @@ export const STYLE = `
 .jepa-pick .rank:empty { display: none; }
 .jepa-pick figcaption { overflow: hidden; text-overflow: ellipsis; color: var(--descrip-text); }
 .jepa-pick figcaption b { color: var(--input-text); }
-.jepa-pick .bar { display: flex; align-items: center; gap: 10px; min-height: 30px; }
-.jepa-pick .note { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.jepa-pick .bar { display: flex; align-items: center; gap: 10px; height: 32px; }
+.jepa-pick .note { flex: 1; max-height: 32px; overflow: hidden; }
 .jepa-pick button { flex: none; padding: 6px 14px; border: 0; border-radius: 6px; font: bold 13px/18px sans-serif; cursor: pointer;
   background: ${ACCENT}; color: var(--p-primary-contrast-color, #0b1220); }
 .jepa-pick button.plain { background: none; color: var(--input-text); box-shadow: inset 0 0 0 1px var(--border-color); }
@@ -59,8 +64,11 @@ export class Picker {
   /** onKeep: called with what to keep, the places of images; none means the first. */
   constructor({ onKeep }) {
     this.element = made("div", "jepa-pick");
-    this.head = this.element.appendChild(made("p", "head"));
+    const top = this.element.appendChild(made("div", "top"));
+    this.head = top.appendChild(made("p", "head"));
     this.head.setAttribute("role", "status");
+    this.time = top.appendChild(made("span", "time"));
+    this.time.setAttribute("role", "timer");
     this.legend = this.element.appendChild(made("p", "legend"));
     this.scroll = this.element.appendChild(made("div", "scroll"));
     this.scroll.dataset.captureWheel = "true"; // with the focus in it, the host lets a wheel scroll it
@@ -92,7 +100,7 @@ export class Picker {
     return this.record?.state === "open";
   }
 
-  /** Show a pick. describe: gives the texts {head, legend, note, button, list, speak} of a record; null for none. */
+  /** Show a pick. describe: gives the texts {head, time, legend, note, button, list, speak} of a record, which may be null. */
   show(record, describe) {
     this.record = record;
     this.describe = describe;
@@ -101,6 +109,7 @@ export class Picker {
       this.list.replaceChildren(...(record?.images ?? []).map((one) => newOption(one)));
       if (this.list.firstChild) this.list.firstChild.tabIndex = 0;
     }
+    this.element.classList.toggle("idle", !record);
     this.element.classList.toggle("open", this.isOpen);
     this.element.classList.toggle("over", Boolean(record) && !this.isOpen);
     this.update();
@@ -112,6 +121,7 @@ export class Picker {
     const { record } = this;
     const texts = this.describe(record);
     if (this.head.textContent !== texts.head) this.head.textContent = texts.head;
+    this.time.textContent = texts.time;
     this.legend.textContent = texts.legend;
     this.list.setAttribute("aria-label", texts.list);
     this.button.hidden = !this.isOpen;
@@ -133,7 +143,7 @@ export class Picker {
   point(target) {
     this.pointed = target;
     const option = this.list.contains(target) ? target.closest("[role=option]") : null;
-    this.note.textContent = this.note.title = option?.title ?? this.resting;
+    this.note.textContent = option?.title ?? this.resting;
   }
 
   /** Pick an image, or no longer. */
