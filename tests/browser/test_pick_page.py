@@ -14,10 +14,11 @@ from tests.browser.conftest import IDLE, SCREENSHOTS, run
 from tests.browser.test_page import open_template
 from tests.conftest import ROOT
 from tools.page import Comfy
+from tools.server import Server
 
 SEEDS = itertools.count(1)  # results that the server knows are not made again
 TEMPLATE = "/?template=jepa_pick_by_eye&source=jepa-guidance"
-OURS = "app.graph?.nodes.some((node) => node.comfyClass === 'JEPAPickImages')"
+OURS = "window.app?.graph?.nodes.some((node) => node.comfyClass === 'JEPAPickImages')"
 # What the panel shows.
 PANEL = """(id) => {
     const { element, options } = app.graph.getNodeById(id).jepaPicker;
@@ -59,7 +60,7 @@ class PickPage:
 
     def __init__(self, page: Comfy, encoder: str) -> None:
         self.page = page
-        page.wait(OURS)
+        page.wait(OURS, seconds=180)
         page.page.keyboard.press("Escape")
         prepare(page, encoder)
         self.pick = page.node("JEPAPickImages")
@@ -88,9 +89,12 @@ class PickPage:
 
 
 @pytest.fixture
-def open_pick(comfy: Callable[..., Comfy], encoder_name: str) -> Callable[[], PickPage]:
+def open_pick(
+    comfy: Callable[..., Comfy], server: Server, encoder_name: str
+) -> Iterator[Callable[[], PickPage]]:
     """Opens a page with the template."""
-    return lambda: PickPage(comfy(TEMPLATE), encoder_name)
+    yield lambda: PickPage(comfy(TEMPLATE), encoder_name)
+    server.interrupt()  # after a failure a pick may still wait, and the next page would show it
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "vue"])
@@ -245,7 +249,7 @@ def test_a_reload_in_the_middle_shows_the_pick_again(open_pick):
     before = one.asked().panel()
     one.page.page.wait_for_timeout(3000)  # until the page has stored the graph
     one.page.page.reload()
-    one.page.wait(OURS, None, 120)
+    one.page.wait(OURS, None, 180)
     one.asked()
     one.page.show(one.pick, scale=0.8)
     after = one.panel()
