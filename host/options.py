@@ -54,6 +54,14 @@ PROJECTED = "projected"
 RAREST = "rarest"
 TYPICAL = "most typical"
 
+# on_timeout of a pick
+KEEP_FIRST = "keep the first"
+STOP = "stop"
+
+# ask of a pick
+ASK_ONCE = "once"
+ASK_ALWAYS = "at every run"
+
 # floor_kind
 NO_FLOOR = "none"
 FLOOR_VALUE = "value"

@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..host.comfy.example_picture import offer_picture
 from ..host.comfy.model_folders import register_folders
 from ..host.comfy.page import on_queued
+from ..host.comfy.picks import register_routes
 from ..host.guidance.notes import add_kept
 from .boost_and_skip import JEPABoostAndSkip
 from .cads import JEPACads
@@ -16,6 +17,7 @@ from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
 from .guided_ksampler import JEPAGuidedKSampler
 from .minority_prompt import JEPAMinorityPrompt
+from .pick_images import JEPAPickImages
 from .plot_trace import JEPAPlotTrace
 from .prompt_fit import JEPAPromptFit
 from .prompt_map import JEPAPromptMap
@@ -36,6 +38,7 @@ class JEPAExtension(ComfyExtension):
         register_folders()
         offer_picture()
         on_queued(add_kept)
+        register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -65,4 +68,5 @@ class JEPAExtension(ComfyExtension):
             JEPASelfGuidedMinority,
             JEPAMinorityPrompt,
             JEPAScoreFolder,
+            JEPAPickImages,
         ]

@@ -1,4 +1,4 @@
-"""The inputs and outputs of JEPARankImages that decide which images are kept, and go along with them."""
+"""The inputs and outputs of nodes that choose images: what decides which are kept, and what goes along with them."""
 
 from typing import Any
 
@@ -139,6 +139,6 @@ def masks_of(masks: list | None, total: int) -> list[Tensor]:
     return batches
 
 
-def missing(name: str) -> Any:
+def missing(node: str, name: str) -> Any:
     """In place of an output whose input is not linked: stops the nodes that need it, with this message."""
-    return ExecutionBlocker(f"JEPA Rank Images has no {name} to give: link its input {name}")
+    return ExecutionBlocker(f"{node} has no {name} to give: link its input {name}")

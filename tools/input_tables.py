@@ -36,6 +36,7 @@ PAGES = {
         "JEPARarityMap",
         "JEPARankImages",
         "JEPAScoreFolder",
+        "JEPAPickImages",
     ),
     "search.md": ("JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap"),
     "compare.md": ("JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority", "JEPAMinorityPrompt"),

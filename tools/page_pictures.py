@@ -152,6 +152,15 @@ SCENES = (
         ),
     ),
     Scene(
+        "jepa_pick_by_eye",
+        runs=({(3, "image_size"): SMALL},),
+        picks=(0, 3, 6),
+        pictures=(
+            Shot(f"{HELP}/pick_images.jpg", (7,), width=520, first="by"),
+            Shot(f"{THUMBNAILS}/jepa_pick_by_eye.jpg", (7,), width=450, height=450, first="by"),
+        ),
+    ),
+    Scene(
         "jepa_novelty",
         runs=({},),
         pictures=(

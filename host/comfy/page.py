@@ -35,6 +35,22 @@ def on_queued(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     PromptServer.instance.add_on_prompt_handler(handler)
 
 
+def send_to_all(name: str, data: dict) -> None:
+    """Send one of this pack's events to every open page."""
+    from server import PromptServer
+
+    PromptServer.instance.send_sync(name, data)
+
+
+def page_is_open() -> bool:
+    """Whether the prompt that runs was queued by a page, and it is still open."""
+    from server import PromptServer
+
+    server = PromptServer.instance
+    # pages begin with what they can do; scripts that listen to a socket do not
+    return bool(server.sockets_metadata.get(server.client_id, {}).get("feature_flags"))
+
+
 def show_text(node_id: str | None, text: str) -> None:
     """Show text under a node while the graph runs."""
     if node_id is not None:

@@ -187,5 +187,9 @@ _need_mention(KSAMPLER.sample, "sampler_function", "extra_options", "inpaint_opt
 _need_mention(_need(comfy.samplers, "KSamplerX0Inpaint").__call__, "denoise_mask", "inner_model", "sigmas")
 _need_mention(WrapperExecutor.__init__, "class_obj", "wrappers", "idx")
 if "server" in sys.modules:  # the engine also runs without a server
+    _server = sys.modules["server"]
+    for _name in ("json_response", "RouteTableDef"):
+        _need(_need(_server, "web"), _name)
     for _name in ("send_progress_text", "send_sync"):
-        _need(_need(sys.modules["server"], "PromptServer"), _name)
+        _need(_need(_server, "PromptServer"), _name)
+    _need_mention(_server.PromptServer.__init__, "routes", "client_id", "sockets_metadata")

@@ -6,6 +6,7 @@ modes.py            kinds of score, by the names in menus
 rarity.py           images by score or by novelty, with percentiles
 floor.py            the least quality that an image must have
 choice.py           which images are kept
+by_eye.py           which images are kept by whoever looks at them
 along.py            latents and masks that go along with images
 groups.py           groups of images that look alike
 reference.py        making references, and what may be compared with them

@@ -48,6 +48,7 @@ OURS = (
     "JEPALoadReference", "JEPACombineReferences", "JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap",
     "JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority", "JEPAMinorityPrompt",
     "JEPAScoreFolder",
+    "JEPAPickImages",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 
@@ -84,6 +85,8 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         count=1,
         mode="projected",
     )
+    waits = {"timeout": 5, "on_timeout": "stop", "ask": "at every run"}
+    pick = node("JEPAPickImages", **rank["inputs"], **waits, by="score")
     encoder_only = {"encoder": prompts[0]["encoder"]}
     drawn = djepa(batch_size=1, steps=2, denoising_steps=2)
     judged = {"images": ["decode", 0], "encoder": ["encoder", 0]}
@@ -146,7 +149,7 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         searched,
         compared_methods,
         drawn,
-        drawn | encoder_only | {"rank": rank},
+        drawn | encoder_only | {"rank": rank, "pick": pick},
         drawn | encoder_only | compared,
         prompts[3] | kept,
         drawn | encoder_only | loaded,

@@ -43,6 +43,7 @@ NODES = (
     "JEPASelfGuidedMinority",
     "JEPAMinorityPrompt",
     "JEPAScoreFolder",
+    "JEPAPickImages",
 )
 # What people type into the search for nodes, and a node that it must find.
 SEARCHED = {

@@ -34,6 +34,7 @@ WITHOUT_CHECKPOINT = (
     "jepa_keep_the_rarest",
     "jepa_novelty",
     "jepa_rarest_of_my_folder",
+    "jepa_pick_by_eye",
     "jepa_rarity_map",
     "jepa_score_images",
     "jepa_two_guides",
