@@ -729,7 +729,8 @@ def test_a_search_keeps_images_of_the_stock_sampler(server, run, encoder):
     whole["sample"]["inputs"]["latent_image"] = ["place", 0]
     whole["empty"]["inputs"]["batch_size"] = 4
     whole["place"] = node("LatentFromBatch", samples=["empty", 0], batch_index=places[0], length=1)
-    assert np.array_equal(run(whole)[0], kept[0])
+    # the VAE decodes two kept images together, and its rounding depends on that
+    assert np.abs(run(whole)[0].astype(int) - kept[0].astype(int)).max() <= 1
 
 
 def test_a_search_writes_what_it_did_into_the_saved_image(server, encoder):
