@@ -267,14 +267,6 @@ SCENES = (
         runs=({},),
         pictures=(Shot(f"{THUMBNAILS}/jepa_score_images.jpg", (2, 3, 4), width=450, height=450),),
     ),
-    Scene(
-        "jepa_rarest_of_my_folder",
-        runs=({(2, "image_size"): SMALL},),
-        pictures=(
-            Shot(f"{THUMBNAILS}/jepa_rarest_of_my_folder.jpg", (3, 4), width=450, height=450),
-            Shot(f"{HELP}/score_folder.png", (3,), width=440),
-        ),
-    ),
     # Only the graph: of two guides one, and of the checkpoints none, is at hand.
     *(
         Scene(name, pictures=(Shot(f"{THUMBNAILS}/{name}.jpg", nodes, width=450, height=450),))

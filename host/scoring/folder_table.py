@@ -58,21 +58,16 @@ def lines_of(
         ValueError: by novelty, of one picture without a reference.
     """
     assert found.reference is not None
-    scores = reference_scores(found.reference, encoder) or [None] * len(found.good)
-    beside = _beside(found.reference, encoder, by, reference)
-    known = dict(zip(found.good, zip(scores, *beside, strict=True), strict=True))
-    return [
-        Line(
-            name,
-            row.hash,
-            row.width,
-            row.height,
-            row.bytes,
-            *known.get(place, (None, None, None)),
-            found.errors.get(place),
-        )
-        for place, (name, row) in enumerate(zip(names, found.rows, strict=True))
-    ]
+    scores: Sequence[float | None] = reference_scores(found.reference, encoder)
+    scores = scores or [None] * len(found.good)
+    novelties, percentiles = _beside(found.reference, encoder, by, reference)
+    known = dict(zip(found.good, zip(scores, novelties, percentiles, strict=True), strict=True))
+    lines = []
+    for place, (name, row) in enumerate(zip(names, found.rows, strict=True)):
+        score, novelty, percentile = known.get(place, (None, None, None))
+        of_file = (name, row.hash, row.width, row.height, row.bytes)
+        lines.append(Line(*of_file, score, novelty, percentile, found.errors.get(place)))
+    return lines
 
 
 def _beside(
