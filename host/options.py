@@ -54,6 +54,14 @@ PROJECTED = "projected"
 RAREST = "rarest"
 TYPICAL = "most typical"
 
+# on_timeout of a pick
+KEEP_FIRST = "keep the first"
+STOP = "stop"
+
+# ask of a pick
+ASK_ONCE = "once"
+ASK_ALWAYS = "at every run"
+
 # floor_kind, threshold_kind
 NO_FLOOR = "none"
 FLOOR_VALUE = "value"
@@ -71,3 +79,10 @@ HEAT = "heat"
 SEA = "sea"
 DUSK = "blue to yellow"
 GREY = "grey"
+
+# nodes whose patches of a MODEL other nodes find there
+JEPA_GUIDANCE = "JEPA Guidance"
+SELF_GUIDED = "Self-Guided Minority Sampling"
+MINORITY_PROMPT = "MinorityPrompt"
+BOOST = "Boost-and-Skip"
+CADS = "CADS"

@@ -17,7 +17,7 @@ from .architectures import (
     architecture_of,
     known_model_types,
 )
-from .tensors import MAX_TENSORS, checked_tensors
+from .tensors import MAX_TENSORS, checked_tensors, other_file, unreadable
 
 _MAX_JSON_BYTES = 1 << 20
 
@@ -93,9 +93,7 @@ def opened(file: Path) -> Iterator[Any]:
                 raise EncoderFileError(f"{file} holds {count} tensors, more than any encoder has")
             yield content
     except (SafetensorError, OSError) as error:
-        raise EncoderFileError(
-            f"{file} is damaged or not a safetensors file ({error}); download it again"
-        ) from error
+        raise EncoderFileError(unreadable(file, error)) from error
 
 
 def tower_config(file: Path, settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -147,7 +145,7 @@ def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> dict:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise EncoderFileError(f"{path} is not valid JSON: {error}") from error
+        raise EncoderFileError(f"{path} {other_file(path) or f'is not valid JSON: {error}'}") from error
     if not isinstance(settings, dict):
         raise EncoderFileError(f"{path} is not a configuration (a JSON object)")
     return settings

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import transformers
 
 from .checkpoint import EncoderFileError, read_json
+from .tensors import other_file
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 BOTH_IN_ONE = "tokenizer.json"
@@ -97,6 +98,8 @@ def _checked(file: Path, tokens: Any, merges_file: Path, pairs: list) -> Vocabul
         )
     for pair in pairs:
         if not _is_merge(pair, tokens):
+            if what := other_file(merges_file):
+                raise EncoderFileError(f"{merges_file} {what}")
             raise EncoderFileError(
                 f"{merges_file}: {pair!r:.100} is not two tokens of the vocabulary; download it again"
             )

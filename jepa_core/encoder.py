@@ -5,19 +5,21 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .architectures import ARCHITECTURES, Pixels
 from .ordered_attention import ordered_attention
 from .precision import full_precision, half_precision
 from .resize import resize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def _plain_attention(
@@ -42,8 +44,13 @@ def _ordered_attention(
 # float32, which would spoil float64 encoders.
 PLAIN_ATTENTION = "jepa_plain"
 ORDERED_ATTENTION = "jepa_ordered"
-transformers.AttentionInterface.register(PLAIN_ATTENTION, _plain_attention)
-transformers.AttentionInterface.register(ORDERED_ATTENTION, _ordered_attention)
+
+
+@cache
+def register_attention() -> None:
+    """Make both known to transformers. Not at import: transformers' models take seconds to import."""
+    transformers.AttentionInterface.register(PLAIN_ATTENTION, _plain_attention)
+    transformers.AttentionInterface.register(ORDERED_ATTENTION, _ordered_attention)
 
 
 class _PatchEmbedding(nn.Module):
@@ -107,8 +114,9 @@ class Encoder(nn.Module):
         architecture: a row of ARCHITECTURES.
     """
 
-    def __init__(self, model: PreTrainedModel, image_size: int, pixels: Pixels | None = None) -> None:
+    def __init__(self, model: "PreTrainedModel", image_size: int, pixels: Pixels | None = None) -> None:
         super().__init__()
+        register_attention()
         self.model = model
         self.architecture = ARCHITECTURES[model.config.model_type]
         for part in self.architecture.unneeded:

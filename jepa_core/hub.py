@@ -14,6 +14,7 @@ from huggingface_hub.utils import tqdm
 
 from .checkpoint import is_complete
 from .clip_tokenizer import MERGES, VOCABULARY, has_tokenizer
+from .writing import is_unwritable, writing_into
 
 FILES = ("config.json", "model.safetensors")  # no pickles, no code
 TOKENIZER_FILES = (MERGES, VOCABULARY)  # of models with a text tower
@@ -114,7 +115,7 @@ def fetch_encoder(
         EncoderLicenceError: the weights are missing and their licence forbids commercial use.
         EncoderDownloadError: the hub is unreachable or disabled (HF_HUB_OFFLINE), the repository requires consent to a
             licence, the downloaded files are damaged, or another process is downloading the same encoder.
-        OSError: the folder is not writable.
+        UnwritableError: the folder cannot be written to.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; known are {', '.join(ENCODERS)}")
@@ -144,7 +145,7 @@ def fetch_tokenizer(name: str, folder: str | os.PathLike, *, endpoint: str | Non
         folder, endpoint: as for fetch_encoder.
 
     Raises:
-        EncoderDownloadError, OSError: as fetch_encoder.
+        EncoderDownloadError, UnwritableError: as fetch_encoder.
     """
     target = Path(folder) / name
     if not has_tokenizer(target):
@@ -184,15 +185,16 @@ def _download_once(
 ) -> None:
     """Download unless another process finishes meanwhile."""
     name, target = download.name, download.target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(target.with_name(f".{name}.lock"), timeout=1):
-            if not download.is_complete(target):
-                _download(download, on_progress, endpoint)
-    except Timeout:
-        raise EncoderDownloadError(
-            f"another process is downloading {name} into {target.parent}; try again when it is done"
-        ) from None
+    with writing_into(target.parent, f"{name} ({download.size})"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(target.with_name(f".{name}.lock"), timeout=1):
+                if not download.is_complete(target):
+                    _download(download, on_progress, endpoint)
+        except Timeout:
+            raise EncoderDownloadError(
+                f"another process is downloading {name} into {target.parent}; try again when it is done"
+            ) from None
 
 
 def _download(
@@ -232,6 +234,8 @@ def _download(
     except Exception as error:
         if progress.raised:
             raise progress.raised from None
+        if is_unwritable(error):
+            raise
         reason = str(error).strip().split("\n")[0]
         raise EncoderDownloadError(download.by_hand(f"{type(error).__name__}: {reason}")) from error
     if not download.is_complete(arriving):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, EncoderFileError, neighbours, read_checkpoint
-from .encoder import PLAIN_ATTENTION, Encoder, checked_image_size
+from .encoder import PLAIN_ATTENTION, Encoder, checked_image_size, register_attention
 
 # what a model of transformers raises whose parts do not fit each other
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError)
@@ -55,6 +55,7 @@ def load_encoder(
     checked_image_size(image_size, config)
     attention = PLAIN_ATTENTION if dtype == torch.float64 else "eager"
     what = _described(checkpoint)
+    register_attention()
     # The host may call under inference mode; the weights must be normal tensors.
     with torch.inference_mode(False):
         model = build_model(

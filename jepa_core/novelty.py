@@ -5,6 +5,7 @@ image is to others that count as usual. Its gradient costs one forward and one b
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,6 +15,9 @@ from .encoder import Encoder
 from .precision import differentiable, full_precision
 
 NEIGHBOURS = 5
+SAMPLE = 1000  # of a reference's pictures, this many tell how far its pictures are from each other
+_CHUNK = 256
+_SAME = 1e-4  # of an embedding's length: less than two pictures differ by, more than rounding
 
 
 class Distance(Protocol):
@@ -122,7 +126,7 @@ def patch_novelty(
 
 @torch.no_grad()
 def distances_within(
-    points: Tensor, count: int = 1000, form: Callable[[Tensor], Distance] = Nearest
+    points: Tensor, count: int = SAMPLE, form: Callable[[Tensor], Distance] = Nearest
 ) -> Tensor:
     """The novelty of points (N, d) among themselves, of each against all others: (min(N, count),), or (0,) of one point.
 
@@ -134,4 +138,39 @@ def distances_within(
         return points.new_zeros(0)
     chosen = torch.linspace(0, len(points) - 1, min(count, len(points)), device="cpu").round().long()
     distance = form(points)
-    return torch.cat([distance(points[some], some) for some in chosen.split(256)])
+    return torch.cat([distance(points[some], some) for some in chosen.split(_CHUNK)])
+
+
+class Distances:
+    """Distances to the pictures of one part of a reference, on the CPU."""
+
+    def __init__(self, embeddings: Tensor) -> None:
+        self.embeddings = embeddings
+        self._distance = Nearest(embeddings)
+
+    def of(self, embeddings: Tensor) -> Tensor:
+        """How far embeddings (B, d) are from the pictures: (B,). A picture of the reference is compared with the others."""
+        return torch.cat([self._of(some) for some in embeddings.split(_CHUNK)])
+
+    def _of(self, embeddings: Tensor) -> Tensor:
+        found = self._distance(embeddings)
+        nearest = torch.cdist(embeddings, self.embeddings).argmin(1)
+        apart = (embeddings - self.embeddings[nearest]).norm(dim=1)
+        inside = apart <= _SAME * embeddings.norm(dim=1)
+        if inside.any() and len(self.embeddings) > 1:
+            found[inside] = self._distance(embeddings[inside], nearest[inside])
+        return found
+
+    def among(self, index: Tensor) -> Tensor:
+        """How far some of the pictures (B,) are from all others: (B,). Needs two pictures at least."""
+        return torch.cat([self._distance(self.embeddings[some], some) for some in index.split(_CHUNK)])
+
+    @cached_property
+    def own(self) -> Tensor:
+        """How far pictures of the reference are from the others: of at most SAMPLE, evenly spread, in their order."""
+        return distances_within(self.embeddings)
+
+    @cached_property
+    def median(self) -> float:
+        """The median of `own`, or 1 where that says nothing: for one picture, or pictures that are all alike."""
+        return float(self.own.median()) or 1.0 if len(self.own) else 1.0

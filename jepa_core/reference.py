@@ -15,6 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .tensors import unreadable
+from .writing import writing_into
+
 FORMAT = "jepa-reference-1"
 NO_SCORE, EXACT = "no scores", "exact"
 # jepa_score's arguments -> how a mode states them
@@ -177,7 +180,11 @@ def scoring_of(mode: str) -> dict[str, int]:
 
 
 def save_reference(reference: Reference, file: Path) -> None:
-    """Write a reference as safetensors. It appears whole or not at all, and replaces an older one."""
+    """Write a reference as safetensors. It appears whole or not at all, and replaces an older one.
+
+    Raises:
+        UnwritableError: its folder, which is made if missing, cannot be written to.
+    """
     tensors, parts = {}, []
     for number, part in enumerate(reference.parts):
         for name in _DTYPES:
@@ -190,9 +197,11 @@ def save_reference(reference: Reference, file: Path) -> None:
         }
         parts.append(own)
     header = {"format": FORMAT, "reference": json.dumps({"parts": parts, "how": dict(reference.how)})}
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".saving-") as folder:
-        save_file(tensors, Path(folder) / "reference", header)
-        os.replace(Path(folder) / "reference", file)
+    with writing_into(file.parent, "the reference"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".saving-") as folder:
+            save_file(tensors, Path(folder) / "reference", header)
+            os.replace(Path(folder) / "reference", file)
 
 
 @torch.inference_mode(False)
@@ -217,7 +226,7 @@ def load_reference(file: Path) -> Reference:
     except FileNotFoundError as error:
         raise ReferenceFileError(f"{file} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise ReferenceFileError(f"{file} is damaged or not a safetensors file: {error}") from error
+        raise ReferenceFileError(unreadable(file, error, "save the reference again")) from error
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ReferenceFileError(f"{file} is not a valid reference: {error}") from error
 

@@ -2,7 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..host.comfy.example_picture import offer_picture
 from ..host.comfy.model_folders import register_folders
+from ..host.comfy.page import on_queued
+from ..host.comfy.picks import register_routes
+from ..host.guidance.notes import add_kept
 from .boost_and_skip import JEPABoostAndSkip
 from .cads import JEPACads
 from .combine_encoders import JEPACombineEncoders
@@ -13,6 +17,7 @@ from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
 from .guided_ksampler import JEPAGuidedKSampler
 from .minority_prompt import JEPAMinorityPrompt
+from .pick_images import JEPAPickImages
 from .plot_trace import JEPAPlotTrace
 from .prompt_fit import JEPAPromptFit
 from .prompt_map import JEPAPromptMap
@@ -23,6 +28,7 @@ from .rarity_map import JEPARarityMap
 from .reference import JEPAReferenceNode
 from .reference_files import JEPALoadReference, JEPASaveReference
 from .reference_folder import JEPAReferenceFolder
+from .score_folder import JEPAScoreFolder
 from .score_image import JEPAScoreImage
 from .self_guided_minority import JEPASelfGuidedMinority
 from .strength_strip import JEPAStrengthStrip
@@ -31,6 +37,9 @@ from .strength_strip import JEPAStrengthStrip
 class JEPAExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_folders()
+        offer_picture()
+        on_queued(add_kept)
+        register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -59,5 +68,7 @@ class JEPAExtension(ComfyExtension):
             JEPACads,
             JEPASelfGuidedMinority,
             JEPAMinorityPrompt,
+            JEPAScoreFolder,
+            JEPAPickImages,
             JEPAStrengthStrip,
         ]

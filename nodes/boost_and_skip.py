@@ -4,8 +4,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.comfy.page import show_text
+from ..host.guidance.brought import replaced
+from ..host.options import BOOST
 from ..host.variety.patch import apply_boost
-from .input_checks import check_values, inputs_of, number_message
+from .input_checks import check_values, inputs_of
 from .search_words import search_words
 
 LEAST_GAMMA, MOST_GAMMA = 1.0, 6.0
@@ -22,7 +25,7 @@ class JEPABoostAndSkip(io.ComfyNode):
             category="JEPA/compare",
             description="Starts each run with noise that is too strong, past its first steps, so that rarer images come "
             "out. Needs no gradient and no encoder, and costs nothing (Um, Kim, Ye, ICML 2025).",
-            **search_words("minority", "rare", "diversity", "noise", "bns"),
+            **search_words("minority, rare, diversity, noise, bns"),
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The diffusion model. JEPA Guidance may come before or after."
@@ -51,14 +54,12 @@ class JEPABoostAndSkip(io.ComfyNode):
                     display_name="model", tooltip="The model with the boosted start, for any sampler."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(cls, gamma: float | None = None) -> bool | str:
-        # the host's own range check lets NaN through
-        return number_message("gamma", gamma, LEAST_GAMMA, MOST_GAMMA) or True
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         check_values(inputs_of(JEPABoostAndSkip), inputs)
+        if text := replaced(inputs["model"], BOOST):
+            show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(apply_boost(**inputs))

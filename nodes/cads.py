@@ -4,10 +4,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.comfy.page import show_text
 from ..host.comfy.sampling import MAX_SEED
+from ..host.guidance.brought import replaced
+from ..host.options import CADS
 from ..host.variety.cads import Cads
 from ..host.variety.patch import apply_cads
-from .input_checks import check_values, inputs_of, number_message
+from .input_checks import check_values, inputs_of
 from .sampling_inputs import share_input
 from .search_words import search_words
 
@@ -25,7 +28,7 @@ class JEPACads(io.ComfyNode):
             category="JEPA/compare",
             description="Adds noise to the prompt that fades over the run, so that one prompt gives more varied images. "
             "Needs no gradient and no encoder, and costs nothing (Sadat et al., ICLR 2024).",
-            **search_words("diversity", "variation", "seed variance", "conditioning noise"),
+            **search_words("diversity, variation, seed variance, conditioning noise"),
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The diffusion model. JEPA Guidance may come before or after."
@@ -70,25 +73,13 @@ class JEPACads(io.ComfyNode):
                     display_name="model", tooltip="The model with the noisy prompt, for any sampler."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        scale: float | None = None,
-        tau1: float | None = None,
-        tau2: float | None = None,
-        mix: float | None = None,
-    ) -> bool | str:
-        # the host's own range check lets NaN through
-        message = number_message("scale", scale, 0, MOST_SCALE)
-        for name, value in {"tau1": tau1, "tau2": tau2, "mix": mix}.items():
-            message = message or number_message(name, value, 0, 1)
-        if message is None and tau1 is not None and tau2 is not None and tau1 > tau2:
-            message = f"tau1 {tau1} is larger than tau2 {tau2}; swap them"
-        return message or True
 
     @classmethod
     def execute(cls, model, seed, **settings: Any) -> io.NodeOutput:
         check_values(inputs_of(JEPACads), {"model": model, "seed": seed} | settings)
-        return io.NodeOutput(apply_cads(model, Cads(**settings), seed))
+        cads = Cads(**settings)
+        if cads.scale and (text := replaced(model, CADS)):
+            show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(apply_cads(model, cads, seed))

@@ -1,4 +1,4 @@
-"""The inputs and outputs of JEPARankImages that decide which images are kept, and go along with them."""
+"""The inputs and outputs of nodes that choose images: what decides which are kept, and what goes along with them."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ..host.comfy.required import ExecutionBlocker
 from ..host.options import FLOOR_PERCENTILE, FLOOR_VALUE, FLOORS, NO_FLOOR
 from ..host.scoring.along import batched, check_along
 from ..host.scoring.floor import check_qualities
-from .input_checks import check_values, given
+from .input_checks import check_values, given, is_empty
 
 _LIMIT = 1e6
 
@@ -120,24 +120,25 @@ def qualities_of(quality: list | None, total: int) -> list[float]:
 
 def latents_of(latents: list | None, total: int) -> list[dict[str, Any]]:
     """Latents with one entry for each image; [] if none are linked. Raises ValueError for anything else."""
-    batches = given(latents)
+    batches = [latent for latent in given(latents) if not is_empty(latent)]
     for latent in batches:
         check_values(choice_inputs(), {"latents": latent})
-    if batches:
+    if given(latents):
         check_along("latents", [latent["samples"] for latent in batches], total)
     return batches
 
 
 def masks_of(masks: list | None, total: int) -> list[Tensor]:
     """Batches of masks with one for each image; [] if none are linked. Raises ValueError for anything else."""
-    for mask in given(masks):
+    found = [mask for mask in given(masks) if not is_empty(mask)]
+    for mask in found:
         check_values(choice_inputs(), {"masks": mask})
-    batches = [batched(mask) for mask in given(masks)]
-    if batches:
+    batches = [batched(mask) for mask in found]
+    if given(masks):
         check_along("masks", batches, total)
     return batches
 
 
-def missing(name: str) -> Any:
+def missing(node: str, name: str) -> Any:
     """In place of an output whose input is not linked: stops the nodes that need it, with this message."""
-    return ExecutionBlocker(f"JEPA Rank Images has no {name} to give: link its input {name}")
+    return ExecutionBlocker(f"{node} has no {name} to give: link its input {name}")

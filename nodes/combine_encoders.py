@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..host.encoders.host_encoder import combined
 from .input_checks import check_values, inputs_of
+from .search_words import search_words
 from .types import JEPAEncoder
 
 SLOTS = 4
@@ -38,6 +39,7 @@ class JEPACombineEncoders(io.ComfyNode):
             description="Combines several encoders: guides toward images that all of them find rare, or scores images under "
             "each. For guidance, the gradients are scaled to the same size and then weighted. A guided step costs as much "
             "as one step of each encoder together.",
+            **search_words("dino, clip, ensemble, several encoders, weights"),
             inputs=inputs,
             outputs=[
                 JEPAEncoder.Output(

@@ -6,6 +6,7 @@ from ..host.comfy.sampling import MAX_SEED
 from ..jepa_core.reference import merged
 from .input_checks import check_values, inputs_of
 from .reference import USES
+from .search_words import search_words
 from .types import JEPAReference
 
 SLOTS = 4
@@ -27,6 +28,7 @@ class JEPACombineReferences(io.ComfyNode):
             display_name="JEPA Combine References",
             category="JEPA",
             description="Puts the images of several references together, and keeps all or some of them, drawn at random.",
+            **search_words("merge, join, novelty"),
             inputs=[
                 *references[:2],
                 io.Int.Input(

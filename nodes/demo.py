@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.generators.demo import demo_classes, demo_conditioning, load_demo_generator
+from .search_words import search_words
 
 CATEGORY = "JEPA/demo"
 
@@ -21,6 +22,7 @@ class JEPADemoLoader(io.ComfyNode):
             description="Loads the small generator of avatars that comes with this pack (128 x 128 pixels, fast "
             "enough on a CPU). Try guidance without downloading a checkpoint: use it with JEPA Demo Class, "
             "an Empty Latent Image of 128 x 128 and any stock sampler.",
+            **search_words("demo, example, robot, avatar, test model"),
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The generator, for any sampler."),
                 io.Vae.Output(display_name="VAE", tooltip="Its VAE. It suits only these avatars."),
@@ -42,6 +44,7 @@ class JEPADemoClass(io.ComfyNode):
             display_name="JEPA Demo Class",
             category=CATEGORY,
             description="Tells the demo generator what to draw, in place of a text prompt.",
+            **search_words("demo, example, robot, avatar, prompt"),
             inputs=[
                 io.Combo.Input(
                     "class_name",

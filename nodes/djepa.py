@@ -2,10 +2,12 @@
 
 from comfy_api.latest import io
 
-from ..host.comfy.sampling import MAX_SEED
+from ..host.comfy.page import show_text
+from ..host.comfy.sampling import MAX_SEED, seeds_from
 from ..host.generators.djepa import NO_CLASS, load_host_djepa, sample_djepa
 from ..host.generators.djepa_menu import djepa_file, djepa_names, djepa_tokenizer
-from .input_checks import check_values, inputs_of, number_message
+from .input_checks import check_values, inputs_of
+from .search_words import search_words
 from .types import DJEPAModel
 
 CATEGORY = "JEPA/D-JEPA"
@@ -25,6 +27,7 @@ class DJEPALoader(io.ComfyNode):
             category=CATEGORY,
             description="Loads a D-JEPA, a JEPA that generates images: it predicts masked tokens, one set after another "
             "(arXiv 2410.03755).",
+            **search_words("autoregressive, masked, token, avatar"),
             inputs=[
                 io.Combo.Input(
                     "model",
@@ -61,6 +64,7 @@ class DJEPASampler(io.ComfyNode):
             category=CATEGORY,
             description="Draws images with a D-JEPA. Tokens appear in random order, a few at first, then more at a time; "
             "each is denoised in view of those already there. Decode the latent with the loader's VAE.",
+            **search_words("autoregressive, masked, token, inpaint"),
             inputs=[
                 DJEPAModel.Input("djepa", tooltip="From D-JEPA Loader."),
                 io.String.Input(
@@ -85,7 +89,8 @@ class DJEPASampler(io.ComfyNode):
                     min=1,
                     max=4096,
                     tooltip="More steps make the image more coherent, since each token sees more of the others. The number "
-                    "of sets in which the tokens are predicted; at most the number of tokens (64 in this pack's model).",
+                    "of sets in which the tokens are predicted: with more steps than tokens (64 in this pack's model, "
+                    "fewer inside a mask), there is one for each.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -133,20 +138,14 @@ class DJEPASampler(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The tokens as a latent, for VAE Decode.")
+                io.Latent.Output(display_name="latent", tooltip="The tokens as a latent, for VAE Decode."),
+                io.Int.Output(
+                    display_name="seeds",
+                    is_output_list=True,
+                    tooltip="The seed that gives each image alone, for JEPA Rank Images.",
+                ),
             ],
-        )
-
-    @classmethod
-    def validate_inputs(
-        cls, cfg: float | None = None, temperature: float | None = None, time_shift: float | None = None
-    ) -> bool | str:
-        # the host's own range check lets NaN through
-        return (
-            number_message("cfg", cfg, 0, MAX_CFG)
-            or number_message("temperature", temperature, 0, MAX_TEMPERATURE)
-            or number_message("time_shift", time_shift, 0.1, 10)
-            or True
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -158,6 +157,11 @@ class DJEPASampler(io.ComfyNode):
         if not isinstance(class_name, str):
             raise ValueError(f"class_name must be text, got {class_name!r:.100}")
         latent = sample_djepa(
-            djepa, class_name=class_name, time_shift=time_shift, latent=latent_image, **settings
+            djepa,
+            class_name=class_name,
+            time_shift=time_shift,
+            latent=latent_image,
+            say=lambda text: show_text(cls.hidden.unique_id, text),
+            **settings,
         )
-        return io.NodeOutput(latent)
+        return io.NodeOutput(latent, seeds_from(settings["seed"], settings["batch_size"]))

@@ -6,6 +6,7 @@ from ..host.comfy.required import ProgressBar
 from ..host.encoders.host_encoder import load_host_encoder
 from ..host.encoders.menu import encoder_facts, encoder_file, encoder_names
 from .input_checks import check_values, inputs_of
+from .search_words import search_words
 from .types import JEPAEncoder
 
 
@@ -17,6 +18,9 @@ class JEPAEncoderLoader(io.ComfyNode):
             display_name="JEPA Encoder Loader",
             category="JEPA",
             description="Loads the image encoder that defines what is rare.",
+            **search_words(
+                "dino, dinov2, dinov3, clip, siglip, metaclip, i-jepa, v-jepa, world model, vision encoder"
+            ),
             inputs=[
                 io.Combo.Input(
                     "encoder",

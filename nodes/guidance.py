@@ -5,8 +5,9 @@ from comfy_api.latest import io
 from ..host.comfy.page import show_text
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.report import TraceReporter
-from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
+from .guidance_inputs import config_of, guidance_inputs, guides_nothing, off_text
 from .input_checks import check_values, inputs_of
+from .search_words import search_words
 
 
 class JEPAGuidance(io.ComfyNode):
@@ -18,6 +19,10 @@ class JEPAGuidance(io.ComfyNode):
             category="JEPA",
             description="Guides any sampler of this model (KSampler, SamplerCustomAdvanced, ...) toward images that the "
             "encoder finds rare. The message at the bottom of the node says what each run did.",
+            **search_words(
+                "rare, rarity, rarer, diversity, variation, seed variance, unusual, novelty, "
+                "minority, same face"
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to guide."),
                 *guidance_inputs(),
@@ -27,19 +32,9 @@ class JEPAGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        strength: float | None = None,
-        start_percent: float | None = None,
-        end_percent: float | None = None,
-    ) -> bool | str:
-        return settings_message(strength, start_percent, end_percent) or True
-
-    @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:
         if guides_nothing(settings):
-            text = "JEPA guidance: off (strength 0 or an empty range); the model is unchanged"
-            show_text(cls.hidden.unique_id, text)
+            show_text(cls.hidden.unique_id, off_text(model, "the model is unchanged"))
             return io.NodeOutput(model)
         check_values(inputs_of(JEPAGuidance), {"model": model} | settings)
         return io.NodeOutput(

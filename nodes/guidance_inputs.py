@@ -4,6 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.guidance.brought import brought
 from ..host.guidance.config import GuidanceConfig
 from ..host.guidance.schedule import Schedule
 from ..host.options import (
@@ -35,7 +36,6 @@ from ..host.options import (
 from ..jepa_core import RarityGradient
 from ..jepa_core.score import PROJECTION
 from ..jepa_core.views import COUNT as VIEWS
-from .input_checks import number_message
 from .types import JEPAEncoder, JEPAReference
 
 CUSTOM = "custom"
@@ -383,6 +383,17 @@ def guides_nothing(settings: dict) -> bool:
     return settings["strength"] == 0 or settings["start_percent"] == settings["end_percent"]
 
 
+def off_text(model: Any, unpatched: str) -> str:
+    """What a node says that guides nothing. unpatched: what is true if this pack has not patched the MODEL."""
+    names = brought(model)
+    if not names:
+        return f"JEPA guidance: off (strength 0 or an empty range); {unpatched}"
+    return (
+        "JEPA guidance: off in this node (strength 0 or an empty range); the model brings "
+        f"{' and '.join(names)}, which this node leaves as it is"
+    )
+
+
 def config_of(settings: dict) -> GuidanceConfig:
     """What the inputs ask for. Raises ValueError on a range that makes no sense."""
     settings = LATER_INPUTS | settings
@@ -423,29 +434,3 @@ def criterion_of(settings: dict) -> str:
     if settings["criterion"] != AUTO:
         return str(settings["criterion"])
     return NOVELTY if settings["reference"] is not None or settings["apart"] else SCORE
-
-
-def settings_message(
-    strength: float | None, start_percent: float | None, end_percent: float | None
-) -> str | None:
-    """Why values typed into the node are refused before the graph runs, or None.
-
-    The host skips its own range check for an input that validate_inputs asks for. A linked input is None here.
-    Strength 0 refuses nothing.
-    """
-    if strength == 0:
-        return None
-    typed = {"start_percent": start_percent, "end_percent": end_percent}
-    message = number_message("strength", strength, -MAX_STRENGTH, MAX_STRENGTH)
-    for name, value in typed.items():
-        message = message or number_message(name, value, 0, 1)
-    if message:
-        return message
-    typed = {name: value for name, value in typed.items() if value is not None}
-    if len(typed) == 1:  # the other one is linked and is checked when it is known
-        typed = dict.fromkeys(("start_percent", "end_percent"), *typed.values())
-    try:
-        Schedule(**typed)
-    except ValueError as error:
-        return str(error)
-    return None

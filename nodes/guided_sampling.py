@@ -1,6 +1,6 @@
 """What the nodes that sample with guidance share: the host's KSampler plus the inputs of guidance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -9,9 +9,9 @@ from ..host.comfy.sampling import MAX_SEED
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.refusals import check_finite, check_frames
 from ..host.guidance.trace import Trace
-from .guidance_inputs import config_of, guidance_inputs, guides_nothing, settings_message
-from .input_checks import number_message
-from .sampling_inputs import MAX_CFG, sampler_message, sampling_inputs
+from .guidance_inputs import config_of, guidance_inputs, guides_nothing, off_text
+from .input_checks import check_values, inputs_of
+from .sampling_inputs import sampler_message, sampling_inputs
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
 
@@ -49,26 +49,17 @@ def guided_sampling_inputs() -> list[io.Input]:
     ]
 
 
-def sampling_message(
-    sampler_name: str | None,
-    strength: float | None,
-    start_percent: float | None,
-    end_percent: float | None,
-    cfg: float | None,
-    denoise: float | None,
-) -> str | None:
-    """Why values typed into the node are refused before the graph runs, or None. A linked input is None."""
-    message = settings_message(strength, start_percent, end_percent)
-    # The host leaves these to us, since we ask for them: its own check lets NaN through.
-    message = message or number_message("cfg", cfg, 0, MAX_CFG) or number_message("denoise", denoise, 0, 1)
-    if message is None and sampler_name is not None:
-        guided = strength != 0 and (start_percent is None or start_percent != end_percent)
-        message = sampler_message(sampler_name, guided=guided)
-    return message
+def check_all_but_seed(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first value that does not fit the node; the stock sampler takes any seed through a link."""
+    check_values(inputs_of(node), {name: one for name, one in values.items() if name != "seed"})
 
 
 def guided_model(
-    model: Any, latent_image: dict, settings: dict[str, Any], report: Callable[[Trace], None]
+    model: Any,
+    latent_image: dict,
+    sampler_name: str,
+    settings: dict[str, Any],
+    report: Callable[[Trace], None],
 ) -> Any:
     """MODEL, guided as the settings say: a clone, or MODEL itself if they say nothing.
 
@@ -77,12 +68,13 @@ def guided_model(
         report: called with the trace as it grows.
 
     Raises:
-        ValueError: settings, models or a latent that cannot be guided.
+        ValueError: settings, a sampler, models or a latent that cannot be guided.
     """
     if guides_nothing(settings):
-        text = "JEPA guidance: off (strength 0 or an empty range); this is the stock sampler's image"
-        report(Trace(instead=text))
+        report(Trace(instead=off_text(model, "this is the stock sampler's image")))
         return model
+    if message := sampler_message(sampler_name):
+        raise ValueError(message)
     encoders = (one for one in (settings["encoder"], settings.get("judge")) if one is not None)
     check_frames(latent_image["samples"], *encoders)
     check_finite(latent_image["samples"])

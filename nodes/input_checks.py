@@ -1,11 +1,13 @@
 """Validation of input values, and the messages for values that do not fit."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
+
+from ..host.comfy.values import image_message, latent_message, mask_message
 
 # An attribute of each link type's objects that this pack relies on.
 USED = {
@@ -18,18 +20,13 @@ USED = {
     "JEPA_REFERENCE": "parts",
     "JEPA_PROMPT_FIT": "text",
     "CONDITIONING": "append",
-    "IMAGE": "isfinite",
-    "MASK": "isfinite",
 }
+# What is wrong with a value of these types.
+MESSAGES = {"IMAGE": image_message, "MASK": mask_message, "LATENT": latent_message}
 
 
-@cache
 def inputs_of(node: type[io.ComfyNode]) -> list[io.Input]:
-    """A node's inputs, built once; menus that list files are those of the first call.
-
-    Args:
-        node: the class by its name, not `cls`: the host executes a new copy of the class each time.
-    """
+    """A node's inputs, with its menus as they are now: files, and the samplers that other packs added."""
     return node.define_schema().inputs
 
 
@@ -63,10 +60,9 @@ def value_message(entry: io.Input, value: Any) -> str | None:
     if isinstance(entry, io.String.Input):
         return None if isinstance(value, str) else f"{entry.id} must be text, got {value!r:.100}"
     kind = entry.get_io_type()
-    if kind == "LATENT":
-        fits = isinstance(value, dict) and hasattr(value.get("samples"), "shape")
-    else:
-        fits = kind not in USED or hasattr(value, USED[kind])
+    if kind in MESSAGES:
+        return MESSAGES[kind](entry.id, value)
+    fits = kind not in USED or hasattr(value, USED[kind])
     return None if fits else f"{entry.id} must be of type {kind}, got {type(value).__name__}"
 
 
@@ -92,17 +88,26 @@ def given(values: Sequence[Any] | None) -> list[Any]:
     return [] if values is None or list(values) == [None] else list(values)
 
 
-def count_images(batches: Sequence[Any]) -> int:
-    """How many images the batches hold together. Raises ValueError if there are none."""
-    # a 0-d tensor has no len(); scoring refuses it
-    total = sum(batch.shape[:1].numel() for batch in batches)
-    if total == 0:
-        raise ValueError("images holds no image")
-    return total
+def with_images(batches: Sequence[Any]) -> list[Any]:
+    """The batches without the empty ones, which lists of other nodes may have. Raises ValueError if none is left."""
+    found = [batch for batch in batches if not is_empty(batch)]
+    if not found:
+        raise ValueError("images holds no image; link a node that gives at least one")
+    return found
+
+
+def is_empty(batch: Any) -> bool:
+    """Whether this is a batch of images or masks, or a LATENT, without any image."""
+    tensor = batch.get("samples") if isinstance(batch, dict) else batch
+    return isinstance(tensor, Tensor) and tensor.shape[:1] == (0,)
 
 
 def seeds_of(seeds: list | None, total: int) -> list[int]:
-    """One seed for each image; a single seed applies to all. Raises ValueError for any other number of seeds."""
+    """One seed for each image; a single seed applies to all, as to a batch of KSampler.
+
+    Raises:
+        ValueError: any other number of seeds.
+    """
     each = given(seeds)
     if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in each):
         raise ValueError(f"seeds must be whole numbers, got {each!r:.100}")
@@ -113,3 +118,14 @@ def seeds_of(seeds: list | None, total: int) -> list[int]:
             f"seeds holds {len(each)} seeds for {total} images; give one for all, or one for each"
         )
     return each
+
+
+def seed_words(seeds: Sequence[int], batches: Sequence[Any]) -> list[str]:
+    """What a sheet says of the seed of each image; [] without seeds.
+
+    An image of a batch that one seed drew is told by its place in that batch, which KSampler's noise depends on.
+    """
+    places = [place for batch in batches for place in range(len(batch))]
+    if len(places) > 1 and len(set(seeds)) == 1:
+        return [f"seed {seed}, place {place}" for seed, place in zip(seeds, places, strict=True)]
+    return [f"seed {seed}" for seed in seeds]

@@ -4,11 +4,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.comfy.page import show_text
+from ..host.guidance.brought import replaced
 from ..host.guidance.minority_prompt import apply_minority_prompt
 from ..host.guidance.prompt_run import PromptLearning
 from ..host.guidance.schedule import Schedule
-from .guidance_inputs import settings_message
-from .input_checks import check_values, inputs_of, number_message
+from ..host.options import MINORITY_PROMPT
+from .input_checks import check_values, inputs_of
 from .sampling_inputs import share_input
 from .search_words import search_words
 
@@ -28,7 +30,7 @@ class JEPAMinorityPrompt(io.ComfyNode):
             category="JEPA/compare",
             description="Adds a token to the prompt and learns it while the image is drawn, so that rarer images of the "
             "prompt come out. Takes the place of CLIP Text Encode. Needs no JEPA encoder and no VAE (Um, Ye, CVPR 2025).",
-            **search_words("minority", "rare", "prompt optimization", "prompt tuning", "diversity"),
+            **search_words("minority, rare, prompt optimization, prompt tuning, diversity"),
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model. It must have a gradient."),
                 io.Clip.Input(
@@ -95,20 +97,8 @@ class JEPAMinorityPrompt(io.ComfyNode):
                     display_name="positive", tooltip="The prompt, for the sampler's positive input."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        learning_rate: float | None = None,
-        balance: float | None = None,
-        start_percent: float | None = None,
-        end_percent: float | None = None,
-    ) -> bool | str:
-        # the host's own range check lets NaN through
-        message = number_message("learning_rate", learning_rate, 0, MOST_RATE)
-        message = message or number_message("balance", balance, 0, MOST_BALANCE)
-        return message or settings_message(None, start_percent, end_percent) or True
 
     @classmethod
     def execute(cls, model, clip, text, **settings: Any) -> io.NodeOutput:
@@ -116,5 +106,7 @@ class JEPAMinorityPrompt(io.ComfyNode):
         start, end = settings.pop("start_percent"), settings.pop("end_percent")
         if start == end or not settings["iterations"] or not settings["learning_rate"]:
             return io.NodeOutput(model, clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+        if said := replaced(model, MINORITY_PROMPT):
+            show_text(cls.hidden.unique_id, said)
         schedule = Schedule(start_percent=start, end_percent=end, interval=settings.pop("interval"))
         return io.NodeOutput(*apply_minority_prompt(model, clip, text, PromptLearning(schedule, **settings)))

@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 from ..host.drawing.pictures import to_image
 from ..host.drawing.trace_chart import draw_trace
 from .input_checks import check_values, inputs_of
+from .search_words import search_words
 from .types import JEPATrace
 
 
@@ -19,6 +20,7 @@ class JEPAPlotTrace(io.ComfyNode):
             category="JEPA",
             description="Draws the JEPA score, the novelty, or both at each step of a JEPA Guided KSampler run. A lower "
             "score and a higher novelty are rarer; grey steps were not guided. A judge gets its own panel.",
+            **search_words("chart, graph, plot, curve, rarity"),
             inputs=[JEPATrace.Input("trace", tooltip="From JEPA Guided KSampler, after it has run.")],
             outputs=[io.Image.Output(display_name="chart", tooltip="The chart, 1024 pixels wide.")],
             is_output_node=True,

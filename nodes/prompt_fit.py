@@ -6,9 +6,8 @@ from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.encoders.menu import clip_file, clip_names, encoder_facts
 from ..host.scoring.prompt_fit import PromptScorer, load_prompt_scorer, prompt_fits, ranked_fits
-from ..host.scoring.scores import check_images
 from ..jepa_core.hub import ENCODERS
-from .input_checks import check_values, inputs_of
+from .input_checks import check_values, inputs_of, is_empty
 from .search_words import search_words
 from .types import JEPAPromptScorer
 
@@ -28,12 +27,8 @@ class JEPAPromptFit(io.ComfyNode):
             description="Measures how well images show what a text says, by CLIP. Higher is better; pictures that fit have "
             "about 0.2 to 0.35. Compare only fits to the same text, with the same model.",
             **search_words(
-                "CLIP score",
-                "CLIP similarity",
-                "prompt adherence",
-                "prompt alignment",
-                "text image similarity",
-                "does it match the prompt",
+                "CLIP score, CLIP similarity, prompt adherence, prompt alignment, "
+                "text image similarity, does it match the prompt"
             ),
             inputs=[
                 io.String.Input(
@@ -85,9 +80,10 @@ class JEPAPromptFit(io.ComfyNode):
 
     @classmethod
     def execute(cls, text, model, images=None, non_commercial=False) -> io.NodeOutput:
+        if is_empty(images):
+            images = None
         if images is not None:
             check_values(inputs_of(JEPAPromptFit), {"images": images})
-            check_images(images)
         check_text(text)
         bar = ProgressBar(1)
         file = clip_file(

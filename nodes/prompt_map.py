@@ -12,9 +12,9 @@ from ..host.scoring.along import kept_pictures
 from ..host.scoring.groups import Group, described, groups_of, joint_points
 from ..host.scoring.rarity import ANTIALIAS, FIT, Rarity, rarity_of
 from ..host.scoring.reference import embed_pictures, seen_as
-from ..host.scoring.scores import check_images
 from ..jepa_core.reference import EXACT
-from .input_checks import check_values, count_images, given, inputs_of, only, seeds_of
+from .input_checks import check_values, given, inputs_of, only, seed_words, seeds_of, with_images
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -29,6 +29,7 @@ class JEPAPromptMap(io.ComfyNode):
             category="JEPA",
             description="Shows what a prompt draws: groups of images that look alike, and of each its middle, its most "
             "typical and its rarest image. Takes many images of one prompt, as a batch or a list of batches.",
+            **search_words("diversity, variation, cluster, groups, modes, same face, mode collapse"),
             is_input_list=True,
             inputs=[
                 io.Image.Input(
@@ -58,7 +59,8 @@ class JEPAPromptMap(io.ComfyNode):
                     max=MAX_SEED,
                     optional=True,
                     force_input=True,
-                    tooltip="The seed of the images, or a list with one for each, to draw the finds again.",
+                    tooltip="A list with the seed of each image, as D-JEPA Sampler gives it; or the one seed of a batch of "
+                    "KSampler, whose images differ by their place. To draw the finds again.",
                 ),
                 JEPAReference.Input(
                     "reference",
@@ -121,17 +123,18 @@ class JEPAPromptMap(io.ComfyNode):
             inputs["reference"] = reference
         # a node that takes lists gets every input as a list
         single = {name: only(name, values) for name, values in inputs.items()}
+        images = with_images(images)
         for batch in images:
             check_values(inputs_of(JEPAPromptMap), single | {"images": batch})
-            check_images(batch)
-        own = seeds_of(seeds, count_images(images))
+        own = seeds_of(seeds, sum(map(len, images)))
         rarity = rarity_of(images, single["encoder"], single["mode"], single["by"], single.get("reference"))
         pictures = [picture for batch in images for picture in batch]
         points = embedded(pictures, single["encoder"])
         labels = groups_of(points, single["groups"])
         found = described(points, labels, rarity.values, highest=single["by"] == NOVELTY)
+        words = seed_words(own, images)
         sheet = group_sheet(
-            [block(number, group, pictures, rarity, own) for number, group in enumerate(found)]
+            [block(number, group, pictures, rarity, words) for number, group in enumerate(found)]
         )
         rarest = [group.rarest for group in found]
         return io.NodeOutput(
@@ -153,7 +156,7 @@ def embedded(pictures: list[Tensor], encoder: Any) -> Tensor:
     return joint_points(each, [member.weight for member in encoder.members])
 
 
-def block(number: int, group: Group, pictures: list[Tensor], rarity: Rarity, seeds: list[int]) -> Block:
+def block(number: int, group: Group, pictures: list[Tensor], rarity: Rarity, seeds: list[str]) -> Block:
     """What the sheet shows of a group."""
     size = len(group.members)
     heading = f"group {number}: {size} of {len(pictures)} images"
@@ -164,11 +167,11 @@ def block(number: int, group: Group, pictures: list[Tensor], rarity: Rarity, see
     return Block(heading, [pictures[index] for index in shown.values()], labels)
 
 
-def label(role: str, index: int, rarity: Rarity, seeds: list[int]) -> str:
+def label(role: str, index: int, rarity: Rarity, seeds: list[str]) -> str:
     """What stands below a picture."""
     lines = [f"{role}: image {index}", f"{rarity.values[index]:.2f}"]
     if rarity.percentiles:
         lines.append(f"rarer than {100 - rarity.percentiles[index]:.0f} %")
     if seeds:
-        lines.append(f"seed {seeds[index]}")
+        lines.append(seeds[index])
     return "\n".join(lines)

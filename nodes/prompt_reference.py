@@ -4,16 +4,18 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.comfy.sampling import MAX_SEED, unwrapped
+from ..host.comfy.sampling import MAX_SEED, seeds_from, unwrapped
+from ..host.guidance.attachment import guidance_of
 from ..host.guidance.guidance import KEY
 from ..host.guidance.refusals import check_vae_fits
-from ..host.scoring.modes import how_of, reference_scoring
+from ..host.scoring.modes import how_of
 from ..host.scoring.prompt_pictures import check_one_picture, draw_pictures
 from ..host.scoring.reference import make_reference, reference_scores
-from .input_checks import check_values, inputs_of, number_message
+from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES, summary
-from .sampling_inputs import MAX_CFG, sampling_inputs
+from .sampling_inputs import sampling_inputs
 from .scoring_inputs import reference_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -32,6 +34,7 @@ class JEPAPromptReference(io.ComfyNode):
             category="JEPA",
             description="Makes a reference from what this prompt draws without guidance, with many seeds and few steps: "
             "what is rare is then what is unlike the prompt's usual pictures. They are drawn once, until an input changes.",
+            **search_words("novelty, usual, same face, prompt average, unlike"),
             inputs=[
                 io.Model.Input(
                     "model",
@@ -72,14 +75,14 @@ class JEPAPromptReference(io.ComfyNode):
             outputs=[
                 JEPAReference.Output(display_name="reference", tooltip=USES),
                 io.Image.Output(display_name="images", tooltip="The pictures, in the order of their seeds."),
+                io.Int.Output(
+                    display_name="seeds",
+                    is_output_list=True,
+                    tooltip="The seed of each picture, for JEPA Rank Images.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(cls, cfg: float | None = None) -> bool | str:
-        # the host's own range check lets NaN through
-        return number_message("cfg", cfg, 0, MAX_CFG) or True
 
     @classmethod
     def execute(
@@ -109,8 +112,10 @@ class JEPAPromptReference(io.ComfyNode):
             images,
             encoder,
             how_of(**settings),
-            scoring=reference_scoring(mode, top_k),
             on_image=lambda: bar.update(1),
         )
-        show_text(cls.hidden.unique_id, summary(count, reference_scores(reference, encoder)))
-        return io.NodeOutput(reference, images)
+        text = summary(count, reference_scores(reference, encoder))
+        if (guidance := guidance_of(model)) is not None:
+            text += f"\ndrawn without {guidance.by}, which the model brought"
+        show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(reference, images, seeds_from(first_seed, count))

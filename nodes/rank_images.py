@@ -14,7 +14,6 @@ from ..host.scoring.choice import Choice, places_of
 from ..host.scoring.floor import floor_value
 from ..host.scoring.ranked import as_csv, as_json, ranked_images
 from ..host.scoring.rarity import rarity_of
-from ..host.scoring.scores import check_images
 from ..jepa_core.reference import EXACT
 from ..jepa_core.score import PROJECTION
 from .choice_inputs import (
@@ -25,7 +24,8 @@ from .choice_inputs import (
     missing,
     qualities_of,
 )
-from .input_checks import check_values, count_images, given, inputs_of, only, seeds_of
+from .input_checks import check_values, given, inputs_of, only, seed_words, seeds_of, with_images
+from .search_words import search_words
 from .sheet_inputs import list_outputs, names_of, sheet_inputs
 from .types import JEPAEncoder, JEPAReference
 
@@ -53,6 +53,9 @@ class JEPARankImages(io.ComfyNode):
             category="JEPA",
             description="Sorts images by rarity and keeps the rarest, or the most typical. Takes a batch or a list of "
             "batches, of any sizes.",
+            **search_words(
+                "best of, pick, sort, filter, rare, rarity, novelty, unusual, select, choose, aesthetic"
+            ),
             is_input_list=True,
             inputs=[
                 io.Image.Input(
@@ -88,7 +91,8 @@ class JEPARankImages(io.ComfyNode):
                     max=MAX_SEED,
                     optional=True,
                     force_input=True,
-                    tooltip="The seed of the images, or a list with one for each; those of the kept images are returned.",
+                    tooltip="A list with the seed of each image, as D-JEPA Sampler gives it; or the one seed of a batch of "
+                    "KSampler, whose images differ by their place. Those of the kept images are returned.",
                 ),
                 JEPAReference.Input(
                     "reference",
@@ -145,8 +149,9 @@ class JEPARankImages(io.ComfyNode):
         later = {name: [value] for name, value in LATER_INPUTS.items()} | more
         if not given(more.get("reference")):
             later.pop("reference", None)
+        images = with_images(images)
         single = checked(images, {"encoder": encoder, "keep": keep, "count": count, "mode": mode, **later})
-        total = count_images(images)
+        total = sum(map(len, images))
         own = {"names": names_of(lists["names"], total), "seeds": seeds_of(lists["seeds"], total)}
         latents, masks = latents_of(lists["latents"], total), masks_of(lists["masks"], total)
         qualities = qualities_of(lists["quality"], total)
@@ -159,7 +164,8 @@ class JEPARankImages(io.ComfyNode):
         choice.check("reference" in single)
         rarity = rarity_of(images, single["encoder"], single["mode"], choice.by, single.get("reference"))
         indices = choice.kept(rarity)
-        every = ranked_images(rarity, indices, qualities=qualities, **own)
+        words = seed_words(own["seeds"], images)
+        every = ranked_images(rarity, indices, qualities=qualities, seed_words=words, **own)
         ranked, rejected = every[: len(indices)], [one.index for one in every[len(indices) :]]
         kept = kept_pictures(images, indices)
         sheet = labelled_sheet(
@@ -176,8 +182,8 @@ class JEPARankImages(io.ComfyNode):
             indices,
             [one.seed for one in ranked] if own["seeds"] else [],
             sheet,
-            kept_latents(latents, indices) if latents else missing("latents"),
-            kept_pictures(masks, indices) if masks else missing("masks"),
+            kept_latents(latents, indices) if latents else missing("JEPA Rank Images", "latents"),
+            kept_pictures(masks, indices) if masks else missing("JEPA Rank Images", "masks"),
             [one.quality for one in ranked] if qualities else [],
             to_image(chart),
             rejected,
@@ -196,5 +202,4 @@ def checked(images: list, inputs: dict[str, Any]) -> dict[str, Any]:
     single = {name: only(name, values) for name, values in inputs.items()}
     for batch in images:
         check_values(inputs_of(JEPARankImages), single | {"images": batch})
-        check_images(batch)
     return single

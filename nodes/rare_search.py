@@ -12,8 +12,8 @@ from ..host.comfy.sampling import MAX_SEED, stock_sample
 from ..host.drawing.pictures import to_image
 from ..host.drawing.rarity_chart import draw_rarity
 from ..host.drawing.search_sheet import search_sheet
+from ..host.guidance.notes import note_in_images
 from ..host.guidance.refusals import check_finite, check_frames
-from ..host.guidance.report import note_in_images
 from ..host.options import (
     BOOSTED_START,
     FLOOR_PERCENTILE,
@@ -33,8 +33,8 @@ from ..host.search.report import SearchReporter
 from ..host.search.search import apply_search
 from ..host.search.selection import looks_of
 from .choice_inputs import qualities_of
-from .input_checks import check_values, inputs_of, number_message
-from .sampling_inputs import MAX_CFG, sampler_message, sampling_inputs
+from .input_checks import check_values, inputs_of
+from .sampling_inputs import sampler_message, sampling_inputs
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAPromptScorer, JEPAReference
 
@@ -56,14 +56,7 @@ class JEPARareSearch(io.ComfyNode):
             description="KSampler for many candidates at once: on the way the least rare are dropped, and the rarest are "
             "finished. It needs no gradient of the model: it only chooses among what the model draws.",
             **search_words(
-                "best of n",
-                "variation",
-                "seed variance",
-                "diversity",
-                "rare",
-                "unusual",
-                "pick",
-                "seed search",
+                "best of n, variation, seed variance, diversity, rare, unusual, pick, seed search"
             ),
             is_input_list=True,
             inputs=[
@@ -146,35 +139,14 @@ class JEPARareSearch(io.ComfyNode):
                     tooltip="Rarity of all candidates against their quality, with those that nothing beats in both.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        sampler_name: list | None = None,
-        cfg: list | None = None,
-        denoise: list | None = None,
-        amount: list | None = None,
-        floor: list | None = None,
-        looks: list | None = None,
-    ) -> bool | str:
-        (name,), (looks,) = sampler_name or [None], looks or [None]
-        message = None if name is None else sampler_message(name)
-        if isinstance(looks, str):
-            try:
-                looks_of(looks)
-            except ValueError as error:
-                message = message or str(error)
-        # the host's own range check lets NaN through
-        numbers = {
-            "cfg": (cfg, 0, MAX_CFG),
-            "denoise": (denoise, 0.01, 1),
-            "amount": (amount, 0, MOST_VARIETY),
-        }
-        for what, (values, low, high) in (numbers | {"floor": (floor, -1e6, 1e6)}).items():
-            message = message or number_message(what, (values or [None])[0], low, high)
-        return message or True
+    def validate_inputs(cls, sampler_name: list | None = None) -> bool | str:
+        # one input alone: the host blames each that is asked for here, and no longer checks it
+        (name,) = sampler_name or [None]
+        return (None if name is None else sampler_message(name)) or True
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
@@ -185,8 +157,7 @@ class JEPARareSearch(io.ComfyNode):
         latents = [search.run() for search in searches]
         records = [search.record for search in searches]
         for number, (run, record) in enumerate(zip(runs, records, strict=True), 1):
-            name = cls.hidden.unique_id if len(runs) == 1 else f"{cls.hidden.unique_id}, search {number}"
-            note_in_images(cls.hidden.extra_pnginfo, name, run, record.as_json())
+            note_in_images(cls.hidden, run, record.as_json(), "" if len(runs) == 1 else f"search {number}")
         kept = [one for record in records for one in record.kept]
         return io.NodeOutput(
             latents,
@@ -278,11 +249,6 @@ def _prepared(inputs: dict[str, Any], reporter: SearchReporter) -> _Search:
 
 def config_of(given: dict[str, Any]) -> SearchConfig:
     """The settings of a search from the node's inputs. Raises ValueError for inputs that contradict each other."""
-    candidates, count = given["candidates"], given["count"]
-    if count > candidates:
-        raise ValueError(
-            f"count {count} is larger than candidates, {candidates}; lower count, or raise candidates"
-        )
     measured = "quality" in given or "prompt_fit" in given
     if given["floor_kind"] != NO_FLOOR and not measured:
         raise ValueError(
@@ -302,8 +268,8 @@ def config_of(given: dict[str, Any]) -> SearchConfig:
         )
     names = ("keep", "by", "floor_kind", "floor", "variety", "amount", "seed", "rows_at_once")
     return SearchConfig(
-        candidates,
-        count,
+        given["candidates"],
+        min(given["count"], given["candidates"]),
         looks=looks_of(given["looks"]),
         qualities=given.get("quality", ()),
         **{name: given[name] for name in names},

@@ -12,6 +12,7 @@ from ..host.scoring.rarity_mask import MaskConfig, judged_parts, mask_of, scaled
 from ..host.scoring.reference import check_comparable, seen_as
 from .input_checks import check_values, inputs_of
 from .scoring_inputs import view_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 # Defaults of inputs added later: optional, so that prompts saved without them still run.
@@ -42,6 +43,9 @@ class JEPARarityMap(io.ComfyNode):
             description="Shows which parts of an image are rare, bright where it is rarer, and makes a mask of them for "
             "inpainting. From the JEPA score of every patch, where plain areas are bright too unless ignore_flat leaves "
             "them out; with a reference, from what makes the image unlike it.",
+            **search_words(
+                "heatmap, saliency, attention, attribution, rare, anomaly, mask, inpaint, segmentation"
+            ),
             inputs=[
                 io.Image.Input("images", tooltip="A batch of images; each gets its own map."),
                 JEPAEncoder.Input("encoder", tooltip="Scores the patches. From JEPA Encoder Loader."),
@@ -105,8 +109,7 @@ class JEPARarityMap(io.ComfyNode):
         if reference is not None:
             values["reference"] = reference
         check_values(inputs_of(JEPARarityMap), values)
-        # a 0-d tensor has no len(); scoring refuses it
-        bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
+        bar = ProgressBar(len(images) * len(encoder.members))
         view = {"fit": fit, "antialias": antialias, "on_image": lambda: bar.update(1)}
         if reference is None:
             fields, legend = score_fields(images, encoder, **view), SCORES

@@ -4,12 +4,12 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.scoring.modes import how_of, reference_scoring
+from ..host.scoring.modes import how_of
 from ..host.scoring.novelty import own_novelties
 from ..host.scoring.reference import make_reference, reference_scores
-from ..host.scoring.scores import check_images
-from .input_checks import check_values, count_images, inputs_of, only
+from .input_checks import check_values, inputs_of, only, with_images
 from .scoring_inputs import reference_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 REFERENCE_ENCODER = (
@@ -31,6 +31,7 @@ class JEPAReferenceNode(io.ComfyNode):
             description="Makes a reference from pictures that count as usual: their embeddings and scores. Other images can "
             "then be told how rare they are beside them. Takes a batch or a list of batches, of any sizes; fifty images "
             "make a good reference.",
+            **search_words("novelty, usual, typical, baseline, data set, unlike"),
             is_input_list=True,
             inputs=[
                 io.Image.Input(
@@ -64,15 +65,14 @@ class JEPAReferenceNode(io.ComfyNode):
             name: only(name, values)
             for name, values in {"mode": mode, "top_k": top_k, "fit": fit, "antialias": antialias}.items()
         }
+        images = with_images(images)
         for batch in images:
             check_values(inputs_of(JEPAReferenceNode), settings | {"encoder": judge, "images": batch})
-            check_images(batch)
-        bar = ProgressBar(count_images(images) * len(judge.members))
+        bar = ProgressBar(sum(map(len, images)) * len(judge.members))
         reference = make_reference(
             [image for batch in images for image in batch],
             judge,
             how_of(**settings),
-            scoring=reference_scoring(settings["mode"], settings["top_k"]),
             on_image=lambda: bar.update(1),
         )
         scores = reference_scores(reference, judge)

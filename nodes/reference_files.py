@@ -6,6 +6,7 @@ from ..host.comfy.page import show_text
 from ..host.scoring.reference_files import load_named, reference_names, save_named, state_of_named
 from .input_checks import check_values, inputs_of
 from .reference import USES
+from .search_words import search_words
 from .types import JEPAReference
 
 
@@ -18,6 +19,7 @@ class JEPASaveReference(io.ComfyNode):
             category="JEPA",
             description="Saves a reference in models/jepa_references, for JEPA Load Reference. It holds embeddings and "
             "scores, not the pictures.",
+            **search_words("novelty, export, store"),
             inputs=[
                 JEPAReference.Input("reference", tooltip="What is saved."),
                 io.String.Input(
@@ -58,6 +60,7 @@ class JEPALoadReference(io.ComfyNode):
             category="JEPA",
             description="Loads a reference that JEPA Save Reference saved. It is good only with the encoder, image size and "
             "settings that made it.",
+            **search_words("novelty, import, restore"),
             inputs=[
                 io.Combo.Input(
                     "file",

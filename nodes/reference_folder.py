@@ -4,12 +4,13 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.scoring.modes import how_of, reference_scoring
-from ..host.scoring.picture_folder import INPUT, OUTPUT, FolderPictures, folder_of, state_of
+from ..host.scoring.modes import how_of
+from ..host.scoring.picture_folder import INPUT, OUTPUT, FolderPictures, folder_of, skipped_text, state_of
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES, summary
 from .scoring_inputs import reference_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -24,6 +25,7 @@ class JEPAReferenceFolder(io.ComfyNode):
             category="JEPA",
             description="Makes a reference from the newest pictures in a folder, such as your last hundred renders or a "
             "data set: what is rare is then what is unlike them. Files that cannot be read are skipped and named.",
+            **search_words("novelty, my pictures, gallery, data set, batch, unlike"),
             inputs=[
                 io.Combo.Input(
                     "folder",
@@ -79,11 +81,10 @@ class JEPAReferenceFolder(io.ComfyNode):
             pictures,
             encoder,
             how_of(**settings),
-            scoring=reference_scoring(mode, top_k),
             on_image=lambda: bar.update(1),
         )
         text = summary(len(reference), reference_scores(reference, encoder))
         if pictures.skipped:
-            text += f"\nskipped: {pictures.skipped_text()}"
+            text += f"\nskipped: {skipped_text(pictures.skipped)}"
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(reference, text)

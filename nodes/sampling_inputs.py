@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host.comfy.required import SAMPLER_NAMES, SCHEDULER_NAMES, sampler_object
+from ..host.comfy.required import KSampler, sampler_object
 from ..host.guidance.refused_samplers import sampler_refusal
 
 MAX_CFG = 100.0
@@ -17,10 +17,17 @@ def sampling_inputs(*, steps: int, steps_tip: str, cfg_tip: str, sampler_tip: st
     return [
         io.Int.Input("steps", default=steps, min=1, max=10000, tooltip=steps_tip),
         io.Float.Input("cfg", default=8.0, min=0.0, max=MAX_CFG, step=0.1, round=0.01, tooltip=cfg_tip),
-        io.Combo.Input("sampler_name", options=SAMPLER_NAMES, default="euler", tooltip=sampler_tip),
+        io.Combo.Input(
+            "sampler_name",
+            options=list(KSampler.SAMPLERS),
+            default="euler",
+            tooltip=sampler_tip,
+            # web/js/page.js warns of these, which strength 0 allows
+            extra_dict={"jepa_unguided": [name for name in KSampler.SAMPLERS if sampler_message(name)]},
+        ),
         io.Combo.Input(
             "scheduler",
-            options=SCHEDULER_NAMES,
+            options=list(KSampler.SCHEDULERS),
             default="normal",
             tooltip="How noise is removed over the steps.",
         ),
@@ -32,12 +39,8 @@ def share_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.05, tooltip=tooltip)
 
 
-def sampler_message(name: str, *, guided: bool = True) -> str | None:
-    """Why a sampler cannot be used, or None if it can.
-
-    Args:
-        guided: whether the pack follows its steps; otherwise any sampler of the host will do.
-    """
-    if name not in SAMPLER_NAMES:
-        return f"sampler_name {name!r} is not one of the host's samplers"
-    return sampler_refusal(sampler_object(name).sampler_function) if guided else None
+def sampler_message(name: str) -> str | None:
+    """Why the pack cannot follow the steps of a sampler, or None if it can."""
+    if name not in KSampler.SAMPLERS:
+        return f"sampler_name {name!r} is not in KSampler's menu now; choose another, or load the pack that adds it"
+    return sampler_refusal(sampler_object(name))

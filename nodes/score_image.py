@@ -11,6 +11,7 @@ from ..host.scoring.modes import how_of, mode_arguments
 from ..host.scoring.scores import combined_scores, score_images
 from .input_checks import check_values, inputs_of
 from .scoring_inputs import mode_inputs, view_inputs
+from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
 
@@ -23,6 +24,7 @@ class JEPAScoreImage(io.ComfyNode):
             category="JEPA",
             description="Scores how typical an encoder finds each image of a batch. Lower is rarer; negative numbers are "
             "normal. Compare scores only at the same encoder, image size and mode.",
+            **search_words("rarity, novelty, unusual, typical, rate, measure"),
             inputs=[
                 io.Image.Input("images", tooltip="A batch of images; each one is scored."),
                 JEPAEncoder.Input(
@@ -85,8 +87,7 @@ class JEPAScoreImage(io.ComfyNode):
         how = how_of(mode, top_k, fit, antialias)
         if reference is not None:
             check_scored_alike(reference, encoder, how)
-        # a 0-d tensor has no len(); scoring refuses it
-        bar = ProgressBar(images.shape[:1].numel() * len(encoder.members))
+        bar = ProgressBar(len(images) * len(encoder.members))
         each = score_images(
             images,
             encoder,

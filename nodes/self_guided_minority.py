@@ -8,8 +8,8 @@ from ..host.comfy.page import show_text
 from ..host.gradient.self_guidance import PUBLISHED_LEVEL
 from ..host.guidance.report import TraceReporter
 from ..host.guidance.self_guided import apply_self_guidance, self_guided_schedule
-from .guidance_inputs import MAX_STRENGTH, guides_nothing, settings_message
-from .input_checks import check_values, inputs_of, number_message
+from .guidance_inputs import MAX_STRENGTH, guides_nothing, off_text
+from .input_checks import check_values, inputs_of
 from .sampling_inputs import share_input
 from .search_words import search_words
 
@@ -27,7 +27,7 @@ class JEPASelfGuidedMinority(io.ComfyNode):
             category="JEPA/compare",
             description="Guides any sampler toward images that the model itself seldom draws: those that come back "
             "changed when noised and denoised again. Needs no encoder and no VAE (Um, Ye, ECCV 2024).",
-            **search_words("minority", "rare", "sgms", "low density", "diversity"),
+            **search_words("minority, rare, sgms, low density, diversity"),
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to guide. It must have a gradient."),
                 io.Float.Input(
@@ -66,24 +66,10 @@ class JEPASelfGuidedMinority(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        strength: float | None = None,
-        level: float | None = None,
-        start_percent: float | None = None,
-        end_percent: float | None = None,
-    ) -> bool | str:
-        # the host's own range check lets NaN through
-        message = number_message("strength", strength, 0, MAX_STRENGTH)
-        message = message or settings_message(strength, start_percent, end_percent)
-        return message or number_message("level", level, *LEVELS) or True
-
-    @classmethod
     def execute(cls, model, **settings: Any) -> io.NodeOutput:
         check_values(inputs_of(JEPASelfGuidedMinority), {"model": model} | settings)
         if guides_nothing(settings):
-            text = "JEPA guidance: off (strength 0 or an empty range); the model is unchanged"
-            show_text(cls.hidden.unique_id, text)
+            show_text(cls.hidden.unique_id, off_text(model, "the model is unchanged"))
             return io.NodeOutput(model)
         schedule = self_guided_schedule(
             settings["strength"], settings["interval"], settings["start_percent"], settings["end_percent"]

@@ -1,5 +1,6 @@
 """JEPAStrengthStrip: one seed at several strengths."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -9,7 +10,8 @@ from ..host.comfy.sampling import stock_sample
 from ..host.comfy.vae import stock_decode
 from ..host.drawing.pictures import labelled_sheet
 from ..host.encoders.host_encoder import AnyEncoder
-from ..host.guidance.report import note_in_images
+from ..host.guidance.brought import brought
+from ..host.guidance.notes import note_in_images
 from ..host.guidance.trace import Trace
 from ..host.scoring.along import kept_latents, kept_pictures
 from ..host.scoring.prompt_pictures import check_one_picture
@@ -17,9 +19,8 @@ from ..host.scoring.rarity import measure_of, rarity_beside
 from ..host.scoring.reference import check_comparable, part_of, seen_as
 from ..host.scoring.strengths import strengths_of
 from .guidance_inputs import LATER_INPUTS, MAX_STRENGTH, criterion_of
-from .guided_sampling import SAMPLING, guided_model, guided_sampling_inputs, sampling_message
-from .input_checks import check_values, inputs_of
-from .sampling_inputs import sampler_message
+from .guided_sampling import SAMPLING, check_all_but_seed, guided_model, guided_sampling_inputs
+from .search_words import search_words
 
 
 class JEPAStrengthStrip(io.ComfyNode):
@@ -33,6 +34,7 @@ class JEPAStrengthStrip(io.ComfyNode):
             category="JEPA",
             description="Gives one seed at several strengths of guidance, side by side, with how rare each image became: to "
             "find the strength that suits. The other inputs are those of JEPA Guided KSampler.",
+            **search_words("strength, compare, comparison, xy plot, grid, sweep, side by side, rarity"),
             inputs=[_strengths_input() if one.id == "strength" else one for one in guided_sampling_inputs()],
             outputs=[
                 io.Image.Output(
@@ -64,38 +66,23 @@ class JEPAStrengthStrip(io.ComfyNode):
                     display_name="strengths", is_output_list=True, tooltip="The strength of each image."
                 ),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        sampler_name: str | None = None,
-        strengths: str | None = None,
-        start_percent: float | None = None,
-        end_percent: float | None = None,
-        cfg: float | None = None,
-        denoise: float | None = None,
-    ) -> bool | str:
-        strongest = None  # a linked text is checked when it is known
-        if strengths is not None:
-            try:
-                strongest = max(strengths_of(strengths, MAX_STRENGTH), key=abs)
-            except ValueError as error:
-                return str(error)
-        return sampling_message(sampler_name, strongest, start_percent, end_percent, cfg, denoise) or True
+    def validate_inputs(cls, strengths: str | None = None) -> bool | str:
+        # one input alone: the host blames each that is asked for here, and no longer checks it
+        try:
+            return strengths is None or bool(strengths_of(strengths, MAX_STRENGTH))
+        except ValueError as error:
+            return str(error)
 
     @classmethod
     def execute(cls, model, latent_image, strengths, **inputs) -> io.NodeOutput:
         values = {"model": model, "latent_image": latent_image, "strengths": strengths, **inputs}
-        # not the seed: the stock sampler takes any through a link
-        check_values(
-            inputs_of(JEPAStrengthStrip), {name: one for name, one in values.items() if name != "seed"}
-        )
+        check_all_but_seed(JEPAStrengthStrip, values)
         each = strengths_of(strengths, MAX_STRENGTH)
-        if message := sampler_message(inputs["sampler_name"], guided=any(each)):
-            raise ValueError(message)
         check_one_picture(latent_image)
         sampling = {name: inputs.pop(name) for name in SAMPLING}
         settings = LATER_INPUTS | inputs
@@ -110,7 +97,7 @@ class JEPAStrengthStrip(io.ComfyNode):
         ]
         # what cannot be guided is refused before the first image
         models = [
-            guided_model(model, latent_image, settings | {"strength": one}, report)
+            guided_model(model, latent_image, sampling["sampler_name"], settings | {"strength": one}, report)
             for one, report in zip(each, reports, strict=True)
         ]
         latents = [stock_sample(one, latent_image, **sampling) for one in models]
@@ -122,16 +109,17 @@ class JEPAStrengthStrip(io.ComfyNode):
 
         by = measure_of(criterion_of(settings), reference)
         rarity = rarity_beside(images, measured, reference, by=by, **view)
-        labels = [f"{_named(one)}\n{rarity.text(place, by)}" for place, one in enumerate(each * rows)]
+        names = [_named(one, brought(model)) for one in each]
+        labels = [f"{name}\n{rarity.text(place, by)}" for place, name in enumerate(names * rows)]
         strip = labelled_sheet(list(images), labels, columns=len(each))
-        show_text(cls.hidden.unique_id, "\n".join(label.replace("\n", ": ") for label in labels))
-        traces = {f"{one:g}": report.trace.as_json() for one, report in zip(each, reports, strict=True)}
-        note_in_images(
-            cls.hidden.extra_pnginfo,
-            cls.hidden.unique_id,
-            {"strengths": strengths, **sampling, **inputs},
-            traces,
-        )
+        lines = [label.replace("\n", ": ") for label in labels]
+        # what strength 0 does is on its label
+        runs = zip(each, reports, strict=True)
+        lines += dict.fromkeys(report.trace.instead for one, report in runs if one and report.trace.instead)
+        show_text(cls.hidden.unique_id, "\n".join(lines))
+        for one, report in zip(each, reports, strict=True):
+            run = {"strength": one, **sampling, **inputs}
+            note_in_images(cls.hidden, run, report.trace.as_json(), f"strength {one:g}")
         return io.NodeOutput(
             images,
             strip,
@@ -179,5 +167,8 @@ def _measuring(settings: dict[str, Any]) -> AnyEncoder:
     return judge if known else settings["encoder"]
 
 
-def _named(strength: float) -> str:
-    return f"strength {strength:g}" if strength else "strength 0: unguided"
+def _named(strength: float, others: Sequence[str]) -> str:
+    """What the strip says of a strength. others: the nodes whose patches MODEL brings, which 0 leaves as they are."""
+    if strength:
+        return f"strength {strength:g}"
+    return f"strength 0: as {' and '.join(others)} made it" if others else "strength 0: unguided"

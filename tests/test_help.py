@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.quoted import is_said
 
 DOCS = ROOT / "web" / "docs"
 SCHEMA = json.loads((ROOT / "tests" / "server" / "schema.json").read_text(encoding="utf-8"))
@@ -90,3 +91,43 @@ def test_a_page_is_plain_text(node):
 def test_a_page_names_the_templates_that_use_the_node(node):
     using = {name for name, graph in TEMPLATES.items() if any(one["type"] == node for one in graph["nodes"])}
     assert set(re.findall(r"\*(jepa_\w+)\*", section(node, "Where it fits"))) == using
+
+
+# What a page quotes beside the pack's own messages.
+OF_THE_HOST = {
+    "VAE Decode fails with 'NoneType'",
+    "Required input is missing: encoder_2",
+    "shapes cannot be multiplied",
+}
+SEEN = {"a text instead of a chart", "the map is blocky or coarse"}
+PLACES = re.compile(r" \((a line under the node|from the sampler|in other nodes|in the text)\)$")
+
+
+def quotations(node: str) -> list[str]:
+    """The messages in a page's table, without notes of where they appear."""
+    return [PLACES.sub("", cell) for cell in first_cells(section(node, "Messages and what to do"))]
+
+
+@pytest.mark.parametrize("node", SCHEMA)
+def test_a_message_that_a_page_quotes_is_said_by_the_pack(node):
+    known = OF_THE_HOST | SEEN
+    assert [text for text in quotations(node) if text not in known and not is_said(text)] == []
+
+
+def test_what_is_listed_as_not_of_the_pack_is_quoted_somewhere():
+    every = {text for node in SCHEMA for text in quotations(node)}
+    assert every >= OF_THE_HOST | SEEN
+    assert not any(map(is_said, OF_THE_HOST | SEEN))
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [
+        "steps ... is more than the ... tokens; set it to ... or less",
+        "sampler_name ... is not one of the host's samplers today",
+        "images holds too many pictures",
+        "start_percent ... is smaller than end_percent",
+    ],
+)
+def test_a_message_that_the_pack_no_longer_says_is_found(stale):
+    assert not is_said(stale)

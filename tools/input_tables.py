@@ -41,6 +41,8 @@ PAGES = {
         "JEPACombineReferences",
         "JEPARarityMap",
         "JEPARankImages",
+        "JEPAScoreFolder",
+        "JEPAPickImages",
     ),
     "search.md": ("JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap"),
     "compare.md": ("JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority", "JEPAMinorityPrompt"),

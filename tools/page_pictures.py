@@ -154,6 +154,15 @@ SCENES = (
         ),
     ),
     Scene(
+        "jepa_pick_by_eye",
+        runs=({(3, "image_size"): SMALL},),
+        picks=(0, 3, 6),
+        pictures=(
+            Shot(f"{HELP}/pick_images.jpg", (7,), width=520, first="by"),
+            Shot(f"{THUMBNAILS}/jepa_pick_by_eye.jpg", (7,), width=450, height=450, first="by"),
+        ),
+    ),
+    Scene(
         "jepa_novelty",
         runs=({},),
         pictures=(
@@ -315,7 +324,6 @@ def open_studio(host: Path, encoder: Path, program: str) -> Iterator[Studio]:
         Server(host, links, cpu=not has_accelerator(sys.executable)) as server,
         running_browser(program) as browser,
     ):
-        server.upload(host / "input" / "example.png")  # comes with every host
         menu = server.object_info()["JEPAEncoderLoader"]["input"]["required"]["encoder"][1]["options"]
         context = browser.new_context(viewport=VIEWPORT, device_scale_factor=2)
         comfy = Comfy(context.new_page(), server.url, SCREENSHOTS)

@@ -50,11 +50,18 @@ SET = """([id, name, value]) => {
   widget.callback?.(value);
 }"""
 # Returns "" or why the run failed, and the previews [node, file in base64] that came in between.
-RUN = """async () => {
+RUN = """async (picks) => {
   const { api } = await import("/scripts/api.js");
   const previews = [];
   const keep = ({ detail: { nodeId, blob } }) => previews.push([Number(nodeId), blob]);
   api.addEventListener("b_preview_with_metadata", keep);
+  // as a user clicks, once the panel shows the pictures
+  const pick = ({ detail: { state, node, images } }) => {
+    if (state !== "open") return;
+    setTimeout(() => nodeOf(node).jepaPicker.onKeep(picks.map((place) => images[place].index)));
+  };
+  const nodeOf = (id) => app.graph.getNodeById(Number(id));
+  api.addEventListener("jepa_guidance.pick", pick);
   const ended = new Promise((done) => {
     api.addEventListener("execution_success", () => done(""), { once: true });
     api.addEventListener("execution_error", ({ detail }) => done(detail.exception_message), { once: true });
@@ -62,6 +69,7 @@ RUN = """async () => {
   const queued = await app.queuePrompt(0);
   const fault = queued ? await ended : "the server refused the graph";
   api.removeEventListener("b_preview_with_metadata", keep);
+  api.removeEventListener("jepa_guidance.pick", pick);
   const encoded = (blob) => new Promise((done) => {
     const reader = new FileReader();
     reader.onload = () => done(reader.result.split(",")[1]);
@@ -173,6 +181,7 @@ class Scene:
         template: the name of a file in workflows/.
         runs: what is set before each run; the local encoder is set too. () if the graph is only shown.
         off: nodes that do not run. previews: whether samplers send them.
+        picks: the places of the pictures that JEPA Pick Images keeps.
     """
 
     template: str
@@ -181,6 +190,7 @@ class Scene:
     added: tuple[Added, ...] = ()
     off: tuple[int, ...] = ()
     previews: bool = False
+    picks: tuple[int, ...] = ()
 
     def graph(self) -> dict[str, Any]:
         """The template without its note, which would stand half in view."""
@@ -214,18 +224,18 @@ class Studio:
         for widgets in scene.runs:
             for (node, name), value in {**local, **widgets}.items():
                 self.comfy.ask(SET, [node, name, value])
-            made.append(self._run(scene.template))
+            made.append(self._run(scene))
             self.comfy.ask("() => app.refreshComboInNodes()")  # menus list files that the run saved
         self.comfy.page.wait_for_timeout(SETTLE_MS)
         return {
             one.file: self._shot(one) if isinstance(one, Shot) else put_together(one, made) for one in wanted
         }
 
-    def _run(self, name: str) -> dict[int, list[Image.Image]]:
+    def _run(self, scene: Scene) -> dict[int, list[Image.Image]]:
         """Run the graph; returns the pictures that each node showed, previews first."""
-        fault, previews = self.comfy.ask(RUN)
+        fault, previews = self.comfy.ask(RUN, scene.picks)
         if fault:
-            raise RuntimeError(f"{name}: {fault}")
+            raise RuntimeError(f"{scene.template}: {fault}")
         made: dict[int, list[Image.Image]] = {}
         for node, content in previews:
             made.setdefault(node, []).append(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))

@@ -1,8 +1,11 @@
-"""The folders models/jepa, models/djepa and models/jepa_references."""
+"""The folders models/jepa, models/djepa and models/jepa_references, or those that the user configured for them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ...jepa_core.writing import UnwritableError
 from .required import folder_paths
 
 ENCODER_FOLDER = "jepa"
@@ -11,14 +14,33 @@ REFERENCE_FOLDER = "jepa_references"
 
 
 def register_folders() -> None:
-    """Register the pack's model folders with the host, keeping folders from the user's configuration."""
+    """Register the pack's model folders with the host, after those of the user's configuration. Makes none of them."""
     for name in (ENCODER_FOLDER, DJEPA_FOLDER, REFERENCE_FOLDER):
         default = Path(folder_paths.models_dir) / name
-        default.mkdir(parents=True, exist_ok=True)
         paths, _ = folder_paths.folder_names_and_paths.get(name, ([], set()))
         paths = list(dict.fromkeys([*paths, str(default)]))
         # .safetensors only: the host's default extensions include pickles
         folder_paths.folder_names_and_paths[name] = (paths, {".safetensors"})
+
+
+def folder_to_write(name: str) -> Path:
+    """Where new files of a kind go: the first folder that the host lists, where is_default puts a folder."""
+    return Path(folder_paths.get_folder_paths(name)[0])
+
+
+@contextmanager
+def writing_to(name: str) -> Iterator[None]:
+    """Within the block, files of a kind are written.
+
+    Raises:
+        UnwritableError: also says how to choose another folder.
+    """
+    try:
+        yield
+    except UnwritableError as error:
+        raise UnwritableError(
+            f"{error}, or list another folder under {name!r} in extra_model_paths.yaml, with is_default: true"
+        ) from error
 
 
 def inside(file: Path, folder: str, *companions: Path) -> Path:

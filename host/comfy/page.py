@@ -1,5 +1,8 @@
 """What the web page shows: text under nodes, this pack's events, previews."""
 
+from collections.abc import Callable
+from typing import Any
+
 import comfy.cli_args
 
 from .required import PreviewMethod
@@ -23,6 +26,29 @@ def send_event(name: str, data: dict) -> None:
 
     server = PromptServer.instance
     server.send_sync(name, data, server.client_id)
+
+
+def on_queued(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Call `handler` with everything that is queued, before the host looks at it; what it returns is queued."""
+    from server import PromptServer
+
+    PromptServer.instance.add_on_prompt_handler(handler)
+
+
+def send_to_all(name: str, data: dict) -> None:
+    """Send one of this pack's events to every open page."""
+    from server import PromptServer
+
+    PromptServer.instance.send_sync(name, data)
+
+
+def page_is_open() -> bool:
+    """Whether the prompt that runs was queued by a page, and it is still open."""
+    from server import PromptServer
+
+    server = PromptServer.instance
+    # pages begin with what they can do; scripts that listen to a socket do not
+    return bool(server.sockets_metadata.get(server.client_id, {}).get("feature_flags"))
 
 
 def show_text(node_id: str | None, text: str) -> None:

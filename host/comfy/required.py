@@ -6,6 +6,7 @@ halfway. Tested with ComfyUI 0.9.2 and 0.30.0.
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 OLDEST_HOST = "0.9.2"
@@ -68,6 +69,16 @@ def _need(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
+def _live(owner: Any, name: str) -> Callable[..., Any]:
+    """A function of the host, looked up at each call: other packs replace some of them after this one is loaded."""
+
+    @wraps(_need(owner, name))
+    def call(*args: Any, **more: Any) -> Any:
+        return getattr(owner, name)(*args, **more)
+
+    return call
+
+
 def _need_mention(function: Callable, *names: str) -> None:
     """Check that a function of the host still mentions attributes of these names."""
     for name in names:
@@ -96,27 +107,27 @@ ModelPatcher = _need(comfy.model_patcher, "ModelPatcher")
 VAE = _need(comfy.sd, "VAE")
 CLIP = _need(comfy.sd, "CLIP")
 TAESD = _need(comfy.taesd.taesd, "TAESD")
-get_torch_device = _need(comfy.model_management, "get_torch_device")
-unet_offload_device = _need(comfy.model_management, "unet_offload_device")
-vae_offload_device = _need(comfy.model_management, "vae_offload_device")
-intermediate_device = _need(comfy.model_management, "intermediate_device")
-load_models_gpu = _need(comfy.model_management, "load_models_gpu")
-soft_empty_cache = _need(comfy.model_management, "soft_empty_cache")
-free_memory = _need(comfy.model_management, "free_memory")
+get_torch_device = _live(comfy.model_management, "get_torch_device")
+unet_offload_device = _live(comfy.model_management, "unet_offload_device")
+vae_offload_device = _live(comfy.model_management, "vae_offload_device")
+intermediate_device = _live(comfy.model_management, "intermediate_device")
+load_models_gpu = _live(comfy.model_management, "load_models_gpu")
+soft_empty_cache = _live(comfy.model_management, "soft_empty_cache")
+free_memory = _live(comfy.model_management, "free_memory")
 LoadedModel = _need(comfy.model_management, "LoadedModel")
 _need(LoadedModel, "model_loaded_memory")
-get_free_memory = _need(comfy.model_management, "get_free_memory")
-extra_reserved_memory = _need(comfy.model_management, "extra_reserved_memory")
+get_free_memory = _live(comfy.model_management, "get_free_memory")
+extra_reserved_memory = _live(comfy.model_management, "extra_reserved_memory")
 InterruptProcessingException = _need(comfy.model_management, "InterruptProcessingException")
 # Raises if the user interrupted the run. The host's own layers call it; a JEPA encoder does not.
-interrupt_check = _need(comfy.model_management, "throw_exception_if_processing_interrupted")
+interrupt_check = _live(comfy.model_management, "throw_exception_if_processing_interrupted")
 
 # Prompts and conditioning.
 for _name in ("tokenize", "encode_from_tokens_scheduled"):
     _need(CLIP, _name)
 _need_mention(_need(CLIP, "encode_from_tokens"), "load_model", "patcher", "cond_stage_model")
-calc_cond_batch = _need(comfy.samplers, "calc_cond_batch")
-encode_model_conds = _need(comfy.samplers, "encode_model_conds")
+calc_cond_batch = _live(comfy.samplers, "calc_cond_batch")
+encode_model_conds = _live(comfy.samplers, "encode_model_conds")
 CONDConstant = _need(comfy.conds, "CONDConstant")
 for _class in ("CONDRegular", "CONDList"):
     _need(_need(comfy.conds, _class), "_copy_with")
@@ -130,10 +141,12 @@ _need_mention(_need(comfy.controlnet, "T2IAdapter").__init__, "control_input")
 KSAMPLER = _need(comfy.samplers, "KSAMPLER")
 Sampler = _need(comfy.samplers, "Sampler")
 _need(Sampler, "max_denoise")
-sampler_object = _need(comfy.samplers, "sampler_object")
-SAMPLER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SAMPLERS")
-SCHEDULER_NAMES = _need(_need(comfy.samplers, "KSampler"), "SCHEDULERS")
-common_ksampler = _need(host_nodes, "common_ksampler")
+sampler_object = _live(comfy.samplers, "sampler_object")
+# Its lists are read when they are used: other packs add to them, or replace them, after this one is loaded.
+KSampler = _need(comfy.samplers, "KSampler")
+for _name in ("SAMPLERS", "SCHEDULERS"):
+    _need(KSampler, _name)
+common_ksampler = _live(host_nodes, "common_ksampler")
 VAEDecode = _need(host_nodes, "VAEDecode")
 # In place of an output: the nodes that use it are not run, and this message is shown.
 ExecutionBlocker = _need(comfy_execution.graph_utils, "ExecutionBlocker")
@@ -164,7 +177,7 @@ for _class in ("ModelSamplingDiscrete", "ModelSamplingContinuousEDM", "ModelSamp
         _need(_need(comfy.model_sampling, _class), _name)
 for _name in ("folder_names_and_paths", "models_dir", "get_filename_list", "get_folder_paths"):
     _need(folder_paths, _name)
-for _name in ("get_input_directory", "get_output_directory"):
+for _name in ("get_input_directory", "get_output_directory", "get_system_user_directory"):
     _need(folder_paths, _name)
 _need_mention(ModelPatcher.__init__, "model_lowvram", "load_device", "offload_device", "hook_patches")
 _need_mention(VAE.__init__, "first_stage_model", "patcher", "vae_dtype", "device")
@@ -174,5 +187,9 @@ _need_mention(KSAMPLER.sample, "sampler_function", "extra_options", "inpaint_opt
 _need_mention(_need(comfy.samplers, "KSamplerX0Inpaint").__call__, "denoise_mask", "inner_model", "sigmas")
 _need_mention(WrapperExecutor.__init__, "class_obj", "wrappers", "idx")
 if "server" in sys.modules:  # the engine also runs without a server
+    _server = sys.modules["server"]
+    for _name in ("json_response", "RouteTableDef"):
+        _need(_need(_server, "web"), _name)
     for _name in ("send_progress_text", "send_sync"):
-        _need(_need(sys.modules["server"], "PromptServer"), _name)
+        _need(_need(_server, "PromptServer"), _name)
+    _need_mention(_server.PromptServer.__init__, "routes", "client_id", "sockets_metadata")

@@ -1,7 +1,7 @@
 """The stock sampler, and wrapping the samplers and runs of a MODEL."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +13,19 @@ from .required import (
     PREPARE_WRAPPER,
     RUN_WRAPPER,
     SAMPLER_WRAPPER,
+    KSampler,
     Sampler,
     WrapperExecutor,
     common_ksampler,
+    sampler_object,
 )
 
 MAX_SEED = 2**64 - 1  # of KSampler
+
+
+def seeds_from(first: int, count: int) -> list[int]:
+    """`count` seeds, each the one after the other; 0 follows the largest."""
+    return [(first + number) & MAX_SEED for number in range(count)]
 
 
 def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
@@ -28,6 +35,25 @@ def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
         settings: seed, steps, cfg, sampler_name, scheduler, positive, negative, denoise.
     """
     return common_ksampler(model, latent=latent, **settings)[0]
+
+
+def name_in_menu(sampler: Any) -> str | None:
+    """The name in KSampler's menu of a sampler (KSAMPLER), or None if it is not there."""
+    listed = {}
+    for name in KSampler.SAMPLERS:
+        with suppress(Exception):  # packs list names that only their own nodes can make a sampler of
+            listed[name] = sampler_object(name)
+    function = sampler.sampler_function
+    same = [name for name, own in listed.items() if own.sampler_function is function]
+    # some of the host's are made anew each time
+    same += [name for name, own in listed.items() if _is_remade(own.sampler_function, function)]
+    # the host's ddim is euler with other noise
+    return next((name for name in same if listed[name].inpaint_options == sampler.inpaint_options), None)
+
+
+def _is_remade(one: Any, other: Any) -> bool:
+    code, closures = getattr(one, "__code__", None), (getattr(f, "__closure__", None) for f in (one, other))
+    return code is not None and code is getattr(other, "__code__", None) and not any(closures)
 
 
 def wrap_sampler(model: Any, key: str, wrapper: Callable) -> None:

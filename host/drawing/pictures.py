@@ -23,6 +23,11 @@ def to_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
+def thumbnail(picture: Tensor) -> Tensor:
+    """A picture (H, W, 3 or 4) in [0, 1], shrunk or enlarged to fit a square of 256 pixels: (h, w, 3)."""
+    return to_image(_fitted(picture))[0]
+
+
 def labelled_sheet(
     pictures: Sequence[Tensor], labels: Sequence[str], *, columns: int = 0, text: int = TEXT
 ) -> Tensor:

@@ -13,7 +13,7 @@ from ...jepa_core.hub import (
     fetch_tokenizer,
 )
 from ...jepa_core.prompt_fit import MODEL_TYPE
-from ..comfy.model_folders import ENCODER_FOLDER, inside
+from ..comfy.model_folders import ENCODER_FOLDER, folder_to_write, inside, writing_to
 from ..comfy.required import folder_paths
 
 
@@ -62,6 +62,7 @@ def encoder_file(
         ValueError: a name that is not in the menu, or a link that leads out of the model folders.
         jepa_core.hub.EncoderLicenceError: missing weights that must not be used commercially.
         jepa_core.hub.EncoderDownloadError: the hub cannot be reached; says which file to put where.
+        jepa_core.writing.UnwritableError: the folder cannot be written to.
     """
     if name not in encoder_names():
         raise ValueError(
@@ -74,9 +75,10 @@ def encoder_file(
     for folder in folders:
         if (folder / name / "model.safetensors").is_file():
             return _inside_encoders(folder / name / "model.safetensors")
-    default = Path(folder_paths.models_dir) / ENCODER_FOLDER
-    file = _inside_encoders(default / name / "model.safetensors")  # where it will be
-    fetch_encoder(name, default, non_commercial=non_commercial, on_progress=on_progress)
+    folder = folder_to_write(ENCODER_FOLDER)
+    file = _inside_encoders(folder / name / "model.safetensors")  # where it will be
+    with writing_to(ENCODER_FOLDER):
+        fetch_encoder(name, folder, non_commercial=non_commercial, on_progress=on_progress)
     return file
 
 
@@ -95,7 +97,8 @@ def clip_file(
         raise EncoderDownloadError(f"{error}, together with {' and '.join(TOKENIZER_FILES)}") from error
     inside(file, ENCODER_FOLDER, *tokenizer_files(file.parent))
     if name in ENCODERS:
-        fetch_tokenizer(name, file.parent.parent)
+        with writing_to(ENCODER_FOLDER):
+            fetch_tokenizer(name, file.parent.parent)
     return file
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...jepa_core.djepa import DJEPAFileError, load_tokenizer
 from ...jepa_core.djepa.tokenizer import CHANNELS, STRIDE
-from ...jepa_core.tensors import checked_tensors
+from ...jepa_core.tensors import checked_tensors, unreadable
 from ..comfy.required import (
     VAE,
     BaseModel,
@@ -147,7 +147,7 @@ def _read(file: Path) -> DemoFile:
             header = content.metadata() or {}
             tensors = checked_tensors(file, content, {name: name for name in content.keys()}, DemoFileError)  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DemoFileError(f"{file} is damaged ({error}); install the pack again") from error
+        raise DemoFileError(unreadable(file, error, "install the pack again")) from error
     if header.get("format") != FORMAT:
         raise DemoFileError(f"{file} has format {header.get('format')!r}, expected {FORMAT!r}")
     return _content(file, header, tensors)

@@ -33,7 +33,7 @@ from ..comfy.required import (
     load_models_gpu,
     unet_offload_device,
 )
-from ..comfy.sampling import MAX_SEED
+from ..comfy.sampling import seeds_from
 from ..gradient.residency import refuse_streamed
 from .autoencoder import WrappedAutoencoder, small_vae
 
@@ -120,16 +120,19 @@ def sample_djepa(
     denoising_steps: int,
     time_shift: float = 1.0,
     latent: dict[str, Any] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Draw a batch of images of one class; returns a LATENT.
 
-    Image i of a batch is the image that seed + i gives alone.
+    Image i of a batch is the image that entry i of seeds_from(seed, batch_size) gives alone.
 
     Args:
+        steps: at most the number of tokens to draw is taken.
         latent: a LATENT whose mask marks the tokens to draw; the others are kept. None draws all.
+        say: called with a message if fewer steps are taken.
 
     Raises:
-        ValueError: an unknown class, more steps than tokens to draw, a latent of another size or with several masks.
+        ValueError: an unknown class, a latent of another size or with several masks.
     """
     config = djepa.config
     label = class_index(djepa, class_name)
@@ -137,18 +140,19 @@ def sample_djepa(
     if latent is not None:
         given, known = _kept(latent, djepa, batch_size)
     unknown = config.tokens if known is None else int((~known).sum())
-    if not 1 <= steps <= unknown and unknown > 0:
-        raise ValueError(
+    if steps > unknown:
+        say(
             f"steps {steps} is more than the {unknown} tokens that {djepa.name} has to draw"
-            f"{'' if known is None else ' inside the mask'}; set it to {unknown} or less"
+            f"{'' if known is None else ' inside the mask'}: {unknown} are taken"
         )
+        steps = unknown
     load_models_gpu([djepa.patcher])
     refuse_streamed(djepa.patcher, "the D-JEPA")
     device = djepa.patcher.load_device
     tokens = sample_tokens(
         djepa.patcher.model,
         torch.full((batch_size,), label, device=device),
-        [(seed + image) & MAX_SEED for image in range(batch_size)],
+        seeds_from(seed, batch_size),
         steps=steps,
         denoising_steps=denoising_steps,
         cfg=cfg,

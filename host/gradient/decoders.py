@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...jepa_core.resize import resize
+from ...jepa_core.tensors import unreadable
 from ...jepa_core.transparency import over_white
 from ..comfy.required import TAESD, VAE, folder_paths
 from ..comfy.vae import decode
@@ -142,13 +144,18 @@ def load_tiny_decoder(name: str, latent_channels: int) -> Any:
         ValueError: the file is damaged, or decodes other latents.
     """
     file = folder_paths.get_full_path_or_raise(TINY_FOLDER, name)
+    again = f"download it again, or set decoder to {ENCODER_RESOLUTION!r}"
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(unreadable(Path(file), error, again)) from error
     try:
         # The host's VAE class accepts a file with missing weights; this class refuses it.
         tensors = TAESD(None, file, latent_channels=latent_channels).state_dict()
-    except (RuntimeError, ValueError, SafetensorError) as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{file} is damaged or not a tiny decoder for latents of {latent_channels} channels ({error}); "
-            f"download it again, or set decoder to {ENCODER_RESOLUTION!r}"
+            f"{file} is damaged or not a tiny decoder for latents of {latent_channels} channels ({error}); {again}"
         ) from error
     return VAE(sd=tensors, metadata={"tae_latent_channels": latent_channels})
 

@@ -1,7 +1,7 @@
 """Attaching guidance to a MODEL: the wrappers of its samplers and runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,12 +17,16 @@ from .refusals import check_one_device
 
 
 def guided(model: Any, guidance: Guidance, loaded: Sequence[Any], through: bool) -> Any:
-    """Return a clone of MODEL that is guided in any sampler of the host, in place of an earlier guidance.
+    """Return a clone of MODEL that is guided in any sampler of the host, in place of an earlier guidance, with a notice.
 
     Args:
         loaded: patchers of the models that are loaded together with it.
         through: whether the denoiser is differentiated.
     """
+    if (before := guidance_of(model)) is not None:
+        guidance = replace(
+            guidance, notices=[*guidance.notices, f"replaces {before.by}, which the model brought"]
+        )
     patched = resident(model) if through and is_dynamic(model) else model.clone()
     patched.set_additional_models(KEY, list(loaded))
     wrap_sampler(patched, KEY, GuidedSampler(guidance))

@@ -17,6 +17,7 @@ class Guidance:
     """What a MODEL is patched with. Runs read it and never change it.
 
     Attributes:
+        by: the node that made it, as users know it.
         schedule, one_call: see GuidanceConfig.
         chain: the source of the gradient; every run gets its own from begin_run.
         vae: the decoder's; its weights stay in place. None for a gradient that decodes nothing.
@@ -27,6 +28,7 @@ class Guidance:
         report: called with the trace after every step, and from time to time within guided steps.
     """
 
+    by: str
     schedule: Schedule
     one_call: bool
     chain: GradientChain

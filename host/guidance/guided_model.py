@@ -31,6 +31,14 @@ class GuidedModel:
 
     Most samplers pass their own state, and changing it in place is enough. If a sampler keeps a copy, this remembers
     the difference between the copy and the shifted state (`offset`), and evaluates the model at the shifted state.
+
+    Args:
+        guided: the guided steps. guide: answers at the first call of these.
+        calls: how many model calls there were before.
+
+    Attributes:
+        calls: model calls so far.
+        last: the last one at the latent's shape, from 0; None before.
     """
 
     def __init__(
@@ -47,12 +55,17 @@ class GuidedModel:
         self._guide = guide
         self._offset: Tensor | None = None
         self.calls = calls
+        self.last: int | None = None
+        self._shape: tuple[int, ...] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
         step = self._plan.first.get(self.calls)
+        self._shape = self._shape or tuple(x.shape)  # every sampler begins with the whole latent
+        if tuple(x.shape) == self._shape:
+            self.last = self.calls
         self.calls += 1
         carry = self._plan.carry
         if carry is None:

@@ -28,7 +28,7 @@ from .preparation import gradient_check, hold_constant, make_differentiable
 from .progress import StepProgress
 from .record import record_places, record_step
 from .refusals import check_finite, check_frames, check_schedule
-from .sampler_probe import check_order, probe_sampler
+from .sampler_probe import StepCount, probe_sampler
 from .schedule import latent_scale, posterior_variance, signal_rate
 from .shift import shift_of
 from .trace import Trace, UnguidedStep
@@ -90,19 +90,20 @@ class GuidedRun:
         check_frames(x, *self.encoders)
         check_schedule(sigmas)
         check_finite(x)
-        function = self.stock.sampler_function
-        plan = probe_sampler(function, sigmas, options, model)
+        plan = probe_sampler(self.stock, sigmas, options, model, x.shape)
         guided_model = self.begin(plan, model, x, sigmas, extra_args or {})
+        count = StepCount(plan, self.stock)
 
         def after_step(state: dict) -> None:
-            check_order(plan, guided_model.calls - 1, state["i"], function)
-            self.after_step(state["i"])
+            step = count.reported(guided_model.last)
+            if step is not None:
+                self.after_step(step)
             if callback is not None:
                 callback(state)
 
         with self.counting_blocks():
             # x is cloned, since guidance writes into it. sigmas is not: the host reads what samplers write into it.
-            result = function(
+            result = self.stock.sampler_function(
                 guided_model,
                 x.clone(),
                 sigmas,

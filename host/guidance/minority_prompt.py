@@ -37,6 +37,7 @@ def apply_minority_prompt(
     Raises:
         ValueError: models that cannot be differentiated; a word that is not a single token.
     """
+    _check_unguided(model)
     check_sampling(model)
     check_makes_pictures(model)
     check_one_device(model)
@@ -89,11 +90,7 @@ def check_conditioning(guider: Any, cond: Tensor) -> None:
     Raises:
         ValueError: says what to connect or remove.
     """
-    if sampler_wrapper(guider.model_patcher, GUIDANCE_KEY) is not None:
-        raise ValueError(
-            "MinorityPrompt does not run together with JEPA Guidance, Self-Guided Minority Sampling or JEPA Rare Search "
-            "on one MODEL; remove one of them"
-        )
+    _check_unguided(guider.model_patcher)  # again: a later node may have changed it
     if has_weight_hooks(guider):
         raise ValueError(
             "MinorityPrompt cannot differentiate a model whose weights a LoRA in the conditioning changes; apply the LoRA "
@@ -103,4 +100,12 @@ def check_conditioning(guider: Any, cond: Tensor) -> None:
         raise ValueError(
             "MinorityPrompt does not find its text in the sampler's positive prompt; connect its output positive there, or "
             "encode the same text with the same CLIP"
+        )
+
+
+def _check_unguided(model: Any) -> None:
+    if sampler_wrapper(model, GUIDANCE_KEY) is not None:
+        raise ValueError(
+            "MinorityPrompt does not run together with JEPA Guidance, Self-Guided Minority Sampling or JEPA Rare Search "
+            "on one MODEL; remove one of them"
         )

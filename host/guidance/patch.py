@@ -16,6 +16,7 @@ from ..options import (
     DENOISER_CONSTANT,
     ENCODER_RESOLUTION,
     FULL,
+    JEPA_GUIDANCE,
     NOVELTY,
     NOVELTY_JUDGE,
     SCORE,
@@ -79,6 +80,7 @@ def apply_guidance(
         labels=([one.label for one in guides], [_judge_label(one, config, reference) for one in judges]),
     )
     guidance = Guidance(
+        by=JEPA_GUIDANCE,
         schedule=config.schedule,
         one_call=config.one_call,
         chain=chain or own,

@@ -21,7 +21,7 @@ from ..gradient.residency import keep_whole, refuse_streamed
 from .guided_model import GuidedModel, SamplerPlan
 from .patch_state import PatchState
 from .refusals import check_frames, check_schedule
-from .sampler_probe import check_order, probe_sampler
+from .sampler_probe import StepCount, probe_sampler
 from .schedule import Schedule
 
 KEY = "jepa_minority_prompt"  # of the wrappers, and of the text encoder that is attached to a MODEL
@@ -106,21 +106,21 @@ class PromptRun:
         """Run the stock sampler function on a model that learns the token at the first call of some steps."""
         check_frames(x)
         check_schedule(sigmas)
-        function = self.stock.sampler_function
         # x is not shifted, so it does not matter whether the sampler keeps a copy
-        self.plan = probe_sampler(function, sigmas, options, model)._replace(carry=None)
+        self.plan = probe_sampler(self.stock, sigmas, options, model, x.shape)._replace(carry=None)
         learning = self.learning.schedule.guided_steps(self.plan.steps)
         taught = GuidedModel(model, self.plan, learning, self.learned_call)
+        count = StepCount(self.plan, self.stock)
 
         def after_step(state: dict) -> None:
-            check_order(self.plan, taught.calls - 1, state["i"], function)
+            count.reported(taught.last)
             if callback is not None:
                 callback(state)
 
         self.plain = self.guider.conds
         self.places = places_of(self.plain["positive"], self.patch.cond)
         with replaced_conditioning(self.guider, lambda conds: conds):
-            result: Tensor = function(
+            result: Tensor = self.stock.sampler_function(
                 taught, x, sigmas, extra_args=extra_args, callback=after_step, disable=disable, **options
             )
         return result

@@ -1,6 +1,9 @@
 """The names of samplers, and those that cannot be guided."""
 
-from collections.abc import Callable
+import re
+from typing import Any
+
+from ..comfy.sampling import name_in_menu
 
 # Name of the function -> the sampler's name, and why it cannot be guided. These reasons say more than a failed dry run.
 REFUSED = {
@@ -13,18 +16,31 @@ REFUSED = {
 OTHERS = "Choose another, for instance euler, dpmpp_2m or uni_pc."
 
 
-def sampler_name(function: Callable) -> str:
-    """The name of a sampler function, as users know it."""
-    return getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
+def sampler_name(sampler: Any) -> str:
+    """A sampler (the host's KSAMPLER), as users know it: by its name in the menu, else by its function and its pack."""
+    if name := name_in_menu(sampler):
+        return repr(name)
+    function = sampler.sampler_function
+    function = getattr(function, "func", function)  # of a partial
+    own = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
+    return f"{own!r} (not in KSampler's menu; from {_pack(str(function.__module__))})"
 
 
-def sampler_refusal(function: Callable) -> str | None:
-    """Why this sampler cannot be guided, or None."""
-    if getattr(function, "__name__", "") not in REFUSED:
+def _pack(module: str) -> str:
+    """The folder of the pack that a module belongs to; the host names modules of packs by their paths."""
+    inside = re.split(r"custom_nodes[/\\.]", module)[-1]
+    return re.split(r"[/\\.]", inside)[0]
+
+
+def sampler_refusal(sampler: Any) -> str | None:
+    """Why this sampler (the host's KSAMPLER) cannot be guided, or None."""
+    name = getattr(sampler.sampler_function, "__name__", "")
+    if name not in REFUSED:
         return None
-    return refusal(*REFUSED[function.__name__])
+    menu, why = REFUSED[name]
+    return refusal(repr(menu), why)
 
 
 def refusal(name: str, why: str) -> str:
-    """The message for a sampler that cannot be guided."""
-    return f"JEPA guidance does not support the sampler {name!r}: {why}. {OTHERS}"
+    """The message for a sampler that cannot be guided; name: as of sampler_name."""
+    return f"JEPA guidance does not support the sampler {name}: {why}. {OTHERS}"

@@ -1,12 +1,9 @@
-"""The trace on the page while a node runs, and in the metadata of saved images."""
-
-from typing import Any
+"""The trace on the page while a node runs."""
 
 from ..comfy.page import send_event, show_text
 from .trace import Trace
 
 TRACE_EVENT = "jepa_guidance.trace"  # web/js/rarity.js listens to it
-METADATA_KEY = "jepa_guidance"
 
 
 class TraceReporter:
@@ -34,22 +31,3 @@ class TraceReporter:
         # places come after the last step
         if is_new or len(trace.steps) > first or trace.places:
             send_event(TRACE_EVENT, {"node": self._node_id, "trace": trace.as_json(first)})
-
-
-def note_in_images(
-    extra_pnginfo: dict | None, node_id: str | None, settings: dict[str, Any], trace: dict
-) -> None:
-    """Have the host's save nodes write the settings and the trace into the images of this queue item.
-
-    Args:
-        extra_pnginfo: the host's metadata for the queue item, which its save nodes write key by key; None if the prompt
-            has none.
-        settings: the node's inputs; only strings, numbers and booleans are kept.
-        trace: what the node did, as JSON.
-    """
-    if extra_pnginfo is not None:
-        plain = {
-            name: value for name, value in settings.items() if isinstance(value, str | int | float | bool)
-        }
-        noted = extra_pnginfo.setdefault(METADATA_KEY, {})
-        noted[str(node_id)] = {"settings": plain, "trace": trace}

@@ -1,14 +1,13 @@
-"""Dry runs of a sampler: which model call begins each step, and where the sampler keeps its state."""
+"""What dry runs tell about a sampler: which model call begins each step, and where the sampler keeps its state."""
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..gradient.random_state import random_state_kept
+from .dry_run import Answer, DryRuns, Run, factor
 from .guided_model import GuidedModel, SamplerPlan
 from .refused_samplers import OTHERS, refusal, sampler_name, sampler_refusal
 
@@ -22,198 +21,107 @@ HALVINGS = 9
 LATE = 4
 
 
-def probe_sampler(function: Callable, sigmas: Tensor, options: dict, model: Any) -> SamplerPlan:
-    """Find out how a sampler function calls the model, by dry runs on a few numbers. Leaves global random states alone.
+def probe_sampler(
+    sampler: Any, sigmas: Tensor, options: dict, model: Any, shape: Sequence[int]
+) -> SamplerPlan:
+    """Find out how a sampler calls the model, by dry runs on a small latent. Leaves global random states alone.
 
     Samplers call the model once or several times per step, possibly at the same sigma, and report each step after its
     first call.
 
     Args:
-        sigmas: the schedule. options: the sampler's own arguments.
+        sampler: the host's KSAMPLER. sigmas: the schedule. options: the arguments of the sampler's function.
         model: what the host passes to sampler functions; only its attributes are read.
+        shape: of the latent, (B, C, ..., height, width).
 
     Raises:
         ValueError: the sampler cannot be guided; names the sampler and the reason.
     """
-    if known := sampler_refusal(function):
+    if known := sampler_refusal(sampler):
         raise ValueError(known)
-    name = sampler_name(function)
+    function = sampler.sampler_function
     try:
-        dry = _DryRuns(function, options, model)
-        run, alone = dry.run(sigmas, factor(0.5)), dry.run(sigmas, factor(0.0))
-        why = _fault(run, alone, sigmas)
-        carry = None
-        if why is None and run.first:
-            test = _StateTest(dry, sigmas.max())
-            if not test.keeps_no_copy():
-                carry = _carry(alone, dry.run(sigmas, factor(0.0), start=2.0))
-                why = None if test.can_be_carried() else NOT_FOLLOWED
+        try:
+            return _plan(DryRuns(function, shape, options, model), sigmas)
+        except _CannotBeGuided:
+            raise
+        except Exception:
+            # a sampler may hold something of the latent's size, such as a mask
+            return _plan(DryRuns(function, shape, options, model, side=None), sigmas)
     except _CannotBeGuided as error:
-        why = str(error)
+        raise ValueError(refusal(sampler_name(sampler), str(error))) from error
     except Exception as error:
         raise ValueError(
-            f"JEPA guidance cannot tell how the sampler {name!r} runs ({type(error).__name__}: {error}). {OTHERS}"
+            f"JEPA guidance cannot tell how the sampler {sampler_name(sampler)} runs ({type(error).__name__}: {error}). "
+            f"{OTHERS}"
         ) from error
-    if why is not None:
-        raise ValueError(refusal(name, why))
+
+
+class StepCount:
+    """The steps that a sampler reports in a run, by the model calls before; other packs number their reports otherwise.
+
+    Args:
+        sampler: the host's KSAMPLER, for its name.
+    """
+
+    def __init__(self, plan: SamplerPlan, sampler: Any) -> None:
+        self._plan = plan
+        self._sampler = sampler
+        self._done = 0
+
+    def reported(self, call: int | None) -> int | None:
+        """The step that a report completes, from 0; None for a report without a new model call.
+
+        Args:
+            call: the last model call at the latent's shape, from 0; None before the first.
+
+        Raises:
+            RuntimeError: the sampler does not run as in its dry run.
+        """
+        if call is None or (self._done and self._plan.first.get(call) == self._done - 1):
+            return None
+        if self._plan.first.get(call) != self._done:
+            raise RuntimeError(
+                f"JEPA guidance: the sampler {sampler_name(self._sampler)} runs in another order than in its dry run, so "
+                f"its steps cannot be guided. {OTHERS}"
+            )
+        self._done += 1
+        return self._done - 1
+
+
+def _plan(dry: DryRuns, sigmas: Tensor) -> SamplerPlan:
+    """Raises _CannotBeGuided, or what the sampler raises."""
+    run, alone = dry.run(sigmas, factor(0.5)), dry.run(sigmas, factor(0.0))
+    if run.first != alone.first:
+        raise _CannotBeGuided("its steps depend on the image")
+    if not run.first and len(sigmas) > 1:
+        raise _CannotBeGuided("it does not report its steps")
+    carry = None
+    if run.first:
+        test = _StateTest(dry, sigmas.max())
+        if not test.keeps_no_copy():
+            carry = _carry(alone, dry.run(sigmas, factor(0.0), start=2.0))
+            if not test.can_be_carried():
+                raise _CannotBeGuided(NOT_FOLLOWED)
     steps = {call: step for step, call in enumerate(run.first)}
     seen = [*(run.sigmas[call] for call in steps), float(sigmas[-1])]
     return SamplerPlan(steps, seen, carry)
-
-
-def check_order(plan: SamplerPlan, call: int, step: int, function: Callable) -> None:
-    """Raise RuntimeError unless a sampler reports a step after its first model call, as in its dry run.
-
-    Args:
-        call: the last one, from 0. step: that the sampler reports.
-    """
-    if plan.first.get(call) != step:
-        raise RuntimeError(
-            f"JEPA guidance: the sampler {sampler_name(function)!r} runs in another order than in its dry run, so "
-            f"its steps cannot be guided. {OTHERS}"
-        )
 
 
 class _CannotBeGuided(Exception):
     """What a dry run found; the message is the reason."""
 
 
-def _fault(run: "_Run", alone: "_Run", sigmas: Tensor) -> str | None:
-    """Why the steps of a sampler cannot be identified, given two runs with different model outputs; or None."""
-    if run.first != alone.first:
-        return "its steps depend on the image"
-    if not run.first and len(sigmas) > 1:
-        return "it does not report its steps"
-    return None
-
-
-def _carry(alone: "_Run", doubled: "_Run") -> list[float]:
+def _carry(alone: Run, doubled: Run) -> list[float]:
     """SamplerPlan.carry, from two runs with different starts; 0 where the start no longer matters."""
     moved = [two - one for one, two in zip(alone.course, doubled.course, strict=True)]
     return [1.0, *(after / before if before else 0.0 for before, after in pairwise(moved))]
 
 
-# (the model's input, sigma, index of the call) -> the model's output
-Answer = Callable[[Tensor, Tensor, int], Tensor]
-
-
-def factor(size: float) -> Answer:
-    """A model whose output is its input times `size`."""
-    return lambda x, sigma, call: x * size
-
-
-class _Run(NamedTuple):
-    """One dry run.
-
-    Attributes:
-        states, sigmas: the model's arguments at every call.
-        first: the first call of each step.
-        result: the sampler's result.
-    """
-
-    states: list[float]
-    sigmas: list[float]
-    first: list[int]
-    result: float
-
-    @property
-    def course(self) -> list[float]:
-        """The state at the first call of each step, then the result."""
-        return [*(self.states[call] for call in self.first), self.result]
-
-
-class _DryRuns:
-    """Runs a sampler function without noise on a latent of four equal numbers; some samplers fail on a single one."""
-
-    def __init__(self, function: Callable, options: dict, model: Any) -> None:
-        self.function = function
-        self.model = model
-        # a dry run would advance a noise sampler made for the real latent
-        self.options = {key: value for key, value in options.items() if key != "noise_sampler"}
-        self.silent = "noise_sampler" in inspect.signature(function).parameters
-
-    def run(
-        self,
-        sigmas: Tensor,
-        answer: Answer,
-        start: float = 1.0,
-        writes: dict[int, float] | None = None,
-        wrap: Callable[[Any], Any] = lambda model: model,
-    ) -> _Run:
-        """Run the sampler once.
-
-        Args:
-            start: the initial state, in units of the first sigma.
-            writes: {index of a call: the number that the model writes into its input}.
-            wrap: wraps the model before the sampler gets it.
-        """
-        stub = _Stub(self.model, answer, writes or {})
-        model = wrap(stub)
-        x = torch.ones(1, 1, 2, 2, device=sigmas.device) * sigmas[0] * start
-        options = self.options | ({"noise_sampler": lambda *_: torch.zeros_like(x)} if self.silent else {})
-        first: list[int] = []
-        arguments = {"model_options": {"transformer_options": {}}, "seed": 0}
-        with random_state_kept(sigmas.device):
-            # clones: some samplers write into their arguments
-            result = self.function(
-                model,
-                x.clone(),
-                sigmas.clone(),
-                extra_args=arguments,
-                callback=lambda report: first.append(len(stub.states) - 1),
-                disable=True,
-                **options,
-            )
-        if isinstance(model, GuidedModel):
-            result = model.result(result)
-        return _Run(stub.states, stub.sigmas, first, float(result.flatten()[0]))
-
-
-class _Stub:
-    """The model of a dry run."""
-
-    def __init__(self, model: Any, answer: Answer, writes: dict[int, float]) -> None:
-        self._model = model
-        self._answer = answer
-        self._writes = writes
-        self.states: list[float] = []
-        self.sigmas: list[float] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict | None = None, **_: Any) -> Tensor:
-        call = len(self.states)
-        self.states.append(float(x.flatten()[0]))
-        self.sigmas.append(float(sigma.flatten()[0]))
-        if call in self._writes:
-            x.fill_(self._writes[call])
-        denoised = self._answer(x, sigma, call)
-        # cfg++ samplers take the unconditional estimate from such a hook
-        for hook in (model_options or {}).get("sampler_post_cfg_function", []):
-            denoised = hook(self._hook_arguments(x, sigma, denoised, model_options))
-        return denoised
-
-    def _hook_arguments(self, x: Tensor, sigma: Tensor, denoised: Tensor, model_options: dict | None) -> dict:
-        """The arguments that the host passes to a post-CFG hook."""
-        guider = getattr(self._model, "inner_model", None)
-        conds = getattr(guider, "conds", {})
-        return {
-            **dict.fromkeys(("denoised", "cond_denoised", "uncond_denoised"), denoised),
-            "cond": conds.get("positive"),
-            "uncond": conds.get("negative"),
-            "cond_scale": getattr(guider, "cfg", 1.0),
-            "model": getattr(guider, "inner_model", None),
-            "sigma": sigma,
-            "model_options": model_options,
-            "input": x,
-        }
-
-
 class _StateTest:
     """Finds out by dry runs where a sampler keeps its state."""
 
-    def __init__(self, dry: _DryRuns, highest: Tensor) -> None:
+    def __init__(self, dry: DryRuns, highest: Tensor) -> None:
         self.dry = dry
         # at least 1, where flow models begin: the formulas of some samplers lose precision far below
         halves = highest.clamp(min=1.0) * 0.5 ** torch.arange(HALVINGS + 1, device=highest.device)
@@ -221,7 +129,7 @@ class _StateTest:
         self.alone = dry.run(self.sigmas, factor(0.0))
         self.first = self.alone.first
 
-    def run(self, answer: Answer, start: float = 1.0, **settings: Any) -> _Run:
+    def run(self, answer: Answer, start: float = 1.0, **settings: Any) -> Run:
         run = self.dry.run(self.sigmas, answer, start, **settings)
         if run.first != self.first:
             raise _CannotBeGuided("its steps depend on the latent")
@@ -263,7 +171,7 @@ class _StateTest:
         changed = self.run(factor(0.0), writes={call: 2 * self.alone.states[call]})
         return not self._agree(changed, self.alone, step + 1)
 
-    def _made_equal(self, answer: Answer, parity: int, size: float) -> _Run:
+    def _made_equal(self, answer: Answer, parity: int, size: float) -> Run:
         """A run scaled by `size`, but of size 1 at every second step."""
         writes = {
             call: self.alone.sigmas[call] * (1.0 if step % 2 == parity else size)
@@ -271,7 +179,7 @@ class _StateTest:
         }
         return self.run(answer, size, writes=writes)
 
-    def _agree(self, one: _Run, other: _Run, step: int) -> bool:
+    def _agree(self, one: Run, other: Run, step: int) -> bool:
         """Whether the states of two runs agree at the start of a step; false if they are not finite."""
         a, b = one.course[step], other.course[step]
         return abs(a - b) <= 1e-5 * max(abs(a), abs(b), 0.1 * self.alone.sigmas[self.first[step - 1]])

@@ -77,8 +77,11 @@ def signal_rate(model_sampling: Any, sigma: Tensor) -> float:
 
 
 def posterior_variance(rate: float, next_rate: float) -> float:
-    """Var_t = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev); `next_rate` is abar_prev, at the less noisy step."""
-    if rate >= 1:
+    """Var_t = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev); `next_rate` is abar_prev, at the less noisy step.
+
+    0 where the next step is noisier, as after a restart.
+    """
+    if rate >= 1 or next_rate <= rate:
         return 0.0
     return (1 - next_rate) / (1 - rate) * (1 - rate / next_rate)
 

@@ -6,7 +6,7 @@ from typing import Any
 from ..comfy.required import interrupt_check
 from ..gradient.self_guidance import SelfGuidance
 from ..gradient.ways import Way
-from ..options import DENOISER_CONSTANT, PER_STEP, THROUGH_DENOISER
+from ..options import DENOISER_CONSTANT, PER_STEP, SELF_GUIDED, THROUGH_DENOISER
 from .attachment import guided, not_differentiable
 from .guidance import Guidance
 from .preparation import held_constant
@@ -47,6 +47,7 @@ def apply_self_guidance(
     why = not_differentiable(model, [])
     path = DENOISER_CONSTANT if why else THROUGH_DENOISER
     guidance = Guidance(
+        SELF_GUIDED,
         schedule,
         one_call=True,
         chain=SelfGuidance(level, Way(through_denoiser=why is None)),

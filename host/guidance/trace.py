@@ -125,7 +125,7 @@ class Trace:
             return (
                 f"JEPA guidance: step {done} of {total}, not guided yet"
                 if done < total
-                else "JEPA guidance: no step of this run lies in the guided range; the image is the stock sampler's"
+                else "JEPA guidance: no step of this run lies in the guided range; guidance changed nothing"
             )
         last = guided[-1]
         skipped = sum(not math.isfinite(norm) for step in guided for norm in step.gradient_norm)

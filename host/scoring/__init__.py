@@ -7,12 +7,15 @@ rarity.py           images by score or by novelty, with percentiles
 floor.py            the least quality that an image must have
 choice.py           which images are kept
 ranked.py           ranked images as captions, CSV and JSON
+by_eye.py           which images are kept by whoever looks at them
 along.py            latents and masks that go along with images
 groups.py           groups of images that look alike
 reference.py        making references, and what may be compared with them
 novelty.py          distances to a reference, and among its pictures
 comparison.py       images beside a reference: percentiles, novelty, text
 picture_folder.py   the pictures in a folder of the host
+folder_scores.py    those pictures scored, each once from run to run
+folder_table.py     what is known of them, as text; the rarest
 prompt_pictures.py  what a prompt draws without guidance
 reference_files.py  references in models/jepa_references
 strengths.py        strengths as a user writes them

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from .choice import best_of
@@ -63,6 +62,8 @@ def groups_of(points: Tensor, count: int) -> list[int]:
         count: how many groups; 0 chooses the number of CHOICES with the highest mean silhouette, of equal ones the lowest;
             and one group where no number has a mean above 0.
     """
+    from scipy.cluster.hierarchy import fcluster, linkage  # only here: it would delay the host's start
+
     total = len(points)
     if total == 1 or (total == 2 and not count):
         return [0] * total

@@ -1,57 +1,16 @@
 """How far pictures are from a reference, in an encoder's embedding, and among those of the reference. Higher is rarer."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ...jepa_core import Reference
-from ...jepa_core.novelty import Nearest, distances_within
+from ...jepa_core.novelty import Distances
 from ...jepa_core.reference import ReferencePart, percentile
 from ..encoders.host_encoder import AnyEncoder
 from .reference import embed_pictures, parts_of
-
-SAMPLE = 1000  # of a reference's pictures, this many tell how far its pictures are from each other
-_CHUNK = 256
-_SAME = 1e-4  # of an embedding's length: less than two pictures differ by, more than rounding
-
-
-class Distances:
-    """Distances to the pictures of one part of a reference, on the CPU."""
-
-    def __init__(self, embeddings: Tensor) -> None:
-        self.embeddings = embeddings
-        self._distance = Nearest(embeddings)
-
-    def of(self, embeddings: Tensor) -> Tensor:
-        """How far embeddings (B, d) are from the pictures: (B,). A picture of the reference is compared with the others."""
-        return torch.cat([self._of(some) for some in embeddings.split(_CHUNK)])
-
-    def _of(self, embeddings: Tensor) -> Tensor:
-        found = self._distance(embeddings)
-        nearest = torch.cdist(embeddings, self.embeddings).argmin(1)
-        apart = (embeddings - self.embeddings[nearest]).norm(dim=1)
-        inside = apart <= _SAME * embeddings.norm(dim=1)
-        if inside.any() and len(self.embeddings) > 1:
-            found[inside] = self._distance(embeddings[inside], nearest[inside])
-        return found
-
-    def among(self, index: Tensor) -> Tensor:
-        """How far some of the pictures (B,) are from all others: (B,). Needs two pictures at least."""
-        return torch.cat([self._distance(self.embeddings[some], some) for some in index.split(_CHUNK)])
-
-    @cached_property
-    def own(self) -> Tensor:
-        """How far pictures of the reference are from the others: of at most SAMPLE, evenly spread, in their order."""
-        return distances_within(self.embeddings, SAMPLE)
-
-    @cached_property
-    def median(self) -> float:
-        """The median of `own`, or 1 where that says nothing: for one picture, or pictures that are all alike."""
-        return float(self.own.median()) or 1.0 if len(self.own) else 1.0
-
 
 # Of references in use: what is computed once is kept as long as they are.
 _known: WeakKeyDictionary[ReferencePart, Distances] = WeakKeyDictionary()
@@ -73,12 +32,14 @@ def novelties(
         how: the settings with which they are seen: fit, antialias.
     """
     embeddings = (embed_pictures(pictures, member.encoder, how) for member in encoder.members)
+    return novelties_of(embeddings, encoder, reference)
+
+
+def novelties_of(embeddings: Iterable[Tensor], encoder: AnyEncoder, reference: Reference) -> list[float]:
+    """As novelties, of pictures whose embeddings (N, d) under each encoder of the set are known."""
     parts = parts_of(reference, encoder)
-    return combined(
-        (distances_to(part).of(own) for (part, _), own in zip(parts, embeddings, strict=True)),
-        reference,
-        encoder,
-    )
+    each = (distances_to(part).of(own) for (part, _), own in zip(parts, embeddings, strict=True))
+    return combined(each, reference, encoder)
 
 
 def own_novelties(reference: Reference, encoder: AnyEncoder) -> list[float]:
@@ -91,7 +52,7 @@ def own_novelties(reference: Reference, encoder: AnyEncoder) -> list[float]:
 
 
 def sorted_novelties(reference: Reference, encoder: AnyEncoder) -> list[float]:
-    """How far pictures of a reference (at most SAMPLE) are from the others, ascending; [] if it has one picture."""
+    """How far pictures of a reference (at most novelty.SAMPLE) are from the others, ascending; [] if it has one picture."""
     each = (distances_to(part).own for part, _ in parts_of(reference, encoder))
     return sorted(combined(each, reference, encoder))
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from ...jepa_core.folders.listing import find_pictures
+from ...jepa_core.folders.reading import read_picture
 from ..comfy.required import folder_paths
 
 INPUT, OUTPUT = "input", "output"
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # others run programs, or draw what a text says
-_MOST_PIXELS = 100_000_000
+
+
+def root_of(place: str) -> Path:
+    """The host's input or output folder, with links followed."""
+    base = folder_paths.get_input_directory() if place == INPUT else folder_paths.get_output_directory()
+    return Path(os.path.realpath(base))
 
 
 def folder_of(place: str, subfolder: str) -> Path:
@@ -26,10 +30,9 @@ def folder_of(place: str, subfolder: str) -> Path:
     Raises:
         ValueError: it is not there, or outside.
     """
-    base = folder_paths.get_input_directory() if place == INPUT else folder_paths.get_output_directory()
-    root = os.path.realpath(base)
+    root = root_of(place)
     try:
-        folder = Path(os.path.realpath(Path(root) / subfolder))
+        folder = Path(os.path.realpath(root / subfolder))
     except ValueError as error:  # a character that no file name has
         raise ValueError(f"subfolder {subfolder!r:.200} is not a path") from error
     if not folder.is_relative_to(root):
@@ -52,9 +55,28 @@ def picture_files(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(found, key=lambda entry: (-entry.stat().st_mtime_ns, entry.name))
 
 
+def newest_files(folder: Path, count: int, *, deep: bool) -> dict[str, os.stat_result]:
+    """At most `count` of the picture files in a folder, the newest, with their states; sorted by path.
+
+    Args:
+        deep: also those in folders within it, but not behind links or in hidden ones; see find_pictures.
+    """
+    states = {}
+    for path in find_pictures([folder], deep=deep):
+        with suppress(OSError):  # removed meanwhile
+            states[path] = os.stat(path)
+    newest = sorted(states, key=lambda path: (-states[path].st_mtime_ns, path))[:count]
+    return {path: states[path] for path in sorted(newest)}
+
+
 def state_of(folder: Path) -> str:
     """A hash of the names, dates and sizes of a folder's pictures."""
-    states = [(one.name, one.stat().st_mtime_ns, one.stat().st_size) for one in picture_files(folder)]
+    return state_of_files((one.name, one.stat()) for one in picture_files(folder))
+
+
+def state_of_files(files: Iterable[tuple[str, os.stat_result]]) -> str:
+    """A hash of the names, dates and sizes of files, given by name and state."""
+    states = [(name, state.st_mtime_ns, state.st_size) for name, state in files]
     return hashlib.sha256(repr(states).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -81,39 +103,23 @@ class FolderPictures:
                 continue
             try:
                 picture = read_picture(Path(entry.path))
-            except Exception as error:  # readers of damaged files raise errors of many kinds
+            except (ValueError, OSError) as error:
                 self.skipped[entry.name] = str(error) or type(error).__name__
                 continue
             given += 1
             yield picture
         if not given:
-            why = (
-                f"skipped {self.skipped_text()}"
-                if self.skipped
-                else "make some first, or choose another folder"
-            )
-            raise ValueError(f"{self.folder} holds no picture that can be read; {why}")
-
-    def skipped_text(self) -> str:
-        """The skipped files and why, the first ten of them."""
-        lines = [f"{name} ({why:.100})" for name, why in self.skipped.items()]
-        more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
-        return ", ".join(lines[:10]) + more
+            raise no_picture(self.folder, self.skipped)
 
 
-def read_picture(file: Path) -> Tensor:
-    """The pixels of a picture file, turned as its EXIF data says: (H, W, 3), or (H, W, 4) with transparency.
+def no_picture(folder: Path, skipped: Mapping[str, str]) -> ValueError:
+    """The error for a folder without a picture that can be read."""
+    why = f"skipped {skipped_text(skipped)}" if skipped else "make some first, or choose another folder"
+    return ValueError(f"{folder} holds no picture that can be read; {why}")
 
-    Raises:
-        ValueError: more pixels than a camera has; other errors of Pillow for a damaged file.
-    """
-    with Image.open(file, formats=_FORMATS) as opened:
-        if opened.width * opened.height > _MOST_PIXELS:
-            raise ValueError(f"{opened.width} x {opened.height} pixels are too many")
-        picture = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I"):  # 16 bits; convert would cut off what is above 255
-            grey = np.asarray(picture, dtype=np.float32) / 65535
-            return torch.from_numpy(grey.clip(0, 1))[..., None].repeat(1, 1, 3)
-        transparent = "A" in picture.getbands() or "transparency" in picture.info
-        pixels = np.asarray(picture.convert("RGBA" if transparent else "RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels / 255)
+
+def skipped_text(skipped: Mapping[str, str]) -> str:
+    """Files that were skipped and why, the first ten of them."""
+    lines = [f"{name} ({why:.100})" for name, why in skipped.items()]
+    more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
+    return ", ".join(lines[:10]) + more

@@ -10,9 +10,9 @@ from ...jepa_core.checkpoint import neighbours, weights_file
 from ...jepa_core.clip_tokenizer import tokenizer_files
 from ...jepa_core.prompt_fit import PromptFit, load_prompt_fit
 from ..comfy.required import ModelPatcher, interrupt_check, load_models_gpu
+from ..comfy.values import check_images
 from ..encoders.shared import shared_patcher
 from ..gradient.residency import keep_whole
-from .scores import check_images
 
 _BATCH = 16
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comfy.sampling import MAX_SEED, stock_sample
+from ..comfy.sampling import seeds_from, stock_sample
 from ..comfy.vae import stock_decode
-from .scores import check_images
+from ..comfy.values import check_images
 
 
 def check_one_picture(latent: dict) -> None:
@@ -30,7 +30,7 @@ def draw_pictures(
     on_picture: Callable[[int], None],
     **sampling: Any,
 ) -> Tensor:
-    """The pictures of `count` seeds from `first_seed` on, (count, H, W, C).
+    """The pictures of seeds_from(first_seed, count), (count, H, W, C).
 
     Each is sampled and decoded alone, so that it is bit for bit what the host's KSampler and VAE Decode make of that seed
     with any sampler: in a batch, samplers that draw noise as they go give each picture other noise.
@@ -47,9 +47,8 @@ def draw_pictures(
     empty = {name: value for name, value in latent.items() if name not in ("noise_mask", "batch_index")}
     empty["samples"] = torch.zeros_like(latent["samples"][:1])
     drawn = []
-    for number in range(count):
+    for number, seed in enumerate(seeds_from(first_seed, count)):
         on_picture(number)
-        seed = (first_seed + number) & MAX_SEED
         drawn.append(stock_sample(model, empty, seed=seed, denoise=1.0, **sampling))
     # the decoder only afterwards: it need not fit on the device together with the denoiser
     images = torch.cat([stock_decode(vae, one) for one in drawn])

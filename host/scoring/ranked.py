@@ -20,7 +20,7 @@ class RankedImage:
     Attributes:
         rank: from 1; None if it is not kept. index: its position among all images.
         name: "" if none is known. value: its score or novelty. rarer_than: percent of the reference.
-        quality, seed: None if none is known, as rarer_than.
+        quality, seed: None if none is known, as rarer_than. seed_words: what a sheet says of the seed.
     """
 
     rank: int | None
@@ -30,6 +30,7 @@ class RankedImage:
     rarer_than: float | None
     quality: float | None
     seed: int | None
+    seed_words: str
 
     def label(self, by: str) -> str:
         """What a sheet says below the image, the most telling first."""
@@ -42,8 +43,8 @@ class RankedImage:
             lines.append(measured)
         if self.quality is not None:
             lines.append(f"quality {self.quality:.4g}")
-        if self.seed is not None:
-            lines.append(f"seed {self.seed}")
+        if self.seed_words:
+            lines.append(self.seed_words)
         return "\n".join(lines)
 
 
@@ -53,11 +54,12 @@ def ranked_images(
     names: Sequence[str] = (),
     qualities: Sequence[float] = (),
     seeds: Sequence[int] = (),
+    seed_words: Sequence[str] = (),
 ) -> list[RankedImage]:
     """All images: the kept ones in their order, then the others in theirs.
 
     Args:
-        kept: indices. names, qualities, seeds: one for each image, or none.
+        kept: indices. names, qualities, seeds, seed_words: one for each image, or none.
     """
     ranks = {index: rank for rank, index in enumerate(kept, 1)}
     rest = [index for index in range(len(rarity.values)) if index not in ranks]
@@ -70,6 +72,7 @@ def ranked_images(
             rarity.rarer_than[index] if rarity.percentiles else None,
             float(qualities[index]) if qualities else None,
             seeds[index] if seeds else None,
+            seed_words[index] if seed_words else "",
         )
         for index in (*kept, *rest)
     ]

@@ -14,11 +14,11 @@ from ...jepa_core.novelty import Nearest, patch_novelty
 from ...jepa_core.score import PROJECTION
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
+from ..comfy.values import check_images
 from ..encoders.host_encoder import AnyEncoder, HostEncoder, use_encoder
 from ..options import CROP, SQUASH
 from .answers import ask, digest
 from .reference import parts_of
-from .scores import check_images
 
 
 def score_fields(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ...jepa_core import Reference
+from ...jepa_core.folders.scorer import Found, Scorer, Settings, part_from
 from ...jepa_core.novelty import embed
-from ...jepa_core.reference import NO_SCORE, ReferencePart
+from ...jepa_core.reference import NO_SCORE, ReferencePart, scoring_of
 from ...jepa_core.transparency import over_white
-from ...jepa_core.views import views
 from ..comfy.required import interrupt_check
 from ..encoders.host_encoder import AnyEncoder, HostEncoder, use_encoder
 from .answers import ask
@@ -28,7 +28,6 @@ def make_reference(
     encoder: AnyEncoder,
     how: Mapping[str, str],
     *,
-    scoring: Mapping[str, int | None] | None,
     on_image: Callable[[], None] = lambda: None,
 ) -> Reference:
     """What an encoder, or every encoder of a set, makes of pictures.
@@ -37,21 +36,20 @@ def make_reference(
 
     Args:
         pictures: one at least, each (H, W, 3 or 4) in [0, 1] and finite; gone through once for each encoder.
-        how: see Reference.
-        scoring: the arguments of jepa_core.jepa_score that `how` calls its mode; None makes no scores.
+        how: see Reference; its mode says which scores are made.
         on_image: called after each picture under each encoder.
 
     Raises:
-        ValueError: `scoring` does not fit an encoder; or a later encoder was given other pictures than the first.
+        ValueError: the mode does not fit an encoder; or a later encoder was given other pictures than the first.
     """
-    if scoring is not None:
-        check_lengths(encoder, **scoring)
+    if how["mode"] != NO_SCORE:
+        check_lengths(encoder, **scoring_of(how["mode"]))
     parts: dict[tuple[str, int], ReferencePart] = {}
     # one encoder after the other: they need not fit on the device together
     for member in encoder.members:
         key = key_of(member.encoder)
         if key not in parts:
-            parts[key] = _part(pictures, member.encoder, how, scoring, on_image)
+            parts[key] = _part(pictures, member.encoder, how, on_image)
     first, *others = parts.values()
     if any(len(part.embeddings) != len(first.embeddings) for part in others):
         raise ValueError("the pictures changed while they were read; run again")
@@ -59,68 +57,48 @@ def make_reference(
 
 
 def _part(
-    pictures: Iterable[Tensor],
-    encoder: HostEncoder,
-    how: Mapping[str, str],
-    scoring: Mapping[str, Any] | None,
-    on_image: Callable[[], None],
+    pictures: Iterable[Tensor], encoder: HostEncoder, how: Mapping[str, str], on_image: Callable[[], None]
 ) -> ReferencePart:
-    embeddings, smoothed = [], []
-    scores: list[Tensor] = []
-    for some in _groups(pictures, encoder):
-        seen = partial(_embedded, encoder=encoder, how=how, views_of=views)
-        for each in ask(encoder, ("embeddings of views", *_view(how).values()), some, seen):
-            embeddings.append(each[0])
-            smoothed.append(each.mean(0))
-        if scoring is not None:
-            scores += picture_scores(some, encoder, **scoring, **_view(how), on_image=on_image)
-        else:
-            for _ in some:
-                on_image()
-    # normal tensors, which can take part in gradients
-    with torch.inference_mode(False):
-        return ReferencePart(
-            encoder.name,
-            *key_of(encoder),
-            torch.stack(embeddings),
-            torch.stack(smoothed),
-            torch.cat(scores) if scores else None,
-        )
+    settings = Settings(encoder.name, *key_of(encoder), **how)
+
+    def embedded(some: Sequence[Tensor]) -> Iterator[Tensor]:
+        scorer = Scorer(use_encoder(encoder), replace(settings, mode=NO_SCORE))
+        for batch in _groups(some, scorer.batch):
+            for one in scorer.score([scorer.prepare(picture) for picture in batch], interrupt_check):
+                yield torch.stack([one.embedding, one.smoothed])
+
+    found: list[Found] = []
+    for some in _groups(pictures, _PASS):
+        both = list(ask(encoder, ("embeddings of views", *_view(how).values()), some, embedded))
+        scores: Iterable[Tensor | None] = [None] * len(some)
+        if settings.scoring is not None:
+            scores = picture_scores(some, encoder, **settings.scoring, **_view(how))
+        for score, each in zip(scores, both, strict=True):
+            found.append(Found(None if score is None else score.item(), *each))
+            on_image()
+    return part_from(found, settings)
 
 
 def embed_pictures(pictures: Iterable[Tensor], encoder: HostEncoder, how: Mapping[str, str]) -> Tensor:
     """The embeddings (N, d) float32, on the CPU, of pictures (H, W, 3 or 4), seen as `how` says; see make_reference."""
-    seen = partial(_embedded, encoder=encoder, how=how, views_of=lambda picture: [picture])
-    about = ("embedding", *_view(how).values())
-    found = [each[0] for some in _groups(pictures, encoder) for each in ask(encoder, about, some, seen)]
-    return torch.stack(found)
 
+    def embedded(some: Sequence[Tensor]) -> Tensor:
+        judge = use_encoder(encoder)
+        seen = [over_white(picture[None].to(judge.weight.device)) for picture in some]
+        x = torch.cat([judge.preprocess(pixels, **_view(how)) for pixels in seen])
+        return embed(judge, x, interrupt_check).float()
 
-def _groups(pictures: Iterable[Tensor], encoder: HostEncoder) -> Iterator[list[Tensor]]:
-    """As many pictures at a time as an encoder pass takes."""
     size = max(1, min(_PASS, _PASS_BYTES // encoder.encoder.layer_bytes))
+    about = ("embedding", *_view(how).values())
+    return torch.stack(
+        [one for some in _groups(pictures, size) for one in ask(encoder, about, some, embedded)]
+    )
+
+
+def _groups(pictures: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
     remaining = iter(pictures)
     while some := list(islice(remaining, size)):
         yield some
-
-
-def _embedded(
-    some: Sequence[Tensor],
-    encoder: HostEncoder,
-    how: Mapping[str, str],
-    views_of: Callable[[Tensor], list[Tensor]],
-) -> Tensor:
-    """The embeddings of every view of some pictures (H, W, 3 or 4): (pictures, views, d) float32 on the CPU."""
-    judge = use_encoder(encoder)
-    seen = [
-        [
-            judge.preprocess(view, **_view(how))
-            for view in views_of(over_white(picture[None].to(judge.weight.device)))
-        ]
-        for picture in some
-    ]
-    passes = [torch.cat(batch) for batch in zip(*seen, strict=True)]
-    return torch.stack([embed(judge, x, interrupt_check).float().cpu() for x in passes], dim=1)
 
 
 def _view(how: Mapping[str, str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from ...jepa_core import Reference, load_reference, save_reference
-from ..comfy.model_folders import REFERENCE_FOLDER, inside
+from ..comfy.model_folders import REFERENCE_FOLDER, folder_to_write, inside, writing_to
 from ..comfy.required import folder_paths
 
 # Letters of any script, digits, and what no file system gives a meaning. Windows has names of its own.
@@ -50,7 +50,7 @@ def state_of_named(name: str) -> str:
 
 
 def save_named(reference: Reference, name: str, *, overwrite: bool) -> str:
-    """Save a reference in models/jepa_references; returns its name in the menu.
+    """Save a reference in the first folder of jepa_references, made if missing; returns its name in the menu.
 
     Args:
         name: with or without .safetensors.
@@ -58,6 +58,7 @@ def save_named(reference: Reference, name: str, *, overwrite: bool) -> str:
 
     Raises:
         ValueError: not a plain file name.
+        jepa_core.writing.UnwritableError: the folder cannot be written to.
     """
     stem = name.strip().removesuffix(".safetensors").strip()
     if not _NAME.fullmatch(stem) or _RESERVED.fullmatch(stem) or stem.endswith("."):
@@ -65,10 +66,10 @@ def save_named(reference: Reference, name: str, *, overwrite: bool) -> str:
             f"filename {name!r:.200} is not the name of a file: up to 100 letters, digits, spaces and .-_+=@,()[], and no "
             "folders"
         )
-    folder = Path(folder_paths.models_dir) / REFERENCE_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_to_write(REFERENCE_FOLDER)
     file, number = folder / f"{stem}.safetensors", 2
     while not overwrite and file.exists():
         file, number = folder / f"{stem}_{number}.safetensors", number + 1
-    save_reference(reference, inside(file, REFERENCE_FOLDER))
+    with writing_to(REFERENCE_FOLDER):
+        save_reference(reference, inside(file, REFERENCE_FOLDER))
     return file.name

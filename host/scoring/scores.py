@@ -9,18 +9,10 @@ from torch import Tensor
 from ...jepa_core import jepa_score
 from ...jepa_core.transparency import over_white
 from ..comfy.required import interrupt_check
+from ..comfy.values import check_images
 from ..encoders.host_encoder import AnyEncoder, HostEncoder, use_encoder
 from ..options import SQUASH
 from .answers import ask
-
-
-def check_images(images: Tensor) -> None:
-    """Raise ValueError unless this is a batch of images (B, H, W, 3 or 4) whose pixels are finite."""
-    if images.ndim != 4 or images.shape[-1] not in (3, 4):
-        raise ValueError(f"images must be (batch, height, width, 3 or 4), got {tuple(images.shape)}")
-    for index, image in enumerate(images):
-        if not image.isfinite().all():
-            raise ValueError(f"images: image {index} of the batch holds NaN or infinite pixels")
 
 
 def check_lengths(encoder: AnyEncoder, **counts: int | None) -> None:

@@ -63,6 +63,10 @@ def apply_search(
     appraiser = Appraiser(decoder, encoder, config.by, reference, quality, config.fit, config.antialias)
     record = SearchRecord(config.by, config.keep)
     guidance = guidance_of(model)
+    if guidance is not None:
+        record.notice(
+            f"{guidance.by}, which the model brought, guides those that are left after the last look"
+        )
     search = Search(config, appraiser, encoder, guidance, record, report)
     # the host's VAE may be streamed; other networks cannot
     needed = [*patchers(encoder), *([prompt_fit.patcher] if prompt_fit else [])]

@@ -16,7 +16,7 @@ from ..guidance.guidance import Guidance
 from ..guidance.guided_model import GuidedModel
 from ..guidance.guided_run import GuidedRun
 from ..guidance.refusals import check_finite, check_frames, check_schedule
-from ..guidance.sampler_probe import check_order, probe_sampler
+from ..guidance.sampler_probe import StepCount, probe_sampler
 from ..options import CONDITIONING_NOISE, FLOOR_PERCENTILE
 from ..scoring.floor import above, check_any_above, floor_value
 from ..variety.cads import Cads, with_noised_conditioning
@@ -53,6 +53,7 @@ class SearchRun:
         left: rows of the candidates that are left, ascending.
         floor: the least quality; -inf for none.
         estimates: the clean estimates of the last model call, (B, ...).
+        last: that call, from 0; None before. Of calls at the latent's shape alone, like estimates.
         guided: guides the candidates that are left after the last look; None before.
     """
 
@@ -66,6 +67,7 @@ class SearchRun:
         self.guided: GuidedModel | None = None
         self.floor = -math.inf
         self.calls = 0
+        self.last: int | None = None
 
     def forget(self) -> None:
         """Drop all state: a reference cycle would keep the model on the device after its last user is gone."""
@@ -103,19 +105,22 @@ class SearchRun:
         check_frames(x, self.encoder)
         check_schedule(sigmas)
         check_finite(x)
-        function = self.stock.sampler_function
-        self.plan = probe_sampler(function, sigmas, options, model)
+        self.shape = x.shape
+        self.plan = probe_sampler(self.stock, sigmas, options, model, x.shape)
         self._begin(model, x, sigmas, extra_args or {})
 
+        count = StepCount(self.plan, self.stock)
+
         def after_step(state: dict) -> None:
-            check_order(self.plan, self.calls - 1, state["i"], function)
-            self._after_step(state["i"])
+            step = count.reported(self.last)
+            if step is not None:
+                self._after_step(step)
             if callback is not None:
                 # the host shows the first image, and takes "i" for the share that is done
                 shown = {name: state[name][self.order] for name in ("x", "denoised")}
                 callback({**state, **shown, "i": self.work.step - 1})
 
-        result = function(
+        result = self.stock.sampler_function(
             _Searching(model, self.answer),
             x.clone(),  # guidance writes into it
             sigmas,
@@ -164,9 +169,10 @@ class SearchRun:
             estimates = self._guided(self.guided_run, self.guided, x, sigma, kwargs, change)
         else:
             estimates = self.rows.estimates(self.left, x, sigma, kwargs, change)
+        if x.shape == self.shape:
+            self.last, self.estimates = self.calls, estimates
         self.calls += 1
         self.record.calls += 1
-        self.estimates = estimates
         if step is not None and step in self.looks:
             self._look(step)
         return estimates

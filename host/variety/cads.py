@@ -36,10 +36,10 @@ class Cads:
     tau2: float = 0.9
 
     def __post_init__(self) -> None:
+        if self.tau1 > self.tau2:
+            raise ValueError(f"tau1 {self.tau1} is larger than tau2 {self.tau2}; swap them")
         if not 0 <= self.tau1 <= self.tau2 <= 1:
-            raise ValueError(
-                f"tau1 and tau2 must be 0 to 1, tau1 the smaller one, got {self.tau1} and {self.tau2}"
-            )
+            raise ValueError(f"tau1 and tau2 must be 0 to 1, got {self.tau1} and {self.tau2}")
         if not 0 <= self.mix <= 1:
             raise ValueError(f"mix must be 0 to 1, got {self.mix}")
         if not 0 <= self.scale < float("inf"):

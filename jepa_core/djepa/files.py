@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..tensors import MAX_TENSORS, checked_tensors
+from ..tensors import MAX_TENSORS, checked_tensors, unreadable
+from ..writing import writing_into
 from .config import DJEPAConfig
 from .model import DJEPA
 from .published import KL16_SCALE, from_published, is_published
@@ -60,6 +61,9 @@ def save_djepa(
 
     Args:
         notes: further header entries, such as the recipe and the licence of the data.
+
+    Raises:
+        UnwritableError: the folder cannot be written to.
     """
     tensors = {name: value for name, value in model.state_dict().items() if not name.startswith(PROJECTION)}
     if tokenizer is not None:
@@ -73,7 +77,8 @@ def save_djepa(
     half = {
         name: value.half().contiguous().cpu() for name, value in tensors.items() if value.is_floating_point()
     }
-    save_file(half, file, metadata=header)
+    with writing_into(file.parent, "the D-JEPA"):
+        save_file(half, file, metadata=header)
 
 
 def load_djepa(file: Path | str) -> LoadedDJEPA:
@@ -205,6 +210,4 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = checked_tensors(file, content, {name: name for name in names}, DJEPAFileError)
             return content.metadata() or {}, tensors
     except (SafetensorError, OSError) as error:
-        raise DJEPAFileError(
-            f"{file} is damaged or not a safetensors file ({error}); download or train it again"
-        ) from error
+        raise DJEPAFileError(unreadable(file, error, "download or train it again")) from error

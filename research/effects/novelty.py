@@ -140,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     program.write(options.out, found, table)
     for group in options.groups:
-        draw_sheet(study, group).save(options.folder / f"{group}.png", optimize=True)
+        if not any(held[arm] for arm in GROUPS[group]):  # a sheet shows first batches
+            draw_sheet(study, group).save(options.folder / f"{group}.png", optimize=True)
 
 
 def draw_sheet(study: Study, group: str) -> Image.Image:

@@ -83,7 +83,7 @@ class Study:
                 scoring = {"projection": PROJECTION} if kind == SCORED else None
                 how = {"mode": mode_of(scoring)} | seen_as("squash", True)
                 pictures = list(self._usual(kind, name))
-                save_reference(make_reference(pictures, self.sampler.encoder, how, scoring=scoring), file)
+                save_reference(make_reference(pictures, self.sampler.encoder, how), file)
             self.references[kind, name] = load_reference(file)
         return self.references[kind, name]
 

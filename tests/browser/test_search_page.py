@@ -218,6 +218,7 @@ def test_a_search_shows_its_candidates_and_marks_the_kept_ones(open_search):
         ({"floor_kind": "percentile"}, "\u26a0 The floor has nothing to measure"),
         ({"by": "novelty"}, "\u26a0 Novelty has nothing to compare with"),
         ({"start_at_step": 6}, "\u26a0 No step is left"),
+        ({"sampler_name": "dpm_adaptive"}, "\u26a0 Sampler dpm_adaptive is not supported"),
     ],
 )
 @pytest.mark.long

@@ -227,7 +227,7 @@ def test_a_pickle_is_refused_and_not_run(folder, zipped):
         torch.save({PROJECTION: Bomb()}, file)
     else:
         file.write_bytes(pickle.dumps({PROJECTION: Bomb()}))
-    refused(folder, file, "damaged")
+    refused(folder, file, "as torch.save writes")
     other = file.rename(folder / "pytorch_model.bin")
     refused(other, other, "not a .safetensors file")
 

@@ -237,11 +237,11 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, r"model\.safetensors does not exist|clip does not exist"),
     "weights are a pointer": (
         lambda at: (at / "model.safetensors").write_text(LFS),
-        r"model\.safetensors is damaged .* download it again",
+        r"model\.safetensors is a Git LFS pointer.*git lfs pull",
     ),
     "weights cut off": (
         lambda at: (at / "model.safetensors").write_bytes((at / "model.safetensors").read_bytes()[:-1]),
-        r"model\.safetensors is damaged .* download it again",
+        r"model\.safetensors is damaged: it ends after .* download it again",
     ),
     "no config": (
         lambda at: (at / "config.json").unlink(),
@@ -249,7 +249,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "config is a pointer": (
         lambda at: (at / "config.json").write_text(LFS),
-        r"config\.json is not valid JSON",
+        r"config\.json is a Git LFS pointer",
     ),
     "another model": (
         lambda at: change_config(at, model_type="siglip"),
@@ -337,11 +337,11 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no merges": (lambda at: (at / "merges.txt").unlink(), r"clip has no tokenizer: put vocab\.json"),
     "vocabulary is a pointer": (
         lambda at: (at / "vocab.json").write_text(LFS),
-        r"vocab\.json is not valid JSON",
+        r"vocab\.json is a Git LFS pointer",
     ),
     "merges are a pointer": (
         lambda at: (at / "merges.txt").write_text(LFS),
-        r"merges\.txt: .* is not two tokens of the vocabulary; download it again",
+        r"merges\.txt is a Git LFS pointer",
     ),
     "merges are not text": (
         lambda at: (at / "merges.txt").write_bytes(b"\xff\xfe\x00"),

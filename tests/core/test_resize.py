@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_core.resize import resize
+from jepa_core.resize import _weights, resize
+from tests.core.test_hostile_files import little_memory
 
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("sides", [(37, 50), (9, 14), (14, 14), (1, 3)])
+@pytest.mark.parametrize("sides", [(37, 50), (9, 14), (14, 14), (1, 3), (300, 600)])
 def test_it_is_interpolation_and_so_is_its_gradient(sides, mode, antialias):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, *sides, generator=generator, dtype=torch.float64).requires_grad_()
@@ -23,3 +24,22 @@ def test_it_is_interpolation_and_so_is_its_gradient(sides, mode, antialias):
     cotangent = torch.randn(found.shape, generator=generator, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(found, x, cotangent)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, cotangent)[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_a_long_side_takes_little_memory(mode):
+    x = torch.rand(1, 3, 2, 60_000)  # a square unit matrix of that side would be 29 GB
+    with little_memory(2 << 30):
+        found = resize(x, (224, 224), mode=mode)
+    expected = F.interpolate(x, (224, 224), mode=mode, align_corners=False, antialias=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("wanted", [1, 14, 15, 224])
+def test_its_matrix_is_to_the_bit_what_becomes_of_unit_vectors(wanted, mode, antialias):
+    for side in (1, 2, 5, 14, 27, 100, 223, 225, 449, 777):
+        unit = torch.eye(side, dtype=torch.float64)[None, None]
+        plain = F.interpolate(unit, (wanted, side), mode=mode, align_corners=False, antialias=antialias)[0, 0]
+        assert torch.equal(_weights(side, wanted, mode, antialias), plain), side

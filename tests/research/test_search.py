@@ -47,7 +47,7 @@ def made(save_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     study = Study(tmp_path_factory.mktemp("search"), sampler, world, INPUTS)
     pictures = list(torch.rand(6, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
     how = {"mode": mode_of(None)} | seen_as("squash", True)
-    study.references[REAL, "robot"] = make_reference(pictures, sampler.encoder, how, scoring=None)
+    study.references[REAL, "robot"] = make_reference(pictures, sampler.encoder, how)
     made = Searches(study)
     for by, arms in ARMS.items():
         made.values(by, *UNIT)

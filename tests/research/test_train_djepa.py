@@ -91,6 +91,71 @@ def test_a_folder_of_images_is_trained_on_pixels(tmp_path, pictures):
         assert sheet.size == (1024, 1024)
 
 
+def test_classes_are_the_subfolders_that_hold_pictures(pictures):
+    """Programs and systems leave folders of their own, with pictures in some of them."""
+    for name in (".ipynb_checkpoints", "__MACOSX", ".hidden", "@eaDir", "empty", "notes"):
+        (pictures / name).mkdir()
+    for name in (".ipynb_checkpoints", "__MACOSX", ".hidden", "@eaDir", "cat/.thumbnails"):
+        (pictures / name).mkdir(exist_ok=True)
+        (pictures / name / "0.png").write_bytes((pictures / "cat" / "0.png").read_bytes())
+    (pictures / "cat" / "._0.png").write_bytes(b"what a system notes of a picture")
+    (pictures / "notes" / "note.txt").write_text("no picture")
+    (pictures / "dog" / "puppies").mkdir()
+    (pictures / "dog" / "puppies" / "0.png").write_bytes((pictures / "dog" / "0.png").read_bytes())
+    found = train_djepa.Images(pictures, 16)
+    assert found.classes == ["cat", "dog"]
+    assert found.labels.tolist() == [0] * 3 + [1] * 4
+
+
+PIXELS = np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3)
+
+
+def turned(file: Path) -> np.ndarray:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a phone that was held upright
+    Image.fromarray(PIXELS).save(file, exif=exif)
+    return np.rot90(PIXELS, -1)
+
+
+def of_a_palette(file: Path) -> np.ndarray:
+    picture = Image.fromarray(PIXELS).quantize(16)
+    picture.save(file, transparency=picture.getpixel((0, 0)))
+    seen = np.array(picture.convert("RGB"))
+    seen[np.array(picture) == picture.getpixel((0, 0))] = 255
+    return seen
+
+
+def deep(file: Path) -> np.ndarray:
+    grey = np.linspace(0, 65535, 96, dtype=np.uint16).reshape(8, 12)
+    Image.fromarray(grey).save(file)
+    return np.repeat(np.round(grey / 257).astype(np.uint8)[..., None], 3, -1)
+
+
+def moving(file: Path) -> np.ndarray:
+    frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    return PIXELS
+
+
+@pytest.mark.parametrize("write", [turned, of_a_palette, deep, moving])
+def test_a_picture_is_trained_on_as_it_is_seen(tmp_path, write):
+    file = tmp_path / "picture.png"
+    seen = write(file)
+    assert np.array_equal(np.asarray(train_djepa.on_white(str(file))), seen)
+
+
+def test_held_out_images_have_the_labels_of_the_trained_ones(tmp_path, pictures):
+    held_out = tmp_path / "held_out"
+    (held_out / "dog").mkdir(parents=True)
+    (held_out / "dog" / "0.png").write_bytes((pictures / "dog" / "0.png").read_bytes())
+    options = train_djepa.parse(["--data", str(pictures), "--out", "out", "--steps", "1"])
+    data = train_djepa.Images(pictures, 64)
+    assert train_djepa.load_held_out(held_out, data, options).labels.tolist() == [1]
+    (held_out / "dog").rename(held_out / "emu")
+    with pytest.raises(SystemExit, match="holds the class emu, which --data does not"):
+        train_djepa.load_held_out(held_out, data, options)
+
+
 def test_images_go_through_a_tokenizer(tmp_path, pictures):
     tensors = {name: value for name, value in Tokenizer().state_dict().items() if value.is_floating_point()}
     save_file(tensors, tmp_path / "tokenizer.safetensors")

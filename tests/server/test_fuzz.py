@@ -22,7 +22,18 @@ from PIL import Image
 
 from tests.conftest import HOST, ROOT
 from tests.core.conftest import save_clip
-from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, search, stock, strip
+from tests.server.test_graph import (
+    djepa,
+    graph,
+    guided,
+    node,
+    patch,
+    prompted,
+    scored_folder,
+    search,
+    stock,
+    strip,
+)
 from tests.server.test_workflows import api_prompt, small, workflow
 from tools.server import ExecutionFailed, Server
 
@@ -47,6 +58,8 @@ OURS = (
     "JEPARankImages", "JEPARarityMap", "JEPAReference", "JEPAReferenceFolder", "JEPAPromptReference", "JEPASaveReference",
     "JEPALoadReference", "JEPACombineReferences", "JEPARareSearch", "JEPAPromptFit", "JEPAPromptMap",
     "JEPABoostAndSkip", "JEPACads", "JEPASelfGuidedMinority", "JEPAMinorityPrompt",
+    "JEPAScoreFolder",
+    "JEPAPickImages",
     "JEPAStrengthStrip",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
@@ -84,6 +97,8 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         count=1,
         mode="projected",
     )
+    waits = {"timeout": 5, "on_timeout": "stop", "ask": "at every run"}
+    pick = node("JEPAPickImages", **rank["inputs"], **waits, by="score")
     encoder_only = {"encoder": prompts[0]["encoder"]}
     drawn = djepa(batch_size=1, steps=2, denoising_steps=2)
     judged = {"images": ["decode", 0], "encoder": ["encoder", 0]}
@@ -123,6 +138,7 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
             keep_seed=0,
         ),
         "saved": node("JEPASaveReference", reference=["both", 0], filename="fuzz", overwrite=True),
+        "scored": scored_folder(encoder=["encoder", 0], mode="top-k", reference=["folder", 0]),
     }
     loaded = {
         "loaded": node("JEPALoadReference", file="fuzz.safetensors"),
@@ -164,7 +180,7 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         stripped,
         compared_methods,
         drawn,
-        drawn | encoder_only | {"rank": rank},
+        drawn | encoder_only | {"rank": rank, "pick": pick},
         drawn | encoder_only | compared,
         prompts[3] | kept,
         drawn | encoder_only | loaded,
@@ -380,8 +396,8 @@ def test_a_server_survives_two_thousand_mutated_prompts(fuzzed):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_server_survives_mutated_templates_with_links_to_anything(fuzzed, tmp_path):
-    Image.new("RGB", (32, 32)).save(tmp_path / "example.png")
-    fuzzed.upload(tmp_path / "example.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "jepa_example.jpg")
+    fuzzed.upload(tmp_path / "jepa_example.jpg")
     outcomes = fuzz(fuzzed, 300, seed=3, names=["jepa_demo_ab", "jepa_score_images"])
     assert outcomes["ran"] > 5
     assert outcomes["failed"] > 5

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.server.test_fuzz import careless
-from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, stock
+from tests.server.test_graph import djepa, graph, guided, node, patch, prompted, scored_folder, stock
 from tools.server import ExecutionFailed, Server
 
 SOURCES: dict[str, tuple[str, Any]] = {
@@ -74,6 +74,8 @@ CASES = [
     *(("folder", name, "int") for name in ("folder", "subfolder", "count")),
     *(("both", name, "text") for name in ("reference_1", "reference_2", "keep")),
     *(("both", name, "negative") for name in ("keep", "keep_seed")),
+    *(("scored", name, "text") for name in ("folder", "encoder", "mode", "by", "count", "reference")),
+    *(("scored", name, "int") for name in ("subfolder", "count", "most_files", "with_subfolders")),
     ("saved", "reference", "text"),
     ("saved", "filename", "int"),
     *(("loaded", "file", source) for source in ("int", "text")),
@@ -103,6 +105,9 @@ def prompts(server: Server) -> dict[str, dict]:
             keep_seed=0,
         ),
         "saved": node("JEPASaveReference", reference=["prompted", 0], filename="links", overwrite=True),
+        "scored": scored_folder(
+            folder="input", encoder=["encoder", 0], by="novelty", reference=["prompted", 0], **view
+        ),
     }
     shown = {name: node("PreviewAny", source=[name, 0]) for name in ("both", "folder", "loaded")}
     return {
@@ -122,6 +127,7 @@ def prompts(server: Server) -> dict[str, dict]:
         },
         "prompted": kept,
         "saved": kept,
+        "scored": kept,
         "both": kept | {"shown": shown["both"]},
         "folder": kept | {"shown": shown["folder"]},
         "loaded": {"loaded": node("JEPALoadReference", file="links.safetensors"), "shown": shown["loaded"]},

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomllib
 from PIL import Image
 
 from tools.server import ExecutionFailed, PromptRefused, Server
@@ -32,12 +33,16 @@ WITHOUT_CHECKPOINT = (
     "jepa_four_that_differ",
     "jepa_keep_the_rarest",
     "jepa_novelty",
+    "jepa_rarest_of_my_folder",
+    "jepa_pick_by_eye",
     "jepa_rarity_map",
     "jepa_redraw_the_usual",
     "jepa_score_images",
     "jepa_strength_strip",
     "jepa_two_guides",
 )
+DIRECTORIES = {"CheckpointLoaderSimple": "checkpoints"}
+PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 TITLE_HEIGHT = 30
 GUIDED_AND_STOCK = (
@@ -133,15 +138,6 @@ def infos(server: Server) -> Workflow:
     return server.object_info()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def example_image(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Upload example.png, which comes with every host, to the test server's empty input folder."""
-    path = tmp_path_factory.mktemp("input") / "example.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    assert server.upload(path) == "example.png"
-
-
 @pytest.fixture(scope="module")
 def local(infos: Workflow) -> str:
     """The encoder that the test server has."""
@@ -164,10 +160,49 @@ def test_there_are_templates_and_they_lie_where_the_host_looks():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_template_is_plain_text_without_paths(name):
+def test_a_template_is_plain_text_without_paths_or_addresses_except_those_of_its_models(name):
     text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
     assert text.isascii()
+    for node in workflow(name)["nodes"]:
+        for model in node["properties"].get("models", ()):
+            text = text.replace(f'"{model["url"]}"', "")
     assert not any(mark in text for mark in ("/root", "/home", "/Users", "C:\\", "://"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_says_where_its_models_and_its_nodes_come_from(name):
+    for node in real_nodes(workflow(name)):
+        properties = node["properties"]
+        if node["type"].startswith(("JEPA", "DJEPA")):
+            assert (properties["cnr_id"], properties["ver"]) == (PROJECT["name"], PROJECT["version"])
+        else:
+            assert properties["cnr_id"] == "comfy-core"
+        # the host offers to download what a menu lacks; encoders are fetched by their loader
+        models = properties.get("models", [])
+        files = [value for value in node.get("widgets_values", []) if str(value).endswith(".safetensors")]
+        assert [model["name"] for model in models] == files, node["type"]
+        for model in models:
+            address = r"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/([\w.-]+/)*" + re.escape(
+                model["name"]
+            )
+            assert re.fullmatch(address, model["url"])
+            assert model["directory"] == DIRECTORIES[node["type"]]
+
+
+def test_a_picture_that_a_template_loads_comes_along(server, infos):
+    graphs = [workflow(name) for name in NAMES]
+    loaded = {
+        node["widgets_values"][0]
+        for graph in graphs
+        for node in graph["nodes"]
+        if node["type"] == "LoadImage"
+    }
+    assert loaded
+    (menu, _) = infos["LoadImage"]["input"]["required"]["image"]
+    for name in loaded:
+        assert name in menu
+        shipped = (FOLDER.parent / "assets" / name).read_bytes()
+        assert server.image({"filename": name, "subfolder": "", "type": "input"}) == shipped
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -412,6 +447,17 @@ def test_a_folder_of_pictures_grows_with_each_run(server, infos, local):
         assert len(shown(server, one, outputs, "SaveImage")) == 2
         read.append(next(outputs[key]["text"][0] for key in of_type(one, "PreviewAny")))
     assert read[1:] == ["2 reference images", "3 reference images"]
+
+
+def test_the_rarest_of_a_folder_are_shown_with_all_scores(server, infos, local):
+    prompt = small(api_prompt(workflow("jepa_rarest_of_my_folder"), infos), local)
+    (folder,) = of_type(prompt, "JEPAScoreFolder").values()
+    assert folder["inputs"]["folder"] == "input"  # which holds a picture that comes along
+    outputs = server.wait(server.queue(prompt), timeout=600)["outputs"]
+    texts = [outputs[key]["text"][0] for key in of_type(prompt, "PreviewAny")]
+    assert re.match(r"\d+ pictures?, \d+ scored now\nscore -?[\d.]+ \(rarest\) to ", texts[0])
+    assert "jepa_example.jpg," in texts[1]
+    assert 1 <= len(shown(server, prompt, outputs, "PreviewImage")) <= 9
 
 
 def test_images_of_a_batch_differ_more_when_they_move_apart(server, infos, local):

@@ -30,6 +30,8 @@ TOOLS = (
     "scikit-image==0.26.0",
     "onnx==1.23.2",
     "onnxruntime==1.32.0",
+    "pyarrow==26.0.1",  # tables of jepa_core/folders
+    "ray[data]==2.60.0",  # jepa_core/folders on many machines
 )
 # ComfyUI's template gallery: installed without dependencies, which are 1.3 GB of media, plus its small index.
 TEMPLATES = "comfyui-workflow-templates"

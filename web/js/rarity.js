@@ -2,7 +2,9 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, valueOf, words } from "./page.js";
+import {
+  addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, refusedSampler, valueOf, words,
+} from "./page.js";
 import { drawScale, drawText, drawTrace, guidedSteps, outcome, palette, traceLines, written } from "./chart.js";
 
 const GUIDED = ["JEPAGuidedKSampler", "JEPAGuidance"];
@@ -28,6 +30,8 @@ function outlook(node) {
   if (strength === 0) return { text: words.off, warn: true };
   if (start !== null && start === end) return { text: words.empty, warn: true };
   if (start !== null && end !== null && start > end) return { text: words.reversed, warn: true };
+  const sampler = refusedSampler(node);
+  if (sampler) return { text: filled(words.samplerRefused, { sampler }), warn: true };
   const lacks = missing(node);
   if (lacks) return { text: lacks, warn: true };
   if (![start, end, interval, steps].includes(null)) {
@@ -77,7 +81,7 @@ function addChart(node) {
   node.jepaCanvas = canvas;
   addElement(node, { name: "rarity", type: "JEPA_RARITY", element: canvas, width: WIDTH, height: HEIGHT, maxHeight: HEIGHT });
   new ResizeObserver(() => draw(node)).observe(canvas);
-  followSettings(node, [...RANGE, ...USUAL], () => draw(node));
+  followSettings(node, [...RANGE, ...USUAL, "sampler_name"], () => draw(node));
   loadWords().then(() => draw(node));
 }
 
@@ -96,7 +100,7 @@ app.registerExtension({
     if (!GUIDED.includes(node.comfyClass)) return;
     addChart(node);
     follow(node, "onExecuted", ({ jepa_trace: shown }) => {
-      if (shown) node.jepaTrace = shown[0];
+      if (shown) node.jepaTrace = shown.at(-1);  // of a list the last run, as while it ran
       draw(node);
     });
   },

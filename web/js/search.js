@@ -2,7 +2,9 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, valueOf, words } from "./page.js";
+import {
+  addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, refusedSampler, valueOf, words,
+} from "./page.js";
 import { looksOf, planLooks, roundEven, stepsTaken, workShare } from "./search_plan.js";
 import { spoken, Strip, STYLE, withPictures } from "./strip.js";
 
@@ -16,9 +18,10 @@ const SETTINGS = [
 ];
 
 /** What the node would refuse, as text; null if nothing. nodes/rare_search.py refuses the same. */
-function refusal(node, { candidates, count, looks, steps, by, floor_kind, floor, start_at_step, end_at_step }) {
+function refusal(node, { looks, steps, by, floor_kind, floor, start_at_step, end_at_step }) {
+  const sampler = refusedSampler(node);
+  if (sampler) return filled(words.samplerRefused, { sampler });
   if (looks !== null && looksOf(looks).wrong) return words[looksOf(looks).wrong];
-  if (candidates !== null && count > candidates) return filled(words.countAbove, { count, candidates });
   const measures = ["prompt_fit", "quality"].filter((name) => isLinked(node, name));
   if (measures.length > 1) return words.twoQualities;
   if (floor_kind !== null && floor_kind !== "none" && !measures.length) return words.noQuality;
@@ -35,9 +38,11 @@ function outlook(node) {
   const settings = Object.fromEntries(SETTINGS.map((name) => [name, valueOf(node, name)]));
   const refused = refusal(node, settings);
   if (refused) return { text: refused, warn: true };
-  const { candidates, count, looks, variety, start_at_step: start, end_at_step: end } = settings;
-  if ([candidates, count, looks, variety, settings.steps, start, end].includes(null)) return { text: "", warn: false };
+  const { candidates, looks, variety, start_at_step: start, end_at_step: end } = settings;
+  if ([candidates, settings.count, looks, variety, settings.steps, start, end].includes(null)) return { text: "", warn: false };
   if (candidates === 1) return { text: words.searchOne, warn: false };
+  if (settings.count > candidates) return { text: filled(words.countAbove, { count: settings.count, candidates }), warn: true };
+  const { count } = settings;
   const steps = stepsTaken({ steps: settings.steps, start, end, variety });
   const plan = planLooks({ looks: looksOf(looks).looks, steps, candidates, count });
   if (!plan.length) return { text: filled(words.searchWhole, { candidates, count }), warn: false };
@@ -77,7 +82,7 @@ function addStrip(node) {
   node.jepaStrip = strip;
   node.jepaSearches = [];
   addElement(node, { name: "search", type: "JEPA_SEARCH", element: strip.element, width: WIDTH, height: HEIGHT });
-  followSettings(node, SETTINGS, () => show(node));
+  followSettings(node, [...SETTINGS, "sampler_name"], () => show(node));
   loadWords().then(() => show(node));
 }
 

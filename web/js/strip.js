@@ -1,9 +1,9 @@
 // Shows the candidates of a search as a grid of pictures. Independent of the host's page.
 
+import { fittingSide, GAP, isMove, keyTarget, LINE, made } from "./grid.js";
+
 const LARGEST = 96; // pixels of a picture: host/search/report.py sends no larger ones
 const SMALLEST = 44; // where more do not fit, the grid scrolls
-const GAP = 6;
-const LINE = 14; // height of a line below a picture
 const NOTHING = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/%3E";
 export const STYLE = `
 .jepa-search { box-sizing: border-box; display: flex; flex-direction: column; gap: 6px; padding: 8px; border-radius: 6px;
@@ -30,17 +30,6 @@ export const STYLE = `
 `;
 // reasons as host/search/selection.py writes them; the third names a quality and a floor
 const REASONS = { "not finite": "droppedNotFinite", "less wanted than the others": "droppedLess" };
-
-/** The side of the pictures with which grids of so many fit into a box; the smallest if none does. */
-export function fittingSide(counts, { width, height, lines }) {
-  for (let side = LARGEST; side > SMALLEST; side--) {
-    const columns = Math.floor((width + GAP) / (side + GAP));
-    const rows = counts.reduce((sum, count) => sum + Math.ceil(count / columns), 0);
-    const between = GAP * (rows - 1 + counts.length - 1);
-    if (rows * (side + lines * LINE) + between <= height) return side;
-  }
-  return SMALLEST;
-}
 
 /** A record of a search, as it was sent, with the pictures that are known from an earlier one of the same run. */
 export function withPictures(record, earlier) {
@@ -139,7 +128,9 @@ export class Strip {
     const counts = this.records.map(({ candidates }) => candidates.length);
     const { clientWidth, clientHeight } = this.lists;
     const lines = this.records.some(({ candidates }) => candidates.some(({ quality }) => quality !== null)) ? 2 : 1;
-    const side = fittingSide(counts, { width: clientWidth - 6, height: clientHeight - 6, lines });
+    const side = fittingSide(counts, {
+      width: clientWidth - 6, height: clientHeight - 6, lines, smallest: SMALLEST, largest: LARGEST,
+    });
     this.lists.style.setProperty("--size", `${side}px`);
   }
 
@@ -153,20 +144,11 @@ export class Strip {
   /** Arrows, Home and End go from picture to picture; Tab leaves them. */
   onKey(event) {
     const { images } = this;
-    const at = images.indexOf(event.target);
-    const columns = images.filter(({ y }) => y === images[0].y).length;
-    const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, Home: -at, End: images.length - 1 - at };
-    if (!(event.key in moves) || at < 0) return;
+    if (!isMove(event.key) || !images.includes(event.target)) return;
     event.preventDefault();
     event.stopPropagation();
-    images[at + moves[event.key]]?.focus();
+    keyTarget(images, event.target, event.key)?.focus();
   }
-}
-
-function made(tag, className = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  return element;
 }
 
 function newFigure(index) {

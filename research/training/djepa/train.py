@@ -15,6 +15,7 @@ research/training/tokenizer.py writes is such a file.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import datasets
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -50,6 +50,9 @@ from jepa_core.djepa import (
     training_losses,
 )
 from jepa_core.djepa.tokenizer import CHANNELS, STRIDE
+from jepa_core.folders.listing import find_pictures, is_technical
+from jepa_core.folders.reading import PictureError, read_picture
+from jepa_core.transparency import over_white
 from research.harness.sheet import sample_sheet
 from research.training.loop import InputError, Training, learning_rate, step_generator
 from research.training.pictures import class_weights
@@ -60,44 +63,65 @@ CHECKPOINT = "checkpoint.pt"
 CURVES = {"denoising": "denoising loss", "jepa": "JEPA loss"}
 
 
-class Images(datasets.ImageFolder):
-    """Images of a folder with one subfolder a class, centre-cropped, in [-1, 1], mirrored at random."""
+class Images(Dataset[tuple[Tensor, int]]):
+    """Images of a folder with one subfolder a class, centre-cropped, in [-1, 1], mirrored at random.
+
+    Attributes:
+        classes: the names of the subfolders that hold images, sorted. labels: the class of each image.
+    """
 
     licence = ""
 
     def __init__(self, folder: Path, size: int) -> None:
-        shape = [v2.Resize(size, v2.InterpolationMode.LANCZOS), v2.CenterCrop(size), v2.ToImage()]
-        scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
-        try:
-            super().__init__(folder, v2.Compose([*shape, *scale]), loader=on_white)
-        except FileNotFoundError as error:
-            raise InputError(f"--data {folder} holds no images, one subfolder a class: {error}") from error
-        files = tqdm(self.samples, "checking images")
-        if broken := [problem for file, _ in files if (problem := image_problem(file))]:
+        found = class_pictures(folder)
+        if not found:
+            raise InputError(f"--data {folder} holds no images, one subfolder a class")
+        self.classes = list(found)
+        self.files = [file for files in found.values() for file in files]
+        self.labels = torch.tensor([label for label, files in enumerate(found.values()) for _ in files])
+        if broken := [
+            problem for file in tqdm(self.files, "checking images") if (problem := problem_of(file))
+        ]:
             raise InputError(
                 f"--data {folder}: {len(broken)} of {len(self)} images cannot be read; remove or replace\n  "
                 + "\n  ".join(broken[:10])
             )
-        self.labels = torch.tensor(self.targets)
+        shape = [v2.Resize(size, v2.InterpolationMode.LANCZOS), v2.CenterCrop(size), v2.ToImage()]
+        scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
+        self._prepared = v2.Compose([*shape, *scale])
+
+    def __len__(self) -> int:
+        return len(self.files)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         """(row, a random number whose parity mirrors) -> (3, size, size) in [-1, 1], label."""
-        pixels, label = super().__getitem__(key[0])
-        return (pixels.flip(-1) if key[1] % 2 else pixels), label
+        row, chance = key
+        pixels = self._prepared(on_white(self.files[row]))
+        return (pixels.flip(-1) if chance % 2 else pixels), int(self.labels[row])
+
+
+def class_pictures(folder: Path) -> dict[str, list[str]]:
+    """The picture files of each class: of each subfolder, by its name, and those below it.
+
+    Hidden and technical subfolders, and those without pictures, are no classes.
+    """
+    names = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_technical(entry.name)
+    )
+    found = {name: find_pictures([folder / name]) for name in names}
+    return {name: files for name, files in found.items() if files}
 
 
 def on_white(file: str) -> Image.Image:
-    """A picture in RGB; what is transparent becomes white."""
-    with Image.open(file) as opened:
-        picture = opened.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    """A picture in RGB, turned as its EXIF data says; what is transparent becomes white."""
+    return Image.fromarray(over_white(read_picture(file)).mul(255).round().byte().numpy())
 
 
-def image_problem(file: str) -> str | None:
+def problem_of(file: str) -> str | None:
     """Why an image cannot be read, or None."""
     try:
-        on_white(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        read_picture(file)
+    except (OSError, PictureError) as error:
         return f"{file}: {error}"
     return None
 
@@ -227,6 +251,17 @@ def load_data(path: Path, options: argparse.Namespace) -> Images | Latents:
     raise InputError(f"{path} does not exist; give a folder of images or a file of latents")
 
 
+def load_held_out(path: Path, data: Images | Latents, options: argparse.Namespace) -> Images | Latents:
+    """The dataset at a path, with the labels that its classes have in `data`. Raises InputError for a class not in there."""
+    found = load_data(path, options)
+    if isinstance(found, Images):
+        if strange := [name for name in found.classes if name not in data.classes]:
+            raise InputError(f"--held-out {path} holds the class {strange[0]}, which --data does not")
+        places = torch.tensor([data.classes.index(name) for name in found.classes])
+        found.labels = places[found.labels]
+    return found
+
+
 def config_of(
     data: Images | Latents, tokenizer: Tokenizer | None, options: argparse.Namespace
 ) -> DJEPAConfig:
@@ -309,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = config_of(data, tokenizer, options)
     held_out = None
     if options.held_out is not None:
-        held_out = some_tokens(load_data(options.held_out, options), tokenizer, config, device)
+        held_out = some_tokens(load_held_out(options.held_out, data, options), tokenizer, config, device)
     options.out.mkdir(parents=True, exist_ok=True)
     recorded = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     settings = recorded | {"processes": accelerator.num_processes}

@@ -281,6 +281,17 @@ def test_damaged_file_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.
         demo_model.load_demo_generator()
 
 
+@pytest.mark.parametrize("name", ["WEIGHTS", "TOKENIZER"])
+def test_a_pack_that_was_cloned_without_its_large_files_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    file = tmp_path / "some.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    monkeypatch.setattr(demo_model, name, file)
+    with pytest.raises(demo_model.DemoFileError, match=r"some\.safetensors is a Git LFS pointer"):
+        demo_model.load_demo_generator()
+
+
 def test_damaged_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tokenizer.safetensors"
     file.write_bytes(demo_model.TOKENIZER.read_bytes()[:-1000])

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from jepa_guidance.host.comfy import model_folders as folders
+from jepa_guidance.host.comfy.sampling import MAX_SEED
 from jepa_guidance.host.generators import djepa as adapter
 from jepa_guidance.host.generators import djepa_menu as djepa_files
 from jepa_guidance.host.generators.djepa import HostDJEPA, class_index, load_host_djepa, preview, sample_djepa
+from jepa_guidance.nodes.djepa import DJEPASampler
 
 from jepa_core.djepa import Tokenizer, masked_counts, sample_tokens, save_djepa, to_latents
 from tests.core.conftest import random_djepa
@@ -71,7 +73,7 @@ def test_the_host_changes_no_number(djepa):
 
 
 def test_the_largest_seed_is_taken(djepa):
-    assert sample(djepa, seed=adapter.MAX_SEED).isfinite().all()
+    assert sample(djepa, seed=MAX_SEED).isfinite().all()
 
 
 def test_the_vae_is_the_tokenizer(loaded):
@@ -114,10 +116,6 @@ TRIANGLE = torch.ones(1, 4, 4).tril()
         ({"samples": torch.zeros(3, 16, 4, 4)}, "holds 3 images and batch_size is 2"),
         ({"samples": torch.full((1, 16, 4, 4), torch.nan)}, "NaN"),
         ({"samples": torch.zeros(2, 16, 4, 4), "noise_mask": TWO_MASKS}, "one mask"),
-        (
-            {"samples": torch.zeros(1, 16, 4, 4), "noise_mask": TRIANGLE},
-            "more than the 10 tokens .* inside the mask",
-        ),
     ],
 )
 def test_a_latent_that_does_not_fit_is_refused(djepa, latent, message):
@@ -125,12 +123,34 @@ def test_a_latent_that_does_not_fit_is_refused(djepa, latent, message):
         sample(djepa, latent=latent, steps=11)
 
 
-def test_more_steps_than_tokens_are_refused_before_anything_is_loaded(djepa, monkeypatch):
-    monkeypatch.setattr(adapter, "load_models_gpu", None)
-    with pytest.raises(
-        ValueError, match="steps 17 is more than the 16 tokens that small has to draw; set it to 16"
-    ):
-        sample(djepa, steps=17)
+MASKED = {"samples": torch.zeros(1, 16, 4, 4), "noise_mask": TRIANGLE}
+
+
+@pytest.mark.parametrize(
+    ("latent", "tokens", "message"),
+    [
+        (None, 16, "steps 17 is more than the 16 tokens that small has to draw: 16 are taken"),
+        (MASKED, 10, "steps 17 is more than the 10 tokens that small has to draw inside the mask: 10 are"),
+    ],
+)
+def test_more_steps_than_tokens_are_as_many_as_tokens_and_it_says_so(djepa, latent, tokens, message):
+    said: list[str] = []
+    found = sample(djepa, latent=latent, steps=17, say=said.append)
+    assert [message in text for text in said] == [True]
+    assert torch.equal(found, sample(djepa, latent=latent, steps=tokens, say=said.append))
+    assert len(said) == 1
+
+
+def test_the_node_gives_the_seed_of_each_image(djepa):
+    settings = {"djepa": djepa, **SETTINGS}
+    with torch.inference_mode():
+        latent, seeds = DJEPASampler.execute(**settings | {"seed": MAX_SEED}).result
+        alone = [
+            DJEPASampler.execute(**settings | {"seed": seed, "batch_size": 1}).result[0] for seed in seeds
+        ]
+    assert seeds == [MAX_SEED, 0]
+    for image, own in zip(latent["samples"], alone, strict=True):
+        torch.testing.assert_close(image, own["samples"][0], atol=1e-4, rtol=1e-4)
 
 
 def test_classes_are_chosen_by_name(djepa):

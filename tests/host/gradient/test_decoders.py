@@ -250,15 +250,19 @@ def test_the_fast_preset_falls_back_and_says_so(tiny, approx):
     assert choice(tiny, TINY_OR_SMALL).description == "tiny autoencoder taesd_decoder.safetensors"
 
 
-@pytest.mark.parametrize("fault", ["truncated", "incomplete", "other channels"])
+@pytest.mark.parametrize("fault", ["truncated", "pointer", "incomplete", "other channels"])
 def test_a_tiny_autoencoder_that_does_not_fit_is_refused_by_name(tiny, approx, fault):
     save_tiny(approx, "taesd_decoder", 16 if fault == "other channels" else 4, tiny.randomise)
     file = approx / "taesd_decoder.safetensors"
     if fault == "truncated":
         file.write_bytes(file.read_bytes()[:1000])
+    elif fault == "pointer":
+        file.write_text("version https://git-lfs.github.com/spec/v1\n")
     elif fault == "incomplete":
         save_file({"1.weight": torch.zeros(64, 4, 3, 3)}, file)
-    with pytest.raises(ValueError, match=r"taesd_decoder\.safetensors is damaged or not a tiny decoder"):
+    own = {"truncated": "damaged: it ends after 1000 of", "pointer": "a Git LFS pointer"}
+    why = own.get(fault, "damaged or not a tiny decoder")
+    with pytest.raises(ValueError, match=rf"taesd_decoder\.safetensors is {why}"):
         choice(tiny, TINY)
 
 

@@ -331,5 +331,6 @@ def test_off_is_the_model_itself(tiny, off):
         ({"strength": 0.2, "start_percent": 0.8, "end_percent": 0.2}, "swap them"),
     ],
 )
-def test_values_that_do_not_fit_are_named_before_the_run(inputs, named):
-    assert named in JEPASelfGuidedMinority.validate_inputs(**inputs)
+def test_values_that_do_not_fit_are_named_before_the_run(tiny, inputs, named):
+    with pytest.raises(ValueError, match=named):
+        JEPASelfGuidedMinority.execute(model=tiny.model, **INPUTS | inputs)

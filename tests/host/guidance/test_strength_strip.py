@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from jepa_guidance.host.comfy.sampling import wrap_call
+from jepa_guidance.host.guidance.notes import METADATA_KEY
 from jepa_guidance.host.scoring.reference import make_reference
 from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.host.scoring.strengths import MOST, strengths_of
+from jepa_guidance.nodes.cads import JEPACads
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from jepa_guidance.nodes.strength_strip import JEPAStrengthStrip
 from torch import Tensor
@@ -19,9 +22,13 @@ STRENGTHS = (-1.0, 0.0, 2.0)
 OUTPUTS = [output.display_name for output in JEPAStrengthStrip.define_schema().outputs]
 
 
+def defaults(node: Any) -> dict[str, Any]:
+    entries = node.define_schema().inputs
+    return {entry.id: entry.default for entry in entries if getattr(entry, "default", None) is not None}
+
+
 def inputs(tiny: Any, **changes: Any) -> dict[str, Any]:
-    entries = JEPAGuidedKSampler.define_schema().inputs
-    found = {entry.id: entry.default for entry in entries if getattr(entry, "default", None) is not None}
+    found = defaults(JEPAGuidedKSampler)
     del found["strength"]
     found |= {"model": tiny.model, "vae": tiny.vae, "encoder": tiny.encoder, "preset": "custom", "rank": 3}
     found |= {"positive": tiny.positive, "negative": tiny.negative, "seed": 5, "steps": 5, "cfg": 3.0}
@@ -42,9 +49,8 @@ def guided(tiny: Any, strength: float, **changes: Any) -> Tensor:
 
 def reference_of(encoder: Any, mode: str) -> Any:
     pictures = torch.rand(7, 16, 16, 3, generator=torch.Generator().manual_seed(5))
-    scoring = None if mode == "no scores" else {"top_k": 3, "projection": None}
     how = {"mode": mode, "fit": "squash", "antialias": "on"}
-    return make_reference(list(pictures), encoder, how, scoring=scoring)
+    return make_reference(list(pictures), encoder, how)
 
 
 def test_the_inputs_are_those_of_the_guided_sampler_with_strengths_in_place_of_strength():
@@ -188,20 +194,42 @@ def test_the_text_of_strengths_is_read_in_its_order():
         strengths_of(f"{numbers} 9", 10)
 
 
-@pytest.mark.parametrize(
-    ("typed", "message"),
-    [
-        ({"strengths": "x"}, "strengths must be numbers"),
-        ({"strengths": "0, 1", "sampler_name": "dpm_adaptive"}, "dpm_adaptive"),
-        ({"strengths": "1", "start_percent": 0.9, "end_percent": 0.1}, "start_percent"),
-        ({"strengths": "0", "cfg": float("nan")}, "cfg"),
-    ],
-)
-def test_typed_values_are_refused_before_the_graph_runs(typed, message):
-    assert message in JEPAStrengthStrip.validate_inputs(**typed)
+def test_a_typed_text_that_does_not_fit_is_refused_before_the_graph_runs():
+    assert JEPAStrengthStrip.validate_inputs(strengths="-1, 0, 2") is True
+    assert JEPAStrengthStrip.validate_inputs() is True  # a linked one is checked when it is known
+    assert "strengths must be numbers" in JEPAStrengthStrip.validate_inputs(strengths="x")
 
 
-def test_typed_values_that_fit_are_let_through():
-    assert JEPAStrengthStrip.validate_inputs() is True
-    assert JEPAStrengthStrip.validate_inputs(strengths="0", sampler_name="dpm_adaptive") is True
-    assert JEPAStrengthStrip.validate_inputs(strengths="-1, 0, 2", sampler_name="euler", cfg=8.0) is True
+def said(monkeypatch: pytest.MonkeyPatch, tiny: Any, **changes: Any) -> str:
+    """What the node says after a run."""
+    texts: list[str] = []
+    monkeypatch.setattr("jepa_guidance.nodes.strength_strip.show_text", lambda _, text: texts.append(text))
+    strip(tiny, **changes)
+    return texts[-1]
+
+
+def test_strength_0_is_called_unguided_unless_the_model_brings_a_patch(tiny, monkeypatch):
+    assert "strength 0: unguided: score" in said(monkeypatch, tiny, strengths="0")
+    model = JEPACads.execute(tiny.model, **defaults(JEPACads)).result[0]
+    text = said(monkeypatch, tiny, strengths="0", model=model)
+    assert "strength 0: as CADS made it: score" in text
+
+
+def test_an_empty_range_is_said_and_takes_any_sampler(tiny, monkeypatch):
+    empty = {"start_percent": 0.5, "end_percent": 0.5, "sampler_name": "dpm_adaptive"}
+    text = said(monkeypatch, tiny, strengths="0, 1", **empty)
+    assert text.count("off (strength 0 or an empty range); this is the stock sampler's image") == 1
+    assert "off (" not in said(monkeypatch, tiny, strengths="0")
+
+
+def test_each_strength_is_noted_in_saved_images(tiny, monkeypatch):
+    hidden = SimpleNamespace(unique_id="7", prompt=None, extra_pnginfo={})
+    monkeypatch.setattr(JEPAStrengthStrip, "hidden", hidden)
+    strip(tiny, strengths="0, 0.5")
+    noted = hidden.extra_pnginfo[METADATA_KEY]
+    assert list(noted) == ["7, strength 0", "7, strength 0.5"]
+    none, half = noted.values()
+    assert (none["settings"]["strength"], half["settings"]["strength"]) == (0, 0.5)
+    assert half["settings"]["seed"] == 5
+    assert none["trace"]["steps"] == []
+    assert half["trace"]["steps"]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from jepa_guidance.host.encoders.host_encoder import combined
-from jepa_guidance.host.scoring.picture_folder import FolderPictures, read_picture
+from jepa_guidance.host.scoring.picture_folder import FolderPictures
+from jepa_guidance.jepa_core.folders.reading import read_picture
 from jepa_guidance.nodes.reference_folder import JEPAReferenceFolder
 from PIL import Image
 

@@ -31,14 +31,15 @@ def decoded(tiny: Any, latent: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("sampler_name", ["euler", "euler_ancestral", "dpmpp_2m_sde"])
 def test_picture_i_is_the_stock_samplers_of_the_seed_plus_i(tiny, stock, sampler_name):
-    reference, images = run(tiny, sampler_name=sampler_name)
+    reference, images, seeds = run(tiny, sampler_name=sampler_name)
     assert images.shape == (3, 16, 16, 3)
-    for number, image in enumerate(images):
+    assert seeds == [5, 6, 7]
+    for seed, image in zip(seeds, images, strict=True):
         own = stock(
             tiny.model,
             tiny,
             **SAMPLING | {"sampler_name": sampler_name},
-            seed=5 + number,
+            seed=seed,
             latent_image=LATENT,
         )
         assert torch.equal(image[None], decoded(tiny, own))
@@ -66,13 +67,14 @@ def test_a_guided_model_draws_as_if_it_were_not(tiny, stock):
 
 
 def test_the_last_seed_is_followed_by_the_first(tiny, stock):
-    images = run(tiny, first_seed=2**64 - 1, count=2)[1]
+    _, images, seeds = run(tiny, first_seed=2**64 - 1, count=2)
+    assert seeds == [2**64 - 1, 0]
     own = stock(tiny.model, tiny, **SAMPLING, seed=0, latent_image=LATENT)
     assert torch.equal(images[1:], decoded(tiny, own))
 
 
 def test_scores_are_those_of_the_pictures(tiny):
-    reference, _ = run(tiny, mode="exact", count=2)
+    reference, *_ = run(tiny, mode="exact", count=2)
     assert len(reference.parts[0].scores) == 2
     assert reference.how["mode"] == "exact"
 

@@ -20,7 +20,7 @@ from jepa_guidance.host.options import FLOORS
 from jepa_guidance.host.scoring.ranked import as_csv, as_json, ranked_images, shortened
 from jepa_guidance.host.scoring.rarity import Rarity, rarity_of
 from jepa_guidance.host.scoring.scores import score_images
-from jepa_guidance.nodes.input_checks import seeds_of
+from jepa_guidance.nodes.input_checks import seed_words, seeds_of
 from jepa_guidance.nodes.rank_images import JEPARankImages
 from jepa_guidance.nodes.reference import JEPAReferenceNode
 
@@ -86,6 +86,26 @@ def test_a_list_of_batches_is_ranked_together(tiny, images):
     assert scores == sorted(expected)
     assert sorted(indices) == [0, 1, 2, 3, 4]
     assert seeds == [[7, 8, 9, 10, 2**64 - 1][index] for index in indices]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_other_floating_types_are_scored(tiny, images, dtype):
+    found = rank([images.to(dtype)], tiny.encoder, count=5)[1]
+    assert found == pytest.approx(rank([images.to(dtype).float()], tiny.encoder, count=5)[1], rel=1e-3)
+
+
+def test_empty_batches_in_a_list_count_nothing(tiny, images):
+    lists = [images[:0], images[:2], images[:0], images[2:]]
+    samples = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 4, 2, 2)
+    along = {
+        "latents": [{"samples": samples[:0]}, {"samples": samples}],
+        "masks": [images[:0, ..., 0], images[..., 0]],
+    }
+    found = named(lists, tiny.encoder, count=5, **along)
+    expected = named([images], tiny.encoder, count=5)
+    assert found.scores == expected.scores
+    assert found.indices == expected.indices
+    assert found.latents[0]["samples"][:, 0, 0, 0].tolist() == found.indices
 
 
 def test_images_of_several_sizes_come_out_one_by_one(tiny, images):
@@ -305,6 +325,16 @@ def test_no_images_and_several_encoders_in_a_list_are_refused(tiny, images):
 def test_one_seed_counts_for_all_images():
     assert seeds_of([5], 3) == [5, 5, 5]
     assert seeds_of(None, 3) == []
+
+
+def test_images_of_one_seed_are_told_by_their_place_in_their_batch():
+    batches = [torch.zeros(2, 4, 4, 3), torch.zeros(1, 4, 4, 3)]
+    one = ["seed 5, place 0", "seed 5, place 1", "seed 5, place 0"]
+    assert seed_words(seeds_of([5], 3), batches) == one
+    # of a node that draws each from its own
+    assert seed_words([5, 6, 7], batches) == ["seed 5", "seed 6", "seed 7"]
+    assert seed_words([5], [torch.zeros(1, 4, 4, 3)]) == ["seed 5"]
+    assert seed_words([], batches) == []
 
 
 def test_the_sheet_shows_every_picture_completely():

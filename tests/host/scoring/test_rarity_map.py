@@ -151,7 +151,7 @@ def test_bad_images_are_refused(tiny, images, spoil, message):
 def reference_of(encoder: Any, **how: str) -> Any:
     pictures = torch.rand(7, 28, 28, 3, generator=torch.Generator().manual_seed(5))
     how = {"mode": "no scores", "fit": "squash", "antialias": "on"} | how
-    return make_reference(list(pictures), encoder, how, scoring=None)
+    return make_reference(list(pictures), encoder, how)
 
 
 def distance_at(encoder: Any, reference: Any, x: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,9 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     register_folders()
-    return tmp_path / "models" / REFERENCE_FOLDER
+    folder = tmp_path / "models" / REFERENCE_FOLDER
+    folder.mkdir(parents=True)  # tests put files there by hand
+    return folder
 
 
 def reference_of(seed: int = 0, size: int = 28) -> Reference:

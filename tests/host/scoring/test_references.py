@@ -14,7 +14,7 @@ from jepa_guidance.host.scoring import novelty
 from jepa_guidance.host.scoring.novelty import novelties, sorted_novelties
 from jepa_guidance.host.scoring.reference import check_comparable, make_reference, part_of, sorted_scores
 from jepa_guidance.host.scoring.scores import score_images
-from jepa_guidance.jepa_core.novelty import NEIGHBOURS, distances_within
+from jepa_guidance.jepa_core.novelty import NEIGHBOURS, SAMPLE, Distances, distances_within
 from jepa_guidance.jepa_core.reference import NO_SCORE, Reference, ReferencePart, percentile
 from jepa_guidance.jepa_core.views import views
 from jepa_guidance.nodes.rank_images import JEPARankImages
@@ -75,8 +75,7 @@ def others(points: torch.Tensor, index: int) -> torch.Tensor:
 # --- making -------------------------------------------------------------------------------------------------------
 
 
-def test_a_reference_holds_what_the_encoder_makes_of_each_picture(tiny, images, monkeypatch):
-    monkeypatch.setattr("jepa_guidance.host.scoring.reference._PASS", 4)
+def test_a_reference_holds_what_the_encoder_makes_of_each_picture(tiny, images):
     reference, scores, own = reference_of([images[:3], images[3:]], tiny.encoder)
     (part,) = reference.parts
     assert (part.encoder, part.image_size) == ("tiny", 28)
@@ -136,7 +135,7 @@ def test_pictures_that_change_between_two_encoders_are_refused(images, both):
             return iter(images[: self.left])
 
     with pytest.raises(ValueError, match="the pictures changed"):
-        make_reference(Shrinking(), both, HOW, scoring=None)
+        make_reference(Shrinking(), both, HOW | {"mode": NO_SCORE})
 
 
 # --- comparing ----------------------------------------------------------------------------------------------------
@@ -317,14 +316,14 @@ def test_what_is_not_an_image_is_refused(tiny, images, spoil):
 def test_a_hundred_thousand_pictures_are_searched_quickly():
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(100_000, 384, generator=generator)
-    distances = novelty.Distances(points)
+    distances = Distances(points)
     begun = time.perf_counter()
     found = distances.of(points[:4] + 1)
     assert time.perf_counter() - begun < 2
     expected = torch.cdist(points[:4] + 1, points).sort(1).values[:, :NEIGHBOURS].mean(1)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     begun = time.perf_counter()
-    assert len(distances.own) == novelty.SAMPLE
+    assert len(distances.own) == SAMPLE
     assert time.perf_counter() - begun < 60
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.k_diffusion.sampling
+import comfy.samplers
 import pytest
 import torch
 from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.guidance.trace import GuidedStep
 
 from jepa_core import RarityGradient
+from tests.host.guidance.test_samplers_of_other_packs import SAMPLERS as OTHER_PACKS
 from tests.host.guide import guide_model
 from tests.host.search.conftest import CANDIDATES, COUNT, SAMPLING
 from tests.host.search.test_search import batch, row_by_row
@@ -80,3 +83,22 @@ def test_guidance_that_ends_before_the_last_look_guides_nothing(tiny, stock, sea
     kept, _ = search(early)
     drawn = stock(model, tiny, latent_image=batch(), **SAMPLING)
     assert torch.equal(kept["samples"], drawn[kept["batch_index"]])
+
+
+@pytest.mark.parametrize("kind", ["restarts", "numbers from 1", "parts"])
+def test_a_sampler_of_another_pack_searches_and_guides(tiny, stock, search, monkeypatch, kind):
+    """Its steps are counted by its model calls, not by what it reports."""
+    samplers = comfy.samplers.KSampler
+    monkeypatch.setattr(samplers, "SAMPLERS", [*samplers.SAMPLERS, "theirs"])
+    monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_theirs", OTHER_PACKS[kind](), raising=False)
+    model = row_by_row(tiny.model)
+    sampling = {"sampler_name": "theirs"}
+    kept, record = search(model, sampling=sampling)
+    drawn = stock(model, tiny, latent_image=batch(), **SAMPLING | sampling)
+    assert torch.equal(kept["samples"], drawn[kept["batch_index"]])
+    assert record.done == record.steps == (11 if kind == "restarts" else 10)
+    traces: list = []
+    guided_kept, record = search(guided(tiny, model, traces), sampling=sampling)
+    assert [step.step for step in traces[-1].steps] == list(range(record.steps))
+    assert traces[-1].guided_steps
+    assert not torch.allclose(guided_kept["samples"], drawn[guided_kept["batch_index"]])

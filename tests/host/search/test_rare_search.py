@@ -63,7 +63,9 @@ def test_a_list_of_seeds_gives_a_search_for_each(tiny):
 
 def test_each_search_of_a_list_is_noted_in_saved_images(tiny, monkeypatch):
     noted: dict = {}
-    monkeypatch.setattr(io.ComfyNode, "hidden", SimpleNamespace(unique_id="7", extra_pnginfo=noted))
+    monkeypatch.setattr(
+        io.ComfyNode, "hidden", SimpleNamespace(unique_id="7", prompt=None, extra_pnginfo=noted)
+    )
     monkeypatch.setattr(rare_search, "SearchReporter", lambda _: SearchReporter(None))  # there is no page
     node(tiny)
     node(tiny, seed=[5, 6])
@@ -103,7 +105,6 @@ def test_novelty_against_a_reference(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"count": [7]}, r"count 7 is larger than candidates, 6"),
         ({"looks": ["0.7, 0.4"]}, r"looks must grow"),
         ({"looks": ["a"]}, r"looks must be numbers"),
         ({"quality": [0.5, 0.6]}, r"quality holds 2 numbers for 6 images"),
@@ -134,7 +135,7 @@ def test_novelty_against_a_reference(tiny):
         ({"encoder": [None]}, r"encoder must be of type JEPA_ENCODER, got NoneType"),
         ({"candidates": ["6"], "quality": [0.5] * 6}, r"candidates must be a whole number, got '6'"),
         ({"candidates": [-6], "quality": [0.5] * 6}, r"candidates -6 is outside 1 to 1024"),
-        ({"seed": [5, 6], "count": [2, 7]}, r"count 7 is larger than candidates, 6"),
+        ({"seed": [5, 6], "count": [2, 0]}, r"count 0 is outside 1 to 1024"),
         ({"steps": [10, 2.5]}, r"steps must be a whole number, got 2.5"),
         (
             {"variety": [BOOSTED_START], "add_noise": [False]},
@@ -183,18 +184,26 @@ def test_candidates_that_are_not_finite_are_pictures_that_other_nodes_take(tiny)
     ("values", "message"),
     [
         ({"looks": ["0.7, 0.4"]}, "looks must grow"),
-        ({"sampler_name": ["dpm_adaptive"]}, "dpm_adaptive"),
-        ({"cfg": [math.nan]}, "cfg"),
-        ({"floor": [math.inf]}, "floor"),
+        ({"cfg": [math.nan]}, "cfg nan is outside"),
+        ({"floor": [math.inf]}, "floor inf is outside"),
     ],
 )
-def test_values_typed_into_the_node_are_checked_before_the_queue(values, message):
-    assert message in JEPARareSearch.validate_inputs(**values)
+def test_values_that_do_not_fit_are_named_before_the_search(tiny, values, message):
+    with pytest.raises(ValueError, match=message):
+        node(tiny, **values)
 
 
-def test_linked_and_fitting_values_pass_validation():
-    assert JEPARareSearch.validate_inputs(looks=[None], cfg=[None]) is True
-    assert JEPARareSearch.validate_inputs(looks=["0.4"], cfg=[1.0], sampler_name=["euler"]) is True
+def test_a_count_above_the_candidates_keeps_all_of_them(tiny):
+    found = node(tiny, count=[7])
+    assert sorted(found["indices"]) == list(range(6))
+    assert found["indices"] == node(tiny, count=[6])["indices"]
+
+
+def test_a_sampler_is_checked_before_the_queue():
+    assert "dpm_adaptive" in JEPARareSearch.validate_inputs(sampler_name=["dpm_adaptive"])
+    assert JEPARareSearch.validate_inputs(sampler_name=["euler"]) is True
+    # linked
+    assert JEPARareSearch.validate_inputs(sampler_name=[None]) is True
 
 
 def test_each_search_of_a_list_shows_its_own_pictures(tiny):

@@ -1,0 +1,20 @@
+"""The picture that comes along for templates that load one."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from .required import folder_paths
+
+PICTURE = Path(__file__).absolute().parents[2] / "assets" / "jepa_example.jpg"
+
+
+def offer_picture() -> None:
+    """Put the picture into the host's input folder, where Load Image finds it, unless it is there.
+
+    Where that folder cannot be written the pack works without it; the templates then need a picture of the user's.
+    """
+    place = Path(folder_paths.get_input_directory()) / PICTURE.name
+    with suppress(OSError):
+        if not place.exists():
+            shutil.copyfile(PICTURE, place)

@@ -1,0 +1,149 @@
+"""What is known of the pictures of a folder, the rarest first, as CSV and JSON; and the rarest as images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ...jepa_core import Reference
+from ...jepa_core.folders.reading import read_picture
+from ...jepa_core.transparency import over_white
+from ..encoders.host_encoder import AnyEncoder
+from ..options import NOVELTY
+from .folder_scores import FolderScores
+from .novelty import novelties_of, novelty_percentiles, own_novelties
+from .reference import parts_of, reference_scores
+
+
+class Line(NamedTuple):
+    """A file, and what is known of it; the columns are those of tables of the command line.
+
+    Attributes:
+        file: its path inside the host's folder, with / between folders, as listing.text_of_path writes it.
+        hash: SHA-256 of its bytes in hexadecimal, "" if unknown.
+        width, height: in pixels, as the picture is shown; 0 if unknown. bytes: its length.
+        score: lower is rarer. novelty: higher is rarer. percentile: of novelty, small is rare. None if not known.
+        error: why it could not be read or scored, or None.
+    """
+
+    file: str
+    hash: str
+    width: int
+    height: int
+    bytes: int
+    score: float | None
+    novelty: float | None
+    percentile: float | None
+    error: str | None
+
+
+def lines_of(
+    found: FolderScores, names: Sequence[str], encoder: AnyEncoder, by: str, reference: Reference | None
+) -> list[Line]:
+    """What is known of each file, in their order.
+
+    Args:
+        found: of a picture at least. names: of the files, as in Line.
+        by: SCORE or NOVELTY.
+        reference: one that can be compared with, for novelty. Without, novelty is that among the pictures, and is told only
+            if `by` is NOVELTY.
+
+    Raises:
+        ValueError: by novelty, of one picture without a reference.
+    """
+    assert found.reference is not None
+    scores: Sequence[float | None] = reference_scores(found.reference, encoder)
+    scores = scores or [None] * len(found.good)
+    novelties, percentiles = _beside(found.reference, encoder, by, reference)
+    known = dict(zip(found.good, zip(scores, novelties, percentiles, strict=True), strict=True))
+    lines = []
+    for place, (name, row) in enumerate(zip(names, found.rows, strict=True)):
+        score, novelty, percentile = known.get(place, (None, None, None))
+        of_file = (name, row.hash, row.width, row.height, row.bytes)
+        lines.append(Line(*of_file, score, novelty, percentile, found.errors.get(place)))
+    return lines
+
+
+def _beside(
+    made: Reference, encoder: AnyEncoder, by: str, reference: Reference | None
+) -> tuple[Sequence[float | None], Sequence[float | None]]:
+    """Novelties of a folder's pictures, and their percentiles."""
+    unknown = [None] * len(made)
+    if reference is not None:
+        embeddings = [part.embeddings for part, _ in parts_of(made, encoder)]
+        values = novelties_of(embeddings, encoder, reference)
+        return values, novelty_percentiles(values, reference, encoder) or unknown
+    if by != NOVELTY:
+        return unknown, unknown
+    values = own_novelties(made, encoder)
+    if not values:
+        raise ValueError(
+            "by novelty needs something to compare a single picture with: link a reference, or set by to score"
+        )
+    return values, novelty_percentiles(values, made, encoder)
+
+
+def rarest_first(lines: Sequence[Line], by: str) -> list[int]:
+    """The places of the pictures that were scored, the rarest first; those alike stay in their order."""
+    good = [place for place, line in enumerate(lines) if line.error is None]
+    return sorted(good, key=lambda place: rarity_value(lines[place], by), reverse=by == NOVELTY)
+
+
+def rarity_value(line: Line, by: str) -> float:
+    """The score or novelty of a picture, whichever `by` names."""
+    value = line.novelty if by == NOVELTY else line.score
+    assert value is not None
+    return value
+
+
+def rarest_pictures(
+    order: Sequence[int], lines: Sequence[Line], files: Sequence[str], count: int
+) -> tuple[list[int], list[Tensor]]:
+    """At most `count` pictures as they were scored: (H, W, 3) in [0, 1], on white; and their places.
+
+    Of pictures with the same bytes only the first is given.
+
+    Args:
+        order: places, the rarest first.
+
+    Raises:
+        ValueError: none can be read any more.
+    """
+    places: dict[str, int] = {}
+    pictures: list[Tensor] = []
+    for place in order:
+        if len(pictures) == count:
+            break
+        if lines[place].hash in places:
+            continue
+        try:
+            picture = read_picture(Path(files[place]))
+        except (ValueError, OSError):  # removed or changed since it was scored
+            continue
+        places[lines[place].hash] = place
+        pictures.append(over_white(picture))
+    if not pictures:
+        raise ValueError("the pictures were removed while they were scored; run again")
+    return list(places.values()), pictures
+
+
+def as_csv(lines: Iterable[Line]) -> str:
+    """Lines as CSV with a header. Names that a spreadsheet would take for a formula begin with ./ there."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Line._fields)
+    for line in lines:
+        formula = line.file.startswith(("=", "+", "-", "@", "\t", "\r"))
+        writer.writerow(line._replace(file=f"./{line.file}") if formula else line)
+    return text.getvalue()
+
+
+def as_json(lines: Iterable[Line], about: Mapping[str, Any]) -> str:
+    """Lines as JSON, under "pictures", after what they are about."""
+    return json.dumps({**about, "pictures": [line._asdict() for line in lines]}, ensure_ascii=False, indent=1)

@@ -1,0 +1,220 @@
+"""JEPAPickImages: show images sorted by rarity, wait, and go on with those that somebody keeps."""
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..host.comfy.sampling import MAX_SEED
+from ..host.drawing.pictures import thumbnail
+from ..host.options import (
+    ASK_ALWAYS,
+    ASK_ONCE,
+    KEEP_FIRST,
+    NOVELTY,
+    PROJECTED,
+    RAREST,
+    SCORE,
+    STOP,
+    TYPICAL,
+)
+from ..host.scoring.along import kept_latents, kept_pictures
+from ..host.scoring.by_eye import MOST_SHOWN, Viewing, unanswered, workflow_of
+from ..host.scoring.rarity import rarity_of
+from ..jepa_core.reference import EXACT
+from ..jepa_core.score import PROJECTION
+from .choice_inputs import latents_of, missing
+from .input_checks import check_values, given, inputs_of, only, seeds_of, with_images
+from .search_words import search_words
+from .types import JEPAEncoder, JEPAReference
+
+_DAY = 24 * 60 * 60  # seconds
+
+
+class JEPAPickImages(io.ComfyNode):
+    """Images -> those that somebody clicks on the page, with their scores, indices, seeds and latents."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JEPAPickImages",
+            display_name="JEPA Pick Images",
+            category="JEPA",
+            description="Shows images sorted by rarity and waits until you have clicked those to keep. Without a page, the "
+            "first are kept.",
+            is_input_list=True,
+            inputs=_inputs(),
+            outputs=_outputs(),
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+            **search_words("choose, select, picker, pause, filter, keep, image chooser"),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, ask: Any = (ASK_ONCE,), **_: Any) -> float:
+        # no number equals NaN, so the host runs the node again
+        return float("nan") if ASK_ALWAYS in ask else unanswered(cls.hidden.unique_id)
+
+    @classmethod
+    def execute(
+        cls,
+        images,
+        encoder,
+        keep,
+        count,
+        timeout,
+        on_timeout,
+        ask,
+        mode,
+        by,
+        seeds=None,
+        reference=None,
+        latents=None,
+    ) -> io.NodeOutput:
+        inputs = {
+            "encoder": encoder,
+            "keep": keep,
+            "count": count,
+            "timeout": timeout,
+            "on_timeout": on_timeout,
+        }
+        inputs |= {"ask": ask, "mode": mode, "by": by} | (
+            {"reference": reference} if given(reference) else {}
+        )
+        single = {name: only(name, values) for name, values in inputs.items()}
+        images = with_images(images)
+        for batch in images:
+            check_values(inputs_of(JEPAPickImages), single | {"images": batch})
+        total = sum(map(len, images))
+        own, latents = seeds_of(seeds, total), latents_of(latents, total)
+        viewing = Viewing(
+            *(single[name] for name in ("keep", "by")),
+            cls.hidden.unique_id,
+            workflow_of(cls.hidden.extra_pnginfo),
+            *(single[name] for name in ("count", "timeout")),
+            stops=single["on_timeout"] == STOP,
+        )
+        rarity = rarity_of(images, single["encoder"], single["mode"], viewing.by, single.get("reference"))
+        order = viewing.order(rarity)
+        every = [picture for batch in images for picture in batch]
+        pictures = ui.PreviewImage([thumbnail(every[index]) for index in order]).values
+        question = viewing.question(rarity, order, pictures, own)
+        ended = viewing.chosen(question)
+        kept = ended.kept
+        return io.NodeOutput(
+            kept_pictures(images, kept),
+            [rarity.values[index] for index in kept],
+            kept,
+            [own[index] for index in kept] if own else [],
+            kept_latents(latents, kept) if latents else missing("JEPA Pick Images", "latents"),
+            ui={"jepa_pick": [question | ended._asdict()]},
+        )
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        io.Image.Input(
+            "images", tooltip="A batch, or a list of batches, of any sizes; all are shown together."
+        ),
+        JEPAEncoder.Input("encoder", tooltip="Scores the images, which are shown in this order."),
+        io.Combo.Input(
+            "keep",
+            options=[RAREST, TYPICAL],
+            default=RAREST,
+            tooltip=f"Which images come first. Keeping the {TYPICAL} can reinforce bias.",
+        ),
+        io.Int.Input(
+            "count",
+            default=4,
+            min=1,
+            max=MOST_SHOWN,
+            tooltip="How many of the first images are kept if nobody picks; by eye, keep as many as you like.",
+        ),
+        io.Int.Input(
+            "timeout",
+            default=600,
+            min=5,
+            max=_DAY,
+            tooltip="How many seconds the run waits for you, at most. Other runs in the queue wait too.",
+        ),
+        io.Combo.Input(
+            "on_timeout",
+            options=[KEEP_FIRST, STOP],
+            default=KEEP_FIRST,
+            tooltip=f"What happens when the time is over. {KEEP_FIRST}: the run goes on with the first images, as many as "
+            f"count says. {STOP}: the run ends with an error.",
+        ),
+        io.Combo.Input(
+            "ask",
+            options=[ASK_ONCE, ASK_ALWAYS],
+            default=ASK_ONCE,
+            tooltip=f"When you are asked. {ASK_ONCE}: another run with the same images keeps what you picked. "
+            f"{ASK_ALWAYS}: you pick again.",
+        ),
+        io.Combo.Input(
+            "mode",
+            options=[PROJECTED, EXACT],
+            default=PROJECTED,
+            tooltip=f"{PROJECTED}: many times faster and ranks images nearly as {EXACT} does, from {PROJECTION} "
+            f"fixed random outputs of the encoder. {EXACT}: all singular values. Scores of different modes are not "
+            "comparable.",
+        ),
+        io.Combo.Input(
+            "by",
+            options=[SCORE, NOVELTY],
+            default=SCORE,
+            tooltip=f"What makes an image rare. {SCORE}: the JEPA score, lower is rarer. {NOVELTY}: how far it is "
+            "from its nearest in the reference, higher is rarer; many times faster.",
+        ),
+        io.Int.Input(
+            "seeds",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            optional=True,
+            force_input=True,
+            tooltip="The seed of the images, or a list with one for each; those of the kept images are returned.",
+        ),
+        JEPAReference.Input(
+            "reference",
+            optional=True,
+            tooltip="What counts as usual: needed to sort by novelty, and adds percentiles. From JEPA Reference, made with "
+            "fit squash and antialias on.",
+        ),
+        io.Latent.Input(
+            "latents",
+            optional=True,
+            tooltip="The latents of the images, one for each; those of the kept images come out, to be sampled on.",
+        ),
+    ]
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        io.Image.Output(
+            display_name="images",
+            is_output_list=True,
+            tooltip="The kept images, in the order of your clicks: one batch if all have the same size, otherwise one by "
+            "one.",
+        ),
+        io.Float.Output(
+            display_name="scores",
+            is_output_list=True,
+            tooltip="Their scores; lower is rarer. By novelty: their novelties; higher is rarer.",
+        ),
+        io.Int.Output(
+            display_name="indices",
+            is_output_list=True,
+            tooltip="The position of each among all images, from 0.",
+        ),
+        io.Int.Output(
+            display_name="seeds",
+            is_output_list=True,
+            tooltip="Their seeds; empty if none were given.",
+        ),
+        io.Latent.Output(
+            display_name="latents",
+            is_output_list=True,
+            tooltip="The latents of the kept images: one batch if all have the same size, otherwise one by one. They "
+            "remember their place in the batch, so that the same seed gives them the same noise.",
+        ),
+    ]
