@@ -152,7 +152,7 @@ class JEPARankImages(io.ComfyNode):
         images = with_images(images)
         single = checked(images, {"encoder": encoder, "keep": keep, "count": count, "mode": mode, **later})
         total = sum(map(len, images))
-        own = {"names": names_of(lists["names"], total), "seeds": seeds_of(lists["seeds"], total)}
+        names, seeds = names_of(lists["names"], total), seeds_of(lists["seeds"], total)
         latents, masks = latents_of(lists["latents"], total), masks_of(lists["masks"], total)
         qualities = qualities_of(lists["quality"], total)
         choice = Choice(
@@ -164,8 +164,7 @@ class JEPARankImages(io.ComfyNode):
         choice.check("reference" in single)
         rarity = rarity_of(images, single["encoder"], single["mode"], choice.by, single.get("reference"))
         indices = choice.kept(rarity)
-        words = seed_words(own["seeds"], images)
-        every = ranked_images(rarity, indices, qualities=qualities, seed_words=words, **own)
+        every = ranked_images(rarity, indices, names, qualities, seeds, seed_words(seeds, images))
         ranked, rejected = every[: len(indices)], [one.index for one in every[len(indices) :]]
         kept = kept_pictures(images, indices)
         sheet = labelled_sheet(
@@ -180,7 +179,7 @@ class JEPARankImages(io.ComfyNode):
             kept,
             [one.value for one in ranked],
             indices,
-            [one.seed for one in ranked] if own["seeds"] else [],
+            [one.seed for one in ranked] if seeds else [],
             sheet,
             kept_latents(latents, indices) if latents else missing("JEPA Rank Images", "latents"),
             kept_pictures(masks, indices) if masks else missing("JEPA Rank Images", "masks"),
@@ -189,7 +188,7 @@ class JEPARankImages(io.ComfyNode):
             rejected,
             # nothing to give stops those who need it without a fault
             kept_pictures(images, rejected) if rejected else ExecutionBlocker(None),
-            [one.name for one in ranked] if own["names"] else [],
+            [one.name for one in ranked] if names else [],
             [one.rarer_than for one in ranked] if rarity.percentiles else [],
             as_csv(every, choice.by),
             as_json(every, choice.by, **about),

@@ -419,14 +419,14 @@ def test_numbers_that_are_not_finite_are_valid_json():
 
 def test_a_caption_begins_with_the_place_in_the_reference():
     with_reference = Rarity([-12.345], [3.0])
-    (one,) = ranked_images(with_reference, [0], ["cat.png"], [0.5], [7])
+    (one,) = ranked_images(with_reference, [0], ["cat.png"], [0.5], [7], ["seed 7, place 1"])
     assert one.label("score").splitlines() == [
         "rarer than 97 %",
         "1. image 0",
         "cat.png",
         "score -12.35",
         "quality 0.5",
-        "seed 7",
+        "seed 7, place 1",
     ]
     (one,) = ranked_images(Rarity([3.456], []), [0])
     assert one.label("novelty").splitlines() == ["novelty 3.46", "1. image 0"]
