@@ -20,11 +20,10 @@ from ..host.options import (
 from ..host.scoring.along import kept_latents, kept_pictures
 from ..host.scoring.by_eye import MOST_SHOWN, Viewing, unanswered, workflow_of
 from ..host.scoring.rarity import rarity_of
-from ..host.scoring.scores import check_images
 from ..jepa_core.reference import EXACT
 from ..jepa_core.score import PROJECTION
 from .choice_inputs import latents_of, missing
-from .input_checks import check_values, count_images, given, inputs_of, only, seeds_of
+from .input_checks import check_values, given, inputs_of, only, seeds_of, with_images
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
@@ -81,11 +80,11 @@ class JEPAPickImages(io.ComfyNode):
         inputs |= {"ask": ask, "mode": mode, "by": by} | (
             {"reference": reference} if given(reference) else {}
         )
+        images = with_images(images)
         single = {name: only(name, values) for name, values in inputs.items()}
         for batch in images:
             check_values(inputs_of(JEPAPickImages), single | {"images": batch})
-            check_images(batch)
-        total = count_images(images)
+        total = sum(map(len, images))
         own, latents = seeds_of(seeds, total), latents_of(latents, total)
         viewing = Viewing(
             *(single[name] for name in ("keep", "by")),
