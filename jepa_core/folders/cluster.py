@@ -37,7 +37,9 @@ def connected(address: str) -> Iterator[None]:
     except ImportError as error:
         raise OptionError(f'{error.name} is missing; pip install "jepa-guidance[cluster]"') from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
-    own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address == LOCAL else {}
+    own: dict[str, Any] = (
+        {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if address == LOCAL else {}
+    )
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
