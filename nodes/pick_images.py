@@ -80,6 +80,7 @@ class JEPAPickImages(io.ComfyNode):
         inputs |= {"ask": ask, "mode": mode, "by": by} | (
             {"reference": reference} if given(reference) else {}
         )
+        images = with_images(images)
         single = {name: only(name, values) for name, values in inputs.items()}
         images = with_images(images)
         for batch in images:
@@ -172,7 +173,8 @@ def _inputs() -> list[io.Input]:
             max=MAX_SEED,
             optional=True,
             force_input=True,
-            tooltip="The seed of the images, or a list with one for each; those of the kept images are returned.",
+            tooltip="A list with the seed of each image, as D-JEPA Sampler gives it; or the one seed of a batch of "
+            "KSampler, whose images differ by their place. Those of the kept images are returned.",
         ),
         JEPAReference.Input(
             "reference",

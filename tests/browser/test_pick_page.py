@@ -60,6 +60,7 @@ class PickPage:
 
     def __init__(self, page: Comfy, encoder: str) -> None:
         self.page = page
+        page.page.set_default_timeout(120_000)  # on a busy machine
         page.wait(OURS, seconds=180)
         page.page.keyboard.press("Escape")
         prepare(page, encoder)
