@@ -99,7 +99,7 @@ OF_THE_HOST = {
     "Required input is missing: encoder_2",
     "shapes cannot be multiplied",
 }
-SEEN = {"a text instead of a chart", "the map is blocky or coarse"}
+SEEN = {"a text instead of a chart", "the map is blocky or coarse", "the mask is all black"}
 PLACES = re.compile(r" \((a line under the node|from the sampler|in other nodes|in the text)\)$")
 
 

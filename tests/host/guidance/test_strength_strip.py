@@ -225,6 +225,7 @@ def test_an_empty_range_is_said_and_takes_any_sampler(tiny, monkeypatch):
 def test_each_strength_is_noted_in_saved_images(tiny, monkeypatch):
     hidden = SimpleNamespace(unique_id="7", prompt=None, extra_pnginfo={})
     monkeypatch.setattr(JEPAStrengthStrip, "hidden", hidden)
+    monkeypatch.setattr("jepa_guidance.nodes.strength_strip.show_text", lambda *_: None)
     strip(tiny, strengths="0, 0.5")
     noted = hidden.extra_pnginfo[METADATA_KEY]
     assert list(noted) == ["7, strength 0", "7, strength 0.5"]
