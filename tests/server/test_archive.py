@@ -30,7 +30,7 @@ NAME = PROJECT["project"]["name"]
 MEGABYTES = 40
 TOP = {
     *("CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml"),
-    *("assets", "docs", "host", "jepa_core", "locales", "nodes", "subgraphs", "web", "workflows"),
+    *("assets", "docs", "host", "jepa_core", "locales", "nodes", "web", "workflows"),
 }
 
 # What the registry's scan flags, or should flag.
@@ -105,6 +105,7 @@ def test_the_archive_holds_what_nodes_need_and_users_read(files):
         "assets/README.md",
         "assets/demo128.safetensors",
         "assets/djepa128.safetensors",
+        "assets/jepa_example.jpg",
         "assets/tokenizer128.safetensors",
     ]
     folders = [ROOT / name for name in ("nodes", "host", "jepa_core")]

@@ -37,9 +37,7 @@ def passes(tiny: Any) -> list[int]:
 def _all(images: torch.Tensor, encoder: Any) -> dict[str, torch.Tensor]:
     """Everything that is kept, of some images."""
     with torch.inference_mode():
-        reference = make_reference(
-            list(images[:3]), encoder, HOW, scoring={"top_k": None, "projection": None}
-        )
+        reference = make_reference(list(images[:3]), encoder, HOW)
         part = reference.parts[0]
         return {
             "exact": torch.tensor(score_images(images, encoder)),
