@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..host.comfy.example_picture import offer_picture
 from ..host.comfy.model_folders import register_folders
-from ..host.comfy.page import on_queued
+from ..host.comfy.page import on_queued, server_runs
 from ..host.comfy.picks import register_routes
 from ..host.guidance.notes import add_kept
 from .boost_and_skip import JEPABoostAndSkip
@@ -37,9 +37,10 @@ from .strength_strip import JEPAStrengthStrip
 class JEPAExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_folders()
-        offer_picture()
-        on_queued(add_kept)
-        register_routes()
+        if server_runs():
+            offer_picture()
+            on_queued(add_kept)
+            register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

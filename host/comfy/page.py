@@ -28,6 +28,13 @@ def send_event(name: str, data: dict) -> None:
     server.send_sync(name, data, server.client_id)
 
 
+def server_runs() -> bool:
+    """Whether the host serves a page; scripts that load its nodes have no server."""
+    from server import PromptServer
+
+    return hasattr(PromptServer, "instance")
+
+
 def on_queued(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Call `handler` with everything that is queued, before the host looks at it; what it returns is queued."""
     from server import PromptServer

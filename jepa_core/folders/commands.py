@@ -199,7 +199,7 @@ def add_reference(parsers: Any) -> None:
         "--count", type=whole_number, metavar="N", help="at most N of the pictures, drawn at random"
     )
     add_scoring(parser, required=False)
-    parser.set_defaults(run=reference)
+    parser.set_defaults(run=reference, ray=None)
 
 
 def reference(options: argparse.Namespace) -> None:
