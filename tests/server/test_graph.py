@@ -223,7 +223,7 @@ def test_strength_zero_or_an_empty_range_is_the_stock_image_bit_for_bit(run, enc
     assert np.array_equal(run(graph(encoder, {**patch(**off), **stock(["patch", 0])})), plain)
 
 
-def test_a_strip_holds_the_images_of_each_strength_bit_for_bit(run, server, encoder):
+def test_a_strip_holds_the_images_of_each_strength(run, server, encoder):
     one = graph(encoder, {"sample": strip()}, latent=["sample", 2])
     one["empty"]["inputs"]["batch_size"] = 1
     one |= {"strip": node("SaveImage", images=["sample", 1], filename_prefix="strip")}
@@ -232,7 +232,8 @@ def test_a_strip_holds_the_images_of_each_strength_bit_for_bit(run, server, enco
     for image, strength in zip(found, (-1.0, 0.0, 2.0), strict=True):
         alone = graph(encoder, guided(strength=strength) if strength else stock())
         alone["empty"]["inputs"]["batch_size"] = 1
-        assert np.array_equal(run(alone)[0], image)
+        # the latents are the same bit for bit (test_strength_strip.py); decoded in another batch they are rounded otherwise
+        assert np.abs(run(alone)[0].astype(int) - image).max() <= 1
     outputs = server.wait(server.queue(one | {"again": one["strip"]}), timeout=300)["outputs"]
     (sheet,) = outputs["strip"]["images"]
     assert Image.open(io.BytesIO(server.image(sheet))).width == 3 * 256 + 4 * 16
