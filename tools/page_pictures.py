@@ -158,7 +158,7 @@ SCENES = (
         runs=({(3, "image_size"): SMALL},),
         picks=(0, 3, 6),
         pictures=(
-            Shot(f"{HELP}/pick_images.jpg", (7,), width=520, first="by"),
+            Shot(f"{HELP}/pick_images.jpg", (7,), width=410, first="by"),
             Shot(f"{THUMBNAILS}/jepa_pick_by_eye.jpg", (7,), width=450, height=450, first="by"),
         ),
     ),

@@ -32,7 +32,13 @@ def test_nothing_is_installed_into_comfyui():
     assert not [name for name in ("requirements.txt", "install.py") if (ROOT / name).exists()]
 
 
-def test_the_extra_has_what_jepa_core_imports():
-    core = PROJECT["optional-dependencies"]["core"]
-    assert {requirement_name(line).replace("-", "_") for line in core} == imported("jepa_core")
+def test_the_extras_have_what_jepa_core_imports():
+    extras = PROJECT["optional-dependencies"]
+    core = extras["core"]
+    named = {requirement_name(line).replace("-", "_") for lines in extras.values() for line in lines}
+    modules = {"Pillow": "PIL", "pillow": "PIL"}
+    ours = {"jepa_guidance"}  # a larger extra names the smaller one; torch and transformers bring numpy
+    assert {modules.get(name, name) for name in named} - ours == imported("jepa_core") - {"numpy"}
+    for needed in ("torch", "transformers", "safetensors", "huggingface_hub", "filelock"):
+        assert any(requirement_name(line).replace("-", "_") == needed for line in core)
     assert f"transformers>={'.'.join(map(str, OLDEST_TRANSFORMERS))}" in core
