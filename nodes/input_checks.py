@@ -54,9 +54,8 @@ def value_message(entry: io.Input, value: Any) -> str | None:
         return number_message(entry.id, value, entry.min, entry.max)
     if isinstance(entry, io.Boolean.Input):
         # links may carry 0 and 1
-        return (
-            None if isinstance(value, Integral) else f"{entry.id} must be true or false, got {value!r:.100}"
-        )
+        fits = isinstance(value, Integral) and value in (0, 1)
+        return None if fits else f"{entry.id} must be true or false, got {value!r:.100}"
     if isinstance(entry, io.String.Input):
         return None if isinstance(value, str) else f"{entry.id} must be text, got {value!r:.100}"
     kind = entry.get_io_type()

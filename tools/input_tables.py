@@ -82,9 +82,9 @@ def load_pack() -> None:
 
 
 async def node_classes() -> list[Any]:
-    """The pack's nodes, with the model folders that their menus list; the rest of loading needs a server."""
-    importlib.import_module("jepa_guidance.host.comfy.model_folders").register_folders()
+    """The pack's nodes, as the host asks for them."""
     extension = importlib.import_module("jepa_guidance.nodes").JEPAExtension()
+    await extension.on_load()
     nodes: list[Any] = await extension.get_node_list()
     return nodes
 

@@ -75,7 +75,7 @@ CASES = [
     *(("both", name, "text") for name in ("reference_1", "reference_2", "keep")),
     *(("both", name, "negative") for name in ("keep", "keep_seed")),
     *(("scored", name, "text") for name in ("folder", "encoder", "mode", "by", "count", "reference")),
-    *(("scored", name, "int") for name in ("subfolder", "count", "most_files")),
+    *(("scored", name, "int") for name in ("subfolder", "count", "most_files", "with_subfolders")),
     ("saved", "reference", "text"),
     ("saved", "filename", "int"),
     *(("loaded", "file", source) for source in ("int", "text")),

@@ -414,8 +414,8 @@ def test_off_is_the_model_itself_and_the_stock_prompt(tiny, clip, off):
 @pytest.mark.parametrize(
     ("inputs", "named"),
     [
-        ({"learning_rate": float("nan")}, "learning_rate nan is outside"),
-        ({"balance": -1.0}, "balance -1.0 is outside"),
+        ({"learning_rate": float("nan")}, "learning_rate nan is outside 0.0 to 1.0"),
+        ({"balance": -1.0}, "balance -1.0 is outside 0.0 to 100.0"),
         ({"start_percent": 0.5, "end_percent": 0.1}, "start_percent 0.5 is larger than end_percent 0.1"),
         ({"clip": None}, "clip must be of type CLIP, got NoneType"),
         ({"iterations": 1.5}, "iterations must be a whole number, got 1.5"),

@@ -325,7 +325,7 @@ def test_off_is_the_model_itself(tiny, off):
 @pytest.mark.parametrize(
     ("inputs", "named"),
     [
-        ({"strength": -1.0}, "strength -1.0 is outside 0.0 to 10"),
+        ({"strength": -1.0}, "strength -1.0 is outside 0.0 to 10.0"),
         ({"strength": math.nan}, "strength nan is outside"),
         ({"strength": 0.2, "level": 1.0}, "level 1.0 is outside"),
         ({"strength": 0.2, "start_percent": 0.8, "end_percent": 0.2}, "swap them"),
