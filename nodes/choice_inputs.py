@@ -6,12 +6,92 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..host.comfy.required import ExecutionBlocker
-from ..host.options import FLOOR_PERCENTILE, FLOOR_VALUE, FLOORS, NO_FLOOR
+from ..host.comfy.sampling import MAX_SEED
+from ..host.options import FLOOR_PERCENTILE, FLOOR_VALUE, FLOORS, NO_FLOOR, NOVELTY, PROJECTED, SCORE
 from ..host.scoring.along import batched, check_along
 from ..host.scoring.floor import check_qualities
+from ..jepa_core.reference import EXACT
+from ..jepa_core.score import PROJECTION
 from .input_checks import check_values, given, is_empty
 
 _LIMIT = 1e6
+
+
+def mode_input() -> io.Input:
+    """How images that are sorted are scored."""
+    return io.Combo.Input(
+        "mode",
+        options=[PROJECTED, EXACT],
+        default=PROJECTED,
+        tooltip=f"{PROJECTED}: many times faster and ranks images nearly as {EXACT} does, from {PROJECTION} fixed random "
+        f"outputs of the encoder. {EXACT}: all singular values. Scores of different modes are not comparable.",
+    )
+
+
+def by_input(*, optional: bool = False) -> io.Input:
+    """What makes an image rare."""
+    return io.Combo.Input(
+        "by",
+        options=[SCORE, NOVELTY],
+        default=SCORE,
+        optional=optional,
+        tooltip=f"What makes an image rare. {SCORE}: the JEPA score, lower is rarer. {NOVELTY}: how far it is from its "
+        "nearest in the reference, higher is rarer; many times faster.",
+    )
+
+
+def seeds_input(use: str) -> io.Input:
+    """The seeds of images; `use`: a sentence about what they are for."""
+    return io.Int.Input(
+        "seeds",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        optional=True,
+        force_input=True,
+        tooltip="A list with the seed of each image, as D-JEPA Sampler gives it; or the one seed of a batch of KSampler, "
+        f"whose images differ by their place. {use}",
+    )
+
+
+def latents_input() -> io.Input:
+    """The latents that go along with images."""
+    return io.Latent.Input(
+        "latents",
+        optional=True,
+        tooltip="The latents of the images, one for each; those of the kept images come out, to be sampled on.",
+    )
+
+
+def kept_outputs() -> list[io.Output]:
+    """What is known of the kept images."""
+    return [
+        io.Float.Output(
+            display_name="scores",
+            is_output_list=True,
+            tooltip="Their scores; lower is rarer. By novelty: their novelties; higher is rarer.",
+        ),
+        io.Int.Output(
+            display_name="indices",
+            is_output_list=True,
+            tooltip="The position of each among all images, from 0.",
+        ),
+        io.Int.Output(
+            display_name="seeds",
+            is_output_list=True,
+            tooltip="Their seeds; empty if none were given.",
+        ),
+    ]
+
+
+def latents_output() -> io.Output:
+    """The latents of the kept images."""
+    return io.Latent.Output(
+        display_name="latents",
+        is_output_list=True,
+        tooltip="The latents of the kept images: one batch if all have the same size, otherwise one by one. They "
+        "remember their place in the batch, so that the same seed gives them the same noise.",
+    )
 
 
 def choice_inputs() -> list[io.Input]:
@@ -62,11 +142,7 @@ def choice_inputs() -> list[io.Input]:
             tooltip="Positions to keep instead of the best, in this order: 0, 3, 5. Counted from 0, as on the chart. Empty: "
             "off. Keep, count and threshold are not used then.",
         ),
-        io.Latent.Input(
-            "latents",
-            optional=True,
-            tooltip="The latents of the images, one for each; those of the kept images come out, to be sampled on.",
-        ),
+        latents_input(),
         io.Mask.Input(
             "masks",
             optional=True,
@@ -78,12 +154,7 @@ def choice_inputs() -> list[io.Input]:
 def choice_outputs() -> list[io.Output]:
     """What goes along with the kept images, the chart, and what is not kept."""
     return [
-        io.Latent.Output(
-            display_name="latents",
-            is_output_list=True,
-            tooltip="The latents of the kept images: one batch if all have the same size, otherwise one by one. They "
-            "remember their place in the batch, so that the same seed gives them the same noise.",
-        ),
+        latents_output(),
         io.Mask.Output(
             display_name="masks",
             is_output_list=True,

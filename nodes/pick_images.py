@@ -4,25 +4,28 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..host.comfy.sampling import MAX_SEED
 from ..host.drawing.pictures import thumbnail
 from ..host.options import (
     ASK_ALWAYS,
     ASK_ONCE,
     KEEP_FIRST,
-    NOVELTY,
-    PROJECTED,
     RAREST,
-    SCORE,
     STOP,
     TYPICAL,
 )
 from ..host.scoring.along import kept_latents, kept_pictures
 from ..host.scoring.by_eye import MOST_SHOWN, Viewing, unanswered, workflow_of
 from ..host.scoring.rarity import rarity_of
-from ..jepa_core.reference import EXACT
-from ..jepa_core.score import PROJECTION
-from .choice_inputs import latents_of, missing
+from .choice_inputs import (
+    by_input,
+    kept_outputs,
+    latents_input,
+    latents_of,
+    latents_output,
+    missing,
+    mode_input,
+    seeds_input,
+)
 from .input_checks import check_values, given, inputs_of, only, seeds_of, with_images
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
@@ -151,42 +154,16 @@ def _inputs() -> list[io.Input]:
             tooltip=f"When you are asked. {ASK_ONCE}: another run with the same images keeps what you picked. "
             f"{ASK_ALWAYS}: you pick again.",
         ),
-        io.Combo.Input(
-            "mode",
-            options=[PROJECTED, EXACT],
-            default=PROJECTED,
-            tooltip=f"{PROJECTED}: many times faster and ranks images nearly as {EXACT} does, from {PROJECTION} "
-            f"fixed random outputs of the encoder. {EXACT}: all singular values. Scores of different modes are not "
-            "comparable.",
-        ),
-        io.Combo.Input(
-            "by",
-            options=[SCORE, NOVELTY],
-            default=SCORE,
-            tooltip=f"What makes an image rare. {SCORE}: the JEPA score, lower is rarer. {NOVELTY}: how far it is "
-            "from its nearest in the reference, higher is rarer; many times faster.",
-        ),
-        io.Int.Input(
-            "seeds",
-            default=0,
-            min=0,
-            max=MAX_SEED,
-            optional=True,
-            force_input=True,
-            tooltip="A list with the seed of each image, as D-JEPA Sampler gives it; or the one seed of a batch of "
-            "KSampler, whose images differ by their place. Those of the kept images are returned.",
-        ),
+        mode_input(),
+        by_input(),
+        seeds_input("Those of the kept images are returned."),
         JEPAReference.Input(
             "reference",
             optional=True,
             tooltip="What counts as usual: needed to sort by novelty, and adds percentiles. From JEPA Reference, made with "
             "fit squash and antialias on.",
         ),
-        io.Latent.Input(
-            "latents",
-            optional=True,
-            tooltip="The latents of the images, one for each; those of the kept images come out, to be sampled on.",
-        ),
+        latents_input(),
     ]
 
 
@@ -198,25 +175,6 @@ def _outputs() -> list[io.Output]:
             tooltip="The kept images, in the order of your clicks: one batch if all have the same size, otherwise one by "
             "one.",
         ),
-        io.Float.Output(
-            display_name="scores",
-            is_output_list=True,
-            tooltip="Their scores; lower is rarer. By novelty: their novelties; higher is rarer.",
-        ),
-        io.Int.Output(
-            display_name="indices",
-            is_output_list=True,
-            tooltip="The position of each among all images, from 0.",
-        ),
-        io.Int.Output(
-            display_name="seeds",
-            is_output_list=True,
-            tooltip="Their seeds; empty if none were given.",
-        ),
-        io.Latent.Output(
-            display_name="latents",
-            is_output_list=True,
-            tooltip="The latents of the kept images: one batch if all have the same size, otherwise one by one. They "
-            "remember their place in the batch, so that the same seed gives them the same noise.",
-        ),
+        *kept_outputs(),
+        latents_output(),
     ]

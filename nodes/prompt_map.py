@@ -5,7 +5,6 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..host.comfy.sampling import MAX_SEED
 from ..host.drawing.group_sheet import Block, group_sheet
 from ..host.options import NOVELTY, PROJECTED, SCORE
 from ..host.scoring.along import kept_pictures
@@ -13,6 +12,7 @@ from ..host.scoring.groups import Group, described, groups_of, joint_points
 from ..host.scoring.rarity import ANTIALIAS, FIT, Rarity, rarity_of
 from ..host.scoring.reference import embed_pictures, seen_as
 from ..jepa_core.reference import EXACT
+from .choice_inputs import seeds_input
 from .input_checks import check_values, given, inputs_of, only, seed_words, seeds_of, with_images
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
@@ -52,16 +52,7 @@ class JEPAPromptMap(io.ComfyNode):
                     tooltip=f"How images are scored. {PROJECTED}: many times faster, and ranks nearly as {EXACT} does. "
                     f"{EXACT}: all singular values. Unused by novelty.",
                 ),
-                io.Int.Input(
-                    "seeds",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    optional=True,
-                    force_input=True,
-                    tooltip="A list with the seed of each image, as D-JEPA Sampler gives it; or the one seed of a batch of "
-                    "KSampler, whose images differ by their place. To draw the finds again.",
-                ),
+                seeds_input("To draw the finds again."),
                 JEPAReference.Input(
                     "reference",
                     optional=True,

@@ -5,24 +5,25 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..host.comfy.required import ExecutionBlocker
-from ..host.comfy.sampling import MAX_SEED
 from ..host.drawing.pictures import TEXT, labelled_sheet, to_image
 from ..host.drawing.rarity_chart import draw_rarity
-from ..host.options import NO_FLOOR, NOVELTY, PROJECTED, RAREST, SCORE, TYPICAL
+from ..host.options import NO_FLOOR, RAREST, SCORE, TYPICAL
 from ..host.scoring.along import kept_latents, kept_pictures
 from ..host.scoring.choice import Choice, places_of
 from ..host.scoring.floor import floor_value
 from ..host.scoring.ranked import as_csv, as_json, ranked_images
 from ..host.scoring.rarity import rarity_of
-from ..jepa_core.reference import EXACT
-from ..jepa_core.score import PROJECTION
 from .choice_inputs import (
+    by_input,
     choice_inputs,
     choice_outputs,
+    kept_outputs,
     latents_of,
     masks_of,
     missing,
+    mode_input,
     qualities_of,
+    seeds_input,
 )
 from .input_checks import check_values, given, inputs_of, only, seed_words, seeds_of, with_images
 from .search_words import search_words
@@ -76,38 +77,15 @@ class JEPARankImages(io.ComfyNode):
                 io.Int.Input(
                     "count", default=4, min=1, max=4096, tooltip="How many images are kept, at most."
                 ),
-                io.Combo.Input(
-                    "mode",
-                    options=[PROJECTED, EXACT],
-                    default=PROJECTED,
-                    tooltip=f"{PROJECTED}: many times faster and ranks images nearly as {EXACT} does, from {PROJECTION} "
-                    f"fixed random outputs of the encoder. {EXACT}: all singular values. Scores of different modes are not "
-                    "comparable.",
-                ),
-                io.Int.Input(
-                    "seeds",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    optional=True,
-                    force_input=True,
-                    tooltip="A list with the seed of each image, as D-JEPA Sampler gives it; or the one seed of a batch of "
-                    "KSampler, whose images differ by their place. Those of the kept images are returned.",
-                ),
+                mode_input(),
+                seeds_input("Those of the kept images are returned."),
                 JEPAReference.Input(
                     "reference",
                     optional=True,
                     tooltip="What counts as usual: needed to rank by novelty, and adds percentiles to the sheet. From JEPA "
                     "Reference, made with fit squash and antialias on.",
                 ),
-                io.Combo.Input(
-                    "by",
-                    options=[SCORE, NOVELTY],
-                    default=SCORE,
-                    optional=True,
-                    tooltip=f"What makes an image rare. {SCORE}: the JEPA score, lower is rarer. {NOVELTY}: how far it is "
-                    "from its nearest in the reference, higher is rarer; many times faster.",
-                ),
+                by_input(optional=True),
                 *choice_inputs(),
                 *sheet_inputs(),
             ],
@@ -117,21 +95,7 @@ class JEPARankImages(io.ComfyNode):
                     is_output_list=True,
                     tooltip="The kept images, sorted: one batch if all have the same size, otherwise one by one.",
                 ),
-                io.Float.Output(
-                    display_name="scores",
-                    is_output_list=True,
-                    tooltip="Their scores; lower is rarer. By novelty: their novelties; higher is rarer.",
-                ),
-                io.Int.Output(
-                    display_name="indices",
-                    is_output_list=True,
-                    tooltip="The position of each among all images, from 0.",
-                ),
-                io.Int.Output(
-                    display_name="seeds",
-                    is_output_list=True,
-                    tooltip="Their seeds; empty if none were given.",
-                ),
+                *kept_outputs(),
                 io.Image.Output(
                     display_name="sheet",
                     tooltip="The kept images, labelled with how much of the reference they are rarer than, rank, position, "

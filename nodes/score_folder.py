@@ -31,6 +31,7 @@ from ..host.scoring.picture_folder import (
     skipped_text,
     state_of_files,
 )
+from ..host.scoring.ranked import shortened
 from ..host.scoring.reference import check_comparable, seen_as
 from ..jepa_core.folders.listing import text_of_path
 from ..jepa_core.reference import NO_SCORE
@@ -39,8 +40,6 @@ from .reference import REFERENCE_ENCODER, USES
 from .scoring_inputs import reference_inputs
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
-
-_LONGEST = 24  # letters of a name on the sheet
 
 
 class JEPAScoreFolder(io.ComfyNode):
@@ -229,9 +228,7 @@ def report(found: FolderScores, values: list[float], by: str) -> str:
 
 def label(rank: int, line: Line, by: str) -> str:
     """What the sheet says below a picture."""
-    name = " ".join(line.file.rpartition("/")[2].split())
-    short = name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
-    lines = [f"{rank}. {short}", f"{rarity_value(line, by):.2f}"]
+    lines = [f"{rank}. {shortened(line.file.rpartition('/')[2])}", f"{rarity_value(line, by):.2f}"]
     if line.percentile is not None:
         lines.append(f"more novel than {100 - line.percentile:.0f} %")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ rarity.py           images by score or by novelty, with percentiles
 floor.py            the least quality that an image must have
 choice.py           which images are kept
 ranked.py           ranked images as captions, CSV and JSON
+spreadsheet.py      tables as CSV
 by_eye.py           which images are kept by whoever looks at them
 along.py            latents and masks that go along with images
 groups.py           groups of images that look alike

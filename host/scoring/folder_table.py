@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from ..options import NOVELTY
 from .folder_scores import FolderScores
 from .novelty import novelties_of, novelty_percentiles, own_novelties
 from .reference import parts_of, reference_scores
+from .spreadsheet import csv_text
 
 
 class Line(NamedTuple):
@@ -134,14 +133,8 @@ def rarest_pictures(
 
 
 def as_csv(lines: Iterable[Line]) -> str:
-    """Lines as CSV with a header. Names that a spreadsheet would take for a formula begin with ./ there."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Line._fields)
-    for line in lines:
-        formula = line.file.startswith(("=", "+", "-", "@", "\t", "\r"))
-        writer.writerow(line._replace(file=f"./{line.file}") if formula else line)
-    return text.getvalue()
+    """Lines as CSV with a header."""
+    return csv_text(Line._fields, lines)
 
 
 def as_json(lines: Iterable[Line], about: Mapping[str, Any]) -> str:

@@ -1,16 +1,14 @@
 """Ranked images with what is known of each: as lines below a picture, as CSV and as JSON."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .rarity import Rarity
+from .spreadsheet import csv_text
 
 NAME_LENGTH = 28  # characters of a name on a sheet
-_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would compute
 
 
 @dataclass(frozen=True)
@@ -89,15 +87,21 @@ def shortened(name: str) -> str:
 
 def as_csv(images: Sequence[RankedImage], by: str) -> str:
     """A line for each image under a line of names; what is not known is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "index", "name", "kept", by, "rarer_than", "quality", "seed"])
-    for one in images:
-        # a workflow from elsewhere must not make a spreadsheet compute
-        name = f"'{one.name}" if one.name.startswith(_FORMULA) else one.name
-        kept = "no" if one.rank is None else "yes"
-        writer.writerow([one.rank, one.index, name, kept, one.value, one.rarer_than, one.quality, one.seed])
-    return text.getvalue()
+    header = ("rank", "index", "name", "kept", by, "rarer_than", "quality", "seed")
+    rows = (
+        (
+            one.rank,
+            one.index,
+            one.name,
+            "no" if one.rank is None else "yes",
+            one.value,
+            one.rarer_than,
+            one.quality,
+            one.seed,
+        )
+        for one in images
+    )
+    return csv_text(header, rows)
 
 
 def as_json(images: Sequence[RankedImage], by: str, **about: str) -> str:

@@ -392,7 +392,7 @@ def test_the_lists_hold_every_image_the_kept_first(tiny, images, by):
     assert [float(row[by]) for row in rows] == [rarity.values[index] for index in order]
     assert [float(row["rarer_than"]) for row in rows] == [100 - rarity.percentiles[index] for index in order]
     assert found.rarer_than == [100 - rarity.percentiles[index] for index in found.indices]
-    assert [row["name"].removeprefix("'") for row in rows] == [NAMES[index] for index in order]
+    assert [row["name"].removeprefix("./") for row in rows] == [NAMES[index] for index in order]
     told = json.loads(found.json)
     assert {name: told[name] for name in ("by", "keep", "mode")} == {
         "by": by,
@@ -406,9 +406,9 @@ def test_the_lists_hold_every_image_the_kept_first(tiny, images, by):
 
 
 def test_a_name_is_no_formula_in_a_spreadsheet():
-    names = ["=HYPERLINK(1)", "+1", "-1", "@sum", "plain"]
-    rows = list(csv.reader(io.StringIO(as_csv(ranked_images(Rarity([-1.0] * 5, []), [0], names), "score"))))
-    assert [row[2] for row in rows[1:]] == ["'=HYPERLINK(1)", "'+1", "'-1", "'@sum", "plain"]
+    names = ["=HYPERLINK(1)", "+1", "-1", "@sum", "\t=1", "plain"]
+    rows = list(csv.reader(io.StringIO(as_csv(ranked_images(Rarity([-1.0] * 6, []), [0], names), "score"))))
+    assert [row[2] for row in rows[1:]] == ["./=HYPERLINK(1)", "./+1", "./-1", "./@sum", "./\t=1", "plain"]
     assert rows[1][4] == "-1.0"  # a number stays one
 
 
