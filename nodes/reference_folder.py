@@ -5,7 +5,15 @@ from comfy_api.latest import io
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.scoring.modes import how_of
-from ..host.scoring.picture_folder import INPUT, OUTPUT, FolderPictures, folder_of, skipped_text, state_of
+from ..host.scoring.picture_folder import (
+    INPUT,
+    OUTPUT,
+    FolderPictures,
+    folder_of,
+    newest_files,
+    skipped_text,
+    state_of,
+)
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES, summary
@@ -43,7 +51,7 @@ class JEPAReferenceFolder(io.ComfyNode):
                     default=100,
                     min=1,
                     max=100_000,
-                    tooltip="How many pictures, at most: the newest ones. PNG, JPEG, WebP, BMP and TIFF.",
+                    tooltip="How many pictures, at most: the newest ones. PNG, JPEG, WebP, BMP, TIFF and GIF.",
                 ),
                 JEPAEncoder.Input("encoder", tooltip=REFERENCE_ENCODER),
                 *reference_inputs(),
@@ -64,7 +72,7 @@ class JEPAReferenceFolder(io.ComfyNode):
         if not isinstance(folder, str) or not isinstance(subfolder, str):
             return float("nan")
         try:
-            return state_of(folder_of(folder, subfolder))
+            return state_of(newest_files(folder_of(folder, subfolder)))
         except ValueError:
             return float("nan")
 

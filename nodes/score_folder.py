@@ -1,6 +1,7 @@
 """JEPAScoreFolder: all pictures of a folder scored, each once, and the rarest of them."""
 
 import os
+from itertools import islice
 from pathlib import Path
 
 from comfy_api.latest import io, ui
@@ -29,7 +30,7 @@ from ..host.scoring.picture_folder import (
     no_picture,
     root_of,
     skipped_text,
-    state_of_files,
+    state_of,
 )
 from ..host.scoring.ranked import shortened
 from ..host.scoring.reference import check_comparable, seen_as
@@ -69,10 +70,10 @@ class JEPAScoreFolder(io.ComfyNode):
         values |= {"with_subfolders": with_subfolders, "most_files": most_files}
         try:
             check_values(inputs_of(JEPAScoreFolder), values)
-            files = newest_files(folder_of(folder, subfolder), most_files, deep=bool(with_subfolders))
+            files = newest_files(folder_of(folder, subfolder), deep=bool(with_subfolders))
         except ValueError:
             return float("nan")
-        return state_of_files(files.items())
+        return state_of(dict(islice(files.items(), most_files)))
 
     @classmethod
     def execute(
@@ -106,7 +107,7 @@ class JEPAScoreFolder(io.ComfyNode):
         if by == SCORE and mode == NO_SCORE:
             raise ValueError(f"by {SCORE} needs scores; choose another mode than {NO_SCORE}, or by {NOVELTY}")
         place = folder_of(folder, subfolder)
-        files = list(newest_files(place, most_files, deep=bool(with_subfolders)))
+        files = sorted(islice(newest_files(place, deep=bool(with_subfolders)), most_files))
         names = [text_of_path(Path(os.path.relpath(file, root_of(folder))).as_posix()) for file in files]
         if not files:
             raise no_picture(place, {})

@@ -56,7 +56,7 @@ class Viewing:
             {
                 "index": index,
                 "value": rarity.values[index],
-                "rarer": 100 - rarity.percentiles[index] if rarity.percentiles else None,
+                "rarer": rarity.rarer_than[index] if rarity.percentiles else None,
                 "seed": str(seeds[index]) if seeds else None,  # larger than the page's numbers
                 "picture": dict(picture),
             }

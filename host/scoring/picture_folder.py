@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from ...jepa_core.folders.reading import read_picture
 from ..comfy.required import folder_paths
 
 INPUT, OUTPUT = "input", "output"
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def root_of(place: str) -> Path:
@@ -44,39 +43,22 @@ def folder_of(place: str, subfolder: str) -> Path:
     return folder
 
 
-def picture_files(folder: Path) -> list[os.DirEntry[str]]:
-    """The picture files in a folder, the newest first; not links to what lies outside of it, nor folders within."""
-    found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            inside = not entry.is_symlink() or Path(os.path.realpath(entry.path)).is_relative_to(folder)
-            if os.path.splitext(entry.name)[1].lower() in _SUFFIXES and inside and os.path.isfile(entry.path):
-                found.append(entry)
-    return sorted(found, key=lambda entry: (-entry.stat().st_mtime_ns, entry.name))
-
-
-def newest_files(folder: Path, count: int, *, deep: bool) -> dict[str, os.stat_result]:
-    """At most `count` of the picture files in a folder, the newest, with their states; sorted by path.
+def newest_files(folder: Path, *, deep: bool = False) -> dict[str, os.stat_result]:
+    """The picture files in a folder by their paths, with their states, the newest first.
 
     Args:
-        deep: also those in folders within it, but not behind links or in hidden ones; see find_pictures.
+        deep: also those in folders within it; see find_pictures, which says what is left out.
     """
     states = {}
     for path in find_pictures([folder], deep=deep):
         with suppress(OSError):  # removed meanwhile
             states[path] = os.stat(path)
-    newest = sorted(states, key=lambda path: (-states[path].st_mtime_ns, path))[:count]
-    return {path: states[path] for path in sorted(newest)}
+    return dict(sorted(states.items(), key=lambda one: (-one[1].st_mtime_ns, one[0])))
 
 
-def state_of(folder: Path) -> str:
-    """A hash of the names, dates and sizes of a folder's pictures."""
-    return state_of_files((one.name, one.stat()) for one in picture_files(folder))
-
-
-def state_of_files(files: Iterable[tuple[str, os.stat_result]]) -> str:
-    """A hash of the names, dates and sizes of files, given by name and state."""
-    states = [(name, state.st_mtime_ns, state.st_size) for name, state in files]
+def state_of(files: Mapping[str, os.stat_result]) -> str:
+    """A hash of the paths, dates and sizes of files."""
+    states = [(path, state.st_mtime_ns, state.st_size) for path, state in files.items()]
     return hashlib.sha256(repr(states).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -90,21 +72,22 @@ class FolderPictures:
     def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder
         self.count = count
-        self.files = picture_files(folder)
+        self.files = list(newest_files(folder))
         self.skipped: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Tensor]:
         """Raises ValueError if there is none."""
         given = 0
-        for entry in self.files:
+        for path in self.files:
             if given == self.count:
                 return
-            if entry.name in self.skipped:
+            name = os.path.basename(path)
+            if name in self.skipped:
                 continue
             try:
-                picture = read_picture(Path(entry.path))
+                picture = read_picture(Path(path))
             except (ValueError, OSError) as error:
-                self.skipped[entry.name] = str(error) or type(error).__name__
+                self.skipped[name] = str(error) or type(error).__name__
                 continue
             given += 1
             yield picture
