@@ -117,7 +117,8 @@ class JEPAPickImages(io.ComfyNode):
 def _inputs() -> list[io.Input]:
     return [
         io.Image.Input(
-            "images", tooltip="A batch, or a list of batches, of any sizes; all are shown together."
+            "images",
+            tooltip="A batch, or a list of batches, of any sizes. The first 256 in order of rarity are shown.",
         ),
         JEPAEncoder.Input("encoder", tooltip="Scores the images, which are shown in this order."),
         io.Combo.Input(
