@@ -90,7 +90,7 @@ def test_a_page_is_plain_text(node):
 @pytest.mark.parametrize("node", SCHEMA)
 def test_a_page_names_the_templates_that_use_the_node(node):
     using = {name for name, graph in TEMPLATES.items() if any(one["type"] == node for one in graph["nodes"])}
-    assert set(re.findall(r"\*(jepa_\w+)\*", section(node, "Where it fits"))) == using
+    assert set(re.findall(r"\*(\d\d [^*]+)\*", section(node, "Where it fits"))) == using
 
 
 # What a page quotes beside the pack's own messages.

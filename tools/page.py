@@ -27,6 +27,13 @@ ADD = """([kind, x, y]) => {
   app.graph.add(node);
   return node.id;
 }"""
+# Once the start is over, a new user has the browser of templates and no node, others have the default graph.
+STARTED = """() => window.app?.extensionManager?.workflow.activeWorkflow
+  && (app.graph.nodes.length || document.querySelector("[role=dialog]"))"""
+OPEN_TEMPLATE = """async (name) => {
+  const answer = await fetch(`/api/workflow_templates/jepa-guidance/${encodeURIComponent(name)}.json`);
+  await app.loadGraphData(await answer.json(), true, true, name);
+}"""
 # From graph coordinates to page coordinates: one transformation of the canvas.
 TITLE = """(id) => {
   const node = app.graph.getNodeById(id), ds = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
@@ -116,6 +123,15 @@ class Comfy:
         with contextlib.suppress(TimeoutError):
             self.page.get_by_text("jepa-guidance", exact=True).wait_for(timeout=6000)
         self.page.keyboard.press("Escape")
+
+    def open_template(self, name: str) -> None:
+        """Open a template of the pack on a page that has just been loaded.
+
+        The page's own address for templates, /?template=NAME, does not take names with spaces.
+        """
+        self.wait(STARTED, seconds=LOAD_MS / 1000)
+        self.page.keyboard.press("Escape")
+        self.ask(OPEN_TEMPLATE, name)
 
     def only(self, kind: str) -> str | int:
         """Replace the graph by a single node; returns its id."""

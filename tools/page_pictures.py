@@ -35,12 +35,12 @@ MAP = (0, 0, 256, 256)
 
 SCENES = (
     Scene(
-        "jepa_demo_ab",
+        "01 First try without a checkpoint",
         runs=({},),
         added=(Added(101, "JEPAPlotTrace", (1280, 1200), inputs=(("trace", 14, 1),)),),
         pictures=(
             Sheet(
-                f"{THUMBNAILS}/jepa_demo_ab.jpg",
+                f"{THUMBNAILS}/01 First try without a checkpoint.jpg",
                 tuple(Tile(node, index) for index in (2, 3) for node in (11, 17)),
                 width=450,
                 columns=2,
@@ -57,7 +57,7 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_demo_ab",
+        "01 First try without a checkpoint",
         runs=({(3, "batch_size"): 1, (101, "strength"): 1.0, (101, "power_iterations"): 1},),
         added=(
             Added(
@@ -72,14 +72,14 @@ SCENES = (
         pictures=(Shot(f"{HELP}/guidance.png", (101,), width=440),),
     ),
     Scene(
-        "jepa_demo_ab",
+        "01 First try without a checkpoint",
         runs=({(3, "batch_size"): 1, (101, "text"): "a portrait of a robot"},),
         added=(Added(101, "JEPAMinorityPrompt", (430, -900), inputs=(("model", 2, 0),)),),
         off=(12, 13, 14, 15, 16, 17, 18, 19),
         pictures=(Shot(f"{HELP}/minority_prompt.png", (101,), width=440),),
     ),
     Scene(
-        "jepa_demo_ab",
+        "01 First try without a checkpoint",
         runs=tuple({(3, "batch_size"): 1, (5, "class_name"): kind.name} for kind in KINDS),
         off=(12, 13, 14, 15, 16, 17, 18, 19),
         pictures=(
@@ -92,7 +92,7 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_demo_ab",
+        "01 First try without a checkpoint",
         runs=(
             {
                 (101, "count"): 8,
@@ -138,7 +138,7 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_keep_the_rarest",
+        "13 Keep the rarest",
         runs=({(3, "image_size"): SMALL},),
         pictures=(
             Sheet(f"{HELP}/rank_images.jpg", RANKED, width=560, columns=1, gap=0),
@@ -146,7 +146,7 @@ SCENES = (
             Shot(f"{HELP}/reference.png", (10,), width=596),
             Shot(f"{HELP}/score_image.png", (11,), width=640),
             Sheet(
-                f"{THUMBNAILS}/jepa_keep_the_rarest.jpg",
+                f"{THUMBNAILS}/13 Keep the rarest.jpg",
                 (Tile(8, 0), Tile(9, 0, box=MAP), Tile(8, 1), Tile(9, 1, box=MAP)),
                 width=450,
                 columns=2,
@@ -154,20 +154,20 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_pick_by_eye",
+        "14 Pick by eye",
         runs=({(3, "image_size"): SMALL},),
         picks=(0, 3, 6),
         pictures=(
             Shot(f"{HELP}/pick_images.jpg", (7,), width=410, first="by"),
-            Shot(f"{THUMBNAILS}/jepa_pick_by_eye.jpg", (7,), width=450, height=450, first="by"),
+            Shot(f"{THUMBNAILS}/14 Pick by eye.jpg", (7,), width=450, height=450, first="by"),
         ),
     ),
     Scene(
-        "jepa_novelty",
+        "06 Unlike what the prompt usually gives",
         runs=({},),
         pictures=(
             Sheet(
-                f"{THUMBNAILS}/jepa_novelty.jpg",
+                f"{THUMBNAILS}/06 Unlike what the prompt usually gives.jpg",
                 tuple(Tile(node, index) for index in (0, 1) for node in (14, 17)),
                 width=450,
                 columns=2,
@@ -175,11 +175,11 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_redraw_the_usual",
+        "18 Redraw the usual part",
         runs=({},),
         pictures=(
             Sheet(
-                f"{THUMBNAILS}/jepa_redraw_the_usual.jpg",
+                f"{THUMBNAILS}/18 Redraw the usual part.jpg",
                 (Tile(12, 0), Tile(13, 0, box=MAP), Tile(14, 0), Tile(19, 0)),
                 width=450,
                 columns=2,
@@ -187,12 +187,12 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_strength_strip",
+        "05 How strong is right",
         runs=({},),
         pictures=(
             Sheet(f"{HELP}/strength_strip.jpg", (Tile(9),), width=640, columns=1),
             Sheet(
-                f"{THUMBNAILS}/jepa_strength_strip.jpg",
+                f"{THUMBNAILS}/05 How strong is right.jpg",
                 (Tile(9, box=STRIP),),
                 width=450,
                 columns=1,
@@ -200,12 +200,12 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_different_from_my_pictures",
+        "07 Unlike my last pictures",
         # the output folder has pictures after the first run
         runs=({(8, "folder"): "input"}, {(8, "folder"): "output"}),
         pictures=(
             Sheet(
-                f"{THUMBNAILS}/jepa_different_from_my_pictures.jpg",
+                f"{THUMBNAILS}/07 Unlike my last pictures.jpg",
                 tuple(Tile(node, index, run=1) for index in (0, 1) for node in (14, 17)),
                 width=450,
                 columns=2,
@@ -213,11 +213,11 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_four_that_differ",
+        "08 Four that differ",
         runs=({},),
         pictures=(
             Sheet(
-                f"{THUMBNAILS}/jepa_four_that_differ.jpg",
+                f"{THUMBNAILS}/08 Four that differ.jpg",
                 tuple(Tile(15, index) for index in range(4)),
                 width=450,
                 columns=2,
@@ -225,11 +225,11 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_rare_search",
+        "10 Rare search",
         runs=({(2, "image_size"): SMALL},),
         pictures=(
             Sheet(
-                f"{THUMBNAILS}/jepa_rare_search.jpg",
+                f"{THUMBNAILS}/10 Rare search.jpg",
                 tuple(Tile(10, index) for index in range(4)),
                 width=450,
                 columns=2,
@@ -238,11 +238,11 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_search_then_guide",
+        "12 Search then guide",
         runs=({(2, "image_size"): SMALL},),
         pictures=(
             Sheet(
-                f"{THUMBNAILS}/jepa_search_then_guide.jpg",
+                f"{THUMBNAILS}/12 Search then guide.jpg",
                 tuple(Tile(node, index) for index in (0, 1) for node in (16, 12)),
                 width=450,
                 columns=2,
@@ -250,11 +250,11 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_compared_methods",
+        "19 Beside other methods",
         runs=({(2, "image_size"): SMALL},),
         pictures=(
             Sheet(
-                f"{THUMBNAILS}/jepa_compared_methods.jpg",
+                f"{THUMBNAILS}/19 Beside other methods.jpg",
                 tuple(Tile(node, 0) for node in (11, 16, 21, 26)),
                 width=450,
                 columns=2,
@@ -262,14 +262,14 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_rare_but_right",
+        "11 Rare but right",
         pictures=(
-            Shot(f"{THUMBNAILS}/jepa_rare_but_right.jpg", (8, 9), width=450, height=450),
+            Shot(f"{THUMBNAILS}/11 Rare but right.jpg", (8, 9), width=450, height=450),
             Shot(f"{HELP}/prompt_fit.png", (8,), width=440),
         ),
     ),
     Scene(
-        "jepa_djepa",
+        "20 A JEPA that draws",
         runs=({(3, "batch_size"): 1},),
         off=(7, 8, 9, 10, 11, 12, 13, 14, 15),
         previews=True,
@@ -282,7 +282,7 @@ SCENES = (
                 columns=4,
             ),
             Sheet(
-                f"{THUMBNAILS}/jepa_djepa.jpg",
+                f"{THUMBNAILS}/20 A JEPA that draws.jpg",
                 tuple(Tile(3, sets - 1) for sets in PREVIEWED),
                 width=450,
                 columns=2,
@@ -290,18 +290,18 @@ SCENES = (
         ),
     ),
     Scene(
-        "jepa_score_images",
+        "15 How rare is an image",
         runs=({},),
-        pictures=(Shot(f"{THUMBNAILS}/jepa_score_images.jpg", (2, 3, 4), width=450, height=450),),
+        pictures=(Shot(f"{THUMBNAILS}/15 How rare is an image.jpg", (2, 3, 4), width=450, height=450),),
     ),
     # Only the graph: of two guides one, and of the checkpoints none, is at hand.
     *(
         Scene(name, pictures=(Shot(f"{THUMBNAILS}/{name}.jpg", nodes, width=450, height=450),))
         for name, nodes in (
-            ("jepa_compare_ab", (8, 9, 10)),
-            ("jepa_text_to_image_sd15", (4, 5, 6, 7)),
-            ("jepa_text_to_image_sdxl", (7, 8)),
-            ("jepa_two_guides", (7, 8, 9)),
+            ("04 One seed with and without guidance", (8, 9, 10)),
+            ("02 Text to image with SD15", (4, 5, 6, 7)),
+            ("03 Text to image with SDXL", (7, 8)),
+            ("09 Two guides from one seed", (7, 8, 9)),
         )
     ),
 )

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tools.page import Comfy
 from tools.server import Server
 
-DEMO = "/?template=jepa_demo_ab&source=jepa-guidance"
+DEMO = "01 First try without a checkpoint"
 TRACE = "(id) => app.graph.getNodeById(id).jepaTrace"
 TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
@@ -36,10 +36,10 @@ def open_template(page: Comfy, name: str, patience: float = 6) -> None:
 
 
 def open_demo(comfy: Callable[..., Comfy]) -> Comfy:
-    """A page with the template jepa_demo_ab, opened by its URL."""
-    page = comfy(DEMO)
+    """A page with the first template."""
+    page = comfy()
+    page.open_template(DEMO)
     page.wait("app.graph.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')")
-    page.page.keyboard.press("Escape")
     return page
 
 
@@ -64,7 +64,7 @@ def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_f
     comfy, server, encoder_name
 ):
     page = comfy()
-    open_template(page, "jepa_demo_ab", patience=60)
+    open_template(page, DEMO, patience=60)
     assert page.ask("app.graph.nodes.every((node) => !node.has_errors)")
     make_small(page, encoder_name)  # these are no clicks of a user
     sampler = page.node("JEPAGuidedKSampler")
@@ -385,10 +385,8 @@ def test_the_page_speaks_the_users_language(comfy, server, language):
     page.change("Comfy.Locale", language)
     try:
         page.page.wait_for_timeout(1000)
-        page.page.goto(server.url + DEMO)
-        page.wait(
-            "window.app?.graph?.nodes.some((node) => node.comfyClass === 'JEPAGuidedKSampler')", None, 120
-        )
+        page.page.goto(server.url)
+        page.open_template(DEMO)
         sampler = page.node("JEPAGuidedKSampler")
         page.wait("(id) => app.graph.getNodeById(id).jepaCanvas?.ariaLabel", sampler)
         page.show(sampler)

@@ -17,7 +17,7 @@ from tools.page import Comfy
 from tools.server import Server
 
 SEEDS = itertools.count(1)  # results that the server knows are not made again
-TEMPLATE = "/?template=jepa_pick_by_eye&source=jepa-guidance"
+TEMPLATE = "14 Pick by eye"
 OURS = "window.app?.graph?.nodes.some((node) => node.comfyClass === 'JEPAPickImages')"
 # What the panel shows.
 PANEL = """(id) => {
@@ -60,9 +60,7 @@ class PickPage:
 
     def __init__(self, page: Comfy, encoder: str) -> None:
         self.page = page
-        page.page.set_default_timeout(120_000)  # on a busy machine
         page.wait(OURS, seconds=180)
-        page.page.keyboard.press("Escape")
         prepare(page, encoder)
         self.pick = page.node("JEPAPickImages")
         page.wait("(id) => app.graph.getNodeById(id).jepaPicker.element.textContent", self.pick)
@@ -94,7 +92,14 @@ def open_pick(
     comfy: Callable[..., Comfy], server: Server, encoder_name: str
 ) -> Iterator[Callable[[], PickPage]]:
     """Opens a page with the template."""
-    yield lambda: PickPage(comfy(TEMPLATE), encoder_name)
+
+    def open_page() -> PickPage:
+        page = comfy()
+        page.page.set_default_timeout(120_000)  # on a busy machine
+        page.open_template(TEMPLATE)
+        return PickPage(page, encoder_name)
+
+    yield open_page
     server.interrupt()  # after a failure a pick may still wait, and the next page would show it
 
 
@@ -118,7 +123,7 @@ def renderer(request: pytest.FixtureRequest) -> Iterator[Callable[[PickPage], st
 def test_three_of_sixteen_from_a_fresh_page(comfy, encoder_name):
     page = comfy()
     began = time.monotonic()
-    open_template(page, "jepa_pick_by_eye", patience=60)
+    open_template(page, TEMPLATE, patience=60)
     opened = time.monotonic()
     page.page.wait_for_timeout(1000)
     pick = page.node("JEPAPickImages")

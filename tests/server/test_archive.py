@@ -15,6 +15,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import tomllib
@@ -221,7 +222,7 @@ def test_the_host_runs_the_archive_as_it_is(server_of_archive, encoder_dir, file
     templates = json.loads(server.get("/workflow_templates"))
     names = [Path(path).stem for path in files if path.startswith("workflows/") and path.endswith(".json")]
     assert sorted(templates[NAME]) == sorted(names)
-    for name in names:
+    for name in map(quote, names):
         assert json.loads(server.get(f"/api/workflow_templates/{NAME}/{name}.json"))["nodes"]
         assert server.get(f"/api/workflow_templates/{NAME}/{name}.jpg")[:2] == b"\xff\xd8"
 

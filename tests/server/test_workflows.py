@@ -24,33 +24,33 @@ PAGE_ONLY = ("MarkdownNote", "Note")
 # Inputs that name a file that users have and the test host does not.
 MODEL_FILES = ("ckpt_name",)
 WITHOUT_CHECKPOINT = (
-    "jepa_search_then_guide",
-    "jepa_rare_search",
-    "jepa_compared_methods",
-    "jepa_demo_ab",
-    "jepa_different_from_my_pictures",
-    "jepa_djepa",
-    "jepa_four_that_differ",
-    "jepa_keep_the_rarest",
-    "jepa_novelty",
-    "jepa_rarest_of_my_folder",
-    "jepa_pick_by_eye",
-    "jepa_rarity_map",
-    "jepa_redraw_the_usual",
-    "jepa_score_images",
-    "jepa_strength_strip",
-    "jepa_two_guides",
+    "12 Search then guide",
+    "10 Rare search",
+    "19 Beside other methods",
+    "01 First try without a checkpoint",
+    "07 Unlike my last pictures",
+    "20 A JEPA that draws",
+    "08 Four that differ",
+    "13 Keep the rarest",
+    "06 Unlike what the prompt usually gives",
+    "16 The rarest of my folder",
+    "14 Pick by eye",
+    "17 Which parts are rare",
+    "18 Redraw the usual part",
+    "15 How rare is an image",
+    "05 How strong is right",
+    "09 Two guides from one seed",
 )
 DIRECTORIES = {"CheckpointLoaderSimple": "checkpoints"}
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 TITLE_HEIGHT = 30
 GUIDED_AND_STOCK = (
-    "jepa_compare_ab",
-    "jepa_demo_ab",
-    "jepa_different_from_my_pictures",
-    "jepa_four_that_differ",
-    "jepa_novelty",
+    "04 One seed with and without guidance",
+    "01 First try without a checkpoint",
+    "07 Unlike my last pictures",
+    "08 Four that differ",
+    "06 Unlike what the prompt usually gives",
 )
 
 Workflow = dict[str, Any]
@@ -302,7 +302,7 @@ def test_one_dial_sets_the_seed_of_both_samplers(infos, name):
 
 
 def test_the_demo_runs_and_gives_pictures_and_scores(server, infos, local):
-    prompt = small(api_prompt(workflow("jepa_demo_ab"), infos), local)
+    prompt = small(api_prompt(workflow("01 First try without a checkpoint"), infos), local)
     for kind in ("KSampler", "JEPAGuidedKSampler"):
         for node in of_type(prompt, kind).values():
             node["inputs"]["steps"] = 4
@@ -328,7 +328,7 @@ def test_the_demo_runs_and_gives_pictures_and_scores(server, infos, local):
 
 
 def test_scoring_runs_and_shows_the_score(server, infos, local):
-    prompt = small(api_prompt(workflow("jepa_score_images"), infos), local)
+    prompt = small(api_prompt(workflow("15 How rare is an image"), infos), local)
     entry = server.wait(server.queue(prompt), timeout=600)
     shown = sorted(entry["outputs"][key]["text"][0] for key in of_type(prompt, "PreviewAny"))
     number, text = float(shown[0]), shown[1]
@@ -337,7 +337,7 @@ def test_scoring_runs_and_shows_the_score(server, infos, local):
 
 
 def test_a_djepa_draws_and_redraws_half(server, infos):
-    prompt = api_prompt(workflow("jepa_djepa"), infos)
+    prompt = api_prompt(workflow("20 A JEPA that draws"), infos)
     for node in of_type(prompt, "DJEPASampler").values():
         node["inputs"] |= {"steps": 8, "denoising_steps": 8}
     entry = server.wait(server.queue(prompt), timeout=600)
@@ -355,7 +355,7 @@ def test_a_djepa_draws_and_redraws_half(server, infos):
 
 
 def test_two_guides_run_from_one_seed_and_are_scored_under_each(server, infos, local):
-    prompt = small(api_prompt(workflow("jepa_two_guides"), infos), local)
+    prompt = small(api_prompt(workflow("09 Two guides from one seed"), infos), local)
     # the test host has one encoder; the second guide is the same one at another size
     loaders = of_type(prompt, "JEPAEncoderLoader")
     next(iter(loaders.values()))["inputs"]["image_size"] = 42
@@ -410,7 +410,7 @@ def shown(server: Server, prompt: dict[str, Node], outputs: Workflow, kind: str)
 
 
 def test_novelty_beside_what_the_prompt_draws(server, infos, local):
-    prompt = quick("jepa_novelty", infos, local)
+    prompt = quick("06 Unlike what the prompt usually gives", infos, local)
     # the reference is drawn as A is
     (stock,) = of_type(prompt, "KSampler").values()
     (drawn,) = of_type(prompt, "JEPAPromptReference").values()
@@ -429,7 +429,7 @@ def test_novelty_beside_what_the_prompt_draws(server, infos, local):
 
 
 def test_a_folder_of_pictures_grows_with_each_run(server, infos, local):
-    prompt = quick("jepa_different_from_my_pictures", infos, local)
+    prompt = quick("07 Unlike my last pictures", infos, local)
     (folder,) = of_type(prompt, "JEPAReferenceFolder").values()
     (saved,) = of_type(prompt, "SaveImage").values()
     assert folder["inputs"]["folder"] == "output"
@@ -450,7 +450,7 @@ def test_a_folder_of_pictures_grows_with_each_run(server, infos, local):
 
 
 def test_the_rarest_of_a_folder_are_shown_with_all_scores(server, infos, local):
-    prompt = small(api_prompt(workflow("jepa_rarest_of_my_folder"), infos), local)
+    prompt = small(api_prompt(workflow("16 The rarest of my folder"), infos), local)
     (folder,) = of_type(prompt, "JEPAScoreFolder").values()
     assert folder["inputs"]["folder"] == "input"  # which holds a picture that comes along
     outputs = server.wait(server.queue(prompt), timeout=600)["outputs"]
@@ -461,7 +461,7 @@ def test_the_rarest_of_a_folder_are_shown_with_all_scores(server, infos, local):
 
 
 def test_images_of_a_batch_differ_more_when_they_move_apart(server, infos, local):
-    prompt = quick("jepa_four_that_differ", infos, local)
+    prompt = quick("08 Four that differ", infos, local)
     (guided,) = of_type(prompt, "JEPAGuidedKSampler").values()
     assert guided["inputs"]["apart"] is True
     assert "reference" not in guided["inputs"]
@@ -475,7 +475,7 @@ def test_images_of_a_batch_differ_more_when_they_move_apart(server, infos, local
 
 
 def test_the_usual_part_is_redrawn_and_the_rest_stays(server, infos, local):
-    prompt = quick("jepa_redraw_the_usual", infos, local)
+    prompt = quick("18 Redraw the usual part", infos, local)
     (drawn,) = of_type(prompt, "JEPAPromptReference").values()
     drawn["inputs"] |= {"count": 4, "steps": 4}
     outputs = server.wait(server.queue(prompt), timeout=600)["outputs"]
@@ -496,7 +496,7 @@ def test_the_usual_part_is_redrawn_and_the_rest_stays(server, infos, local):
 
 
 def test_a_strip_of_strengths_is_saved_with_its_labels(server, infos, local):
-    prompt = small(api_prompt(workflow("jepa_strength_strip"), infos), local)
+    prompt = small(api_prompt(workflow("05 How strong is right"), infos), local)
     (drawn,) = of_type(prompt, "JEPAPromptReference").values()
     drawn["inputs"] |= {"count": 4, "steps": 4}
     (strip,) = of_type(prompt, "JEPAStrengthStrip").values()

@@ -73,7 +73,7 @@ def test_a_scene_sets_and_links_nodes_of_its_template(scene: Scene):
 def test_pictures_are_chosen_by_a_part_of_their_path():
     assert [scene for scene, _ in chosen([])] == list(SCENES)
     ((scene, pictures),) = chosen(["djepa_loader"])
-    assert scene.template == "jepa_djepa"
+    assert scene.template == "20 A JEPA that draws"
     assert [picture.file for picture in pictures] == [f"{HELP}/djepa_loader.png"]
     assert chosen(["no such picture"]) == []
 
