@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.quoted import is_said
+from tools.help_pages import PLACES, SEEN
 
 DOCS = ROOT / "web" / "docs"
 SCHEMA = json.loads((ROOT / "tests" / "server" / "schema.json").read_text(encoding="utf-8"))
@@ -99,8 +100,6 @@ OF_THE_HOST = {
     "Required input is missing: encoder_2",
     "shapes cannot be multiplied",
 }
-SEEN = {"a text instead of a chart", "the map is blocky or coarse", "the mask is all black"}
-PLACES = re.compile(r" \((a line under the node|from the sampler|in other nodes|in the text)\)$")
 
 
 def quotations(node: str) -> list[str]:
