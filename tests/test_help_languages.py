@@ -64,7 +64,7 @@ FIGURE = re.compile(r"(?<![A-Za-z0-9_.])-?\d+(?:\.\d+)*")
 IDENTIFIER = re.compile(r"(?<![\w./:])[A-Za-z]\w*(?:[./_][A-Za-z]\w*)+")
 EMPHASIS = re.compile(r"(\*{1,2})(?=\S)([^*]+?)(?<=\S)\1(?!\*)")
 CODE = re.compile("`[^`]*`")
-TEMPLATE = re.compile(r"\*jepa_\w+\*")
+TEMPLATE = re.compile(r"\*\d\d [^*]+\*")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 ENGLISH_RUN = re.compile(r"(?:[A-Za-z][a-z]* ){4,}[A-Za-z]+")
 
@@ -222,11 +222,11 @@ def form(page: str) -> list[str]:
     """What stands on a page, line by line: headings, entries of lists, pictures, rows with their number of cells."""
     found = []
     for line in page.splitlines():
-        if picture := re.fullmatch(r"!\[.{10,}\]\((.*)\)", line):
+        if picture := re.fullmatch(r"!\[.{6,}\]\((.*)\)", line):
             found.append(picture[1])
         elif line.startswith("|"):
             found.append(f"{line.count(' | ') + 1} cells")
-        elif mark := re.match(r"#+|-|\d+\.", line):
+        elif mark := re.match(r"#+|- |\d+\. ", line):
             found.append(mark[0])
     return found
 

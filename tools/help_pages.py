@@ -23,6 +23,14 @@ OTHERS = tuple(language for language in LANGUAGES if language != "en")
 # The label of an input on the page with its name, and a message in this language before its explanation.
 NAMED = {"zh": "{label}（{name}）", "ja": "{label}（{name}）", "ko": "{label}({name})"}
 QUOTED = {"zh": "“{message}”：{fix}", "ja": "「{message}」：{fix}", "ko": "“{message}”: {fix}"}
+# A paragraph that ends with the templates that use a node.
+LISTED = {
+    "zh": "{where}模板：{names}。",
+    "ja": "{where}テンプレート：{names}。",
+    "ko": "{where} 템플릿: {names}.",
+}
+COMMA = {"zh": "、", "ja": "、", "ko": ", "}
+TEMPLATES = re.compile(r"(?P<where>[^:]+) Templates?: (?P<names>\*\d\d [^*]+\*(?:, \*\d\d [^*]+\*)*)\.")
 # After a message in a table, where it appears.
 PLACES = re.compile(r" \((a line under the node|from the sampler|in other nodes|in the text)\)$")
 # What tables of messages list that is no message: what one sees.
@@ -59,6 +67,9 @@ def translated(page: str, labels: dict[str, dict[str, str]], language: str, tran
         elif ITEM.match(block):
             items = [ITEM.fullmatch(line) for line in block.splitlines()]
             parts.append("\n".join(item["mark"] + translate(item["text"]) for item in items if item))
+        elif listed := TEMPLATES.fullmatch(block):
+            names = listed["names"].replace(", ", COMMA[language])
+            parts.append(LISTED[language].format(where=translate(listed["where"]), names=names))
         else:
             parts.append(translate(block))
     return "\n\n".join(parts) + "\n"

@@ -32,6 +32,10 @@ two lines.
 | :--- | :--- |
 | out of memory (in the text) | Take less. |
 | the mask is all black | Take more. |
+
+Between two
+nodes. Templates: *01 One*, *02 Two of
+them*.
 """
 
 
@@ -84,7 +88,10 @@ def test_a_page_keeps_its_form_and_its_messages():
         "| :--- | :--- |",
         "| out of memory (T13) | 「T14」：T15 |",
         "| T16 | T17 |",
+        "",
+        "T18テンプレート：*01 One*、*02 Two of them*。",
     ]
     assert texts[0] == "Draws a picture."
     assert texts[7:10] == ["First, over two lines.", "Second.", "Third."]
     assert texts[12:15] == ["in the text", "out of memory", "Take less."]
+    assert texts[-1] == "Between two nodes."
