@@ -73,3 +73,14 @@ def test_the_server_sends_them_to_the_page(server: Server) -> None:
             == texts(language, "nodeDefs.json")["JEPAGuidedKSampler"]
         )
         assert handed[language]["jepaGuidance"] == texts(language, "main.json")["jepaGuidance"]
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_the_server_gives_the_page_the_help_in_its_language(server: Server, language: str) -> None:
+    """The page asks for NODE/LANGUAGE.md, and takes addresses of pictures from the folder above it."""
+    docs = "/extensions/jepa-guidance/docs"
+    page = server.get(f"{docs}/JEPARankImages/{language}.md").decode()
+    heading = texts(language, "help.json")["How to read the chart"]
+    assert f"## {heading}" in page
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    assert server.get(f"{docs}/{picture}")[:2] == b"\xff\xd8"
