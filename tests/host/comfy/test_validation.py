@@ -5,7 +5,6 @@ The host calls a node's validate_inputs once, and blames every input that it ask
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from jepa_guidance.host.comfy.model_folders import register_folders
 from jepa_guidance.nodes import JEPAExtension
 
 from tests.conftest import ROOT
+from tests.own_loop import finished
 
 NODES = list(json.loads((ROOT / "tests" / "server" / "schema.json").read_text(encoding="utf-8")))
 LINK = "source"  # a node that gives whatever an input is linked to
@@ -41,7 +41,7 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
     register_folders()
-    for one in asyncio.run(JEPAExtension().get_node_list()):
+    for one in finished(JEPAExtension().get_node_list()):
         monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, one.define_schema().node_id, one)
     monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, LINK, AnyOutput)
 
@@ -60,7 +60,7 @@ def errors_of(node: str, changes: dict[str, Any]) -> list[dict[str, Any]]:
         node: {"class_type": node, "inputs": inputs | changes},
         LINK: {"class_type": LINK, "inputs": {}},
     }
-    _, errors, _ = asyncio.run(execution.validate_inputs("prompt", prompt, node, {}))
+    _, errors, _ = finished(execution.validate_inputs("prompt", prompt, node, {}))
     return errors
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from jepa_guidance.host.comfy.values import image_message, latent_message, mask_message
 from jepa_guidance.nodes import JEPAExtension
 from jepa_guidance.nodes.input_checks import is_empty, value_message, with_images
+
+from tests.own_loop import finished
 
 IMAGES = torch.rand(2, 4, 4, 3, generator=torch.Generator().manual_seed(0))
 SAMPLES = torch.zeros(2, 4, 4, 4)
@@ -86,7 +87,7 @@ def test_every_input_of_these_types_is_checked_so(kind, models):
     good, bad = CHECKED[kind]
     inputs = [
         entry
-        for node in asyncio.run(JEPAExtension().get_node_list())
+        for node in finished(JEPAExtension().get_node_list())
         for entry in node.define_schema().inputs
         if entry.get_io_type() == kind
     ]
