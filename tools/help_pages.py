@@ -88,7 +88,8 @@ def translated_table(
             name, *rest = row
             lines.append([named(name, labels[head[0]][name], language), *map(translate, rest)])
         elif head[0] == "message" and row[0] not in SEEN:
-            lines.append(translated_message(*row, language, translate))
+            message, fix = row
+            lines.append(translated_message(message, fix, language, translate))
         else:
             lines.append([translate(cell) for cell in row])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -99,9 +100,9 @@ def named(name: str, label: str, language: str) -> str:
     return name if label.lower() == name.lower() else NAMED[language].format(label=label, name=name)
 
 
-def translated_message(first: str, fix: str, language: str, translate: Translate) -> list[str]:
+def translated_message(cell: str, fix: str, language: str, translate: Translate) -> list[str]:
     """The row of a message: it stays as the pack says it, and what it means stands before what to do."""
-    message, place = PLACES.sub("", first), PLACES.search(first)
+    message, place = PLACES.sub("", cell), PLACES.search(cell)
     shown = message + (f" ({translate(place[1])})" if place else "")
     return [shown, QUOTED[language].format(message=translate(message), fix=translate(fix))]
 

@@ -1,5 +1,6 @@
 """Pictures and charts, drawn with Pillow alone.
 
+fonts.py            the font of a text in any script
 pictures.py         labelled sheets of pictures; conversion to the host's IMAGE
 group_sheet.py      groups of images, a block of pictures for each
 palettes.py         colours from typical to rare

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from .fonts import Font
 from .pictures import INK, PAPER
-
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 WIDTH, LEGEND_HEIGHT = 1024, 36  # pixels; text stays legible at half the size
 LEFT, RIGHT, TOP, BOTTOM = 150, 30, 84, 96  # margins of a panel

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...jepa_core.transparency import over_white
+from .fonts import lettering
 
 INK, DIM, PAPER = "#1a1a1a", "#5a5a5a", "#ffffff"
 SIDE, GAP, LINE = 256, 16, 28  # pixels; text stays legible at half the size
@@ -65,10 +66,10 @@ def paste_labelled(
     sheet.paste(shown, (left + (SIDE - shown.width) // 2, top + (SIDE - shown.height) // 2))
     draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline="#cccccc")
     for line, words in enumerate(label.splitlines()):
-        width = ImageFont.load_default(text).getlength(words)
-        font = ImageFont.load_default(
-            text * min(1.0, 0.97 * SIDE / max(width, 1.0))
-        )  # hinting widens small text
+        words, font = lettering(words, text)
+        share = 0.97 * SIDE / max(font.getlength(words), 1.0)  # hinting widens small text
+        if share < 1:
+            words, font = lettering(words, text * share)
         place = left + SIDE // 2, top + SIDE + 4 + _line(text) * (line + 0.5)
         draw.text(place, words, fill=DIM if line else INK, font=font, anchor="mm")
 

@@ -21,10 +21,10 @@ from .axes import (
     RIGHT,
     TOP,
     WIDTH,
-    Font,
     nice_ticks,
     upright,
 )
+from .fonts import lettering
 from .pictures import INK, PAPER
 
 PANEL_HEIGHT = 520  # pixels
@@ -124,7 +124,7 @@ def _draw_panel(shown: Panel, steps: Sequence[Step]) -> Image.Image:
     legend = len(entries) * LEGEND_HEIGHT + 20 if len(entries) > 1 else 0
     panel = Image.new("RGB", (WIDTH, PANEL_HEIGHT + legend), PAPER)
     draw = ImageDraw.Draw(panel)
-    big, normal = ImageFont.load_default(BIG), ImageFont.load_default(NORMAL)
+    normal = ImageFont.load_default(NORMAL)
     right, bottom = WIDTH - RIGHT, PANEL_HEIGHT - BOTTOM
     scores = [score for line in lines for _, score in line.points if math.isfinite(score)]
     scores += shown.covered
@@ -149,7 +149,8 @@ def _draw_panel(shown: Panel, steps: Sequence[Step]) -> Image.Image:
     for number in shown_steps(first, last):
         draw.text((across(number), bottom + 10), str(number + 1), fill=INK, font=normal, anchor="ma")
     draw.rectangle((LEFT, TOP, right, bottom), outline=INK, width=2)
-    draw.text((LEFT, TOP - 14), shown.title, fill=INK, font=big, anchor="ls")
+    title, big = lettering(shown.title, BIG)
+    draw.text((LEFT, TOP - 14), title, fill=INK, font=big, anchor="ls")
     draw.text(
         ((LEFT + right) / 2, PANEL_HEIGHT - 12),
         "sampler step (grey: not guided)",
@@ -160,7 +161,7 @@ def _draw_panel(shown: Panel, steps: Sequence[Step]) -> Image.Image:
     upright(panel, shown.axis, (36, (TOP + bottom) // 2), normal)
     _draw_lines(draw, lines, across, down)
     if legend:
-        _draw_legend(draw, entries, normal)
+        _draw_legend(draw, entries)
     return panel
 
 
@@ -185,13 +186,14 @@ def _draw_lines(
             _mark(draw, mark, x, y, colour)
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, entries: Mapping[str, tuple[str, str, int]], font: Font) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, entries: Mapping[str, tuple[str, str, int]]) -> None:
     """The name of each line, below the axes."""
     for index, (name, (colour, mark, thickness)) in enumerate(entries.items()):
         y = PANEL_HEIGHT + LEGEND_HEIGHT * index + 10
         draw.line((LEFT, y, LEFT + 60, y), fill=colour, width=thickness)
         _mark(draw, mark, LEFT + 30, y, colour)
-        draw.text((LEFT + 76, y), name, fill=INK, font=font, anchor="lm")
+        shown, font = lettering(name, NORMAL)
+        draw.text((LEFT + 76, y), shown, fill=INK, font=font, anchor="lm")
 
 
 def _mark(draw: ImageDraw.ImageDraw, mark: str, x: float, y: float, colour: str) -> None:
@@ -226,7 +228,7 @@ def _message(text: str) -> Image.Image:
 
 def _written(text: str, height: int) -> Image.Image:
     """Text, wrapped, in a picture that is at least `height` pixels high."""
-    font = ImageFont.load_default(NORMAL)
+    text, font = lettering(text, NORMAL)
     lines = "\n".join(textwrap.fill(line, 72) for line in text.splitlines())
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     bottom = draw.multiline_textbbox((60, 0), lines, font=font, spacing=10)[3]
