@@ -79,7 +79,8 @@ def kept_outputs() -> list[io.Output]:
         io.Int.Output(
             display_name="seeds",
             is_output_list=True,
-            tooltip="Their seeds; empty if none were given.",
+            tooltip="Their seeds; empty if none were given. The one seed of a batch is repeated, not counted up: the index "
+            "tells the image.",
         ),
     ]
 

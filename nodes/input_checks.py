@@ -119,12 +119,18 @@ def seeds_of(seeds: list | None, total: int) -> list[int]:
     return each
 
 
-def seed_words(seeds: Sequence[int], batches: Sequence[Any]) -> list[str]:
-    """What a sheet says of the seed of each image; [] without seeds.
+def places_in_batches(seeds: Sequence[int], batches: Sequence[Any]) -> list[int]:
+    """The place of each image in its batch, where one seed stands for several images; [] where each has its own.
 
-    An image of a batch that one seed drew is told by its place in that batch, which KSampler's noise depends on.
+    One seed does not say how its batch was drawn: in place 2 of seed 5, KSampler draws an image that no seed gives alone,
+    D-JEPA Sampler the one that seed 7 does. So seeds are never counted up, and the place tells the image in both.
     """
     places = [place for batch in batches for place in range(len(batch))]
-    if len(places) > 1 and len(set(seeds)) == 1:
+    return places if len(places) > 1 and len(set(seeds)) == 1 else []
+
+
+def seed_words(seeds: Sequence[int], batches: Sequence[Any]) -> list[str]:
+    """What a sheet says of the seed of each image, with its place if the seed is that of a batch; [] without seeds."""
+    if places := places_in_batches(seeds, batches):
         return [f"seed {seed}, place {place}" for seed, place in zip(seeds, places, strict=True)]
     return [f"seed {seed}" for seed in seeds]

@@ -26,7 +26,7 @@ from .choice_inputs import (
     mode_input,
     seeds_input,
 )
-from .input_checks import check_values, given, inputs_of, only, seeds_of, with_images
+from .input_checks import check_values, given, inputs_of, only, places_in_batches, seeds_of, with_images
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
@@ -85,7 +85,6 @@ class JEPAPickImages(io.ComfyNode):
         )
         images = with_images(images)
         single = {name: only(name, values) for name, values in inputs.items()}
-        images = with_images(images)
         for batch in images:
             check_values(inputs_of(JEPAPickImages), single | {"images": batch})
         total = sum(map(len, images))
@@ -101,7 +100,7 @@ class JEPAPickImages(io.ComfyNode):
         order = viewing.order(rarity)
         every = [picture for batch in images for picture in batch]
         pictures = ui.PreviewImage([thumbnail(every[index]) for index in order]).values
-        question = viewing.question(rarity, order, pictures, own)
+        question = viewing.question(rarity, order, pictures, own, places_in_batches(own, images))
         ended = viewing.chosen(question)
         kept = ended.kept
         return io.NodeOutput(

@@ -44,13 +44,19 @@ class Viewing:
         return Choice(self.keep, self.by, MOST_SHOWN, 0.0, [], [], -math.inf).kept(rarity)
 
     def question(
-        self, rarity: Rarity, order: Sequence[int], pictures: Sequence[dict], seeds: Sequence[int]
+        self,
+        rarity: Rarity,
+        order: Sequence[int],
+        pictures: Sequence[dict],
+        seeds: Sequence[int],
+        places: Sequence[int],
     ) -> dict[str, Any]:
         """What the page shows, as JSON.
 
         Args:
             pictures: of the shown images, their small pictures in the host's temp folder.
             seeds: of all images, or none.
+            places: of all images in the batches that one seed drew, or none.
         """
         images = [
             {
@@ -58,6 +64,7 @@ class Viewing:
                 "value": rarity.values[index],
                 "rarer": rarity.rarer_than[index] if rarity.percentiles else None,
                 "seed": str(seeds[index]) if seeds else None,  # larger than the page's numbers
+                "place": places[index] if places else None,
                 "picture": dict(picture),
             }
             for index, picture in zip(order, pictures, strict=True)

@@ -24,7 +24,7 @@ export function filled(text, values) {
 
 /** The node with an id such as "12" or, inside a subgraph, "5:12"; the page's outputs have the subgraph's own id for the 5. */
 export function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph;
+  let graph = app.rootGraph;
   let node = null;
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById(Number(part));
@@ -36,9 +36,7 @@ export function nodeOf(id) {
 /** Whether a node's input is linked. */
 export function isLinked(node, name) {
   const index = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  if (index < 0) return false;
-  // older frontends lack isInputConnected
-  return node.isInputConnected?.(index) ?? node.inputs[index].link != null;
+  return index >= 0 && node.isInputConnected(index);
 }
 
 /** A widget's value; null if the input is linked. */

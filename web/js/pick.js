@@ -31,7 +31,7 @@ function received(record) {
 
 /** The node of a pick, if its workflow is the one on the page. */
 function placeOf(record) {
-  const graph = app.rootGraph ?? app.graph;
+  const graph = app.rootGraph;
   if (record.workflow !== null && graph?.id && record.workflow !== graph.id) return null;
   const node = nodeOf(record.node);
   return node?.jepaPicker ? node : null;

@@ -53,7 +53,9 @@ export function spoken(one, record, words, filled) {
   const measure = record.by === "novelty" ? words.imageNovelty : words.imageScore;
   const texts = [filled(measure, { index: one.index, value: one.value.toFixed(2) })];
   if (one.rarer !== null) texts.push(filled(words.imageRarer, { percent: Math.round(one.rarer) }));
-  if (one.seed !== null) texts.push(filled(words.imageSeed, { seed: one.seed }));
+  // results that were kept from before have no place
+  const seed = (one.place ?? null) === null ? words.imageSeed : words.imageSeedPlace;
+  if (one.seed !== null) texts.push(filled(seed, one));
   const rank = record.kept.indexOf(one.index) + 1;
   if (rank) texts.push(filled(words.imagePicked, { rank }));
   return texts.join(words.comma);

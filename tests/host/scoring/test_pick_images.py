@@ -88,6 +88,15 @@ def test_seeds_and_latents_go_along(tiny, pictures):
     ]
 
 
+def test_the_page_tells_images_of_one_seed_by_their_place_in_their_batch(tiny, pictures):
+    (_, _, _, seeds, _), record = pick([pictures[:2], pictures[2:]], tiny.encoder, seeds=[5])
+    assert seeds == [5, 5, 5]  # the seed that drew the batch, not one that drew nothing
+    shown = {image["index"]: (image["seed"], image["place"]) for image in record["images"]}
+    assert shown == {0: ("5", 0), 1: ("5", 1), 2: ("5", 0), 3: ("5", 1), 4: ("5", 2)}
+    _, record = pick([pictures], tiny.encoder, seeds=[5, 6, 7, 8, 9])
+    assert {image["place"] for image in record["images"]} == {None}
+
+
 def viewing(**changes: Any) -> Viewing:
     settings = {"keep": "rarest", "by": "score", "node": None, "workflow": None}
     return Viewing(**settings | {"count": 2, "seconds": 5, "stops": True} | changes)

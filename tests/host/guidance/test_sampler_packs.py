@@ -1,0 +1,101 @@
+"""Samplers of other packs, run for real: JEPA_SAMPLER_PACKS names a folder with clones of the packs in the table.
+
+docs/compatibility.md has the result. Without the folder, samplers written as theirs are in test_samplers_of_other_packs.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import comfy.k_diffusion.sampling
+import comfy.samplers
+import pytest
+import torch
+
+from tests.host.guidance.test_custom_sampling import guided
+from tests.host.guidance.test_samplers import zero_guided
+
+FOLDER = os.environ.get("JEPA_SAMPLER_PACKS", "")
+# The clone's folder, the folder of its samplers, and the modules there.
+PACKS = {
+    "Extra-Samplers": ("ComfyUI-Extra-Samplers", "", ["extra_samplers"]),
+    "ppm": (
+        "ComfyUI-ppm",
+        "src/sampling",
+        ["ppm_sampling", "ppm_dyn_sampling", "ppm_cfgpp_sampling", "ppm_cfgpp_dyn_sampling"],
+    ),
+    "Euler-Smea-Dyn": ("Euler-Smea-Dyn-Sampler", "", ["smea_sampling"]),
+}
+# Their state does not follow a change of the latent, or they hold noise of another size.
+REFUSED = {
+    *(f"ppm: {name}" for name in ("euler_dy", "euler_smea_dy", "euler_dy_cfg_pp", "euler_smea_dy_cfg_pp")),
+    *(
+        f"Euler-Smea-Dyn: {name}"
+        for name in ("euler_dy", "euler_smea_dy", "euler_negative", "euler_dy_negative")
+    ),
+    "Extra-Samplers: supreme",
+}
+# With ComfyUI 0.30.0 and a KSampler, without this pack.
+FAILS_ALONE = {
+    f"Extra-Samplers: {name}"
+    for name in ("clyb_4m_sde_momentumized", "refined_exp_s", "res_solver", "dpmpp_dualsde_momentum")
+}
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not FOLDER, reason="JEPA_SAMPLER_PACKS names no folder with clones of sampler packs"),
+]
+
+
+def samplers_of(name: str) -> dict[str, Callable]:
+    """The sampler functions of a pack, by the pack and their name."""
+    clone, inner, modules = PACKS[name]
+    package = f"sampler_pack_{name.replace('-', '_')}"
+    parent = sys.modules.setdefault(package, ModuleType(package))
+    parent.__path__ = [str(Path(FOLDER) / clone / inner)]
+    return {
+        f"{name}: {made.removeprefix('sample_')}": function
+        for module in modules
+        for made, function in vars(import_module(f"{package}.{module}")).items()
+        if made.startswith("sample_")
+        and {"model", "x", "sigmas"} <= set(signature(function).parameters)
+        and function.__module__.startswith(package)
+    }
+
+
+ALL = {key: function for name in PACKS for key, function in samplers_of(name).items()} if FOLDER else {}
+
+
+@pytest.fixture
+def theirs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Adds a pack's sampler to KSampler's menu, as such packs do."""
+    monkeypatch.setattr(comfy.samplers.KSampler, "SAMPLERS", [*comfy.samplers.KSampler.SAMPLERS, "theirs"])
+    monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_theirs", ALL[request.param], raising=False)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("theirs", ALL, indirect=True)
+def test_it_is_guided_or_refused_by_name(tiny: Any, stock: Any, theirs: str) -> None:
+    settings = {"sampler_name": "theirs", "scheduler": "normal", "steps": 6}
+    if theirs in FAILS_ALONE:
+        with pytest.raises((TypeError, RuntimeError)):
+            stock(tiny.model, tiny, **settings)
+        return
+    plain = stock(tiny.model, tiny, **settings)
+    if theirs in REFUSED:
+        with pytest.raises(ValueError, match=r"JEPA guidance .* the sampler 'theirs'"):
+            stock(zero_guided(tiny), tiny, **settings)
+        return
+    assert torch.equal(stock(zero_guided(tiny), tiny, **settings), plain)
+    reports: list[Any] = []
+    found = stock(guided(tiny, reports), tiny, **settings)
+    assert found.isfinite().all()
+    assert not torch.equal(found, plain)
+    assert [step.step for step in reports[-1].guided_steps] == [2, 3, 4, 5]
