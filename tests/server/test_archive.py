@@ -31,7 +31,7 @@ NAME = PROJECT["project"]["name"]
 MEGABYTES = 40
 TOP = {
     *("CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml"),
-    *("assets", "docs", "host", "jepa_core", "locales", "nodes", "web", "workflows"),
+    *("assets", "docs", "host", "jepa_core", "locales", "nodes", "subgraphs", "web", "workflows"),
 }
 
 # What the registry's scan flags, or should flag.
