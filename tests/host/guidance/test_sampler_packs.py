@@ -33,15 +33,8 @@ PACKS = {
     ),
     "Euler-Smea-Dyn": ("Euler-Smea-Dyn-Sampler", "", ["smea_sampling"]),
 }
-# Their state does not follow a change of the latent, or they hold noise of another size.
-REFUSED = {
-    *(f"ppm: {name}" for name in ("euler_dy", "euler_smea_dy", "euler_dy_cfg_pp", "euler_smea_dy_cfg_pp")),
-    *(
-        f"Euler-Smea-Dyn: {name}"
-        for name in ("euler_dy", "euler_smea_dy", "euler_negative", "euler_dy_negative")
-    ),
-    "Extra-Samplers: supreme",
-}
+# Their state does not follow a change of the latent.
+REFUSED = {"Extra-Samplers: supreme"}
 # With ComfyUI 0.30.0 and a KSampler, without this pack.
 FAILS_ALONE = {
     f"Extra-Samplers: {name}"
