@@ -20,8 +20,7 @@ from tools.locales import LANGUAGES
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "web" / "docs"
 OTHERS = tuple(language for language in LANGUAGES if language != "en")
-# The label of an input on the page with its name, and a message in this language before its explanation.
-NAMED = {"zh": "{label}（{name}）", "ja": "{label}（{name}）", "ko": "{label}({name})"}
+# A message in this language before its explanation.
 QUOTED = {"zh": "“{message}”：{fix}", "ja": "「{message}」：{fix}", "ko": "“{message}”: {fix}"}
 # A paragraph that ends with the templates that use a node.
 LISTED = {
@@ -86,7 +85,7 @@ def translated_table(
     for row in rows:
         if head[0] in labels:
             name, *rest = row
-            lines.append([named(name, labels[head[0]][name], language), *map(translate, rest)])
+            lines.append([named(name, labels[head[0]][name]), *map(translate, rest)])
         elif head[0] == "message" and row[0] not in SEEN:
             message, fix = row
             lines.append(translated_message(message, fix, language, translate))
@@ -95,9 +94,12 @@ def translated_table(
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def named(name: str, label: str, language: str) -> str:
-    """How a table calls an input or output: by its label on the page, with its name where the two differ."""
-    return name if label.lower() == name.lower() else NAMED[language].format(label=label, name=name)
+def named(name: str, label: str) -> str:
+    """How a table calls an input or output: by its label on the page, with its name where the two differ.
+
+    A line can break between them: the help panel is narrow.
+    """
+    return name if label.lower() == name.lower() else f"**{label}** {name}"
 
 
 def translated_message(cell: str, fix: str, language: str, translate: Translate) -> list[str]:

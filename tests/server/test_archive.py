@@ -24,6 +24,7 @@ from pathspec import PathSpec
 
 from tests.conftest import HOST, ROOT
 from tests.server.test_graph import djepa, graph, guided
+from tools.help_pages import OTHERS
 from tools.server import Server
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -146,6 +147,14 @@ def test_every_template_is_published_with_its_thumbnail(files):
     templates = {path for path in files if path.startswith("workflows/") and path.endswith(".json")}
     assert templates
     assert {path.removesuffix(".json") + ".jpg" for path in templates} <= set(files)
+
+
+def test_every_help_page_is_published_in_every_language(files):
+    nodes = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
+    pages = {f"web/docs/{node}{rest}.md" for node in nodes for rest in ("", *(f"/{one}" for one in OTHERS))}
+    assert {path for path in files if path.startswith("web/docs/") and path.endswith(".md")} == pages
+    # the sentences that they are made of are for those who have the repository
+    assert not [path for path in files if path.endswith("help.json")]
 
 
 def test_a_wheel_would_hold_all_of_jepa_core():

@@ -76,7 +76,7 @@ def test_a_page_keeps_its_form_and_its_messages():
         "",
         "| T4 | T5 |",
         "| :--- | :--- |",
-        "| 枚数（count） | T6 |",
+        "| **枚数** count | T6 |",
         "| cfg | T7 |",
         "",
         "- T8",
