@@ -4,7 +4,14 @@ from comfy_api.latest import io
 
 from ..host.comfy.required import ProgressBar
 from ..host.encoders.host_encoder import load_host_encoder
-from ..host.encoders.menu import encoder_facts, encoder_file, encoder_names
+from ..host.encoders.menu import (
+    PAPER_ENCODER,
+    FACTS,
+    absent_message,
+    encoder_file,
+    encoder_names,
+    menu_facts,
+)
 from .input_checks import check_values, inputs_of
 from .search_words import search_words
 from .types import JEPAEncoder
@@ -13,6 +20,7 @@ from .types import JEPAEncoder
 class JEPAEncoderLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        names = encoder_names()
         return io.Schema(
             node_id="JEPAEncoderLoader",
             display_name="JEPA Encoder Loader",
@@ -24,12 +32,13 @@ class JEPAEncoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "encoder",
-                    options=encoder_names(),
-                    default="dinov2-with-registers-small",
-                    tooltip="Defines what is rare: each encoder has its own idea of it. The names below are downloaded from "
-                    "the Hugging Face hub on first use, and licensed Apache-2.0 or MIT unless noted; files in models/jepa "
-                    "are listed after them. The paper uses dinov2-with-registers-small. Larger encoders cost more time and "
-                    "memory per step.\n" + encoder_facts(),
+                    options=names,
+                    default=PAPER_ENCODER,
+                    # the page writes it behind the names: graphs save them, so they are the same on every machine
+                    extra_dict={FACTS: menu_facts(names)},
+                    tooltip="Defines what is rare: each encoder has its own idea of it. Installed ones come first; the others "
+                    "are downloaded on first use. Larger ones cost more time and memory per step. The paper's is "
+                    f"{PAPER_ENCODER}.",
                 ),
                 io.Int.Input(
                     "image_size",
@@ -55,6 +64,11 @@ class JEPAEncoderLoader(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, encoder: str | None = None) -> bool | str:
+        # a sentence of our own: the host would only list the menu. None: linked, and checked when it is known
+        return (None if encoder is None else absent_message(encoder, encoder_names())) or True
 
     @classmethod
     def execute(cls, encoder: str, image_size: int, non_commercial: bool = False) -> io.NodeOutput:

@@ -4,9 +4,8 @@ from comfy_api.latest import io, ui
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.encoders.menu import clip_file, clip_names, encoder_facts
+from ..host.encoders.menu import FACTS, clip_file, clip_names, menu_facts
 from ..host.scoring.prompt_fit import PromptScorer, load_prompt_scorer, prompt_fits, ranked_fits
-from ..jepa_core.hub import ENCODERS
 from .input_checks import check_values, inputs_of, is_empty
 from .search_words import search_words
 from .types import JEPAPromptScorer
@@ -42,10 +41,10 @@ class JEPAPromptFit(io.ComfyNode):
                     "model",
                     options=names,
                     default="CLIP-ViT-B-32-laion2B-s34B-b79K",
-                    tooltip="The CLIP that compares. The names below are downloaded from the Hugging Face hub on first use, "
-                    "with their tokenizer, and licensed MIT unless noted; CLIPs in models/jepa are listed after them. The "
-                    "default is fast; larger ones see more detail. Fits of different models are not comparable.\n"
-                    + encoder_facts(name for name in names if name in ENCODERS),
+                    extra_dict={FACTS: menu_facts(names)},
+                    tooltip="The CLIP that compares. Installed ones come first; the others are downloaded on first use, with "
+                    "their tokenizer. The default is fast; larger ones see more detail. Fits of different models are not "
+                    "comparable.",
                 ),
                 io.Image.Input(
                     "images",

@@ -22,7 +22,7 @@ def sampling_inputs(*, steps: int, steps_tip: str, cfg_tip: str, sampler_tip: st
             options=list(KSampler.SAMPLERS),
             default="euler",
             tooltip=sampler_tip,
-            # web/js/page.js warns of these, which strength 0 allows
+            # web/js/samplers.js warns of these, which strength 0 allows
             extra_dict={"jepa_unguided": [name for name in KSampler.SAMPLERS if sampler_message(name)]},
         ),
         io.Combo.Input(

@@ -1,7 +1,8 @@
 """The names in the encoder loader's menu, and their files in models/jepa."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...jepa_core.checkpoint import neighbours, read_config
 from ...jepa_core.clip_tokenizer import tokenizer_files
@@ -17,10 +18,56 @@ from ..comfy.model_folders import ENCODER_FOLDER, folder_to_write, inside, writi
 from ..comfy.required import folder_paths
 
 
+PAPER_ENCODER = "dinov2-with-registers-small"
+FACTS = "jepa_installed"  # where an input of object_info has menu_facts; web/js/encoders.js reads it
+
+
 def encoder_names() -> list[str]:
-    """Names for the menu: the encoders of the hub, then every other .safetensors file in models/jepa."""
+    """Names for the menu: the installed encoders, those of the hub before other files; then those that can be downloaded."""
     local = folder_paths.get_filename_list(ENCODER_FOLDER)
-    return [*ENCODERS, *(name for name in local if Path(name).parts[0] not in ENCODERS)]
+    others = [name for name in local if Path(name).parts[0] not in ENCODERS]
+    here = [name for name in ENCODERS if _installed_file(name)]
+    return [*here, *others, *(name for name in ENCODERS if name not in here)]
+
+
+def _installed_file(name: str) -> Path | None:
+    """The weights of a hub encoder in the model folders, unchecked; None if they are not there."""
+    files = (Path(path) / name / "model.safetensors" for path in folder_paths.get_folder_paths(ENCODER_FOLDER))
+    return next((file for file in files if file.is_file()), None)
+
+
+def is_installed(name: str) -> bool:
+    """Whether an encoder of the menu is here, so that nothing is downloaded."""
+    return name not in ENCODERS or _installed_file(name) is not None
+
+
+def menu_facts(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the page writes after each of these names; the names themselves, which graphs save, do not depend on it."""
+    facts: dict[str, dict[str, Any]] = {}
+    for name in names:
+        source = ENCODERS.get(name)
+        facts[name] = {"installed": is_installed(name)}
+        if source is not None:
+            facts[name] |= {"megabytes": source.megabytes, "gated": source.gated, "commercial": source.commercial}
+    return facts
+
+
+def default_installed(names: Sequence[str]) -> str | None:
+    """The encoder to take in place of one that is not in this menu: the paper's if it is here, else the first one here."""
+    here = [name for name in names if is_installed(name)]
+    return PAPER_ENCODER if PAPER_ENCODER in here else next(iter(here), None)
+
+
+def absent_message(name: Any, names: Sequence[str]) -> str | None:
+    """Why there is no such encoder in this menu, and what to choose; None if there is."""
+    if name in names:
+        return None
+    here = default_installed(names)
+    advice = f"choose {here}, which is installed" if here else f"choose one of {', '.join(ENCODERS)}"
+    return (
+        f"There is no encoder {name!r:.200} here; put its .safetensors file (and config.json) into "
+        f"models/{ENCODER_FOLDER}, or {advice}."
+    )
 
 
 def clip_names() -> list[str]:
@@ -38,18 +85,6 @@ def _is_clip(name: str) -> bool:
         return False
 
 
-def encoder_facts(names: Iterable[str] = ENCODERS) -> str:
-    """A line for each of these hub encoders: its name, its download size, and its licence where that restricts use."""
-    lines = []
-    for name in names:
-        source = ENCODERS[name]
-        notes = "" if source.commercial else f", {source.licence}: NON-COMMERCIAL"
-        if source.gated:
-            notes += f", {source.licence}: agree to it on the hub and put the files in place yourself"
-        lines.append(f"{name}: {source.megabytes} MB{notes}")
-    return "\n".join(lines)
-
-
 def encoder_file(
     name: str, *, non_commercial: bool = False, on_progress: Callable[[int, int], None] | None = None
 ) -> Path:
@@ -64,17 +99,12 @@ def encoder_file(
         jepa_core.hub.EncoderDownloadError: the hub cannot be reached; says which file to put where.
         jepa_core.writing.UnwritableError: the folder cannot be written to.
     """
-    if name not in encoder_names():
-        raise ValueError(
-            f"There is no encoder {name!r}; put its .safetensors file (and config.json) into models/{ENCODER_FOLDER}, "
-            f"or choose one of {', '.join(ENCODERS)}."
-        )
+    if message := absent_message(name, encoder_names()):
+        raise ValueError(message)
     if name not in ENCODERS:
         return _inside_encoders(Path(folder_paths.get_full_path_or_raise(ENCODER_FOLDER, name)))
-    folders = [Path(path) for path in folder_paths.get_folder_paths(ENCODER_FOLDER)]
-    for folder in folders:
-        if (folder / name / "model.safetensors").is_file():
-            return _inside_encoders(folder / name / "model.safetensors")
+    if installed := _installed_file(name):
+        return _inside_encoders(installed)
     folder = folder_to_write(ENCODER_FOLDER)
     file = _inside_encoders(folder / name / "model.safetensors")  # where it will be
     with writing_to(ENCODER_FOLDER):

@@ -429,13 +429,28 @@ def test_weights_for_non_commercial_use_are_not_downloaded_without_consent(serve
 
 def test_the_menu_shows_sizes_and_licences_before_any_download(server):
     section = server.object_info()["JEPAEncoderLoader"]["input"]
-    tooltip = section["required"]["encoder"][1]["tooltip"]
+    options = section["required"]["encoder"][1]
+    assert list(options["jepa_installed"]) == options["options"]
     for name, source in ENCODERS.items():
-        (line,) = [line for line in tooltip.splitlines() if line.startswith(f"{name}:")]
-        assert f"{source.megabytes} MB" in line
-        assert ("NON-COMMERCIAL" in line) == (not source.commercial)
-        assert ("agree" in line) == source.gated
+        assert options["jepa_installed"][name] == {
+            "installed": False,
+            "megabytes": source.megabytes,
+            "gated": source.gated,
+            "commercial": source.commercial,
+        }
     assert section["optional"]["non_commercial"][1]["default"] is False
+
+
+def test_an_encoder_that_is_not_here_is_refused_by_name_before_the_run(server, encoder):
+    prompt = graph(encoder, stock())
+    prompt["encoder"]["inputs"]["encoder"] = "theirs/model.safetensors"
+    prompt["score"] = score(encoder=["encoder", 0], mode="projected", top_k=2)
+    with pytest.raises(PromptRefused) as refused:
+        server.queue(prompt)
+    (error,) = refused.value.answer["node_errors"]["encoder"]["errors"]
+    assert error["extra_info"]["input_name"] == "encoder"
+    assert "There is no encoder 'theirs/model.safetensors' here" in error["details"]
+    assert f"or choose {encoder}, which is installed" in error["details"]
 
 
 DJEPA = {"class_name": "robot", "seed": 5, "batch_size": 2, "steps": 4, "cfg": 2.0, "temperature": 1.0}

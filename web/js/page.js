@@ -45,13 +45,6 @@ export function valueOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name)?.value ?? null;
 }
 
-/** The sampler that is chosen, if its steps cannot be followed, which nodes/sampling_inputs.py notes; else null. */
-export function refusedSampler(node) {
-  const chosen = valueOf(node, "sampler_name");
-  const [, options] = node.constructor.nodeData?.input?.required?.sampler_name ?? [];
-  return options?.jepa_unguided?.includes(chosen) ? chosen : null;
-}
-
 /** Call `after` after a method of the host's node or widget. */
 export function follow(owner, method, after) {
   const before = owner[method];

@@ -3,8 +3,10 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import {
-  addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, refusedSampler, valueOf, words,
+  addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, valueOf, words,
 } from "./page.js";
+import { onStale } from "./runs.js";
+import { followGraph, refusedSampler } from "./samplers.js";
 import { drawScale, drawText, drawTrace, guidedSteps, outcome, palette, traceLines, written } from "./chart.js";
 
 const GUIDED = ["JEPAGuidedKSampler", "JEPAGuidance"];
@@ -88,6 +90,12 @@ function addChart(node) {
 app.registerExtension({
   name: "jepa-guidance.rarity",
   setup() {
+    onStale((node) => {
+      if (!node.jepaCanvas) return;
+      node.jepaTrace = null;
+      draw(node);
+    });
+    followGraph(["JEPAGuidance"], draw); // whose samplers are other nodes
     api.addEventListener(EVENT, ({ detail: { node: id, trace } }) => {
       const node = nodeOf(id);
       if (!node?.jepaCanvas) return;

@@ -3,8 +3,10 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import {
-  addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, refusedSampler, valueOf, words,
+  addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, valueOf, words,
 } from "./page.js";
+import { onStale } from "./runs.js";
+import { refusedSampler } from "./samplers.js";
 import { looksOf, planLooks, roundEven, stepsTaken, workShare } from "./search_plan.js";
 import { spoken, Strip, STYLE, withPictures } from "./strip.js";
 
@@ -97,10 +99,8 @@ app.registerExtension({
   name: "jepa-guidance.search",
   setup() {
     document.head.appendChild(document.createElement("style")).textContent = STYLE;
-    // a new run begins, maybe after a cancelled one
-    api.addEventListener("executing", ({ detail: id }) => {
-      const node = id === null ? null : nodeOf(id);
-      if (!node?.jepaStrip) return;
+    onStale((node) => {
+      if (!node.jepaStrip) return;
       node.jepaSearches = [];
       show(node);
     });
