@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from ..host.comfy.required import ProgressBar
 from ..host.encoders.host_encoder import load_host_encoder
 from ..host.encoders.menu import (
-    PAPER_ENCODER,
     FACTS,
+    PAPER_ENCODER,
     absent_message,
     encoder_file,
     encoder_names,
@@ -36,8 +36,8 @@ class JEPAEncoderLoader(io.ComfyNode):
                     default=PAPER_ENCODER,
                     # the page writes it behind the names: graphs save them, so they are the same on every machine
                     extra_dict={FACTS: menu_facts(names)},
-                    tooltip="Defines what is rare: each encoder has its own idea of it. Installed ones come first; the others "
-                    "are downloaded on first use. Larger ones cost more time and memory per step. The paper's is "
+                    tooltip="Defines what is rare: each encoder has its own idea of it. Installed ones come first; the "
+                    "others are downloaded on first use. Larger ones cost more time and memory per step. The paper's is "
                     f"{PAPER_ENCODER}.",
                 ),
                 io.Int.Input(

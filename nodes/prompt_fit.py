@@ -42,9 +42,9 @@ class JEPAPromptFit(io.ComfyNode):
                     options=names,
                     default="CLIP-ViT-B-32-laion2B-s34B-b79K",
                     extra_dict={FACTS: menu_facts(names)},
-                    tooltip="The CLIP that compares. Installed ones come first; the others are downloaded on first use, with "
-                    "their tokenizer. The default is fast; larger ones see more detail. Fits of different models are not "
-                    "comparable.",
+                    tooltip="The CLIP that compares. Installed ones come first; the others are downloaded on first use, "
+                    "with their tokenizer. The default is fast; larger ones see more detail. Fits of different models are "
+                    "not comparable.",
                 ),
                 io.Image.Input(
                     "images",

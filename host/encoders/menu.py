@@ -17,7 +17,6 @@ from ...jepa_core.prompt_fit import MODEL_TYPE
 from ..comfy.model_folders import ENCODER_FOLDER, folder_to_write, inside, writing_to
 from ..comfy.required import folder_paths
 
-
 PAPER_ENCODER = "dinov2-with-registers-small"
 FACTS = "jepa_installed"  # where an input of object_info has menu_facts; web/js/encoders.js reads it
 
@@ -32,7 +31,9 @@ def encoder_names() -> list[str]:
 
 def _installed_file(name: str) -> Path | None:
     """The weights of a hub encoder in the model folders, unchecked; None if they are not there."""
-    files = (Path(path) / name / "model.safetensors" for path in folder_paths.get_folder_paths(ENCODER_FOLDER))
+    files = (
+        Path(path) / name / "model.safetensors" for path in folder_paths.get_folder_paths(ENCODER_FOLDER)
+    )
     return next((file for file in files if file.is_file()), None)
 
 
@@ -48,7 +49,11 @@ def menu_facts(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         source = ENCODERS.get(name)
         facts[name] = {"installed": is_installed(name)}
         if source is not None:
-            facts[name] |= {"megabytes": source.megabytes, "gated": source.gated, "commercial": source.commercial}
+            facts[name] |= {
+                "megabytes": source.megabytes,
+                "gated": source.gated,
+                "commercial": source.commercial,
+            }
     return facts
 
 

@@ -12,6 +12,7 @@ from research.harness.program import Row
 
 load_pack()
 
+from comfy_api.latest._io import HiddenHolder as HiddenHolder  # noqa: E402
 from jepa_guidance.host.encoders.host_encoder import HostEncoder as HostEncoder  # noqa: E402
 from jepa_guidance.host.encoders.host_encoder import load_host_encoder as load_host_encoder  # noqa: E402
 from jepa_guidance.host.encoders.host_encoder import use_encoder as use_encoder  # noqa: E402
@@ -47,6 +48,7 @@ from jepa_guidance.host.memory.count import peak_of_backward as peak_of_backward
 from jepa_guidance.host.options import ENCODER_RESOLUTION as ENCODER_RESOLUTION  # noqa: E402
 from jepa_guidance.host.options import NOVELTY as NOVELTY  # noqa: E402
 from jepa_guidance.host.options import SCORE as SCORE  # noqa: E402
+from jepa_guidance.host.scoring import answers as answers  # noqa: E402
 from jepa_guidance.host.scoring.reference import make_reference as make_reference  # noqa: E402
 from jepa_guidance.host.scoring.reference import seen_as as seen_as  # noqa: E402
 from jepa_guidance.host.search.appraisal import Appraiser as Appraiser  # noqa: E402
@@ -57,6 +59,10 @@ from jepa_guidance.host.variety.cads import Cads as Cads  # noqa: E402
 from jepa_guidance.host.variety.patch import apply_boost as apply_boost  # noqa: E402
 from jepa_guidance.host.variety.patch import apply_cads as apply_cads  # noqa: E402
 from jepa_guidance.nodes import guidance_inputs  # noqa: E402
+from jepa_guidance.nodes.rank_images import JEPARankImages as JEPARankImages  # noqa: E402
+from jepa_guidance.nodes.rarity_map import JEPARarityMap as JEPARarityMap  # noqa: E402
+from jepa_guidance.nodes.reference import JEPAReferenceNode as JEPAReferenceNode  # noqa: E402
+from jepa_guidance.nodes.score_image import JEPAScoreImage as JEPAScoreImage  # noqa: E402
 
 
 def preset_inputs(preset: str = "custom", changes: Row | None = None) -> Row:

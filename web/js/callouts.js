@@ -67,8 +67,9 @@ function ground() {
 /** Keep the sentences on their nodes while there are any. */
 function follow() {
   for (const one of callouts) {
-    if (one.node.graph) place(one);
-    else unsay(one.node, one.kind); // it was removed
+    const { node, kind } = one;
+    if (node.graph?.getNodeById(node.id) === node) place(one);
+    else unsay(node, kind); // it was removed, or another workflow opened
   }
   if (callouts.size) requestAnimationFrame(follow);
 }

@@ -3,26 +3,30 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { say, unsay, unsayAll } from "./callouts.js";
-import { filled, follow, loadWords, nodeOf, words } from "./page.js";
+import { follow, loadWords, nodeOf, words } from "./page.js";
 
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname).match(/\/extensions\/([^/]+)\//)[1];
 const LONGEST = 400; // of a sentence on a node, in characters
 const BRIEF = 140; // in a toast
 const TOLD = 4; // characters of a value that an error tells, at least
 const TOAST_MS = 12000;
+const OVERLAY_MS = 300; // until the host has said that something failed
+const STYLE = ".jepa-toast { margin-top: var(--jepa-toast) !important } .jepa-toast ~ .jepa-toast { margin-top: 0 !important }";
 
 export const isOurs = (node) => node.constructor.nodeData?.python_module === `custom_nodes.${FOLDER}`;
 
-/** The input that an error is about: the first that it names, else the one whose value it tells; null if it does neither. */
+/** The input that an error is about: the one that it begins with, whose value it tells, or that it names; else null. */
 export function inputOf(message, inputs) {
-  const at = (text) => new RegExp(`(?<![\\w-])${text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}(?![\\w-])`).exec(message)?.index ?? Infinity;
+  const where = (text) => message.search(new RegExp(`(?<![\\w-])${text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}(?![\\w-])`));
   const first = (texts) => {
-    const places = texts.map((text) => (text ? at(text) : Infinity));
+    const places = texts.map((text) => (text ? where(text) : -1)).map((place) => (place < 0 ? Infinity : place));
     const nearest = Math.min(...places);
-    return nearest === Infinity ? null : inputs[places.indexOf(nearest)].name;
+    return nearest === Infinity ? { place: Infinity, name: null } : { place: nearest, name: inputs[places.indexOf(nearest)].name };
   };
-  const told = ({ value }) => (typeof value === "string" && value.length >= TOLD ? value : null);
-  return first(inputs.map(({ name }) => name)) ?? first(inputs.map(told));
+  const named = first(inputs.map(({ name }) => name));
+  if (named.place === 0) return named.name;
+  const told = first(inputs.map(({ value }) => (typeof value === "string" && value.length >= TOLD ? value : null)));
+  return told.name ?? named.name;
 }
 
 /** The text, cut at a space where it is too long. */
@@ -49,13 +53,21 @@ function concerned({ node_id: id, node_type: type }) {
   return node?.comfyClass === type ? guidesOf(node)[0] : null; // of another type: in another workflow
 }
 
-/** Say an error on its node, and briefly in the corner. */
-function complain(node, message) {
-  const text = message.trim();
+/** Say an error on its node. */
+function complain(node, text) {
   const values = new Map(node.widgets?.map(({ name, value }) => [name, value]));
   const input = inputOf(text, (node.inputs ?? []).map(({ name }) => ({ name, value: values.get(name) })));
   say(node, { kind: "error", text: cut(text, LONGEST), input, close: words.close });
-  app.extensionManager.toast.add({ severity: "error", summary: node.title, detail: cut(text, BRIEF), life: TOAST_MS });
+}
+
+/** Say it briefly in the corner too, below what the host says there, which would lie over it. */
+function toast(node, text) {
+  setTimeout(() => {
+    const lower = document.querySelector("[data-testid=error-overlay]")?.getBoundingClientRect().bottom ?? 0;
+    document.documentElement.style.setProperty("--jepa-toast", `${lower}px`);
+    const message = { severity: "error", summary: node.title, detail: cut(text, BRIEF), life: TOAST_MS };
+    app.extensionManager.toast.add({ ...message, styleClass: "jepa-toast" });
+  }, OVERLAY_MS);
 }
 
 /** Whether the last line of Python that ran is this pack's; the host names files by their paths. */
@@ -67,7 +79,9 @@ async function onError({ detail }) {
   const node = concerned(detail);
   if (!node || (!isOurs(nodeOf(detail.node_id)) && !raisedHere(detail.traceback))) return;
   await loadWords();
-  complain(node, detail.exception_message);
+  const text = detail.exception_message.trim();
+  complain(node, text);
+  toast(node, text);
 }
 
 async function onCancelled({ detail }) {
@@ -80,13 +94,16 @@ async function onCancelled({ detail }) {
 /** Say what this pack's checks before a run have refused; the host marks their inputs. */
 async function onRefused(errors) {
   await loadWords();
-  for (const [id, { errors: own }] of Object.entries(errors ?? {})) {
+  const refused = [];
+  for (const [id, { errors: found }] of Object.entries(errors ?? {})) {
     const node = nodeOf(id);
-    const checked = own.find(({ type }) => type === "custom_validation_failed");
-    if (!node || !checked || !isOurs(node)) continue;
-    const { input_name: input } = checked.extra_info;
-    complain(node, checked.details.replace(`${input} - `, ""));
+    const own = found.find(({ type }) => type === "custom_validation_failed");
+    if (!node || !own || !isOurs(node)) continue;
+    const text = own.details.replace(`${own.extra_info.input_name} - `, "");
+    complain(node, text);
+    refused.push([node, text]);
   }
+  if (refused.length) toast(...refused[0]);
 }
 
 /** Learn what the server refuses: the host has no event for it. */
@@ -127,6 +144,7 @@ export function onStale(clear) {
 app.registerExtension({
   name: "jepa-guidance.runs",
   setup() {
+    document.head.appendChild(document.createElement("style")).textContent = STYLE;
     watchQueue();
     api.addEventListener("execution_start", () => unsayAll("error", "note"));
     api.addEventListener("execution_error", onError);

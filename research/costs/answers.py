@@ -1,0 +1,143 @@
+"""What does it take to change an input that needs no new pass of the encoder, with what is kept of the last run and without?
+
+    python dev.py run research/costs/answers.py
+
+Nodes run as the host runs them, preview included, on one batch of the demo generator's pictures. Each change is made after
+the first run of its node, and again after all that is kept was forgotten; the outputs of the two are compared bit by bit.
+Some minutes on two cores.
+
+Conclusion: with what is kept every change is answered in less than a second, with the same bits, from 0.1 MiB.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from research.harness import program
+from research.harness.pack_api import (
+    HiddenHolder,
+    HostEncoder,
+    JEPARankImages,
+    JEPARarityMap,
+    JEPAReferenceNode,
+    JEPAScoreImage,
+    answers,
+    demo,
+    load_host_encoder,
+)
+from research.harness.program import Row, markdown
+from research.harness.sampling import draw
+from research.harness.timing import timed
+
+PICTURES, SEED, STEPS = 16, 0, 14
+IMAGE_SIZE = 224  # at which the encoder sees them
+VIEW: Row = {"fit": "squash", "antialias": True}
+SCORED: Row = {"mode": "projected", "top_k": 9, **VIEW}
+RANKED: Row = {"keep": "rarest", "count": 4, "mode": "projected"}
+
+
+class Case(NamedTuple):
+    """A node's inputs beside images and encoder, and what is changed of them afterwards.
+
+    Attributes:
+        first: the node that runs first, if it is another one, and its inputs.
+    """
+
+    name: str
+    node: Any
+    inputs: Row
+    change: Row
+    first: tuple[Any, Row] | None = None
+
+
+CASES = (
+    Case("JEPA Rank Images: count 4 to 6", JEPARankImages, RANKED, {"count": 6}),
+    Case("JEPA Rank Images: keep the most typical", JEPARankImages, RANKED, {"keep": "most typical"}),
+    Case("JEPA Rarity Map: opacity 0.65 to 0.3", JEPARarityMap, {"opacity": 0.65, **VIEW}, {"opacity": 0.3}),
+    Case("JEPA Rarity Map: grow 0 to 8", JEPARarityMap, {"opacity": 0.65, **VIEW}, {"grow": 8}),
+    Case("JEPA Score Image after JEPA Rank Images", JEPAScoreImage, SCORED, {}, (JEPARankImages, RANKED)),
+    Case("JEPA Reference after JEPA Rank Images", JEPAReferenceNode, SCORED, {}, (JEPARankImages, RANKED)),
+)
+
+
+@torch.inference_mode()
+def pictures(count: int, steps: int) -> Tensor:
+    """Pictures (N, 128, 128, 3) of robots."""
+    model, vae = demo.load_demo_generator()
+    prompts = map(demo.demo_conditioning, ("robot", "any"))
+    found: Tensor = vae.decode(draw(model, *prompts, seed=SEED, count=count, steps=steps))
+    return found
+
+
+@torch.inference_mode()
+def outputs(node: Any, inputs: Row, images: Tensor, encoder: HostEncoder) -> tuple:
+    """What a node gives out, run as the host runs it: a node that takes lists gets every input as a list."""
+    node.hidden = HiddenHolder.from_dict(None)
+    values = {"images": images, "encoder": encoder, **inputs}
+    if node.define_schema().is_input_list:
+        values = {name: [value] for name, value in values.items()}
+    found: tuple = node.execute(**values).result
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two outputs are equal bit by bit."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if is_dataclass(one):
+        return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    return type(one) is type(other) and (one == other or not isinstance(one, str | int | float))
+
+
+def measured(case: Case, images: Tensor, encoder: HostEncoder) -> Row:
+    """Seconds of a case's first run and of its change, with and without what is kept, and whether both give the same."""
+    run = partial(outputs, images=images, encoder=encoder)
+    changed = partial(run, case.node, case.inputs | case.change)
+    answers.known.clear()
+    _, first = timed(lambda: run(*(case.first or (case.node, case.inputs))))
+    with_kept, kept_seconds = timed(changed)
+    kept = answers.known.bytes
+    answers.known.clear()
+    without, seconds = timed(changed)
+    return {
+        "case": case.name,
+        "first": round(first, 2),
+        "kept": round(kept_seconds, 3),
+        "without": round(seconds, 2),
+        "same": "yes" if same(with_kept, without) else "no",
+        "MiB": round(kept / (1 << 20), 2),
+    }
+
+
+def table(figures: Row) -> str:
+    columns = {
+        "change": "{case}",
+        "first run, s": "{first:.1f}",
+        "change, s": "{kept:.2f}",
+        "change with nothing kept, s": "{without:.1f}",
+        "same bits": "{same}",
+        "kept, MiB": "{MiB:.2f}",
+    }
+    return markdown(columns, figures["table"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = program.parser(__file__, __doc__, program.FIGURES / "answers.json")
+    options = parser.parse_args(arguments)
+    encoder = load_host_encoder(options.encoder, options.encoder.name, IMAGE_SIZE)
+    images = pictures(PICTURES, STEPS)
+    outputs(JEPAScoreImage, SCORED, images[:1], encoder)  # the first pass of all takes longer
+    rows = [measured(case, images, encoder) for case in CASES]
+    settings = {"pictures": PICTURES, "side": images.shape[1], "image_size": IMAGE_SIZE}
+    record = {"settings": program.settings(parser, options, **settings), "table": rows}
+    program.write(options.out, record, table)
+
+
+if __name__ == "__main__":
+    main()
