@@ -60,14 +60,14 @@ def test_an_error_is_said_on_its_node_at_its_input_and_goes_when_it_is_mended(co
         page.show(loader)
         page.set("JEPAEncoderLoader", "encoder", "theirs/model.safetensors")
         run(page)
+        toast(page, "There is no encoder 'theirs/model.safetensors' here")
         errors = said(page, "error")
         page.picture(f"error_refused_{name}")
         sentence = (
             f"\u26a0 There is no encoder 'theirs/model.safetensors' here; put its .safetensors file (and config.json) "
             f"into models/jepa, or choose {encoder_name}, which is installed."
         )
-        assert errors == [["error", sentence, True]] * len(errors)
-        toast(page, "There is no encoder 'theirs/model.safetensors' here")
+        assert errors == [["error", sentence, True]] * 2  # both loaders
         page.set("JEPAEncoderLoader", "encoder", encoder_name)
         assert page.ask(SAID) == []
         # in the run
@@ -75,12 +75,12 @@ def test_an_error_is_said_on_its_node_at_its_input_and_goes_when_it_is_mended(co
         page.ask("([id, old]) => { app.graph.getNodeById(id).jepaTrace = old; }", [sampler, OLD])
         page.set("JEPAGuidedKSampler", "start_percent", 0.9)
         run(page)
+        toast(page, "start_percent 0.9 is larger than end_percent 0.8")
         errors = said(page, "error")
         page.picture(f"error_in_run_{name}")
         sentence = "\u26a0 start_percent 0.9 is larger than end_percent 0.8; swap them, or set both equal to guide nothing"
         assert errors == [["error", sentence, True]]
         assert page.ask(FRAMED, [sampler, "start_percent"])
-        toast(page, "start_percent 0.9 is larger than end_percent 0.8")
         # the chart of an older run is gone
         assert page.ask("(id) => app.graph.getNodeById(id).jepaTrace", sampler) is None
         page.set("JEPAGuidedKSampler", "start_percent", 0.2)
