@@ -10,7 +10,6 @@ const LONGEST = 400; // of a sentence on a node, in characters
 const BRIEF = 140; // in a toast
 const TOLD = 4; // characters of a value that an error tells, at least
 const TOAST_MS = 12000;
-const OVERLAY_MS = 300; // until the host has said that something failed
 const STYLE = ".jepa-toast { margin-top: var(--jepa-toast) !important } .jepa-toast ~ .jepa-toast { margin-top: 0 !important }";
 
 export const isOurs = (node) => node.constructor.nodeData?.python_module === `custom_nodes.${FOLDER}`;
@@ -60,14 +59,18 @@ function complain(node, text) {
   say(node, { kind: "error", text: cut(text, LONGEST), input, close: words.close });
 }
 
-/** Say it briefly in the corner too, below what the host says there, which would lie over it. */
+/** Keep messages in the corner below what the host says there, which would lie over them. */
+function makeRoom() {
+  const lower = document.querySelector("[data-testid=error-overlay]")?.getBoundingClientRect().bottom ?? 0;
+  document.documentElement.style.setProperty("--jepa-toast", `${lower}px`);
+}
+
+/** Say it briefly in the corner too. */
 function toast(node, text) {
-  setTimeout(() => {
-    const lower = document.querySelector("[data-testid=error-overlay]")?.getBoundingClientRect().bottom ?? 0;
-    document.documentElement.style.setProperty("--jepa-toast", `${lower}px`);
-    const message = { severity: "error", summary: node.title, detail: cut(text, BRIEF), life: TOAST_MS };
-    app.extensionManager.toast.add({ ...message, styleClass: "jepa-toast" });
-  }, OVERLAY_MS);
+  const message = { severity: "error", summary: node.title, detail: cut(text, BRIEF), life: TOAST_MS };
+  app.extensionManager.toast.add({ ...message, styleClass: "jepa-toast" });
+  const timer = setInterval(makeRoom, 200); // the host's comes and goes
+  setTimeout(() => clearInterval(timer), TOAST_MS);
 }
 
 /** Whether the last line of Python that ran is this pack's; the host names files by their paths. */
