@@ -61,7 +61,6 @@ from jepa_guidance.host.variety.patch import apply_cads as apply_cads  # noqa: E
 from jepa_guidance.nodes import guidance_inputs  # noqa: E402
 from jepa_guidance.nodes.rank_images import JEPARankImages as JEPARankImages  # noqa: E402
 from jepa_guidance.nodes.rarity_map import JEPARarityMap as JEPARarityMap  # noqa: E402
-from jepa_guidance.nodes.reference import JEPAReferenceNode as JEPAReferenceNode  # noqa: E402
 from jepa_guidance.nodes.score_image import JEPAScoreImage as JEPAScoreImage  # noqa: E402
 
 
