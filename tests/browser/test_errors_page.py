@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import IDLE, run
-from tests.browser.test_page import make_small, open_demo
+from tests.browser.test_page import DEMO, make_small, open_demo
 from tests.conftest import ROOT
 from tools.page import Comfy
 
@@ -221,7 +221,8 @@ def test_the_menu_speaks_the_users_language(comfy, server, language):
     page.change("Comfy.Locale", language)
     try:
         page.page.wait_for_timeout(1000)
-        page.page.goto(f"{server.url}/?template=jepa_demo_ab&source=jepa-guidance")
+        page.page.goto(server.url)
+        page.open_template(DEMO)
         page.wait(
             "window.app?.graph?.nodes.some((node) => node.comfyClass === 'JEPAEncoderLoader')", None, 120
         )

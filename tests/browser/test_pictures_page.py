@@ -13,7 +13,6 @@ from PIL import Image
 from tests.browser.conftest import IDLE, run
 from tools.page import Comfy
 
-TEMPLATE = "/?template={}&source=jepa-guidance"
 # Nodes of which one covers another, and elements that leave their nodes, as pairs of names.
 COVERED = """() => {
     const { ds, canvas } = app.canvas, page = canvas.getBoundingClientRect();
@@ -57,9 +56,9 @@ RENDERERS = pytest.mark.parametrize(
 
 def opened(comfy, template: str, kind: str, encoder: str, vue: bool) -> Comfy:
     """A page with a template, its encoder small, and its reference of few images."""
-    page: Comfy = comfy(TEMPLATE.format(template))
+    page: Comfy = comfy()
+    page.open_template(template)
     page.wait("(kind) => app.graph.nodes.some((node) => node.comfyClass === kind)", kind, 180)
-    page.page.keyboard.press("Escape")
     page.change("Comfy.VueNodes.Enabled", vue)
     page.set("JEPAEncoderLoader", "encoder", encoder)
     page.set("JEPAEncoderLoader", "image_size", 28)
@@ -87,7 +86,7 @@ def tidy(page: Comfy, name: str) -> None:
 
 @RENDERERS
 def test_a_strip_of_strengths_is_drawn_and_labelled(comfy, server, encoder_name, vue):
-    page = opened(comfy, "jepa_strength_strip", "JEPAStrengthStrip", encoder_name, vue)
+    page = opened(comfy, "05 How strong is right", "JEPAStrengthStrip", encoder_name, vue)
     try:
         page.set("EmptyLatentImage", "batch_size", 1)
         page.set("JEPAStrengthStrip", "strengths", "0, 2")
@@ -113,7 +112,7 @@ def test_a_strip_of_strengths_is_drawn_and_labelled(comfy, server, encoder_name,
 
 @RENDERERS
 def test_a_ranking_and_a_rarity_map_are_drawn_and_listed(comfy, server, encoder_name, vue):
-    page = opened(comfy, "jepa_keep_the_rarest", "JEPARankImages", encoder_name, vue)
+    page = opened(comfy, "13 Keep the rarest", "JEPARankImages", encoder_name, vue)
     try:
         page.set("EmptyLatentImage", "batch_size", 4)
         page.set("KSampler", "steps", 2)
