@@ -21,7 +21,7 @@ const STYLE = `
   font: inherit; cursor: pointer; padding: 0.2em 0.4em; }
 `;
 
-const callouts = new Set(); // {node, kind, input, element, frame, text}
+const callouts = new Set(); // {node, kind, input, element, frame, text, layout}
 let layer = null;
 
 /** Say something on a node, in place of what it said of this kind: "error", "notice" or "note". */
@@ -74,16 +74,21 @@ function follow() {
   if (callouts.size) requestAnimationFrame(follow);
 }
 
-function place({ node, input, element, frame, text }) {
+function place(one) {
+  const { node, input, element, frame, text } = one;
   const { ds, graph } = app.canvas;
   element.hidden = node.graph !== graph;
   if (element.hidden) return;
   const { scale, offset } = ds;
-  element.style.transform = `translate(${(node.pos[0] + offset[0]) * scale}px, ${(node.pos[1] + offset[1]) * scale}px)`;
-  const [width, height] = node.size.map((side) => side * scale);
+  const [left, top] = [0, 1].map((side) => (node.pos[side] + offset[side]) * scale);
+  const [width, height] = [0, 1].map((side) => node.size[side] * scale);
   const slot = node.flags.collapsed ? -1 : node.inputs.findIndex(({ name }) => name === input);
   const middle = slot < 0 ? null : (node.getInputPos(slot)[1] - node.pos[1]) * scale;
+  const layout = [left, top, width, height, middle, scale].join();
+  if (layout === one.layout) return; // as in the frame before
+  one.layout = layout;
   const half = (ROW * scale) / 2;
+  element.style.transform = `translate(${left}px, ${top}px)`;
   frame.hidden = middle === null;
   if (middle !== null) Object.assign(frame.style, { top: `${middle - half}px`, width: `${width}px`, height: `${2 * half}px` });
   Object.assign(text.style, { width: `${Math.max(width, NARROWEST)}px`, fontSize: `${Math.max(13 * scale, SMALLEST)}px` });
