@@ -153,6 +153,29 @@ def test_a_first_use_downloads_two_files_and_a_second_none(hub, files, tmp_path)
     assert len(hub.requests) == seen
 
 
+def test_a_fresh_process_asks_the_mirror_of_the_environment_and_fills_no_cache_of_the_hub(hub, tmp_path):
+    folder, home = tmp_path / "models" / "jepa", tmp_path / "home"
+    home.mkdir()
+    script = (
+        f"import sys\nfrom jepa_core.hub import fetch_encoder\nprint(fetch_encoder({NAME!r}, sys.argv[1]))"
+    )
+    places = dict.fromkeys(("HOME", "HF_HOME", "XDG_CACHE_HOME", "USERPROFILE"), str(home))
+    environment = os.environ | places | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.endpoint}
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        environment.pop(name, None)
+    asked = []
+    for _ in range(2):
+        command = [sys.executable, "-c", script, str(folder)]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == str(folder / NAME)
+        asked.append(len(hub.requests))
+    assert asked[0] == asked[1] > 0  # the second start asks nobody
+    assert held(folder) == COMPLETE
+    assert not [
+        file for file in held(home) if file.endswith((".safetensors", "config.json")) or "blobs" in file
+    ]
+
+
 def test_a_folder_filled_by_hand_is_complete_without_a_network(files, tmp_path):
     (tmp_path / NAME).mkdir()
     for name, content in files.items():

@@ -293,6 +293,39 @@ def test_a_compared_method_changes_the_images_of_the_stock_sampler(run, encoder,
     assert not np.array_equal(run(graph(encoder, patched)), run(graph(encoder, stock())))
 
 
+@pytest.mark.parametrize("path", ["denoiser constant", "through denoiser"])
+def test_a_model_is_the_stock_one_again_once_the_patch_is_removed_or_bypassed(run, encoder, path):
+    plain = graph(encoder, stock())
+    before = run(plain)
+    patched = graph(encoder, patch(gradient_path=path, denoiser_calls="two") | stock(model=["patch", 0]))
+    assert not np.array_equal(run(patched), before)
+    # the host keeps the results of one prompt only, so this one is sampled again, with the model that was patched
+    assert np.array_equal(run(plain), before)
+
+
+def test_a_batch_with_a_mask_is_guided_inside_the_mask_only(run, encoder):
+    masked = {
+        "none": node("SolidMask", value=0.0, width=128, height=128),
+        "half": node("SolidMask", value=1.0, width=64, height=128),
+        "mask": node(
+            "MaskComposite", destination=["none", 0], source=["half", 0], x=64, y=0, operation="add"
+        ),
+        "first": stock()["sample"],
+        "masked": node("SetLatentNoiseMask", samples=["first", 0], mask=["mask", 0]),
+    }
+
+    def inpainted(sampler: dict[str, dict]) -> np.ndarray:
+        sampler["sample"]["inputs"] |= {"latent_image": ["masked", 0], "seed": 4}
+        return run(graph(encoder, masked | sampler))
+
+    found, kept = inpainted(guided()), run(graph(encoder, stock()))
+    assert found.shape == kept.shape == (2, 128, 128, 3)
+    change = np.abs(found.astype(float) - kept).mean((1, 3))  # of each column
+    assert (change[:, 80:].mean(1) > 10).all()
+    assert (change[:, :48].mean(1) < 0.2 * change[:, 80:].mean(1)).all()
+    assert not np.array_equal(inpainted(stock()), found)
+
+
 @pytest.mark.parametrize(("method", "off"), [("JEPACads", "scale"), ("JEPASelfGuidedMinority", "strength")])
 def test_a_compared_method_at_0_is_the_stock_image_bit_for_bit(run, encoder, method, off):
     inputs = COMPARED[method] | {off: 0.0}
