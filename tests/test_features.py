@@ -12,13 +12,23 @@ ROOT = Path(__file__).absolute().parents[1]
 ROWS = [line for line in (ROOT / "docs" / "features.md").read_text().splitlines() if line.startswith("| ")][
     2:
 ]
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_feature_has_a_test_that_exists(row: str) -> None:
-    tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
-    assert tests, row
-    for file, name in tests:
+    assert NAMED.findall(row), row
+    check_tests(row)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_a_test_that_a_page_names_exists(page: Path) -> None:
+    check_tests(page.read_text(encoding="utf-8"))
+
+
+def check_tests(text: str) -> None:
+    """Fail if the text names a test that is not there."""
+    for file, name in NAMED.findall(text):
         assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
 
 

@@ -31,7 +31,8 @@ def open_template(page: Comfy, name: str, patience: float = 6) -> None:
     except TimeoutError:
         page.click(page.page.get_by_role("button", name="Templates"))
     page.click(ours)
-    page.click(page.page.get_by_text(name, exact=True))
+    # the page writes the name a second time, as the description
+    page.click(page.page.get_by_role("heading", name=name, exact=True))
     page.wait("app.graph.nodes.length > 3")
 
 

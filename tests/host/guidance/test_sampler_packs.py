@@ -92,3 +92,35 @@ def test_it_is_guided_or_refused_by_name(tiny: Any, stock: Any, theirs: str) -> 
     assert found.isfinite().all()
     assert not torch.equal(found, plain)
     assert [step.step for step in reports[-1].guided_steps] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc"])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_pack_that_restarts_the_samplers_of_the_host_is_guided(
+    tiny: Any, sampler: str, chunked: bool
+) -> None:
+    folder = Path(FOLDER) / "ComfyUI_restart_sampling"
+    parent = sys.modules.setdefault("restart_pack", ModuleType("restart_pack"))
+    parent.__path__ = [str(folder)]
+    restart = import_module("restart_pack.restart_sampling")
+
+    def drawn(model: Any) -> torch.Tensor:
+        settings = (5, 6, 3.0, sampler, "normal", tiny.positive, tiny.negative)
+        with torch.inference_mode():
+            (latent,) = restart.restart_sampling(
+                model,
+                *settings,
+                {"samples": torch.zeros(1, 4, 8, 8)},
+                restart.DEFAULT_SEGMENTS,
+                "normal",
+                chunked_mode=chunked,
+            )
+        return latent["samples"].clone()
+
+    plain = drawn(tiny.model)
+    assert torch.equal(drawn(zero_guided(tiny)), plain)
+    reports: list[Any] = []
+    found = drawn(guided(tiny, reports))
+    assert found.isfinite().all()
+    assert not torch.equal(found, plain)
+    assert len(reports[-1].steps) == reports[-1].total
