@@ -15,8 +15,8 @@ SCRIPTS = sorted((ROOT / "web" / "js").glob("*.js"))
 # comfyui-frontend-package 1.36.14, 1.47.12 and 1.58.1; app.graph is deprecated in their types alone.
 DEPRECATED = {
     "app.graph": r"\bapp\??\.graph\b",
-    "input.link": r"\.link\b",
-    "output.links": r"\.links\b",
+    "input.link": r"\.link\b|[{,] *link *[,}]",
+    "output.links": r"\.links\b|[{,] *links *[,}]",
     "selected_nodes": r"\.selected_nodes\b",
     "changing a node type": r"\bnode\.type = ",
     "badgePosition": r"\.badgePosition\b",
@@ -72,6 +72,7 @@ def test_no_script_uses_what_is_deprecated(name):
     [
         ("app.graph", "const graph = app.rootGraph ?? app.graph;"),
         ("input.link", "return node.inputs[index].link != null;"),
+        ("input.link", "inputs.findIndex(({ type, link }) => link != null)"),
         ("Importing from", 'import { $el } from "../../../scripts/ui.js";'),
     ],
 )

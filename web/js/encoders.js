@@ -48,7 +48,7 @@ async function settle(node) {
 /** Ask again what is installed, after a run that has downloaded something. */
 async function refresh() {
   for (const kind of Object.keys(MENUS)) {
-    const used = app.graph.nodes.filter(({ comfyClass }) => comfyClass === kind);
+    const used = app.rootGraph.nodes.filter(({ comfyClass }) => comfyClass === kind);
     const menu = menuOf(kind);
     const chosen = used.map((node) => node.widgets.find(({ name }) => name === MENUS[kind]).value);
     if (!chosen.some((name) => menu[FACTS][name]?.installed === false)) continue;

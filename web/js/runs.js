@@ -40,7 +40,7 @@ function guidesOf(node) {
   for (let one = node; one && !seen.has(one); ) {
     seen.add(one);
     if (isOurs(one)) found.push(one);
-    const slot = one.inputs?.findIndex(({ type, link }) => type === "MODEL" && link != null) ?? -1;
+    const slot = one.inputs?.findIndex(({ type }, at) => type === "MODEL" && one.isInputConnected(at)) ?? -1;
     one = slot < 0 ? null : one.getInputNode(slot);
   }
   return found;
@@ -127,7 +127,7 @@ function watchQueue() {
 
 /** All nodes of the workflow, those in subgraphs too. */
 function allNodes() {
-  const root = app.rootGraph ?? app.graph;
+  const root = app.rootGraph;
   return [root, ...(root.subgraphs?.values() ?? [])].flatMap(({ nodes }) => nodes);
 }
 

@@ -20,7 +20,7 @@ function namesAfter(node, seen = new Set()) {
     for (const user of node.getOutputNodes(slot) ?? []) {
       if (seen.has(user)) continue;
       seen.add(user);
-      const linked = user.inputs.findIndex((input) => input.type === "SAMPLER" && input.link != null);
+      const linked = user.inputs.findIndex(({ type: kind }, at) => kind === "SAMPLER" && user.isInputConnected(at));
       names.push(valueOf((linked < 0 ? null : user.getInputNode(linked)) ?? user, "sampler_name"));
       names.push(...namesAfter(user, seen));
     }
@@ -37,5 +37,5 @@ export function refusedSampler(node) {
 
 /** Call `after` with every node of these types when something in the graph has changed. */
 export function followGraph(types, after) {
-  api.addEventListener("graphChanged", () => app.graph.nodes.filter(({ comfyClass }) => types.includes(comfyClass)).forEach(after));
+  api.addEventListener("graphChanged", () => app.rootGraph.nodes.filter(({ comfyClass }) => types.includes(comfyClass)).forEach(after));
 }
