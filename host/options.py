@@ -17,8 +17,8 @@ THROUGH_DENOISER = "through denoiser"
 FULL = "full"
 ENCODER_RESOLUTION = "encoder resolution"
 TINY = "tiny autoencoder"
-DECODERS = (FULL, ENCODER_RESOLUTION, TINY)
-TINY_OR_SMALL = "tiny autoencoder, else encoder resolution"  # used by a preset, not in the menu
+TINY_OR_SMALL = "tiny autoencoder, else encoder resolution"
+DECODERS = (FULL, ENCODER_RESOLUTION, TINY, TINY_OR_SMALL)
 
 # denoiser_calls
 TWO_CALLS = "two"

@@ -15,8 +15,10 @@ from .demo import JEPADemoClass, JEPADemoLoader
 from .djepa import DJEPALoader, DJEPASampler
 from .encoder_loader import JEPAEncoderLoader
 from .guidance import JEPAGuidance
+from .guidance_settings import JEPAGuidanceSettings
 from .guided_ksampler import JEPAGuidedKSampler
 from .minority_prompt import JEPAMinorityPrompt
+from .old_form import read_old_prompt
 from .pick_images import JEPAPickImages
 from .plot_trace import JEPAPlotTrace
 from .prompt_fit import JEPAPromptFit
@@ -39,6 +41,7 @@ class JEPAExtension(ComfyExtension):
         register_folders()
         if server_runs():
             offer_picture()
+            on_queued(read_old_prompt)
             on_queued(add_kept)
             register_routes()
 
@@ -72,4 +75,5 @@ class JEPAExtension(ComfyExtension):
             JEPAScoreFolder,
             JEPAPickImages,
             JEPAStrengthStrip,
+            JEPAGuidanceSettings,
         ]

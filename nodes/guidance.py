@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from ..host.comfy.page import show_text
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.report import TraceReporter
-from .guidance_inputs import config_of, guidance_inputs, guides_nothing, off_text
-from .input_checks import check_values, inputs_of
+from .guidance_inputs import check_guidance, config_of, guidance_inputs, guides_nothing, off_text
+from .input_checks import inputs_of
 from .search_words import search_words
 
 
@@ -32,19 +32,19 @@ class JEPAGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, **settings) -> io.NodeOutput:
-        if guides_nothing(settings):
+    def execute(cls, model, **inputs) -> io.NodeOutput:
+        if guides_nothing(inputs):
             show_text(cls.hidden.unique_id, off_text(model, "the model is unchanged"))
             return io.NodeOutput(model)
-        check_values(inputs_of(JEPAGuidance), {"model": model} | settings)
+        check_guidance(inputs_of(JEPAGuidance), {"model": model} | inputs)
         return io.NodeOutput(
             apply_guidance(
                 model,
-                settings["vae"],
-                settings["encoder"],
-                config_of(settings),
-                judge=settings.get("judge"),
-                reference=settings.get("reference"),
+                inputs["vae"],
+                inputs["encoder"],
+                config_of(inputs),
+                judge=inputs.get("judge"),
+                reference=inputs.get("reference"),
                 report=TraceReporter(cls.hidden.unique_id),
             )
         )

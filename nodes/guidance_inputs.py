@@ -1,5 +1,6 @@
-"""The inputs that the guided sampler and the MODEL patch share, and the arguments that they stand for."""
+"""The inputs that the guiding nodes share, and the arguments that they stand for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -7,117 +8,33 @@ from comfy_api.latest import io
 from ..host.guidance.brought import brought
 from ..host.guidance.config import GuidanceConfig
 from ..host.guidance.schedule import Schedule
-from ..host.options import (
-    BOTH,
-    COLD,
-    CONSTANT,
-    CROP,
-    DECODERS,
-    DENOISER_CONSTANT,
-    ENCODER_RESOLUTION,
-    FULL,
-    MAX,
-    NONE,
-    NOVELTY,
-    ONE_CALL,
-    PER_STEP,
-    RMS,
-    SCORE,
-    SPREAD,
-    SQUASH,
-    TARGETS,
-    THROUGH_DENOISER,
-    TINY_OR_SMALL,
-    TRACKED,
-    TRACKED_HALF,
-    TWO_CALLS,
-    VARIANCE,
-)
+from ..host.options import NOVELTY, ONE_CALL, SCORE, TARGETS, THROUGH_DENOISER, VARIANCE
 from ..jepa_core import RarityGradient
 from ..jepa_core.score import PROJECTION
-from ..jepa_core.views import COUNT as VIEWS
-from .types import JEPAEncoder, JEPAReference
+from .guidance_presets import (
+    AUTO,
+    BALANCED,
+    CUSTOM,
+    FAITHFUL,
+    PRESETS,
+    RANGE_FINDERS,
+    SUBTLE,
+    TIMES,
+    WILD,
+)
+from .guidance_settings import defaults, settings_inputs
+from .input_checks import check_values
+from .old_form import OLD_FORM
+from .types import JEPAEncoder, JEPAReference, JEPASettings
 
-CUSTOM = "custom"
-AUTO = "auto"  # preset and criterion of a new node
 NO_TARGET = next(iter(TARGETS))
 MAX_STRENGTH = 10.0
-# Defaults of inputs added later: optional, so that prompts saved without them still run.
-LATER_INPUTS = {
-    "decoder": FULL,
-    "denoiser_calls": TWO_CALLS,
-    "checkpointing": False,
-    "range_finder": TRACKED,
-    "preset": CUSTOM,  # the graphs saved without one; a new node begins with AUTO
-    "judge": None,
-    "criterion": SCORE,  # the graphs saved without one; a new node begins with AUTO
-    "reference": None,
-    "target": NO_TARGET,
-    "apart": False,
-    "smooth": False,
-    "keep_appearance": False,
-    "agree": False,
-}
-# The inputs that each preset overrides: how the gradient is computed, never how strong guidance is, when it acts or
-# how the encoder sees the image.
-PRESETS = {
-    AUTO: {
-        "rank": 9,
-        "oversampling": 2,
-        "power_iterations": 2,
-        "gradient_path": THROUGH_DENOISER,
-        "decoder": FULL,
-        "denoiser_calls": ONE_CALL,
-        "checkpointing": False,
-        "range_finder": TRACKED_HALF,
-    },
-    "faithful": {
-        "rank": 9,
-        "oversampling": 2,
-        "power_iterations": 2,
-        "gradient_path": THROUGH_DENOISER,
-        "decoder": FULL,
-        "denoiser_calls": TWO_CALLS,
-        "checkpointing": True,
-        "range_finder": COLD,
-    },
-    "balanced": {
-        "rank": 9,
-        "oversampling": 2,
-        "power_iterations": 2,
-        "gradient_path": DENOISER_CONSTANT,
-        "decoder": ENCODER_RESOLUTION,
-        "denoiser_calls": ONE_CALL,
-        "checkpointing": False,
-        "range_finder": TRACKED_HALF,
-    },
-    "fast": {
-        "rank": 9,
-        "oversampling": 1,
-        "power_iterations": 1,
-        "gradient_path": DENOISER_CONSTANT,
-        "decoder": TINY_OR_SMALL,
-        "denoiser_calls": ONE_CALL,
-        "checkpointing": False,
-        "range_finder": TRACKED_HALF,
-    },
-}
-
-
-# Inputs that the page may fold away; in extra_dict, since ComfyUI 0.9.2 has no argument for it.
-ADVANCED = {"advanced": True}
-# RarityGradient's arguments for each choice of range_finder. In half precision the residual has a noise of 0.15, so
-# its tolerance is larger.
-RANGE_FINDERS: dict[str, dict[str, Any]] = {
-    TRACKED: {"tracked": True, "tolerance": 0.3},
-    TRACKED_HALF: {"tracked": True, "tolerance": 0.35, "half": True},
-    COLD: {"tracked": False},
-}
+VIEW = ("fit", "antialias")
 
 
 def guidance_inputs() -> list[io.Input]:
     """The schema inputs. Their order is fixed, since saved workflows depend on it."""
-    return [*_dial_inputs(), *_gradient_inputs(), *_later_inputs(), *_novelty_inputs()]
+    return [*_dial_inputs(), *_usual_inputs(), *_links()]
 
 
 def _dial_inputs() -> list[io.Input]:
@@ -137,7 +54,17 @@ def _dial_inputs() -> list[io.Input]:
             max=MAX_STRENGTH,
             step=0.05,
             tooltip="How far to guide. Positive: rarer. Negative: more typical (this can reinforce bias). 0: exactly the "
-            "stock sampler. 0.5 to 2 is the useful range, blue on the scale below the inputs; 0.5 is the paper's eta.",
+            "stock sampler. The useful range is blue on the scale below the inputs, where you can drag the mark: 0.5 to 2 "
+            f"with the preset {BALANCED}. 0.5 is the paper's eta.",
+        ),
+        io.Combo.Input(
+            "preset",
+            options=[SUBTLE, BALANCED, WILD, FAITHFUL, CUSTOM],
+            default=BALANCED,
+            tooltip=f"How much a strength does. {SUBTLE}: about half as much, mostly edges and shading, in the least time "
+            f"and memory. {BALANCED}: colours and parts change too, as far as the device has memory. {WILD}: the strength "
+            f"counts double; pictures can break up by 2. {FAITHFUL}: the paper's program, with the full strength at every "
+            f"guided step; slow. {CUSTOM}: as JEPA Guidance Settings says.",
         ),
         io.Float.Input(
             "start_percent",
@@ -157,151 +84,41 @@ def _dial_inputs() -> list[io.Input]:
             tooltip="Lower leaves more steps to clean up the image. The fraction of this sampler's steps after which "
             "guidance stops; 1.0 guides to the end, as the paper does. Equal to start_percent: nothing is guided.",
         ),
-        io.Int.Input(
-            "interval",
-            extra_dict=ADVANCED,
-            default=1,
-            min=1,
-            max=100,
-            tooltip="Higher is faster: only every N-th step is guided. 2 halves the number of guided steps; with "
-            "strength_rule 'spread' the remaining steps shift further to make up for it.",
+    ]
+
+
+def _usual_inputs() -> list[io.Input]:
+    """What the images shall differ from, and when it is enough."""
+    return [
+        io.Combo.Input(
+            "target",
+            options=list(TARGETS),
+            optional=True,
+            default=NO_TARGET,
+            tooltip="Stops when it is enough. 1 in 20: guidance fades out as the image becomes as rare as the rarest 5 % of "
+            "the reference (for a negative strength, as usual as the most usual 5 %). none: strength alone decides. Needs a "
+            "reference.",
+        ),
+        io.Boolean.Input(
+            "apart",
+            optional=True,
+            default=False,
+            tooltip=f"Images of the same batch move away from each other, so that one prompt gives different pictures. "
+            f"A kind of {NOVELTY}, alone or together with a reference. A negative strength draws them together. A single "
+            "image has nothing to move away from.",
         ),
     ]
 
 
-def _gradient_inputs() -> list[io.Input]:
-    """How the gradient is computed and applied."""
+def _links() -> list[io.Input]:
     return [
-        io.Int.Input(
-            "rank",
-            extra_dict=ADVANCED,
-            default=9,
-            min=1,
-            max=256,
-            tooltip="How many of the encoder's most sensitive directions the guided score counts (k singular values). "
-            "The paper's 9 is a good balance; more cost more.",
-        ),
-        io.Int.Input(
-            "oversampling",
-            extra_dict=ADVANCED,
-            default=2,
-            min=0,
-            max=64,
-            tooltip="Extra directions that make the gradient more accurate (p in the paper, which uses 2).",
-        ),
-        io.Int.Input(
-            "power_iterations",
-            extra_dict=ADVANCED,
-            default=2,
-            min=0,
-            max=8,
-            tooltip="Rounds that make the gradient more accurate (q in the paper, which uses 2). Each costs a forward and a "
-            "backward product for rank + oversampling directions; 1 is enough for most images.",
-        ),
-        io.Combo.Input(
-            "schedule",
-            extra_dict=ADVANCED,
-            options=[CONSTANT, VARIANCE],
-            default=CONSTANT,
-            tooltip="constant: the same shift at every guided step (the paper's default). variance: scaled by the "
-            "posterior variance of the step, so late steps shift less.",
-        ),
-        io.Combo.Input(
-            "normalisation",
-            extra_dict=ADVANCED,
-            options=[MAX, RMS, NONE],
-            default=MAX,
-            tooltip="max: the largest entry of the gradient becomes 1, so strength means the same for every image "
-            "(the paper). rms: the root mean square becomes 1. none: the raw gradient.",
-        ),
-        io.Combo.Input(
-            "gradient_path",
-            options=[DENOISER_CONSTANT, THROUGH_DENOISER],
-            default=THROUGH_DENOISER,
-            tooltip=f"{THROUGH_DENOISER}: changes the image most, visibly from strength 0.5 on; the diffusion model is "
-            "differentiated too (the paper). denoiser constant: faster and much less memory, but it changes the image "
-            "less.",
-        ),
-        io.Combo.Input(
-            "strength_rule",
-            extra_dict=ADVANCED,
-            options=[SPREAD, PER_STEP],
-            default=SPREAD,
-            tooltip="spread: strength is the paper's eta at three guided steps; more steps share the same "
-            "total. per_step: every guided step applies the full strength.",
-        ),
-        io.Combo.Input(
-            "fit",
-            extra_dict=ADVANCED,
-            options=[SQUASH, CROP],
-            default=SQUASH,
-            tooltip="How a non-square image is made square for the encoder. squash: squeezed (the paper). crop: only its "
-            "centre. Score with the same setting.",
-        ),
-        io.Boolean.Input(
-            "antialias",
-            extra_dict=ADVANCED,
-            default=True,
-            tooltip="Smooths the image before shrinking it for the encoder, as in the encoder's training. Off: the plain "
-            "resize of the paper's code.",
-        ),
-    ]
-
-
-def _later_inputs() -> list[io.Input]:
-    """Inputs that came after the first workflows were saved."""
-    return [
-        io.Combo.Input(
-            "decoder",
-            extra_dict=ADVANCED,
-            options=list(DECODERS),
+        JEPAReference.Input(
+            "reference",
             optional=True,
-            default=LATER_INPUTS["decoder"],
-            tooltip=f"How the latent is decoded for the encoder. {FULL}: the whole image (the paper). {ENCODER_RESOLUTION}: "
-            "the latent is shrunk first, so the VAE decodes only the pixels that the encoder sees; much less time and "
-            "memory. tiny autoencoder: ComfyUI's preview decoder (TAESD) at that size, the cheapest; needs its .safetensors "
-            "file in models/vae_approx.",
-        ),
-        io.Combo.Input(
-            "denoiser_calls",
-            extra_dict=ADVANCED,
-            options=[TWO_CALLS, ONE_CALL],
-            optional=True,
-            default=LATER_INPUTS["denoiser_calls"],
-            tooltip=f"{TWO_CALLS}: after the shift, a guided step calls the diffusion model again (the paper), which "
-            f"doubles the time of that step. {ONE_CALL}: the first result is shifted along instead; no extra call.",
-        ),
-        io.Boolean.Input(
-            "checkpointing",
-            extra_dict=ADVANCED,
-            optional=True,
-            default=LATER_INPUTS["checkpointing"],
-            tooltip="Saves memory without changing the image: the gradient takes two to eight times less, and the forward "
-            f"pass is computed twice. For '{THROUGH_DENOISER}' and the {FULL} decoder.",
-        ),
-        io.Combo.Input(
-            "range_finder",
-            extra_dict=ADVANCED,
-            options=list(RANGE_FINDERS),
-            optional=True,
-            default=LATER_INPUTS["range_finder"],
-            tooltip=f"{TRACKED}: each guided step starts from the singular vectors of the previous one and runs power "
-            f"iterations only while it needs them (the first step runs all). {TRACKED_HALF}: about twice as fast on a "
-            "CPU, with a gradient at a cosine of 0.98 or better to the exact one where it was measured; on a GPU no faster "
-            "for a small encoder; in full precision where bfloat16 is slow. "
-            f"{COLD}: each step starts from noise and runs all power iterations (the paper).",
-        ),
-        io.Combo.Input(
-            "preset",
-            options=[CUSTOM, *PRESETS],
-            optional=True,
-            default=AUTO,
-            tooltip=f"Trades fidelity to the paper for speed. {AUTO}: the most effect that the device has memory for, at "
-            f"the least time; the node says which way it took. {CUSTOM}: the inputs above as they are. faithful: as in the "
-            "paper, slow. balanced: much faster, in half precision and with the denoiser held constant. fast: the "
-            "cheapest. A preset overrides "
-            + ", ".join(PRESETS["faithful"])
-            + "; strength, percents, interval, schedule and the rest stay as you set them.",
+            tooltip=f"The pictures that count as usual, for {NOVELTY} and for target: from JEPA Prompt Reference (what this "
+            "prompt gives by itself), JEPA Reference from Folder (your last pictures) or JEPA Reference. "
+            "It must be made with the same encoder and image size; its fit and antialias are used, unless settings are "
+            "linked.",
         ),
         JEPAEncoder.Input(
             "judge",
@@ -311,76 +128,24 @@ def _later_inputs() -> list[io.Input]:
             f"prove that the image became rarer. The judge's scores come from {PROJECTION} fixed random outputs. It also "
             "decides when the target is reached, if the reference was made with it too.",
         ),
-    ]
-
-
-def _novelty_inputs() -> list[io.Input]:
-    """What is descended, and when it is enough."""
-    return [
-        io.Combo.Input(
-            "criterion",
-            options=[AUTO, SCORE, NOVELTY, BOTH],
+        JEPASettings.Input(
+            "settings",
             optional=True,
-            default=AUTO,
-            tooltip=f"What rare means. {AUTO}: {NOVELTY} with a reference or apart, otherwise {SCORE}. {SCORE}: the "
-            f"encoder is hardly sensitive to the image (the paper). {NOVELTY}: the encoder finds the image unlike those of "
-            "the reference; much faster, with one forward and one backward pass of the encoder in a guided step. "
-            f"{BOTH}: the two in equal parts.",
-        ),
-        JEPAReference.Input(
-            "reference",
-            optional=True,
-            tooltip=f"The pictures that count as usual, for {NOVELTY} and for target: from JEPA Prompt Reference (what this "
-            "prompt gives by itself), JEPA Reference from Folder (your last pictures) or JEPA Reference. "
-            "It must be made with the same encoder, image size, fit and antialias.",
-        ),
-        io.Combo.Input(
-            "target",
-            options=list(TARGETS),
-            optional=True,
-            default=LATER_INPUTS["target"],
-            tooltip="Stops when it is enough. 1 in 20: guidance fades out as the image becomes as rare as the rarest 5 % of "
-            "the reference (for a negative strength, as usual as the most usual 5 %). none: strength alone decides. Needs a "
-            "reference.",
-        ),
-        io.Boolean.Input(
-            "apart",
-            optional=True,
-            default=LATER_INPUTS["apart"],
-            tooltip=f"Images of the same batch move away from each other, so that one prompt gives different pictures. "
-            f"A kind of {NOVELTY}, alone or together with a reference. A negative strength draws them together. A single "
-            "image has nothing to move away from.",
-        ),
-        io.Boolean.Input(
-            "smooth",
-            extra_dict=ADVANCED,
-            optional=True,
-            default=LATER_INPUTS["smooth"],
-            tooltip=f"Uses the mean gradient over {VIEWS} views of the image, mirrored and cropped, so that single pixels "
-            f"count less. {VIEWS} times the encoder's work.",
-        ),
-        io.Boolean.Input(
-            "keep_appearance",
-            extra_dict=ADVANCED,
-            optional=True,
-            default=LATER_INPUTS["keep_appearance"],
-            tooltip="Leaves out of the gradient what changes only brightness, contrast and saturation, the easiest ways to "
-            "move an encoder.",
-        ),
-        io.Boolean.Input(
-            "agree",
-            extra_dict=ADVANCED,
-            optional=True,
-            default=LATER_INPUTS["agree"],
-            tooltip="With several encoders from JEPA Combine Encoders: moves a pixel only where all of them agree on the "
-            f"direction. Also for the two criteria of {BOTH}. Otherwise their weighted mean decides.",
+            extra_dict={"jepa_old_form": OLD_FORM},
+            tooltip="From JEPA Guidance Settings: everything technical. Not needed; without it that node's defaults count, "
+            "and what the preset sets.",
         ),
     ]
 
 
-def guides_nothing(settings: dict) -> bool:
+def check_guidance(inputs: list[io.Input], values: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the input, for the first value that does not fit a guiding node or its settings."""
+    check_values([*inputs, *settings_inputs()], values)
+
+
+def guides_nothing(values: Mapping[str, Any]) -> bool:
     """Whether the inputs turn guidance off: the stock sampler runs then, whatever the others say."""
-    return settings["strength"] == 0 or settings["start_percent"] == settings["end_percent"]
+    return bool(values["strength"] == 0 or values["start_percent"] == values["end_percent"])
 
 
 def off_text(model: Any, unpatched: str) -> str:
@@ -394,43 +159,62 @@ def off_text(model: Any, unpatched: str) -> str:
     )
 
 
-def config_of(settings: dict) -> GuidanceConfig:
+def values_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """All values that count, by the names of the inputs and of those of JEPAGuidanceSettings.
+
+    The later wins: defaults, settings, preset. How the encoder sees the image is what the settings say, if there are any,
+    and else as a reference's pictures were seen.
+    """
+    linked, reference = inputs.get("settings"), inputs.get("reference")
+    given = {"target": NO_TARGET, "apart": False, "reference": None, "judge": None, **inputs}
+    chosen = {name: given[name] for name in defaults() if name in given} | dict(
+        linked.chosen if linked else {}
+    )
+    values = given | defaults() | chosen | PRESETS.get(given["preset"], {})
+    values.pop("settings", None)
+    if reference is None:
+        return values
+    seen = {"fit": reference.how["fit"], "antialias": reference.how["antialias"] == "on"}
+    return values | {name: chosen.get(name, seen[name]) for name in VIEW}
+
+
+def config_of(inputs: Mapping[str, Any]) -> GuidanceConfig:
     """What the inputs ask for. Raises ValueError on a range that makes no sense."""
-    settings = LATER_INPUTS | settings
-    settings |= PRESETS.get(settings["preset"], {})
+    values = values_of(inputs)
     return GuidanceConfig(
         Schedule(
-            strength=settings["strength"],
-            start_percent=settings["start_percent"],
-            end_percent=settings["end_percent"],
-            interval=settings["interval"],
-            strength_rule=settings["strength_rule"],
-            variance=settings["schedule"] == VARIANCE,
-            normalisation=settings["normalisation"],
+            strength=values["strength"],
+            times=TIMES.get(values["preset"], 1.0),
+            start_percent=values["start_percent"],
+            end_percent=values["end_percent"],
+            interval=values["interval"],
+            strength_rule=values["strength_rule"],
+            variance=values["schedule"] == VARIANCE,
+            normalisation=values["normalisation"],
         ),
         RarityGradient(
-            settings["rank"],
-            settings["oversampling"],
-            settings["power_iterations"],
-            **RANGE_FINDERS[settings["range_finder"]],
+            values["rank"],
+            values["oversampling"],
+            values["power_iterations"],
+            **RANGE_FINDERS[values["range_finder"]],
         ),
-        through_denoiser=settings["gradient_path"] == THROUGH_DENOISER,
-        decoder=settings["decoder"],
-        one_call=settings["denoiser_calls"] == ONE_CALL,
-        checkpointing=settings["checkpointing"],
-        criterion=criterion_of(settings),
-        apart=settings["apart"],
-        smooth=settings["smooth"],
-        keep_appearance=settings["keep_appearance"],
-        agree=settings["agree"],
-        target=TARGETS[settings["target"]],
-        fit=settings["fit"],
-        antialias=settings["antialias"],
+        through_denoiser=values["gradient_path"] == THROUGH_DENOISER,
+        decoder=values["decoder"],
+        one_call=values["denoiser_calls"] == ONE_CALL,
+        checkpointing=values["checkpointing"],
+        criterion=criterion_of(values),
+        apart=values["apart"],
+        smooth=values["smooth"],
+        keep_appearance=values["keep_appearance"],
+        agree=values["agree"],
+        target=TARGETS[values["target"]],
+        fit=values["fit"],
+        antialias=values["antialias"],
     )
 
 
-def criterion_of(settings: dict) -> str:
+def criterion_of(values: Mapping[str, Any]) -> str:
     """SCORE, NOVELTY or BOTH; AUTO is novelty where there is something to compare with."""
-    if settings["criterion"] != AUTO:
-        return str(settings["criterion"])
-    return NOVELTY if settings["reference"] is not None or settings["apart"] else SCORE
+    if values["criterion"] != AUTO:
+        return str(values["criterion"])
+    return NOVELTY if values["reference"] is not None or values["apart"] else SCORE

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..host.comfy.sampling import stock_sample
 from ..host.guidance.notes import note_in_images
 from ..host.guidance.report import TraceReporter
-from .guidance_inputs import guides_nothing
+from .guidance_inputs import guides_nothing, values_of
 from .guided_sampling import SAMPLING, check_all_but_seed, guided_model, guided_sampling_inputs
 from .search_words import search_words
 from .types import JEPATrace
@@ -38,12 +38,13 @@ class JEPAGuidedKSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent_image, **inputs) -> io.NodeOutput:
-        sampling = {name: inputs.pop(name) for name in SAMPLING}
+        sampling, noted = {name: inputs.pop(name) for name in SAMPLING}, inputs
         if not guides_nothing(inputs):
             values = {"model": model, "latent_image": latent_image, **sampling, **inputs}
             check_all_but_seed(JEPAGuidedKSampler, values)
+            noted = values_of(inputs)
         report = TraceReporter(cls.hidden.unique_id)
         guided = guided_model(model, latent_image, sampling["sampler_name"], inputs, report)
         latent = stock_sample(guided, latent_image, **sampling)
-        note_in_images(cls.hidden, sampling | inputs, report.trace.as_json())
+        note_in_images(cls.hidden, sampling | noted, report.trace.as_json())
         return io.NodeOutput(latent, report.trace, ui={"jepa_trace": [report.trace.as_json()]})

@@ -9,8 +9,8 @@ from ..host.comfy.sampling import MAX_SEED
 from ..host.guidance.patch import apply_guidance
 from ..host.guidance.refusals import check_finite, check_frames
 from ..host.guidance.trace import Trace
-from .guidance_inputs import config_of, guidance_inputs, guides_nothing, off_text
-from .input_checks import check_values, inputs_of
+from .guidance_inputs import check_guidance, config_of, guidance_inputs, guides_nothing, off_text
+from .input_checks import inputs_of
 from .sampling_inputs import sampler_message, sampling_inputs
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
@@ -51,39 +51,39 @@ def guided_sampling_inputs() -> list[io.Input]:
 
 def check_all_but_seed(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
     """Raise ValueError for the first value that does not fit the node; the stock sampler takes any seed through a link."""
-    check_values(inputs_of(node), {name: one for name, one in values.items() if name != "seed"})
+    check_guidance(inputs_of(node), {name: one for name, one in values.items() if name != "seed"})
 
 
 def guided_model(
     model: Any,
     latent_image: dict,
     sampler_name: str,
-    settings: dict[str, Any],
+    inputs: Mapping[str, Any],
     report: Callable[[Trace], None],
 ) -> Any:
-    """MODEL, guided as the settings say: a clone, or MODEL itself if they say nothing.
+    """MODEL, guided as the inputs say: a clone, or MODEL itself if they say nothing.
 
     Args:
-        settings: the values of guidance_inputs, checked if they guide.
+        inputs: the values of guidance_inputs, checked if they guide.
         report: called with the trace as it grows.
 
     Raises:
-        ValueError: settings, a sampler, models or a latent that cannot be guided.
+        ValueError: inputs, a sampler, models or a latent that cannot be guided.
     """
-    if guides_nothing(settings):
+    if guides_nothing(inputs):
         report(Trace(instead=off_text(model, "this is the stock sampler's image")))
         return model
     if message := sampler_message(sampler_name):
         raise ValueError(message)
-    encoders = (one for one in (settings["encoder"], settings.get("judge")) if one is not None)
+    encoders = (one for one in (inputs["encoder"], inputs.get("judge")) if one is not None)
     check_frames(latent_image["samples"], *encoders)
     check_finite(latent_image["samples"])
     return apply_guidance(
         model,
-        settings["vae"],
-        settings["encoder"],
-        config_of(settings),
-        judge=settings.get("judge"),
-        reference=settings.get("reference"),
+        inputs["vae"],
+        inputs["encoder"],
+        config_of(inputs),
+        judge=inputs.get("judge"),
+        reference=inputs.get("reference"),
         report=report,
     )

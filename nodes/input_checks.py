@@ -19,6 +19,7 @@ USED = {
     "JEPA_TRACE": "steps",
     "JEPA_REFERENCE": "parts",
     "JEPA_PROMPT_FIT": "text",
+    "JEPA_GUIDANCE_SETTINGS": "chosen",
     "CONDITIONING": "append",
 }
 # What is wrong with a value of these types.

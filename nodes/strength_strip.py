@@ -18,7 +18,7 @@ from ..host.scoring.prompt_pictures import check_one_picture
 from ..host.scoring.rarity import measure_of, rarity_beside
 from ..host.scoring.reference import check_comparable, part_of, seen_as
 from ..host.scoring.strengths import strengths_of
-from .guidance_inputs import LATER_INPUTS, MAX_STRENGTH, criterion_of
+from .guidance_inputs import MAX_STRENGTH, VIEW, criterion_of, values_of
 from .guided_sampling import SAMPLING, check_all_but_seed, guided_model, guided_sampling_inputs
 from .search_words import search_words
 
@@ -85,8 +85,8 @@ class JEPAStrengthStrip(io.ComfyNode):
         each = strengths_of(strengths, MAX_STRENGTH)
         check_one_picture(latent_image)
         sampling = {name: inputs.pop(name) for name in SAMPLING}
-        settings = LATER_INPUTS | inputs
-        reference, view = settings["reference"], {name: settings[name] for name in ("fit", "antialias")}
+        settings = values_of(inputs)
+        reference, view = settings["reference"], {name: settings[name] for name in VIEW}
         measured = _measuring(settings)
         if reference is not None:
             check_comparable(reference, measured, seen_as(**view))
@@ -97,7 +97,7 @@ class JEPAStrengthStrip(io.ComfyNode):
         ]
         # what cannot be guided is refused before the first image
         models = [
-            guided_model(model, latent_image, sampling["sampler_name"], settings | {"strength": one}, report)
+            guided_model(model, latent_image, sampling["sampler_name"], inputs | {"strength": one}, report)
             for one, report in zip(each, reports, strict=True)
         ]
         latents = [stock_sample(one, latent_image, **sampling) for one in models]
@@ -118,7 +118,7 @@ class JEPAStrengthStrip(io.ComfyNode):
         lines += dict.fromkeys(report.trace.instead for one, report in runs if one and report.trace.instead)
         show_text(cls.hidden.unique_id, "\n".join(lines))
         for one, report in zip(each, reports, strict=True):
-            run = {"strength": one, **sampling, **inputs}
+            run = {"strength": one, **sampling, **settings}
             note_in_images(cls.hidden, run, report.trace.as_json(), f"strength {one:g}")
         return io.NodeOutput(
             images,

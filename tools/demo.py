@@ -35,12 +35,7 @@ SHEET = OUTPUT / "contact_sheet.png"
 SIDE = 128  # pixels
 SAMPLING = {"steps": 14, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
 # What keeps a picture to a few seconds on a processor.
-GUIDANCE = {
-    "interval": 2,
-    "oversampling": 1,
-    "power_iterations": 1,
-    "range_finder": "tracked in half precision",
-}
+SETTINGS = {"interval": 2}
 ENCODER_SIDE = 112  # pixels
 STRENGTHS = (1.0, 2.0)
 PROMPT_SECONDS = 3600.0
@@ -57,8 +52,8 @@ def workflow(defaults: Defaults, seed: int, class_name: str, encoder: str, stren
     """
     sampling = defaults("KSampler") | SAMPLING | {"seed": seed, "model": ["demo", 0]}
     sampling |= {"positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["latent", 0]}
-    guidance = defaults("JEPAGuidedKSampler") | sampling | GUIDANCE | {"strength": strength}
-    guidance |= {"vae": ["demo", 1], "encoder": ["encoder", 0]}
+    guidance = defaults("JEPAGuidedKSampler") | sampling | {"strength": strength}
+    guidance |= {"vae": ["demo", 1], "encoder": ["encoder", 0], "settings": ["settings", 0]}
     nodes: dict[str, tuple[str, Row]] = {
         "demo": ("JEPADemoLoader", {}),
         "positive": ("JEPADemoClass", {"class_name": class_name}),
@@ -66,6 +61,7 @@ def workflow(defaults: Defaults, seed: int, class_name: str, encoder: str, stren
         "latent": ("EmptyLatentImage", {"width": SIDE, "height": SIDE, "batch_size": 1}),
         "encoder": ("JEPAEncoderLoader", {"encoder": encoder, "image_size": ENCODER_SIDE}),
         "sampler": ("JEPAGuidedKSampler", guidance) if strength else ("KSampler", sampling),
+        "settings": ("JEPAGuidanceSettings", defaults("JEPAGuidanceSettings") | SETTINGS),
         "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["demo", 1]}),
         "save": ("SaveImage", {"images": ["decode", 0], "filename_prefix": "jepa-demo"}),
     }
@@ -164,7 +160,7 @@ def main() -> int:
     words = said(rows, (0.0, *options.strengths))
     settings = {
         **SAMPLING,
-        **GUIDANCE,
+        **SETTINGS,
         "image_size": ENCODER_SIDE,
         "encoder": encoder_identity(options.encoder),
     }

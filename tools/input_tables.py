@@ -25,6 +25,7 @@ DOCS = ROOT / "docs"
 PAGES = {
     "guidance.md": (
         "JEPAGuidance",
+        "JEPAGuidanceSettings",
         "JEPAGuidedKSampler",
         "JEPAStrengthStrip",
         "JEPAPlotTrace",
@@ -148,13 +149,13 @@ def repeated(above: dict[str, str]) -> str:
 
 
 def presets_table() -> str:
-    """What each preset sets: a row for each input, a column for each preset."""
-    module = importlib.import_module("jepa_guidance.nodes.guidance_inputs")
+    """What each preset sets: a row for each input, a column for each preset; empty where the settings count."""
+    module = importlib.import_module("jepa_guidance.nodes.guidance_presets")
     presets: dict[str, dict[str, Any]] = module.PRESETS
-    rows = [
-        [name, *(shown(values[name]) for values in presets.values())] for name in next(iter(presets.values()))
-    ]
-    return table(["input", *presets], rows)
+    times = ["the strength counts", *(f"{module.TIMES.get(preset, 1):g} times" for preset in presets)]
+    names = dict.fromkeys(name for values in presets.values() for name in values)
+    rows = [[name, *(shown(values.get(name)) for values in presets.values())] for name in names]
+    return table(["input", *presets], [times, *rows])
 
 
 def pages() -> dict[Path, str]:

@@ -77,13 +77,13 @@ def choose_decoder(choice: str, vae: Any, latent_format: Any, image_size: int, f
     """The decoder named by `choice`, for latents in `latent_format` that `vae` decodes.
 
     Args:
-        choice: one of DECODERS, or TINY_OR_SMALL.
+        choice: one of DECODERS.
         image_size: side of the encoder's image in pixels. fit: see shrink.
 
     Raises:
         ValueError: an unknown choice, or a tiny autoencoder that is missing or damaged; the message names the fix.
     """
-    if choice not in (*DECODERS, TINY_OR_SMALL):
+    if choice not in DECODERS:
         raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {choice!r}")
     if choice == FULL:
         return LatentDecoder(resident_vae(vae))

@@ -156,6 +156,7 @@ def _description(
             *(["agree"] if config.agree else []),
             *([f"target 1 in {1 / config.target:.0f}"] if config.target else []),
             *(["checkpointing"] if config.checkpointing else []),
+            *([f"strength counts {config.schedule.times:g} times"] if config.schedule.times != 1 else []),
             *([f"{len(guides)} guides"] if len(guides) > 1 else []),
         ]
     )

@@ -19,6 +19,7 @@ class Schedule:
 
     Attributes:
         strength: the paper's eta at three guided steps; negative values make images more typical.
+        times: how often strength counts.
         start_percent, end_percent: fractions of the steps that this sampler call runs; the paper's deferral tau is
             1 - start_percent. Equal values guide nothing.
         interval: N, guide every N-th step.
@@ -29,6 +30,7 @@ class Schedule:
     """
 
     strength: float = 0.5
+    times: float = 1.0
     start_percent: float = 0.2
     end_percent: float = 0.8
     interval: int = 1
@@ -59,9 +61,8 @@ class Schedule:
 
     def step_strength(self, guided: int) -> float:
         """The eta of each of `guided` guided steps."""
-        if self.strength_rule == PER_STEP:
-            return self.strength
-        return self.strength * min(1.0, PUBLISHED_GUIDED_STEPS / guided)
+        eta = self.strength * self.times
+        return eta if self.strength_rule == PER_STEP else eta * min(1.0, PUBLISHED_GUIDED_STEPS / guided)
 
 
 def latent_scale(model_sampling: Any, sigma: Tensor) -> float:

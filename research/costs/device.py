@@ -38,7 +38,7 @@ from research.harness.reference import cosine, references
 from research.harness.timing import Stages, clock, peak_memory, seconds_of, timed
 
 NO_DEVICE = "this benchmark measures a CUDA device, and torch sees none on this machine"
-PRESETS = ("faithful", "custom", "balanced", "fast")  # arms of research/costs/step.py
+PRESETS = ("faithful", "custom", "subtle", "fast")  # arms of research/costs/step.py
 # the tracked ways again, their passes replayed as captured graphs
 REPLAYED = {
     f"{arm}, replayed": settings | {"replay": True}

@@ -177,7 +177,7 @@ def peak_of_command(command: Sequence[str]) -> int:
 # RarityGradient's arguments; "naive" is the paper's algorithm, "none" only loads the encoder.
 GRADIENTS = {
     "full precision": ARMS["tracked, full precision (custom)"],
-    "balanced": ARMS["tracked, half precision (balanced)"],
+    "subtle": ARMS["tracked, half precision (subtle)"],
     "fast": ARMS["tracked, half precision (fast)"],
 }
 
@@ -216,8 +216,8 @@ def presets(found: dict[str, Peak]) -> dict[str, Peak]:
     """What a step of the cheap presets takes: the decoder's graph waits while the encoder is differentiated."""
     arms = (
         ("fast preset, SDXL at 1024", "tiny autoencoder at 224, float32", "fast"),
-        ("balanced preset, SDXL at 1024, float32 VAE", "KL decoder at 224, float32", "balanced"),
-        ("balanced preset, SDXL at 1024, bfloat16 VAE", "KL decoder at 224, bfloat16", "balanced"),
+        ("subtle preset, SDXL at 1024, float32 VAE", "KL decoder at 224, float32", "subtle"),
+        ("subtle preset, SDXL at 1024, bfloat16 VAE", "KL decoder at 224, bfloat16", "subtle"),
     )
     peaks = {}
     for name, decoder, arm in arms:

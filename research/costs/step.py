@@ -47,7 +47,7 @@ from research.harness.program import Row, markdown
 from research.harness.timing import Stages, count_operations
 
 UNGUIDED, NAIVE = "unguided", "naive"
-# Arm -> the preset it starts from, and inputs of the node in place of the preset's.
+# Arm -> the way (preset_inputs) it starts from, and inputs of the node in place of the preset's.
 ARMS: dict[str, tuple[str, Row]] = {
     "faithful": ("faithful", {}),
     "faithful, nothing computed again": ("faithful", {"checkpointing": False}),
@@ -55,16 +55,16 @@ ARMS: dict[str, tuple[str, Row]] = {
         "faithful",
         {"checkpointing": False, "power_iterations": 1, "range_finder": "tracked in half precision"},
     ),
-    "through denoiser, VAE at encoder resolution": ("balanced", {"gradient_path": "through denoiser"}),
-    "balanced": ("balanced", {}),
+    "through denoiser, VAE at encoder resolution": ("subtle", {"gradient_path": "through denoiser"}),
+    "subtle": ("subtle", {}),
     "custom": ("custom", {"gradient_path": "denoiser constant"}),
     "fast": ("fast", {}),
     "fast without a tiny autoencoder": ("fast", {"decoder": "encoder resolution"}),
     "through denoiser, VAE at encoder resolution, novelty": (
-        "balanced",
+        "subtle",
         {"gradient_path": "through denoiser", "criterion": "novelty"},
     ),
-    "balanced, novelty": ("balanced", {"criterion": "novelty"}),
+    "subtle, novelty": ("subtle", {"criterion": "novelty"}),
     "fast, novelty": ("fast", {"criterion": "novelty"}),
 }
 SIZES = {"sd15": SD15, "sdxl": SDXL}

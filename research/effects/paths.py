@@ -31,7 +31,7 @@ ARMS: dict[str, tuple[str, Row]] = {
     "through-half-one-call": ("custom", {"power_iterations": 1, "denoiser_calls": "one"} | HALF),
     "constant": ("custom", {"power_iterations": 1} | CONSTANT),
     "constant-half": ("custom", {"power_iterations": 1} | CONSTANT | HALF),
-    "balanced": ("balanced", {}),
+    "subtle": ("subtle", {}),
     "fast": ("fast", {}),
 }
 ALL_ARMS = (UNGUIDED, *ARMS)

@@ -58,17 +58,31 @@ from jepa_guidance.host.search.selection import plan_looks as plan_looks  # noqa
 from jepa_guidance.host.variety.cads import Cads as Cads  # noqa: E402
 from jepa_guidance.host.variety.patch import apply_boost as apply_boost  # noqa: E402
 from jepa_guidance.host.variety.patch import apply_cads as apply_cads  # noqa: E402
-from jepa_guidance.nodes import guidance_inputs  # noqa: E402
+from jepa_guidance.nodes import guidance_inputs, guidance_settings  # noqa: E402
+from jepa_guidance.nodes.guidance_presets import PRESETS  # noqa: E402
+from jepa_guidance.nodes.guidance_presets import RANGE_FINDERS as RANGE_FINDERS  # noqa: E402
+from jepa_guidance.nodes.old_form import OLD_FORM  # noqa: E402
 from jepa_guidance.nodes.rank_images import JEPARankImages as JEPARankImages  # noqa: E402
 from jepa_guidance.nodes.rarity_map import JEPARarityMap as JEPARarityMap  # noqa: E402
 from jepa_guidance.nodes.score_image import JEPAScoreImage as JEPAScoreImage  # noqa: E402
 
+# How the gradient is computed, as in most figures: by a preset of today, and by two that once were.
+WAYS: dict[str, Row] = {
+    "subtle": PRESETS["subtle"],
+    "faithful": OLD_FORM["presets"]["faithful"][1],
+    "fast": OLD_FORM["presets"]["fast"][1],
+}
+
 
 def preset_inputs(preset: str = "custom", changes: Row | None = None) -> Row:
-    """The inputs of the guiding nodes at their defaults, with a preset's in their place, and then `changes`."""
-    declared = guidance_inputs.guidance_inputs()
-    defaults = {entry.id: entry.default for entry in declared if hasattr(entry, "default")}
-    return defaults | guidance_inputs.PRESETS.get(preset, {}) | {"preset": "custom"} | (changes or {})
+    """The inputs of the guiding nodes and their settings at the defaults, then what a preset sets, then `changes`.
+
+    Args:
+        preset: of WAYS, or "custom".
+    """
+    declared = [*guidance_inputs.guidance_inputs(), *guidance_settings.settings_inputs()]
+    defaults = {entry.id: entry.default for entry in declared if getattr(entry, "default", None) is not None}
+    return defaults | WAYS.get(preset, {}) | {"preset": "custom"} | (changes or {})
 
 
 def inputs_of(pairs: Sequence[str]) -> Row:

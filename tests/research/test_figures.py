@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from jepa_guidance.nodes import guidance_inputs
 
 from jepa_core import RarityGradient
 from research import bench as run
 from research.costs import gradient, score
+from research.harness.pack_api import RANGE_FINDERS, WAYS
 from research.harness.program import markdown
 from tests.conftest import ROOT
 
@@ -48,11 +48,11 @@ def test_ratios_are_of_mean_seconds_and_the_photo_does_not_count_as_sampling():
 
 
 def test_the_arms_are_the_presets():
-    for preset in ("faithful", "balanced", "fast"):
+    for preset in ("faithful", "subtle", "fast"):
         (settings,) = (arm for name, arm in gradient.ARMS.items() if f"({preset})" in name)
         measured = RarityGradient(**settings)
-        inputs = guidance_inputs.PRESETS[preset]
-        finder = guidance_inputs.RANGE_FINDERS[inputs["range_finder"]]
+        inputs = WAYS[preset]
+        finder = RANGE_FINDERS[inputs["range_finder"]]
         shipped = RarityGradient(inputs["rank"], inputs["oversampling"], inputs["power_iterations"], **finder)
         for name in ("k", "oversample", "power_iterations", "tracked", "half"):
             assert getattr(measured, name) == getattr(shipped, name), (preset, name)

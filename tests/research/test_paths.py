@@ -66,16 +66,16 @@ def encoder_folder(save_model: Callable[..., Path]) -> Path:
 def test_a_run_is_finished_by_the_next(encoder_folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "paths.json"
     words = ["--folder", str(tmp_path), "--encoder", str(encoder_folder), "--out", str(target)]
-    words += ["--steps", "3", "--arms", "balanced"]
+    words += ["--steps", "3", "--arms", "subtle"]
     main([*words, "--seeds", "1"])
     first = json.loads(target.read_text())["measures"]["projected"]
     assert first["seeds"] == [0]
-    assert list(first["arms"]) == [UNGUIDED, FAITHFUL, "balanced"]
+    assert list(first["arms"]) == [UNGUIDED, FAITHFUL, "subtle"]
     made = read_rows(tmp_path / "samples.jsonl")
     main([*words, "--seeds", "2"])
     measures = json.loads(target.read_text())["measures"]
     assert measures["projected"]["seeds"] == [0, 1]
-    assert measures["projected"]["arms"]["balanced"]["change"]["n"] == 2
+    assert measures["projected"]["arms"]["subtle"]["change"]["n"] == 2
     assert read_rows(tmp_path / "samples.jsonl")[: len(made)] == made
 
 

@@ -86,9 +86,9 @@ def test_score(words: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_step(words: Callable, tmp_path: Path, networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "random_networks", lambda *_: networks)
-    step.main(words("--pixels", "64", "--steps", "2", "--arms", "unguided", "balanced"))
-    assert figures(tmp_path)["arms"]["balanced"]["over_unguided"] > 0
-    assert figures(tmp_path)["settings"]["command"].endswith("--arms unguided balanced --steps 2 --pixels 64")
+    step.main(words("--pixels", "64", "--steps", "2", "--arms", "unguided", "subtle"))
+    assert figures(tmp_path)["arms"]["subtle"]["over_unguided"] > 0
+    assert figures(tmp_path)["settings"]["command"].endswith("--arms unguided subtle --steps 2 --pixels 64")
 
 
 def test_memory(words: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +125,11 @@ def test_cuda(
     monkeypatch.setattr(device, "random_networks", lambda *_: networks)
     monkeypatch.setattr(device, "peak_memory", lambda run: {"above_weights_GiB": 0.0})
     monkeypatch.setattr(device, "SIZES", {"tiny": device.SD15._replace(pixels=64)})
-    monkeypatch.setattr(device, "PRESETS", ("balanced",))
+    monkeypatch.setattr(device, "PRESETS", ("subtle",))
     monkeypatch.setattr(device, "SIDE", 28)
     records: list[dict[str, Any]] = []
     device.everything(small_encoder, tmp_path, 2, 2, records.append)
-    assert "balanced" in device.table(records[-1])
+    assert "subtle" in device.table(records[-1])
     assert records[-1]["promises"]["tiny"]["an unguided run repeats bit for bit"]
 
 

@@ -64,7 +64,7 @@ def test_a_stage_is_charged_without_what_lies_inside(monkeypatch: pytest.MonkeyP
         (NAIVE, THROUGH | {DENOISER}),
         ("faithful", THROUGH | {DENOISER}),
         ("through denoiser, VAE at encoder resolution", THROUGH),
-        ("balanced", DECODING | {DENOISER}),
+        ("subtle", DECODING | {DENOISER}),
         ("fast", DECODING | {DENOISER}),
     ],
 )
@@ -82,10 +82,10 @@ def test_every_arm_runs_and_accounts_for_its_steps(networks: Networks, arm: str,
 
 def test_watching_changes_nothing(networks: Networks) -> None:
     stock = (chain.decoded, chain.LatentGradient.of_latent, chain.LatentGradient.__call__)
-    plain = run_arm(networks, "balanced", 2, PIXELS, Stages())
+    plain = run_arm(networks, "subtle", 2, PIXELS, Stages())
     with Stages().watching():
         assert chain.decoded is not stock[0]
-        seen = run_arm(networks, "balanced", 2, PIXELS, Stages())
+        seen = run_arm(networks, "subtle", 2, PIXELS, Stages())
     assert torch.equal(plain, seen)
     assert (chain.decoded, chain.LatentGradient.of_latent, chain.LatentGradient.__call__) == stock
 

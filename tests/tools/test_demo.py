@@ -8,16 +8,24 @@ import folder_paths
 import pytest
 from jepa_guidance.nodes.demo import JEPADemoClass, JEPADemoLoader
 from jepa_guidance.nodes.encoder_loader import JEPAEncoderLoader
+from jepa_guidance.nodes.guidance_settings import JEPAGuidanceSettings
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from jepa_guidance.nodes.score_image import JEPAScoreImage
 from PIL import Image
 
 from research.judges.words import one_in
 from research.world import labels
-from tools.demo import GUIDANCE, SAMPLING, shown_score, workflow
+from tools.demo import SAMPLING, SETTINGS, shown_score, workflow
 from tools.demo_sheet import caption, draw_sheet, said
 
-OURS = (JEPADemoLoader, JEPADemoClass, JEPAEncoderLoader, JEPAGuidedKSampler, JEPAScoreImage)
+OURS = (
+    JEPADemoLoader,
+    JEPADemoClass,
+    JEPAEncoderLoader,
+    JEPAGuidanceSettings,
+    JEPAGuidedKSampler,
+    JEPAScoreImage,
+)
 
 
 def defaults(node: str) -> dict[str, Any]:
@@ -41,14 +49,17 @@ def test_workflow_fills_every_required_input(node: Any, monkeypatch: pytest.Monk
 
 
 def test_workflow_differs_from_the_defaults_where_it_says_so_alone() -> None:
-    part = workflow(defaults, 0, "robot", "encoder", 1.0)["sampler"]
-    stock = defaults("JEPAGuidedKSampler")
-    changed = {
-        name
-        for name, value in part["inputs"].items()
-        if not isinstance(value, list) and name not in ("seed", *SAMPLING) and value != stock[name]
-    }
-    assert changed == {"strength"} | {name for name, value in GUIDANCE.items() if value != stock[name]}
+    for name, kind, expected in (
+        ("sampler", "JEPAGuidedKSampler", {"strength"}),
+        ("settings", "JEPAGuidanceSettings", set(SETTINGS)),
+    ):
+        part, stock = workflow(defaults, 0, "robot", "encoder", 1.0)[name], defaults(kind)
+        changed = {
+            name
+            for name, value in part["inputs"].items()
+            if not isinstance(value, list) and name not in ("seed", *SAMPLING) and value != stock[name]
+        }
+        assert changed == expected
 
 
 def test_every_strength_starts_from_the_same_noise() -> None:

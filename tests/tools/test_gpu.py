@@ -68,7 +68,7 @@ def check_rows(rows: dict[str, Row]) -> None:
     for setting, way in {
         "defaults": "through denoiser",
         "faithful": "cold",
-        "balanced": "decoder at encoder resolution",
+        "subtle": "decoder at encoder resolution",
         "fast": "no taesdxl_decoder.safetensors",
         "denoiser constant": "denoiser constant",
     }.items():

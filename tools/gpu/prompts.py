@@ -10,13 +10,21 @@ from tools.gpu.rows import Prompt, Row
 from tools.gpu.session import Session
 
 SAMPLER, STOCK = "JEPAGuidedKSampler", "KSampler"
-# Inputs of the guided sampler that differ from its defaults.
+# Inputs of the guided sampler, and of its settings, that differ from their defaults.
 SETTINGS: dict[str, Row] = {
     "defaults": {},
     "custom": {"preset": "custom"},
     "faithful": {"preset": "faithful"},
-    "balanced": {"preset": "balanced"},
-    "fast": {"preset": "fast"},
+    "subtle": {"preset": "subtle"},
+    "fast": {
+        "preset": "custom",
+        "gradient_path": "denoiser constant",
+        "decoder": "tiny autoencoder, else encoder resolution",
+        "denoiser_calls": "one",
+        "range_finder": "tracked in half precision",
+        "oversampling": 1,
+        "power_iterations": 1,
+    },
     "denoiser constant": {"preset": "custom", "gradient_path": "denoiser constant"},
 }
 
@@ -31,7 +39,7 @@ def graph(session: Session, size: Size, name: str, sampler: str = SAMPLER, **cha
     Only the last node depends on `name`. The salt makes the conditioning new each time, so that the host runs
     the sampler again but not the loaders.
     """
-    plan = session.plan
+    plan, more = session.plan, {}
     conditioning = {"width": size.width, "pooled": size.pooled, "tokens": plan.tokens}
     inputs: Row = {"seed": 1, "steps": plan.steps, "cfg": 7.0, "denoise": 1.0}
     inputs |= {"sampler_name": "euler", "scheduler": "normal", "model": ["checkpoint", 0]}
@@ -44,8 +52,12 @@ def graph(session: Session, size: Size, name: str, sampler: str = SAMPLER, **cha
             | {"vae": ["checkpoint", 2], "encoder": ["encoder", 0]}
         )
         inputs |= {"start_percent": start, "end_percent": end}
+        technical = session.default().defaults("JEPAGuidanceSettings")
+        inputs |= {"settings": ["settings", 0]}
+        technical |= {name: changes.pop(name) for name in technical.keys() & changes.keys()}
+        more = {"settings": node("JEPAGuidanceSettings", **technical)}
     encoder = f"{ENCODER}/model.safetensors"
-    return {
+    return more | {
         "checkpoint": node("CheckpointLoaderSimple", ckpt_name=size.file),
         "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=plan.encoder_pixels),
         "positive": node("GPUConditioning", **conditioning, seed=1, salt=session.salt()),

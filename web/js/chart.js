@@ -8,7 +8,12 @@ const LIGHT = {
   ink: "#1a1a1a", dim: "#505050", grid: "#c8c8c8", grey: "#e0e0e0", warn: "#7A4B00",
   score: "#0072B2", novelty: "#006B4E", judge: "#B34700",
 };
-export const USEFUL = [0.5, 2]; // strengths at which images change and stay intact: research/figures/strengths.json
+// Strengths at which images change and stay intact: research/figures/strengths.json. Subtle does half as much, and wild
+// counts double: docs/guidance.md.
+const USEFUL = { subtle: [1, 4], wild: [0.25, 1] };
+const USEFUL_OTHERWISE = [0.5, 2];
+const STEP = 0.05; // of the strength's widget
+export const SCALE_HEIGHT = 46;
 const SCALE_END = 4; // larger strengths are drawn at the end of the scale
 const FONT = "12px sans-serif";
 const LISTED = 6; // images of a batch; of more, only the range of their places is written
@@ -25,6 +30,23 @@ export function guidedSteps({ steps, start, end, interval }) {
   let count = 0;
   for (let i = 0; i < steps; i++) if (i / steps >= start && i / steps < end && i % interval === 0) count++;
   return count;
+}
+
+/** The seconds of a guided step and the seconds left, of a run whose steps ended at `times`, in milliseconds by step; null
+ * where they are not known. planned: how many steps the run guides. */
+export function pace(trace, times, planned) {
+  const took = (wanted) => {
+    const found = trace.steps.filter(({ guided }) => guided === wanted)
+      .map(({ step }) => (times.get(step) - times.get(step - 1)) / 1000)
+      .filter((seconds) => seconds > 0).sort((one, other) => one - other);
+    return found.length ? found[Math.floor((found.length - 1) / 2)] : null; // a median: the first one plans and checks too
+  };
+  const [guided, plain] = [took(true), took(false)];
+  const done = trace.steps.filter((step) => step.guided).length;
+  const ahead = planned === null ? 0 : Math.max(0, planned - done);
+  const rest = Math.max(0, trace.total - trace.steps.length - ahead);
+  const known = planned !== null && (guided !== null || !ahead) && (plain !== null || !rest);
+  return { guided, left: known ? ahead * (guided ?? 0) + rest * (plain ?? 0) : null };
 }
 
 /** The mean of the numbers in a list, ignoring nulls; null if there are none. */
@@ -88,10 +110,17 @@ export function outcome(trace, words) {
   return texts.join(" ");
 }
 
-/** The strength scale from more typical to rarer, with the useful range and the current strength marked. */
-export function drawScale(ctx, { x, y, width }, strength, words, colours) {
+/** The strength at a place on the scale, a multiple of the widget's step. */
+export function strengthAt(place, { x, width }) {
+  const share = Math.max(-1, Math.min(1, (place - x - width / 2) / (width / 2)));
+  return Number((Math.round((Math.sign(share) * share ** 2 * SCALE_END) / STEP) * STEP).toFixed(2));
+}
+
+/** The strength scale from more typical to rarer, with the preset's useful range and the current strength marked. */
+export function drawScale(ctx, { x, y, width }, { strength, preset }, words, colours) {
   const middle = x + width / 2;
   const across = (value) => middle + (Math.sign(value) * Math.sqrt(Math.min(Math.abs(value), SCALE_END) / SCALE_END) * width) / 2;
+  const useful = USEFUL[preset] ?? USEFUL_OTHERWISE;
   ctx.font = FONT;
   ctx.textBaseline = "middle";
   ctx.fillStyle = colours.dim;
@@ -104,7 +133,7 @@ export function drawScale(ctx, { x, y, width }, strength, words, colours) {
   ctx.fillStyle = colours.grid;
   ctx.fillRect(x, line - 1, width, 2);
   ctx.fillStyle = colours.score;
-  ctx.fillRect(across(USEFUL[0]), line - 3, across(USEFUL[1]) - across(USEFUL[0]), 6);
+  ctx.fillRect(across(useful[0]), line - 3, across(useful[1]) - across(useful[0]), 6);
   ctx.fillStyle = colours.dim;
   for (const tick of [-SCALE_END, -1, 0, 1, SCALE_END]) {
     ctx.fillRect(across(tick) - 0.5, line - 5, 1, 10);
@@ -141,15 +170,41 @@ export function drawText(ctx, { x, y, width }, text, colour) {
   return top + 16 - y;
 }
 
-/** The lines of a trace over its steps; unguided steps are grey. The second line has its own scale on the right, and of a
- * third only the first and the last value are written. Dots fade as the push shrinks near a target. */
-export function drawTrace(ctx, { x, y, width, height }, trace, words, colours) {
-  const [first, second, third] = traceLines(trace, words);
+/** Where the steps of a trace lie in a box: {left, right, slot}, slot being the width of a step. */
+function columns(trace, count, { x, width }) {
   const left = x + 44;
-  const right = x + width - (second ? 44 : 8);
+  const right = x + width - (count > 1 ? 44 : 8);
+  return { left, right, slot: (right - left) / trace.total };
+}
+
+/** The step, from 0, of a trace that was drawn in a box, at a place; null beside the steps. */
+export function stepAt(place, trace, words, box) {
+  const { left, right, slot } = columns(trace, traceLines(trace, words).length, box);
+  return place >= left && place < right ? Math.floor((place - left) / slot) : null;
+}
+
+/** What the lines have at a step, as text. */
+function readings(lines, step) {
+  return lines.flatMap(({ label, points }) => {
+    const texts = written(points.map(({ value }) => value));
+    const at = points.findIndex((point) => point.step === step);
+    return at < 0 ? [] : [`${label.split(/[,\uff0c\u3001(\uff08]/)[0]} ${texts[at]}`];
+  });
+}
+
+/** The lines of a trace over its steps; unguided steps are grey. The second line has its own scale on the right, and of a
+ * third only the first and the last value are written. Dots fade as the push shrinks near a target.
+ *
+ * @param last the trace of the run before, whose lines stay behind as dashes and hold the scales still; null without one
+ * @param hover the step, from 0, whose values are written; null for none
+ */
+export function drawTrace(ctx, { x, y, width, height }, { trace, last, hover }, words, colours) {
+  const lines = traceLines(trace, words);
+  const ghosts = last ? traceLines(last, words) : [];
+  const [, second, third] = lines;
+  const { left, right, slot } = columns(trace, lines.length, { x, width });
   const top = y + (third ? 36 : 20);
   const bottom = y + height - 32;
-  const slot = (right - left) / trace.total;
   const across = (step) => left + (step - 0.5) * slot;
   ctx.font = FONT;
   ctx.textBaseline = "middle";
@@ -162,20 +217,33 @@ export function drawTrace(ctx, { x, y, width, height }, trace, words, colours) {
   ctx.textAlign = "center";
   const stride = Math.ceil((trace.total * 26) / (right - left));
   for (let step = 1; step <= trace.total; step += stride) ctx.fillText(String(step), across(step), bottom + 9);
-  ctx.fillText(words.step, (left + right) / 2, bottom + 24);
   const box = { left, right, top, bottom };
-  if (first) drawLine(ctx, box, first, { across, colour: colours[first.kind], side: "left", heading: [x, y + 8] });
-  if (second) drawLine(ctx, box, second, { across, colour: colours[second.kind], side: "right", heading: [x + width, y + 8] });
-  if (!third) return;
-  const course = written(third.points.map(({ value }) => value));
-  ctx.textAlign = "left";
-  ctx.fillStyle = colours[third.kind];
-  ctx.fillText(`${third.label}: ${[...new Set([course[0], course.at(-1)])].join(" \u2192 ")}`, x, y + 24);
+  lines.slice(0, 2).forEach((line, number) => {
+    const side = number ? "right" : "left";
+    const ghost = ghosts.find(({ kind }) => kind === line.kind)?.points ?? [];
+    const before = (step) => left + ((step - 0.5) * (right - left)) / last.total;
+    const heading = [number ? x + width : x, y + 8];
+    drawLine(ctx, box, line, { across, before, ghost, colour: colours[line.kind], side, heading });
+  });
+  if (third) {
+    const course = written(third.points.map(({ value }) => value));
+    ctx.textAlign = "left";
+    ctx.fillStyle = colours[third.kind];
+    ctx.fillText(`${third.label}: ${[...new Set([course[0], course.at(-1)])].join(" \u2192 ")}`, x, y + 24);
+  }
+  const shown = hover === null ? [] : readings(lines, hover + 1);
+  ctx.fillStyle = shown.length ? colours.ink : colours.dim;
+  ctx.textAlign = "center";
+  const reading = words.stepAt.replace("{step}", hover + 1).replace("{values}", shown.join(words.comma));
+  const caption = shown.length ? reading : words.step;
+  ctx.fillText(caption, x + width / 2, bottom + 24, width);
+  if (!shown.length) return;
+  ctx.fillRect(across(hover + 1) - 0.5, top, 1, bottom - top);
 }
 
-/** A line with its heading and its highest and lowest value. */
-function drawLine(ctx, { left, right, top, bottom }, line, { across, colour, side, heading }) {
-  const values = line.points.map(({ value }) => value);
+/** A line with its heading and the ends of its scale, which the line of the run before shares. */
+function drawLine(ctx, { left, right, top, bottom }, line, { across, before, ghost, colour, side, heading }) {
+  const values = [...line.points, ...ghost].map(({ value }) => value);
   const low = Math.min(...values);
   const high = Math.max(...values);
   const pad = (high - low) * 0.12 || 1;
@@ -188,12 +256,22 @@ function drawLine(ctx, { left, right, top, bottom }, line, { across, colour, sid
   const [highest, lowest] = written([high, low]);
   ctx.fillText(highest, edge, down(high));
   if (down(low) - down(high) > 12) ctx.fillText(lowest, edge, down(low));
-  ctx.lineWidth = 2;
-  ctx.beginPath();
-  for (const { step, value } of line.points) ctx.lineTo(across(step), down(value));
-  ctx.stroke();
+  ctx.globalAlpha = 0.45;
+  ctx.setLineDash([4, 4]);
+  trail(ctx, ghost.map(({ step, value }) => [before(step), down(value)]), 1.5);
+  ctx.setLineDash([]);
+  ctx.globalAlpha = 1;
+  trail(ctx, line.points.map(({ step, value }) => [across(step), down(value)]), 2);
   ctx.lineWidth = 1;
   for (const { step, value, push } of line.points) drawDot(ctx, across(step), down(value), line.kind, push);
+}
+
+/** A line through places, in the current colour. */
+function trail(ctx, places, width) {
+  ctx.lineWidth = width;
+  ctx.beginPath();
+  for (const place of places) ctx.lineTo(...place);
+  ctx.stroke();
 }
 
 /** A dot of the current colour, whose shape tells kinds apart without colour; hollow where push is 0. */

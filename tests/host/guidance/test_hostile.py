@@ -21,7 +21,9 @@ from jepa_guidance.nodes.combine_encoders import JEPACombineEncoders
 from jepa_guidance.nodes.demo import JEPADemoClass
 from jepa_guidance.nodes.encoder_loader import JEPAEncoderLoader
 from jepa_guidance.nodes.guidance import JEPAGuidance
-from jepa_guidance.nodes.guidance_inputs import PRESETS, config_of, guidance_inputs
+from jepa_guidance.nodes.guidance_inputs import check_guidance, config_of, guidance_inputs
+from jepa_guidance.nodes.guidance_presets import PRESETS
+from jepa_guidance.nodes.guidance_settings import JEPAGuidanceSettings, settings_inputs
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from jepa_guidance.nodes.input_checks import check_values, value_message
 from jepa_guidance.nodes.sampling_inputs import sampler_message
@@ -163,7 +165,7 @@ junk = numbers | st.booleans() | st.text(max_size=8) | st.none() | st.lists(st.i
 def test_settings_make_a_valid_schedule_or_get_a_message(inputs):
     refused = None
     try:
-        check_values(guidance_inputs(), inputs)
+        check_guidance(guidance_inputs(), inputs)
         config_of(defaults() | inputs)
     except ValueError as error:
         refused = str(error)
@@ -180,12 +182,15 @@ def test_a_sampler_name_is_valid_or_gets_a_message(name):
     assert message is None or "sampler" in message
 
 
+ENTRIES = [*guidance_inputs(), *settings_inputs()]
+
+
 def defaults() -> dict[str, Any]:
-    found = {entry.id: entry.default for entry in guidance_inputs() if hasattr(entry, "default")}
+    found = {entry.id: entry.default for entry in ENTRIES if getattr(entry, "default", None) is not None}
     return found | {"preset": "custom"}  # other presets set some of the inputs
 
 
-CHOICES = {entry.id: entry.options for entry in guidance_inputs() if getattr(entry, "options", None)}
+CHOICES = {entry.id: entry.options for entry in ENTRIES if getattr(entry, "options", None)}
 SWITCHES = ("antialias", "checkpointing", "apart", "smooth", "keep_appearance", "agree")
 WHOLE = {"rank": (1, 16), "oversampling": (0, 16), "power_iterations": (0, 3), "interval": (1, 100)}
 
@@ -228,6 +233,7 @@ NODES = [
     JEPAEncoderLoader,
     JEPAGuidedKSampler,
     JEPAGuidance,
+    JEPAGuidanceSettings,
     JEPAScoreImage,
     JEPADemoClass,
     JEPACombineEncoders,
@@ -260,7 +266,7 @@ def test_the_default_of_every_input_fits(models, node):
 
 
 def test_whole_numbers_of_other_kinds_fit():
-    (rank,) = [entry for entry in guidance_inputs() if entry.id == "rank"]
+    (rank,) = [entry for entry in settings_inputs() if entry.id == "rank"]
     assert value_message(rank, np.int64(9)) is None
     assert value_message(rank, np.float32(9)) == f"rank must be a whole number, got {np.float32(9)!r}"
 

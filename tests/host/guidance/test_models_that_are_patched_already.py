@@ -13,7 +13,7 @@ from jepa_guidance.host.guidance import report
 from jepa_guidance.host.guidance.brought import brought
 from jepa_guidance.host.variety.cads import Cads
 from jepa_guidance.host.variety.patch import apply_boost, apply_cads
-from jepa_guidance.nodes.guidance_inputs import LATER_INPUTS
+from jepa_guidance.nodes.guidance_settings import settings_inputs
 from jepa_guidance.nodes.input_checks import inputs_of
 
 from tests.host.clips import tiny_clip
@@ -61,6 +61,8 @@ def run(tiny: SimpleNamespace) -> Any:
         }
         given |= {"positive": tiny.positive, "negative": tiny.negative, "clip": tiny_clip(), "text": TEXT}
         ids = {entry.id for entry in inputs_of(node)}
+        if "settings" in ids:
+            ids |= {entry.id for entry in settings_inputs()}
         small = {
             "steps": 4,
             "rank": 3,
@@ -68,7 +70,7 @@ def run(tiny: SimpleNamespace) -> Any:
             "iterations": 1,
             "gradient_path": "denoiser constant",
         }
-        values = LATER_INPUTS | defaults(node) | given | small | changes
+        values = defaults(node) | given | small | changes
         with torch.inference_mode():
             return node.execute(
                 **{name: value for name, value in values.items() if name in ids and value is not None}

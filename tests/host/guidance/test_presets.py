@@ -1,32 +1,36 @@
-"""What presets change and what they leave alone, from the node's inputs to the guided image."""
+"""What presets, settings and a reference change, from the node's inputs to the guided image."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from jepa_guidance.host.guidance.patch import apply_guidance
-from jepa_guidance.host.options import BOTH, NOVELTY, SCORE, TINY_OR_SMALL
-from jepa_guidance.nodes.guidance_inputs import (
-    AUTO,
-    CUSTOM,
-    LATER_INPUTS,
-    PRESETS,
-    config_of,
-    guidance_inputs,
-)
+from jepa_guidance.host.options import BOTH, NOVELTY, SCORE
+from jepa_guidance.nodes.guidance_inputs import config_of, guidance_inputs, values_of
+from jepa_guidance.nodes.guidance_presets import BALANCED, CUSTOM, FAITHFUL, PRESETS, SUBTLE, TIMES, WILD
+from jepa_guidance.nodes.guidance_settings import ChosenSettings, JEPAGuidanceSettings, settings_inputs
+from jepa_guidance.nodes.guidance_settings import defaults as settings_defaults
 
-# Inputs that no preset sets: strength, range, what the encoder sees, and what rare means.
-STRENGTH_AND_TIME = {
-    *("strength", "start_percent", "end_percent", "interval", "schedule", "normalisation", "strength_rule"),
-    *("fit", "antialias", "vae", "encoder", "preset", "judge"),
-    *("criterion", "reference", "target", "apart", "smooth", "keep_appearance", "agree"),
+FACE = {entry.id: entry for entry in guidance_inputs()}
+# what custom alone leaves to the settings
+WAY = {
+    *("gradient_path", "decoder", "denoiser_calls", "checkpointing"),
+    *("range_finder", "rank", "oversampling", "power_iterations"),
 }
 
 
-def settings(tiny, **changes):
-    defaults = {entry.id: entry.default for entry in guidance_inputs() if hasattr(entry, "default")}
-    own = {"vae": tiny.vae, "encoder": tiny.encoder, "rank": 3, "preset": CUSTOM}
-    return defaults | own | changes
+def linked(**changes):
+    """What JEPAGuidanceSettings gives with these inputs, all others at their defaults."""
+    return JEPAGuidanceSettings.execute(**settings_defaults() | changes).result[0]
+
+
+def inputs(tiny, **changes):
+    defaults = {
+        name: entry.default for name, entry in FACE.items() if getattr(entry, "default", None) is not None
+    }
+    return defaults | {"vae": tiny.vae, "encoder": tiny.encoder} | changes
 
 
 def how(config):
@@ -43,65 +47,91 @@ def how(config):
     ]
 
 
-def test_a_new_node_has_the_preset_auto_and_a_saved_graph_keeps_its_own(tiny):
-    (preset,) = (entry for entry in guidance_inputs() if entry.id == "preset")
-    assert preset.default == AUTO
-    old = {name: value for name, value in settings(tiny).items() if name != "preset"}
-    assert how(config_of(old)) == how(config_of(settings(tiny, preset=CUSTOM)))
-    assert how(config_of(old)) != how(config_of(settings(tiny, preset=AUTO)))
+def test_the_face_is_slim_and_its_defaults_are_those_of_balanced(tiny):
+    widgets = [name for name, entry in FACE.items() if getattr(entry, "default", None) is not None]
+    assert widgets == ["strength", "preset", "start_percent", "end_percent", "target", "apart"]
+    assert FACE["preset"].default == BALANCED
+    assert how(config_of(inputs(tiny))) == [True, "full", "one", False, 9, 2, 2, True, True, 0.35]
+    assert all(entry.tooltip for entry in [*FACE.values(), *settings_inputs()])
 
 
 def test_auto_is_novelty_where_there_is_something_to_compare_with(tiny):
-    (criterion,) = (entry for entry in guidance_inputs() if entry.id == "criterion")
-    assert criterion.default == AUTO
+    reference = SimpleNamespace(how={"fit": "squash", "antialias": "on"})
     for changes, expected in (
         ({}, SCORE),
-        ({"reference": object()}, NOVELTY),
+        ({"reference": reference}, NOVELTY),
         ({"apart": True}, NOVELTY),
-        ({"criterion": SCORE, "reference": object()}, SCORE),
-        ({"criterion": BOTH}, BOTH),
+        ({"settings": linked(criterion=SCORE), "reference": reference}, SCORE),
+        ({"settings": linked(criterion=BOTH)}, BOTH),
     ):
-        assert config_of(settings(tiny, **changes)).criterion == expected
-    old = {name: value for name, value in settings(tiny, reference=object()).items() if name != "criterion"}
-    assert config_of(old).criterion == SCORE
+        assert config_of(inputs(tiny, **changes)).criterion == expected
 
 
-def test_the_preset_custom_leaves_the_inputs_as_they_are(tiny):
-    assert how(config_of(settings(tiny, rank=9))) == [True, "full", "two", False, 9, 2, 2, True, False, 0.3]
-    # a prompt saved before these inputs existed
-    old = {name: value for name, value in settings(tiny).items() if name not in LATER_INPUTS}
-    assert how(config_of(old)) == how(config_of(settings(tiny)))
+def test_custom_is_the_linked_settings_and_without_any_their_defaults(tiny):
+    expected = [True, "full", "two", False, 9, 2, 2, True, False, 0.3]
+    assert how(config_of(inputs(tiny, preset=CUSTOM))) == expected
+    assert how(config_of(inputs(tiny, preset=CUSTOM, settings=linked()))) == expected
+    other = linked(rank=3, decoder="encoder resolution", interval=2)
+    config = config_of(inputs(tiny, preset=CUSTOM, settings=other))
+    assert how(config) == [True, "encoder resolution", "two", False, 3, 2, 2, True, False, 0.3]
+    assert config.schedule.interval == 2
 
 
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        (AUTO, [True, "full", "one", False, 9, 2, 2, True, True, 0.35]),
-        ("faithful", [True, "full", "two", True, 9, 2, 2, False, False, 0.3]),
-        ("balanced", [False, "encoder resolution", "one", False, 9, 2, 2, True, True, 0.35]),
-        ("fast", [False, TINY_OR_SMALL, "one", False, 9, 1, 1, True, True, 0.35]),
+        (SUBTLE, [False, "encoder resolution", "one", False, 9, 2, 2, True, True, 0.35]),
+        (BALANCED, [True, "full", "one", False, 9, 2, 2, True, True, 0.35]),
+        (WILD, [True, "full", "one", False, 9, 2, 2, True, True, 0.35]),
     ],
 )
-def test_a_preset_only_overrides_how_the_gradient_is_computed(tiny, preset, expected):
-    typed = {"oversampling": 7, "power_iterations": 5, "range_finder": "cold", "checkpointing": True}
-    mine = settings(tiny, preset=preset, fit="crop", antialias=False, strength=-1.5, interval=3, **typed)
-    config = config_of(mine)
+def test_a_preset_overrides_how_the_gradient_is_computed_and_no_other_setting(tiny, preset, expected):
+    mine = linked(
+        fit="crop", antialias=False, interval=3, smooth=True, oversampling=7, range_finder="cold", rank=4
+    )
+    config = config_of(inputs(tiny, preset=preset, settings=mine, strength=-1.5))
     assert how(config) == expected
-    assert (config.fit, config.antialias) == ("crop", False)
+    assert (config.fit, config.antialias, config.smooth) == ("crop", False, True)
     assert (config.schedule.strength, config.schedule.interval) == (-1.5, 3)
+    assert set(PRESETS[preset]) == WAY
 
 
-def test_presets_set_the_same_inputs_and_all_others_are_the_users():
-    ids = {entry.id for entry in guidance_inputs()}
-    for preset in PRESETS.values():
-        assert set(preset) == ids - STRENGTH_AND_TIME
+def test_faithful_is_the_papers_program_whatever_the_settings_say(tiny):
+    changes = {entry.id: entry.options[-1] for entry in settings_inputs() if getattr(entry, "options", None)}
+    mine = linked(
+        **changes | {"criterion": "auto"}, interval=3, smooth=True, keep_appearance=True, agree=True
+    )
+    config = config_of(inputs(tiny, preset=FAITHFUL, settings=mine))
+    assert how(config) == [True, "full", "two", True, 9, 2, 2, False, False, 0.3]
+    schedule = config.schedule
+    assert (schedule.interval, schedule.variance, schedule.normalisation) == (1, False, "max")
+    assert [schedule.step_strength(count) for count in (1, 12)] == [0.5, 0.5]
+    assert (config.criterion, config.fit, config.antialias) == (SCORE, "squash", False)
+    assert [config.smooth, config.keep_appearance, config.agree] == [False] * 3
+    assert set(PRESETS[FAITHFUL]) == set(settings_defaults()) - {"criterion"}
 
 
-def test_later_inputs_come_last_and_are_optional():
-    entries = guidance_inputs()
-    assert [entry.id for entry in entries if entry.optional] == list(LATER_INPUTS)
-    assert [entry.id for entry in entries][-len(LATER_INPUTS) :] == list(LATER_INPUTS)
-    assert all(entry.tooltip for entry in entries)
+def test_wild_counts_the_strength_double_and_no_other_preset_does(tiny):
+    for preset in (*PRESETS, CUSTOM):
+        schedule = config_of(inputs(tiny, preset=preset, strength=0.75)).schedule
+        assert schedule.strength == 0.75
+        assert schedule.step_strength(3) == (1.5 if preset == WILD else 0.75)
+    assert set(TIMES) == {WILD}
+
+
+def test_a_reference_brings_how_pictures_are_seen_unless_settings_say_otherwise(tiny):
+    reference = SimpleNamespace(how={"fit": "crop", "antialias": "off"})
+    for preset in (*PRESETS, CUSTOM):
+        values = values_of(inputs(tiny, preset=preset, reference=reference))
+        assert (values["fit"], values["antialias"]) == ("crop", False)
+        values = values_of(inputs(tiny, preset=preset, reference=reference, settings=linked()))
+        assert (values["fit"], values["antialias"]) == ("squash", True)
+
+
+def test_settings_are_refused_where_they_are_set():
+    with pytest.raises(ValueError, match=r"^rank 0 is outside 1 to 256"):
+        linked(rank=0)
+    assert linked() == ChosenSettings(settings_defaults())
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -109,21 +139,20 @@ def test_later_inputs_come_last_and_are_optional():
 def test_every_preset_guides_and_says_how(monkeypatch, tiny, stock, preset, fast):
     for module in ("jepa_core.jacobian", "jepa_core.precision", "jepa_guidance.host.guidance.patch"):
         monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda device: fast)
-    mine = settings(tiny, preset=preset, end_percent=1.0)
+    mine = inputs(tiny, preset=preset, end_percent=1.0)
     reports = []
     latent = {"samples": torch.zeros(1, 4, 20, 20)}
     with torch.inference_mode():
         patched = apply_guidance(tiny.model, tiny.vae, tiny.encoder, config_of(mine), report=reports.append)
     guided = stock(patched, tiny, steps=3, latent_image=latent)
     assert not torch.equal(guided, stock(tiny.model, tiny, steps=3, latent_image=latent))
+    through = "through denoiser, full decoder, one call, tracked in half precision"
     said = {
-        AUTO: "through denoiser, full decoder, one call, tracked in half precision",
-        "faithful": "through denoiser, full decoder, two calls, cold, checkpointing",
-        "balanced": "denoiser constant, decoder at encoder resolution, one call, tracked in half precision",
-        # the test host has no tiny decoder
-        "fast": "denoiser constant, decoder at encoder resolution (no taesd_decoder.safetensors in "
-        "models/vae_approx), one call, tracked in half precision",
+        SUBTLE: "denoiser constant, decoder at encoder resolution, one call, tracked in half precision",
+        BALANCED: through,
+        WILD: f"{through}, strength counts 2 times",
+        FAITHFUL: "through denoiser, full decoder, two calls, cold, checkpointing",
     }
     if not fast:  # half precision is computed in float32, and the message says so
-        said = {name: line.removesuffix(" in half precision") for name, line in said.items()}
+        said = {name: line.replace(" in half precision", "") for name, line in said.items()}
     assert said[preset] in reports[-1].message().splitlines()
