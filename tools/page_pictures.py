@@ -58,7 +58,7 @@ SCENES = (
     ),
     Scene(
         "01 First try without a checkpoint",
-        runs=({(3, "batch_size"): 1, (101, "strength"): 1.0, (101, "power_iterations"): 1},),
+        runs=({(3, "batch_size"): 1, (101, "strength"): 1.0},),
         added=(
             Added(
                 101,
@@ -67,9 +67,13 @@ SCENES = (
                 inputs=(("model", 2, 0), ("vae", 2, 1), ("encoder", 7, 0)),
                 outputs=((0, 8, "model"),),
             ),
+            Added(102, "JEPAGuidanceSettings", (0, -900), inputs=(), outputs=((0, 101, "settings"),)),
         ),
         off=(12, 13, 14, 15, 16, 17, 18, 19),
-        pictures=(Shot(f"{HELP}/guidance.png", (101,), width=440),),
+        pictures=(
+            Shot(f"{HELP}/guidance.png", (101,), width=440),
+            Shot(f"{HELP}/guidance_settings.png", (102,), width=440),
+        ),
     ),
     Scene(
         "01 First try without a checkpoint",

@@ -8,9 +8,10 @@ them; the arms that start cold, the paper's among them, see some of them. "floor
 vectors, whose cosine with the exact one is about 0.9 already. Exact gradients and trajectories are kept in WORK. Two
 hours on two cores.
 
-Conclusion of the figures, which are from when half precision rounded values too: tracked in half precision ("subtle",
-and so "balanced" and "wild") is the fastest arm with a median cosine above 0.994, though rounding leaves single steps at 0.95; tracked in full
-precision keeps 0.995 at its worst step. docs/cost.md says what half precision of derivatives alone keeps.
+Conclusion of the figures, which are from when half precision rounded values too: tracked in half precision ("subtle", and
+so "balanced" and "wild") is the fastest arm with a median cosine above 0.994, though rounding leaves single steps at
+0.95; tracked in full precision keeps 0.995 at its worst step. docs/cost.md says what half precision of derivatives alone
+keeps.
 """
 
 import statistics

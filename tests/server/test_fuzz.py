@@ -61,6 +61,7 @@ OURS = (
     "JEPAScoreFolder",
     "JEPAPickImages",
     "JEPAStrengthStrip",
+    "JEPAGuidanceSettings",
 )  # fmt: skip
 CLASSES = [*OURS, "KSampler", "VAEDecode", "EmptyLatentImage", "SaveImage", "PreviewAny", "", "Nope", None, 3]
 

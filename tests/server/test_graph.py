@@ -45,6 +45,7 @@ NODES = (
     "JEPAScoreFolder",
     "JEPAPickImages",
     "JEPAStrengthStrip",
+    "JEPAGuidanceSettings",
 )
 # What people type into the search for nodes, and a node that it must find.
 SEARCHED = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from jepa_guidance.nodes import guidance_inputs
+from jepa_guidance.nodes import guidance_presets
 
 from tests.conftest import ROOT
 from tools import input_tables
@@ -61,8 +61,8 @@ def test_every_input_is_a_row_or_said_to_be_as_above(pages, page):
     [
         ("guidance.md", "JEPAGuidance", ["model", "", "MODEL"]),
         ("guidance.md", "JEPAGuidance", ["strength", "0.5", "-10 to 10"]),
-        ("guidance.md", "JEPAGuidance", ["antialias", "on", "on, off"]),
-        ("guidance.md", "JEPAGuidance", ["normalisation", "max", "max, rms, none"]),
+        ("guidance.md", "JEPAGuidanceSettings", ["antialias", "on", "on, off"]),
+        ("guidance.md", "JEPAGuidanceSettings", ["normalisation", "max", "max, rms, none"]),
         ("guidance.md", "JEPAGuidance", ["judge", "none", "JEPA_ENCODER"]),
         ("guidance.md", "JEPAGuidedKSampler", ["sampler_name", "euler", "as in KSampler"]),
         ("djepa.md", "DJEPASampler", ["class_name", "any", "text"]),
@@ -74,9 +74,10 @@ def test_a_row_says_default_and_values(pages, page, node, row):
 
 
 def test_the_presets_are_those_of_the_nodes(pages):
-    rows = {row[0]: row[1:] for row in rows_of(pages["guidance.md"], "presets")}
-    for index, values in enumerate(guidance_inputs.PRESETS.values()):
-        assert {name: row[index] for name, row in rows.items()} == {
+    first, *rows = rows_of(pages["guidance.md"], "presets")
+    for index, (preset, values) in enumerate(guidance_presets.PRESETS.items(), 1):
+        assert first[index] == f"{guidance_presets.TIMES.get(preset, 1):g} times"
+        assert {row[0]: row[index] for row in rows if row[index]} == {
             name: {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
             for name, value in values.items()
         }

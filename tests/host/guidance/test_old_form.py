@@ -85,7 +85,7 @@ def test_every_value_of_an_old_prompt_counts_as_it_did(kind, preset):
 
 
 def test_a_prompt_saved_before_the_later_inputs_is_custom_and_guides_by_the_score():
-    config = read("JEPAGuidedKSampler", FIRST | {"reference": None})
+    config = read("JEPAGuidedKSampler", FIRST)
     assert how(config) == [True, FULL, "two", False, 5, 3, 1, TRACKED]
     assert (config.criterion, config.apart, config.smooth) == (SCORE, False, False)
 
