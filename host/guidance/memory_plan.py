@@ -31,7 +31,7 @@ from .trace import Trace
 GIB = 1 << 30
 SPILLED = (
     "torch holds more memory than the device has: the driver moved some into the system's, which is very slow. Use a "
-    "smaller image or the preset fast, or forbid it in the NVIDIA Control Panel (CUDA - Sysmem Fallback Policy)"
+    "smaller image or the preset subtle, or forbid it in the NVIDIA Control Panel (CUDA - Sysmem Fallback Policy)"
 )
 
 

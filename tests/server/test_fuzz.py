@@ -78,7 +78,7 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         antialias=True,
     )
     more = {
-        "preset": "custom", "decoder": "full", "denoiser_calls": "one", "checkpointing": True, "range_finder": "tracked",
+        "decoder": "full", "denoiser_calls": "one", "checkpointing": True, "range_finder": "tracked",
     }  # fmt: skip
     prompts = [
         graph(encoder, guided(**SMALL)),

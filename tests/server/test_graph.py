@@ -56,20 +56,18 @@ SEARCHED = {
     **dict.fromkeys(("dino", "clip"), "JEPAEncoderLoader"),
     **dict.fromkeys(("gallery", "curate", "csv"), "JEPAScoreFolder"),
 }
-GUIDANCE = {
-    "strength": 2.0,
-    "start_percent": 0.2,
-    "end_percent": 1.0,
-    "interval": 1,
-    "rank": 3,
-    "oversampling": 2,
-    "power_iterations": 0,
-    "schedule": "constant",
-    "normalisation": "max",
-    "gradient_path": "denoiser constant",
-    "strength_rule": "spread",
-    "fit": "squash",
-    "antialias": True,
+GUIDANCE = {"strength": 2.0, "preset": "custom", "start_percent": 0.2, "end_percent": 1.0}
+SETTINGS = {
+    **{"criterion": "auto", "interval": 1, "strength_rule": "spread", "schedule": "constant"},
+    **{"normalisation": "max", "fit": "squash", "antialias": True, "smooth": False, "keep_appearance": False},
+    **{"agree": False, "gradient_path": "denoiser constant", "decoder": "full", "denoiser_calls": "two"},
+    **{
+        "checkpointing": False,
+        "range_finder": "tracked",
+        "rank": 3,
+        "oversampling": 2,
+        "power_iterations": 0,
+    },
 }
 SAMPLING = {"seed": 3, "steps": 4, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 CONDS = {"positive": ["robot", 0], "negative": ["any", 0], "latent_image": ["empty", 0]}
@@ -94,13 +92,24 @@ def graph(encoder: str, sampler: dict[str, dict], latent: list | None = None) ->
     }
 
 
+def with_settings(name: str, kind: str, inputs: dict[str, Any], changes: dict[str, Any]) -> dict[str, dict]:
+    """A guiding node under this name and its settings, with changes of either."""
+    technical = {key: changes.get(key, value) for key, value in SETTINGS.items()}
+    own = {key: value for key, value in changes.items() if key not in SETTINGS}
+    links = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0], "settings": ["settings", 0]}
+    return {
+        name: node(kind, **links | GUIDANCE | inputs | own),
+        "settings": node("JEPAGuidanceSettings", **technical),
+    }
+
+
 def guided(**changes: Any) -> dict[str, dict]:
-    inputs = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0]}
-    return {"sample": node("JEPAGuidedKSampler", **CONDS, **SAMPLING, **inputs | GUIDANCE | changes)}
+    return with_settings("sample", "JEPAGuidedKSampler", CONDS | SAMPLING, changes)
 
 
 def strip(**changes: Any) -> dict:
-    own = {name: value for name, value in GUIDANCE.items() if name != "strength"}
+    """JEPAStrengthStrip as prompts were saved before JEPAGuidanceSettings: with its settings on it."""
+    own = {name: value for name, value in (GUIDANCE | SETTINGS).items() if name != "strength"}
     own |= {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0], "strengths": "-1, 0, 2"}
     return node("JEPAStrengthStrip", **CONDS, **SAMPLING, **own | changes)
 
@@ -110,8 +119,7 @@ def stock(model: list | None = None, **changes: Any) -> dict[str, dict]:
 
 
 def patch(**changes: Any) -> dict[str, dict]:
-    inputs = {"model": ["demo", 0], "vae": ["demo", 1], "encoder": ["encoder", 0]}
-    return {"patch": node("JEPAGuidance", **inputs, **GUIDANCE | changes)}
+    return with_settings("patch", "JEPAGuidance", {}, changes)
 
 
 def search(**changes: Any) -> dict:
@@ -400,7 +408,7 @@ def test_a_rank_larger_than_the_embedding_is_refused_with_a_message(server, enco
     prompt["score"] = node(
         "JEPAScoreImage", images=["decode", 0], encoder=["encoder", 0], mode="top-k", top_k=256
     )
-    prompt["sample"]["inputs"]["rank"] = 257
+    prompt["settings"]["inputs"]["rank"] = 257
     with pytest.raises(Exception, match="rank"):
         server.queue(prompt)
 

@@ -21,15 +21,16 @@ NUMBERS = ("interval", "rank", "oversampling", "power_iterations")
 SIZES = ("strength", "start_percent", "end_percent", "cfg", "denoise")
 MENUS = (
     "schedule", "normalisation", "gradient_path", "strength_rule", "fit", "decoder", "denoiser_calls", "range_finder",
-    "preset", "sampler_name", "scheduler",
+    "criterion",
 )  # fmt: skip
-OBJECTS = ("model", "vae", "encoder", "latent_image")
+OBJECTS = ("model", "vae", "encoder", "latent_image", "settings")
 CASES = [
-    *(("sample", name, source) for name in (*NUMBERS, "steps") for source in ("int", "negative")),
+    *(("settings", name, source) for name in NUMBERS for source in ("int", "negative")),
+    *(("settings", name, "text") for name in (*MENUS, "rank")),
+    *(("sample", "steps", source) for source in ("int", "negative")),
     *(("sample", name, source) for name in SIZES for source in ("float", "nan")),
-    *(("sample", name, "text") for name in (*MENUS, *OBJECTS, "rank", "strength")),
-    *(("patch", name, "int") for name in NUMBERS),
-    *(("patch", name, "text") for name in ("preset", "range_finder", "vae", "encoder", "model")),
+    *(("sample", name, "text") for name in ("preset", "sampler_name", "scheduler", *OBJECTS, "strength")),
+    *(("patch", name, "text") for name in ("preset", "settings", "vae", "encoder", "model")),
     *(("score", name, "text") for name in ("mode", "fit", "images", "encoder", "top_k")),
     ("score", "top_k", "int"),
     *(("encoder", "image_size", source) for source in ("int", "negative", "text")),
@@ -112,6 +113,7 @@ def prompts(server: Server) -> dict[str, dict]:
     shown = {name: node("PreviewAny", source=[name, 0]) for name in ("both", "folder", "loaded")}
     return {
         "sample": simple,
+        "settings": simple,
         "encoder": simple,
         "robot": simple,
         "patch": graph(encoder, {**patch(), **stock(["patch", 0])}),
@@ -155,8 +157,6 @@ def test_a_linked_value_is_refused_by_a_message_that_names_the_input(server, pro
 
 def test_a_linked_value_that_fits_runs(server, prompts):
     prompt = prompts["sample"] | {"source": node("PrimitiveInt", value=4)}
-    changed = prompt["sample"]
-    prompt["sample"] = changed | {
-        "inputs": changed["inputs"] | {"rank": ["source", 0], "steps": ["source", 0]}
-    }
+    for place, name in (("sample", "steps"), ("settings", "rank")):
+        prompt[place] = prompt[place] | {"inputs": prompt[place]["inputs"] | {name: ["source", 0]}}
     assert server.wait(server.queue(prompt), timeout=120)["outputs"]["save"]["images"]

@@ -306,8 +306,6 @@ def test_the_demo_runs_and_gives_pictures_and_scores(server, infos, local):
     for kind in ("KSampler", "JEPAGuidedKSampler"):
         for node in of_type(prompt, kind).values():
             node["inputs"]["steps"] = 4
-    for node in of_type(prompt, "JEPAGuidedKSampler").values():
-        node["inputs"]["power_iterations"] = 0
     (latent,) = of_type(prompt, "EmptyLatentImage").values()
     latent["inputs"]["batch_size"] = 2
     for node in of_type(prompt, "JEPAScoreImage").values():
