@@ -213,12 +213,14 @@ def test_the_panel_knows_the_linked_settings(comfy):
     page.ask(
         """(id) => {
             const node = app.graph.getNodeById(id), settings = LiteGraph.createNode("JEPAGuidanceSettings");
-            settings.pos = [node.pos[0] - 500, node.pos[1]];
+            settings.pos = [node.pos[0] - 500, node.pos[1] + 500];
             app.graph.add(settings);
             settings.connect(0, node, node.inputs.findIndex((input) => input.name === "settings"));
         }""",
         sampler,
     )
+    page.show(page.node("JEPAGuidanceSettings"), scale=1)
+    page.picture("settings_node")
     assert "Guides 9 of 14 steps" in page.ask(LABEL, sampler)
     page.set("JEPAGuidanceSettings", "interval", 4)
     assert "Guides 2 of 14 steps" in page.ask(LABEL, sampler)
@@ -226,6 +228,4 @@ def test_the_panel_knows_the_linked_settings(comfy):
     assert "Guides 9 of 14 steps" in page.ask(LABEL, sampler)
     page.set("JEPAGuidanceSettings", "criterion", "novelty")
     assert "Novelty has nothing to compare with" in page.ask(LABEL, sampler)
-    page.show(page.node("JEPAGuidanceSettings"))
-    page.picture("settings_node")
     assert not page.errors
