@@ -76,8 +76,8 @@ def writing_in_place() -> Iterator[None]:
     with torch.autograd.graph.allow_mutation_on_saved_tensors() as guard:
         if not isinstance(getattr(guard, "original", None), WeakKeyDictionary):
             raise RuntimeError(
-                f"JEPA guidance cannot differentiate this denoiser with torch {torch.__version__}; set preset to 'subtle', or "
-                f"gradient_path of JEPA Guidance Settings to {DENOISER_CONSTANT!r}"
+                f"JEPA guidance cannot differentiate this denoiser with torch {torch.__version__}; set preset to 'subtle', "
+                f"or gradient_path of JEPA Guidance Settings to {DENOISER_CONSTANT!r}"
             )
         guard.original = _KeepsOriginals()
         yield
