@@ -67,7 +67,7 @@ SCENES = (
                 inputs=(("model", 2, 0), ("vae", 2, 1), ("encoder", 7, 0)),
                 outputs=((0, 8, "model"),),
             ),
-            Added(102, "JEPAGuidanceSettings", (0, -900), inputs=(), outputs=((0, 101, "settings"),)),
+            Added(102, "JEPAGuidanceSettings", (0, -900), inputs=()),
         ),
         off=(12, 13, 14, 15, 16, 17, 18, 19),
         pictures=(

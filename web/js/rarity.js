@@ -162,13 +162,17 @@ function hover(node, step) {
   draw(node);
 }
 
-/** Take in what the server tells of a run, and note when each step ended. The run before stays as a shadow. */
+/** Take the chart of a run away; what was guided stays as a shadow. */
+function retire(node) {
+  if (node.jepaTrace?.steps.some(({ guided }) => guided)) node.jepaLast = node.jepaTrace;
+  node.jepaTrace = null;
+  node.jepaTimes = new Map();
+}
+
+/** Take in what the server tells of a run, and note when each step ended. */
 function take(node, trace) {
+  if (!trace.first && node.jepaTrace?.steps.length > trace.steps.length) retire(node);
   const before = node.jepaTrace;
-  if (!trace.first && before?.steps.length > trace.steps.length) {
-    if (before.steps.some(({ guided }) => guided)) node.jepaLast = before;
-    node.jepaTimes = new Map();
-  }
   const times = (node.jepaTimes ??= new Map());
   for (const { step } of trace.steps) if (!times.has(step)) times.set(step, performance.now());
   const known = trace.first ? (before?.steps ?? []).slice(0, trace.first) : [];
@@ -180,7 +184,7 @@ app.registerExtension({
   setup() {
     onStale((node) => {
       if (!node.jepaCanvas) return;
-      node.jepaTrace = null;
+      retire(node);
       draw(node);
     });
     followGraph(["JEPAGuidance"], draw); // whose samplers are other nodes
