@@ -39,7 +39,8 @@ def graph(session: Session, size: Size, name: str, sampler: str = SAMPLER, **cha
     Only the last node depends on `name`. The salt makes the conditioning new each time, so that the host runs
     the sampler again but not the loaders.
     """
-    plan, more = session.plan, {}
+    plan = session.plan
+    more: Prompt = {}
     conditioning = {"width": size.width, "pooled": size.pooled, "tokens": plan.tokens}
     inputs: Row = {"seed": 1, "steps": plan.steps, "cfg": 7.0, "denoise": 1.0}
     inputs |= {"sampler_name": "euler", "scheduler": "normal", "model": ["checkpoint", 0]}
