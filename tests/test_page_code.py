@@ -10,7 +10,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-SCRIPTS = sorted((ROOT / "web" / "js").glob("*.js"))
+# Reads and writes saved workflows, whose links have these names; on the page's own objects they are deprecated.
+SAVED = "old_form.js"
+SCRIPTS = [file for file in sorted((ROOT / "web" / "js").glob("*.js")) if file.name != SAVED]
 # What the page warns of, by a part of its warning, and how a script would use it. Collected from
 # comfyui-frontend-package 1.36.14, 1.47.12 and 1.58.1; app.graph is deprecated in their types alone.
 DEPRECATED = {
