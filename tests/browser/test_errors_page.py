@@ -143,6 +143,63 @@ def test_the_menu_of_encoders_tells_what_is_here_and_an_absent_one_is_replaced_a
     assert not page.errors
 
 
+# A guided MODEL for a KSampler of the host; returns the id of the node that guides.
+PATCHED = """(encoder) => {
+    app.graph.clear();
+    const make = (kind, x, y, values = {}) => {
+        const node = LiteGraph.createNode(kind);
+        node.pos = [x, y];
+        app.graph.add(node);
+        for (const [name, value] of Object.entries(values)) node.widgets.find((one) => one.name === name).value = value;
+        return node;
+    };
+    const link = (from, type, to, name) => from.connect(
+        from.outputs.findIndex((one) => one.type === type), to, to.inputs.findIndex((one) => one.name === name));
+    const loader = make("JEPADemoLoader", 0, 0), drawn = make("JEPADemoClass", 0, 150), any = make("JEPADemoClass", 0, 300);
+    const guide = make("JEPAEncoderLoader", 0, 450, { encoder, image_size: 28 });
+    const empty = make("EmptyLatentImage", 0, 650, { width: 128, height: 128 });
+    const patch = make("JEPAGuidance", 400, 0);
+    const sampler = make("KSampler", 800, 0, { steps: 4, sampler_name: "dpm_adaptive" });
+    const decode = make("VAEDecode", 1150, 0), shown = make("PreviewImage", 1150, 150);
+    link(loader, "MODEL", patch, "model");
+    link(loader, "VAE", patch, "vae");
+    link(loader, "VAE", decode, "vae");
+    link(guide, "JEPA_ENCODER", patch, "encoder");
+    link(patch, "MODEL", sampler, "model");
+    link(drawn, "CONDITIONING", sampler, "positive");
+    link(any, "CONDITIONING", sampler, "negative");
+    link(empty, "LATENT", sampler, "latent_image");
+    link(sampler, "LATENT", decode, "samples");
+    link(decode, "IMAGE", shown, "images");
+    return patch.id;
+}"""
+
+
+@pytest.mark.long
+def test_an_error_of_a_patch_in_the_hosts_sampler_is_said_on_the_patch(comfy, encoder_name):
+    page = comfy()
+    page.close_templates()
+    patch = page.ask(PATCHED, encoder_name)
+    page.show(patch, scale=0.8)
+    run(page)
+    ((kind, sentence, _),) = said(page, "error")
+    page.picture("error_of_a_patch")
+    assert kind == "error"
+    assert sentence.startswith("\u26a0 JEPA guidance does not support the sampler 'dpm_adaptive'")
+    left, right = page.ask(
+        """(id) => {
+            const { pos, size } = app.graph.getNodeById(id), { ds, canvas } = app.canvas;
+            const text = document.querySelector(".jepa-callout .text").getBoundingClientRect();
+            const left = (pos[0] + ds.offset[0]) * ds.scale + canvas.getBoundingClientRect().left;
+            return [Math.abs(text.left - left), Math.abs(text.width - size[0] * ds.scale)];
+        }""",
+        patch,
+    )
+    assert left < 2
+    assert right < 2
+    assert not page.errors
+
+
 INPUTS = [
     {"name": "model"}, {"name": "encoder", "value": None}, {"name": "steps", "value": 14},
     {"name": "sampler_name", "value": "dpm_adaptive"}, {"name": "start_percent", "value": 0.9},

@@ -81,10 +81,10 @@ function place(one) {
   if (element.hidden) return;
   const { scale, offset } = ds;
   const [left, top] = [0, 1].map((side) => (node.pos[side] + offset[side]) * scale);
-  const [width, height] = [0, 1].map((side) => node.size[side] * scale);
+  const width = node.size[0] * scale;
   const slot = node.flags.collapsed ? -1 : node.inputs.findIndex(({ name }) => name === input);
   const middle = slot < 0 ? null : (node.getInputPos(slot)[1] - node.pos[1]) * scale;
-  const layout = [left, top, width, height, middle, scale].join();
+  const layout = [left, top, width, middle, scale].join();
   if (layout === one.layout) return; // as in the frame before
   one.layout = layout;
   const half = (ROW * scale) / 2;
@@ -92,6 +92,6 @@ function place(one) {
   frame.hidden = middle === null;
   if (middle !== null) Object.assign(frame.style, { top: `${middle - half}px`, width: `${width}px`, height: `${2 * half}px` });
   Object.assign(text.style, { width: `${Math.max(width, NARROWEST)}px`, fontSize: `${Math.max(13 * scale, SMALLEST)}px` });
-  // below its input, else at the lower edge of the node
-  text.style.top = `${middle === null ? Math.max(height - text.offsetHeight, 0) : middle + half}px`;
+  // below its input, else below the title
+  text.style.top = `${middle === null ? 0 : middle + half}px`;
 }
