@@ -182,9 +182,9 @@ def test_an_error_of_a_patch_in_the_hosts_sampler_is_said_on_the_patch(comfy, en
     patch = page.ask(PATCHED, encoder_name)
     page.show(patch, scale=0.8)
     run(page)
-    ((kind, sentence, _),) = said(page, "error")
+    ((kind, sentence, framed),) = said(page, "error")
     page.picture("error_of_a_patch")
-    assert kind == "error"
+    assert (kind, framed) == ("error", False)  # the sampler is no input of the patch
     assert sentence.startswith("\u26a0 JEPA guidance does not support the sampler 'dpm_adaptive'")
     left, right = page.ask(
         """(id) => {
@@ -204,12 +204,15 @@ INPUTS = [
     {"name": "model"}, {"name": "encoder", "value": None}, {"name": "steps", "value": 14},
     {"name": "sampler_name", "value": "dpm_adaptive"}, {"name": "start_percent", "value": 0.9},
     {"name": "end_percent", "value": 0.8}, {"name": "weights", "value": "dinov2-large"}, {"name": "non_commercial"},
+    {"name": "target", "value": "none"},
 ]  # fmt: skip
 NAMED = {
     "start_percent 0.9 is larger than end_percent 0.8; swap them": "start_percent",
     "JEPA guidance does not support the sampler 'dpm_adaptive': it chooses its steps as it goes": "sampler_name",
     "cannot download dinov2-large from the Hugging Face hub (no network). Put config.json": "weights",
-    "the images have 4 channels; unlike those of the encoder": "encoder",
+    "the encoder sees 3 channels, not 4": "encoder",
+    "images have 4 channels, unlike those that the encoder sees in its steps": None,
+    "so none has a fixed place": None,
     "dinov2-large is not for commercial use. Turn non_commercial on to agree": "weights",
     "Turn non_commercial on": "non_commercial",
     "model_type 'x' is not supported": None,

@@ -8,24 +8,22 @@ import { follow, loadWords, nodeOf, words } from "./page.js";
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname).match(/\/extensions\/([^/]+)\//)[1];
 const LONGEST = 400; // of a sentence on a node, in characters
 const BRIEF = 140; // in a toast
-const TOLD = 4; // characters of a value that an error tells, at least
 const TOAST_MS = 12000;
 const STYLE = ".jepa-toast { margin-top: var(--jepa-toast) !important } .jepa-toast ~ .jepa-toast { margin-top: 0 !important }";
 
 export const isOurs = (node) => node.constructor.nodeData?.python_module === `custom_nodes.${FOLDER}`;
 
-/** The input that an error is about: the one that it begins with, whose value it tells, or that it names; else null. */
+const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+
+/** The input that an error is about: the one that it begins with, whose value it tells, or that it names; else null.
+ *  A plain word, such as the name "steps" or the value "none", may mean something else inside a sentence. */
 export function inputOf(message, inputs) {
-  const where = (text) => message.search(new RegExp(`(?<![\\w-])${text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}(?![\\w-])`));
-  const first = (texts) => {
-    const places = texts.map((text) => (text ? where(text) : -1)).map((place) => (place < 0 ? Infinity : place));
-    const nearest = Math.min(...places);
-    return nearest === Infinity ? { place: Infinity, name: null } : { place: nearest, name: inputs[places.indexOf(nearest)].name };
-  };
-  const named = first(inputs.map(({ name }) => name));
-  if (named.place === 0) return named.name;
-  const told = first(inputs.map(({ value }) => (typeof value === "string" && value.length >= TOLD ? value : null)));
-  return told.name ?? named.name;
+  const says = (text) => new RegExp(`(?<![\\w-])${escaped(text)}(?![\\w-])`).test(message);
+  const begins = ({ name }) => new RegExp(`^((the|this|an?) )?${escaped(name)}(?![\\w-])`, "i").test(message);
+  const tells = ({ value }) =>
+    typeof value === "string" && value !== "" && (message.includes(`'${value}'`) || (/[\d_./-]/.test(value) && says(value)));
+  const names = ({ name }) => name.includes("_") && says(name);
+  return (inputs.find(begins) ?? inputs.find(tells) ?? inputs.find(names))?.name ?? null;
 }
 
 /** The text, cut at a space where it is too long. */
