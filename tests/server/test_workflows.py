@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -269,6 +271,37 @@ def test_no_nodes_overlap_and_a_note_explains_the_graph(name):
             inside = x <= left and y + TITLE_HEIGHT <= top and right <= x + width and bottom <= y + height
             outside = left >= x + width or right <= x or top >= y + height or bottom <= y
             assert inside or outside, f"{title} and the border of {group['title']}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_note_says_in_four_languages_what_to_look_at(name):
+    """The page does not translate notes: the English text ends with a paragraph in each of the other languages."""
+    (note,) = (node for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote")
+    *english, chinese, japanese, korean = note["widgets_values"][0].split("\n\n")
+    assert "\n\n".join(english).isascii()
+    for text, heading, charset in (
+        (chinese, "\u4e2d\u6587\uff1a", "gb2312"),
+        (japanese, "\u65e5\u672c\u8a9e\uff1a", "shift_jis"),
+        (korean, "\ud55c\uad6d\uc5b4:", "euc_kr"),
+    ):
+        assert text.startswith(f"**{heading}** ")
+        assert len(text) > 40
+        text.encode(charset)
+        # what is marked is a name on the page
+        marked = re.findall(r"(?<!\*)(?:`|\*\*?)([^*`]+)(?:`|\*\*?)", text.partition("** ")[2])
+        assert [one for one in marked if one not in "\n\n".join(english)] == []
+    assert height_of(note["widgets_values"][0], note["size"][0]) <= note["size"][1]
+
+
+def height_of(text: str, width: int) -> float:
+    """About how high a note is on the canvas, in pixels: 10 pixels a letter of Chinese, Japanese or Korean."""
+    height = 20.0
+    for block in text.split("\n\n"):
+        for line in block.split("\n"):
+            letters = sum(10 if unicodedata.east_asian_width(one) in "WF" else 5.5 for one in line)
+            height += 16 * math.ceil(letters * (1.4 if line.startswith("#") else 1) / (width - 40))
+        height += 8
+    return height
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_CHECKPOINT])
