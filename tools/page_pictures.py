@@ -306,6 +306,11 @@ SCENES = (
             ("02 Text to image with SD15", (4, 5, 6, 7)),
             ("03 Text to image with SDXL", (7, 8)),
             ("09 Two guides from one seed", (7, 8, 9)),
+            ("21 SDXL Lightning in four steps", (7, 8)),
+            ("22 SDXL Turbo in four steps", (7, 8)),
+            ("23 Z-Image Turbo", (8, 11)),
+            ("24 Qwen Image", (8, 11)),
+            ("25 Flux 2", (8, 10, 11, 12, 13, 14)),
         )
     ),
 )

@@ -24,7 +24,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 # Nodes that exist only on the web page and are never queued.
 PAGE_ONLY = ("MarkdownNote", "Note")
 # Inputs that name a file that users have and the test host does not.
-MODEL_FILES = ("ckpt_name",)
+MODEL_FILES = ("ckpt_name", "unet_name", "clip_name", "vae_name")
 WITHOUT_CHECKPOINT = (
     "12 Search then guide",
     "10 Rare search",
@@ -43,7 +43,12 @@ WITHOUT_CHECKPOINT = (
     "05 How strong is right",
     "09 Two guides from one seed",
 )
-DIRECTORIES = {"CheckpointLoaderSimple": "checkpoints"}
+DIRECTORIES = {
+    "CheckpointLoaderSimple": "checkpoints",
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+}
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 TITLE_HEIGHT = 30
@@ -305,8 +310,9 @@ def height_of(text: str, width: int) -> float:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_CHECKPOINT])
-def test_only_the_checkpoint_is_missing_on_the_server(server, infos, name):
+def test_only_the_models_are_missing_on_the_server(server, infos, name):
     prompt = api_prompt(workflow(name), infos)
+    loaders = {node["class_type"] for node in prompt.values()} & set(DIRECTORIES)
 
     def faults(candidate: dict[str, Node]) -> set[tuple[str, str]]:
         with pytest.raises(PromptRefused) as refused:
@@ -314,13 +320,14 @@ def test_only_the_checkpoint_is_missing_on_the_server(server, infos, name):
         reported = refused.value.answer["node_errors"].values()
         return {(fault["class_type"], error["type"]) for fault in reported for error in fault["errors"]}
 
-    missing = {("CheckpointLoaderSimple", "value_not_in_list")}
+    missing = {(loader, "value_not_in_list") for loader in loaders}
+    assert missing
     assert faults(prompt) == missing
     # with one more fault, to show that faults are found
     broken = copy.deepcopy(prompt)
-    (latent,) = of_type(broken, "EmptyLatentImage").values()
+    (latent,) = (node for node in broken.values() if node["class_type"].startswith("Empty"))
     latent["inputs"]["width"] = 1
-    assert faults(broken) == missing | {("EmptyLatentImage", "value_smaller_than_min")}
+    assert faults(broken) == missing | {(latent["class_type"], "value_smaller_than_min")}
 
 
 @pytest.mark.parametrize("name", GUIDED_AND_STOCK)
