@@ -111,7 +111,7 @@ async function onRefused(errors) {
 function watchQueue() {
   const queue = api.queuePrompt;
   api.queuePrompt = async function (...args) {
-    unsayAll("error", "note");
+    unsayAll("error", "note"); // not when the run starts: what is not refused starts, and the answer may come later
     try {
       const answer = await queue.apply(this, args);
       onRefused(answer.node_errors);
@@ -147,7 +147,6 @@ app.registerExtension({
   setup() {
     document.head.appendChild(document.createElement("style")).textContent = STYLE;
     watchQueue();
-    api.addEventListener("execution_start", () => unsayAll("error", "note"));
     api.addEventListener("execution_error", onError);
     api.addEventListener("execution_interrupted", onCancelled);
   },
