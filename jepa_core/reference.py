@@ -239,6 +239,8 @@ def _header(text: str) -> tuple[dict[str, str], list[Any]]:
     how = {str(name): str(value) for name, value in stated["how"].items()}
     if how.keys() != {"mode", "fit", "antialias"}:
         raise ValueError(f"its settings are {', '.join(how)!r:.100}")
+    if how["fit"] not in ("squash", "crop") or how["antialias"] not in ("on", "off"):
+        raise ValueError(f"its fit is {how['fit']!r:.50} and its antialias {how['antialias']!r:.50}")
     parts = stated["parts"]
     if not isinstance(parts, list) or not 1 <= len(parts) <= _MAX_PARTS:
         raise ValueError(f"it must have 1 to {_MAX_PARTS} parts")

@@ -19,7 +19,6 @@ class Schedule:
 
     Attributes:
         strength: the paper's eta at three guided steps; negative values make images more typical.
-        times: how often strength counts.
         start_percent, end_percent: fractions of the steps that this sampler call runs; the paper's deferral tau is
             1 - start_percent. Equal values guide nothing.
         interval: N, guide every N-th step.
@@ -27,16 +26,17 @@ class Schedule:
             every guided step, as the paper says.
         variance: multiply by the posterior variance of the step (the paper's "variance" schedule).
         normalisation: "max" (the paper: largest entry 1), "rms" (root mean square 1) or "none".
+        times: how often strength counts.
     """
 
     strength: float = 0.5
-    times: float = 1.0
     start_percent: float = 0.2
     end_percent: float = 0.8
     interval: int = 1
     strength_rule: str = SPREAD
     variance: bool = False
     normalisation: str = MAX
+    times: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_percent <= 1 or not 0 <= self.end_percent <= 1:

@@ -110,6 +110,24 @@ def test_a_graph_of_the_old_form_opens_with_its_values_where_they_are_today(comf
 
 
 @pytest.mark.long
+def test_a_node_of_the_old_form_that_is_inserted_keeps_what_is_on_its_face(comfy):
+    page = open_demo(comfy)
+    (old,) = (one for one in old_graph(**CHANGED)["nodes"] if one["type"] == "JEPAGuidedKSampler")
+    script = """(saved) => {
+        const node = LiteGraph.createNode("JEPAGuidedKSampler");
+        app.graph.add(node);
+        node.configure({ ...saved, id: node.id, inputs: [], outputs: [] });
+        return Object.fromEntries(node.widgets.map(({ name, value }) => [name, value]));
+    }"""
+    shown = page.ask(script, old)
+    assert {name: shown[name] for name in FACE} == {name: CHANGED[name] for name in FACE}
+    # as many values as today's node has, of which none is of the old form
+    today = page.ask(script, old | {"widgets_values": [*old["widgets_values"][:7], 1.5, 0.2, 0.8, 1, 9, 2]})
+    assert today["strength"] == 1.5
+    assert not page.errors
+
+
+@pytest.mark.long
 def test_a_link_to_an_input_of_the_old_form_leads_to_the_settings(comfy):
     page = open_demo(comfy)
     graph = old_graph(criterion="auto", preset="auto")

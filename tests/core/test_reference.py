@@ -279,6 +279,8 @@ EXACT = {"how": HOW}
         ({}, {"how": None}, "is not a valid reference"),
         ({}, {"how": {"mode": NO_SCORE}}, "its settings are"),
         ({}, {"how": HOW | {"mode": "top 0"}}, "its mode is 'top 0'"),
+        ({}, {"how": HOW | {"fit": "evil"}}, "its fit is 'evil' and its antialias 'on'"),
+        ({}, {"how": HOW | {"antialias": "True"}}, "its fit is 'squash' and its antialias 'True'"),
         ({}, {"how": HOW | {"mode": "projected on 99999 outputs"}}, "does not fit embeddings of length"),
         ({}, {"how": HOW | {"mode": NO_SCORE, "more": "x"}}, "its settings are"),
         ({}, {"more": "x" * 70_000}, "header is too long"),

@@ -23,6 +23,7 @@ const STYLE = `
 
 const callouts = new Set(); // {node, kind, input, element, frame, text, layout}
 let layer = null;
+let following = false;
 
 /** Say something on a node, in place of what it said of this kind: "error", "notice" or "note". */
 export function say(node, { kind, text, input = null, close }) {
@@ -40,7 +41,8 @@ export function say(node, { kind, text, input = null, close }) {
   paragraph.addEventListener("wheel", (event) => app.canvas.processMouseWheel(event), { passive: false });
   ground().appendChild(element);
   callouts.add({ node, kind, input, element, frame, text: paragraph });
-  if (callouts.size === 1) requestAnimationFrame(follow);
+  if (!following) requestAnimationFrame(follow);
+  following = true;
 }
 
 /** Take back what a node says, of these kinds. */
@@ -68,10 +70,13 @@ function ground() {
 function follow() {
   for (const one of callouts) {
     const { node, kind } = one;
-    if (node.graph?.getNodeById(node.id) === node) place(one);
+    const { rootGraph } = app;
+    const open = node.graph === rootGraph || rootGraph.subgraphs?.get(node.graph?.id) === node.graph;
+    if (open && node.graph?.getNodeById(node.id) === node) place(one);
     else unsay(node, kind); // it was removed, or another workflow opened
   }
-  if (callouts.size) requestAnimationFrame(follow);
+  following = callouts.size > 0;
+  if (following) requestAnimationFrame(follow);
 }
 
 function place(one) {

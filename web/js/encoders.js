@@ -5,6 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { say, unsay } from "./callouts.js";
 import { filled, follow, isLinked, loadWords, words } from "./page.js";
+import { allNodes } from "./runs.js";
 
 const MENUS = { JEPAEncoderLoader: "encoder", JEPAPromptFit: "model" };
 const FACTS = "jepa_installed"; // FACTS in host/encoders/menu.py
@@ -48,7 +49,7 @@ async function settle(node) {
 /** Ask again what is installed, after a run that has downloaded something. */
 async function refresh() {
   for (const kind of Object.keys(MENUS)) {
-    const used = app.rootGraph.nodes.filter(({ comfyClass }) => comfyClass === kind);
+    const used = allNodes().filter(({ comfyClass }) => comfyClass === kind);
     const menu = menuOf(kind);
     const chosen = used.map((node) => node.widgets.find(({ name }) => name === MENUS[kind]).value);
     if (!chosen.some((name) => menu[FACTS][name]?.installed === false)) continue;
@@ -61,7 +62,7 @@ async function refresh() {
 app.registerExtension({
   name: "jepa-guidance.encoders",
   async setup() {
-    api.addEventListener("execution_success", refresh);
+    for (const end of ["success", "error", "interrupted"]) api.addEventListener(`execution_${end}`, refresh);
     await loadWords(); // before a workflow is opened, for its labels
   },
   nodeCreated(node) {

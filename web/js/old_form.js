@@ -7,6 +7,7 @@ const SETTINGS = "JEPAGuidanceSettings";
 const KIND = "JEPA_GUIDANCE_SETTINGS";
 // guiding node -> how many widget values come before its strength
 const BEFORE = { JEPAGuidedKSampler: 7, JEPAStrengthStrip: 7, JEPAGuidance: 0 };
+const FEWEST = 13; // values of the first graphs, from strength on
 const FACE = ["strength", "preset", "start_percent", "end_percent", "target", "apart"]; // in the order of today's widgets
 const [ROW, GAP, HEAD] = [24, 50, 60]; // pixels of a widget, between nodes, and of a node without widgets
 
@@ -16,16 +17,18 @@ function declared(type) {
   return Object.entries({ ...required, ...optional }).map(([name, [, options]]) => [name, options]);
 }
 
-/** Whether a saved node has the old form: start_percent after the strength, where today's has the preset. */
+/** Whether a saved node has the old form: start_percent after the strength, where today's has the preset, and no less than
+ * the first graphs had. */
 function isOld({ type, widgets_values: values }) {
-  return type in BEFORE && Array.isArray(values) && typeof values[BEFORE[type] + 1] === "number";
+  if (!Object.hasOwn(BEFORE, type) || !Array.isArray(values)) return false;
+  return values.length >= BEFORE[type] + FEWEST && typeof values[BEFORE[type] + 1] === "number";
 }
 
 /** The values of the old widgets by name, and the preset of today in place of the old one. */
 function oldValues({ type, widgets_values: values }, { order, defaults, presets }) {
   const saved = values.slice(BEFORE[type], BEFORE[type] + order.length);
   const named = { ...defaults, ...Object.fromEntries(saved.map((value, index) => [order[index], value])) };
-  const [preset, stoodFor] = presets[named.preset] ?? [named.preset, {}];
+  const [preset, stoodFor] = Object.hasOwn(presets, named.preset) ? presets[named.preset] : [named.preset, {}];
   return { ...named, ...stoodFor, preset };
 }
 
@@ -121,6 +124,19 @@ function addSettings(graph, node, ids, values, linked) {
 
 app.registerExtension({
   name: "jepa-guidance.oldForm",
+  // Nodes that come into a graph by other ways (inserted, pasted, of a published subgraph) get no settings node beside them,
+  // but their values stand where they belong.
+  beforeRegisterNodeDef(type, { name }) {
+    if (!Object.hasOwn(BEFORE, name)) return;
+    const { configure } = type.prototype;
+    type.prototype.configure = function (saved) {
+      const node = { ...saved, type: name };
+      if (!isOld(node)) return configure.call(this, saved);
+      const values = oldValues(node, declared(name).find(([input]) => input === "settings")[1].jepa_old_form);
+      const before = node.widgets_values.slice(0, BEFORE[name]);
+      return configure.call(this, { ...saved, widgets_values: [...before, ...FACE.map((one) => values[one])] });
+    };
+  },
   beforeConfigureGraph(workflow) {
     const graphs = [workflow, ...(workflow.definitions?.subgraphs ?? [])].filter(({ nodes }) => nodes);
     const old = graphs.flatMap((graph) => graph.nodes.filter(isOld).map((node) => [graph, node]));

@@ -124,7 +124,7 @@ function watchQueue() {
 }
 
 /** All nodes of the workflow, those in subgraphs too. */
-function allNodes() {
+export function allNodes() {
   const root = app.rootGraph;
   return [root, ...(root.subgraphs?.values() ?? [])].flatMap(({ nodes }) => nodes);
 }
