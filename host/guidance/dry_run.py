@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..gradient.random_state import random_state_kept
-from .guided_model import GuidedModel
+from .guided_model import GuidedModel, holds
 
 # Height and width of the latent: samplers of other packs blur it, pad it, or call the model on every other pixel.
 SIDE = 32
@@ -114,7 +114,7 @@ class _Stub:
     """The model of a dry run.
 
     Attributes:
-        last: the last call with a latent of the run's shape; other calls, on parts or enlarged, begin no step.
+        last: the last call with the whole latent; others, on parts of it, begin no step.
     """
 
     def __init__(self, model: Any, shape: Sequence[int], answer: Answer, writes: dict[int, float]) -> None:
@@ -131,7 +131,7 @@ class _Stub:
 
     def __call__(self, x: Tensor, sigma: Tensor, model_options: dict | None = None, **_: Any) -> Tensor:
         call = len(self.states)
-        if tuple(x.shape) == self._shape:
+        if holds(x.shape, self._shape):
             self.last = call
         self.states.append(middle(x))
         self.sigmas.append(float(sigma.flatten()[0]))

@@ -1,6 +1,6 @@
 """The model that a guided sampler calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -26,6 +26,11 @@ class SamplerPlan(NamedTuple):
         return len(self.first)
 
 
+def holds(shape: Sequence[int], first: Sequence[int]) -> bool:
+    """Whether a latent is whole, not a part of the first one; some samplers enlarge it as they go."""
+    return all(now >= before for now, before in zip(shape, first, strict=True))
+
+
 class GuidedModel:
     """Takes the place of the model inside a sampler function, and shifts the sampler's state at each guided step.
 
@@ -38,7 +43,7 @@ class GuidedModel:
 
     Attributes:
         calls: model calls so far.
-        last: the last one at the latent's shape, from 0; None before.
+        last: the last one with the whole latent, from 0; None before.
     """
 
     def __init__(
@@ -64,7 +69,7 @@ class GuidedModel:
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
         step = self._plan.first.get(self.calls)
         self._shape = self._shape or tuple(x.shape)  # every sampler begins with the whole latent
-        if tuple(x.shape) == self._shape:
+        if holds(x.shape, self._shape):
             self.last = self.calls
         self.calls += 1
         carry = self._plan.carry

@@ -73,7 +73,7 @@ class StepCount:
         """The step that a report completes, from 0; None for a report without a new model call.
 
         Args:
-            call: the last model call at the latent's shape, from 0; None before the first.
+            call: the last model call with the whole latent, from 0; None before the first.
 
         Raises:
             RuntimeError: the sampler does not run as in its dry run.
