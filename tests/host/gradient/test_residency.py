@@ -342,7 +342,7 @@ def test_every_loader_dtype_path_and_queue(files, gradients, loader, dtype):
                     assert cosine(gradients[0], expected[through][0]) >= 0.999
                 gradients.clear()
                 # models left over from the first run fill the card, as a streamed denoiser does
-                card.taken = card.free() - GIB // 2
+                card.taken = card.free() - GIB
             card.taken = 0
             assert torch.equal(*images)
             assert not torch.equal(images[0], stock)
@@ -455,7 +455,7 @@ def test_a_model_too_large_for_the_card_is_held_constant_before_any_copy(files, 
     with dynamic_vram() as card:
         graph = Graph("CheckpointLoaderSimple", torch.float16)
         expected = graph.guided(False)
-        card.total = GIB // 2
+        card.total = GIB
         assert not fits_whole(graph.model, graph.vae.patcher)
         monkeypatch.setattr(residency, "_copied", fail_on(graph.model.model))
         traces: list[Any] = []
