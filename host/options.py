@@ -42,6 +42,9 @@ MAX = "max"
 RMS = "rms"
 NONE = "none"
 
+# criterion, mode, fit: as the rest asks for
+AUTO = "auto"
+
 # fit
 SQUASH = "squash"
 CROP = "crop"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..host.comfy.required import ExecutionBlocker
 from ..host.comfy.sampling import MAX_SEED
-from ..host.options import FLOOR_PERCENTILE, FLOOR_VALUE, FLOORS, NO_FLOOR, NOVELTY, PROJECTED, SCORE
+from ..host.options import AUTO, FLOOR_PERCENTILE, FLOOR_VALUE, FLOORS, NO_FLOOR, NOVELTY, PROJECTED, SCORE
 from ..host.scoring.along import batched, check_along
 from ..host.scoring.floor import check_qualities
 from ..jepa_core.reference import EXACT
@@ -21,10 +21,11 @@ def mode_input() -> io.Input:
     """How images that are sorted are scored."""
     return io.Combo.Input(
         "mode",
-        options=[PROJECTED, EXACT],
-        default=PROJECTED,
-        tooltip=f"{PROJECTED}: many times faster and ranks images nearly as {EXACT} does, from {PROJECTION} fixed random "
-        f"outputs of the encoder. {EXACT}: all singular values. Scores of different modes are not comparable.",
+        options=[AUTO, PROJECTED, EXACT],
+        default=AUTO,
+        tooltip=f"How images are scored. {AUTO}: as the pictures of a linked reference, otherwise {PROJECTED}. {PROJECTED}: "
+        f"many times faster and ranks images nearly as {EXACT} does, from {PROJECTION} fixed random outputs of the "
+        f"encoder. {EXACT}: all singular values. Scores of different modes are not comparable.",
     )
 
 

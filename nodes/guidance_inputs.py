@@ -8,11 +8,12 @@ from comfy_api.latest import io
 from ..host.guidance.brought import brought
 from ..host.guidance.config import GuidanceConfig
 from ..host.guidance.schedule import Schedule
-from ..host.options import NOVELTY, ONE_CALL, SCORE, TARGETS, THROUGH_DENOISER, VARIANCE
+from ..host.options import AUTO, NOVELTY, ONE_CALL, SCORE, TARGETS, THROUGH_DENOISER, VARIANCE
+from ..host.scoring.modes import how_beside
+from ..host.scoring.reference import view_of
 from ..jepa_core import RarityGradient
 from ..jepa_core.score import PROJECTION
 from .guidance_presets import (
-    AUTO,
     BALANCED,
     CUSTOM,
     FAITHFUL,
@@ -117,8 +118,8 @@ def _links() -> list[io.Input]:
             optional=True,
             tooltip=f"The pictures that count as usual, for {NOVELTY} and for target: from JEPA Prompt Reference (what this "
             "prompt gives by itself), JEPA Reference from Folder (your last pictures) or JEPA Reference. "
-            "It must be made with the same encoder and image size; its fit and antialias are used, unless settings are "
-            "linked.",
+            "It must be made with the same encoder and image size; the image is seen as its pictures were, unless "
+            "linked settings choose a fit.",
         ),
         JEPAEncoder.Input(
             "judge",
@@ -162,8 +163,7 @@ def off_text(model: Any, unpatched: str) -> str:
 def values_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """All values that count, by the names of the inputs and of those of JEPAGuidanceSettings.
 
-    The later wins: defaults, settings, preset. How the encoder sees the image is what the settings say, if there are any,
-    and else as a reference's pictures were seen.
+    The later wins: defaults, settings, preset; and how a reference's pictures were seen, unless the settings say it.
     """
     linked, reference = inputs.get("settings"), inputs.get("reference")
     given = {"target": NO_TARGET, "apart": False, "reference": None, "judge": None, **inputs}
@@ -172,10 +172,8 @@ def values_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
     )
     values = given | defaults() | chosen | PRESETS.get(given["preset"], {})
     values.pop("settings", None)
-    if reference is None:
-        return values
-    seen = {"fit": reference.how["fit"], "antialias": reference.how["antialias"] == "on"}
-    return values | {name: chosen.get(name, seen[name]) for name in VIEW}
+    fit = AUTO if reference is not None and chosen.get("fit", AUTO) == AUTO else values["fit"]
+    return values | view_of(how_beside(reference, fit=fit, antialias=values["antialias"]))
 
 
 def config_of(inputs: Mapping[str, Any]) -> GuidanceConfig:

@@ -18,7 +18,6 @@ from ..host.options import (
     TWO_CALLS,
 )
 
-AUTO = "auto"  # the criterion of a new node
 CUSTOM = "custom"  # sets nothing: the linked settings, or their defaults
 SUBTLE = "subtle"
 BALANCED = "balanced"  # the preset of a new node

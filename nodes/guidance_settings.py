@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.options import (
+    AUTO,
     BOTH,
     COLD,
     CONSTANT,
@@ -32,7 +33,7 @@ from ..host.options import (
     VARIANCE,
 )
 from ..jepa_core.views import COUNT as VIEWS
-from .guidance_presets import AUTO, CUSTOM, RANGE_FINDERS
+from .guidance_presets import CUSTOM, RANGE_FINDERS
 from .input_checks import check_values, inputs_of
 from .search_words import search_words
 from .types import JEPASettings
@@ -134,16 +135,16 @@ def _sight_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "fit",
-            options=[SQUASH, CROP],
-            default=SQUASH,
-            tooltip="How a non-square image is made square for the encoder. squash: squeezed (the paper). crop: only its "
-            "centre. A linked reference must be made with the same.",
+            options=[AUTO, SQUASH, CROP],
+            default=AUTO,
+            tooltip=f"How a non-square image is made square for the encoder. {AUTO}: as the pictures of a linked reference, "
+            f"otherwise {SQUASH}. {SQUASH}: squeezed (the paper). {CROP}: only its centre.",
         ),
         io.Boolean.Input(
             "antialias",
             default=True,
             tooltip="Smooths the image before shrinking it for the encoder, as in the encoder's training. Off: the plain "
-            "resize of the paper's code.",
+            f"resize of the paper's code. With a reference and fit {AUTO}, what its pictures had counts instead.",
         ),
         io.Boolean.Input(
             "smooth",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..host.options import (
+    AUTO,
     COLD,
     DENOISER_CONSTANT,
     FULL,
@@ -20,7 +21,7 @@ from ..host.options import (
     TRACKED_HALF,
     TWO_CALLS,
 )
-from .guidance_presets import AUTO, BALANCED, CUSTOM, FAITHFUL, SUBTLE
+from .guidance_presets import BALANCED, CUSTOM, FAITHFUL, SUBTLE
 
 GUIDING = ("JEPAGuidedKSampler", "JEPAGuidance", "JEPAStrengthStrip")
 _FAITHFUL = {

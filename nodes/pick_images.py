@@ -160,8 +160,8 @@ def _inputs() -> list[io.Input]:
         JEPAReference.Input(
             "reference",
             optional=True,
-            tooltip="What counts as usual: needed to sort by novelty, and adds percentiles. From JEPA Reference, made with "
-            "fit squash and antialias on.",
+            tooltip="What counts as usual: needed to sort by novelty, and says how many of its pictures each image is "
+            "rarer than. Images are seen as its pictures were. From JEPA Reference.",
         ),
         latents_input(),
     ]

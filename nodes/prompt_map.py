@@ -6,13 +6,13 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..host.drawing.group_sheet import Block, group_sheet
-from ..host.options import NOVELTY, PROJECTED, SCORE
+from ..host.options import NOVELTY, SCORE
 from ..host.scoring.along import kept_pictures
 from ..host.scoring.groups import Group, described, groups_of, joint_points
-from ..host.scoring.rarity import ANTIALIAS, FIT, Rarity, rarity_of
-from ..host.scoring.reference import embed_pictures, seen_as
-from ..jepa_core.reference import EXACT
-from .choice_inputs import seeds_input
+from ..host.scoring.modes import how_beside
+from ..host.scoring.rarity import rarity_of
+from ..host.scoring.reference import embed_pictures
+from .choice_inputs import mode_input, seeds_input
 from .input_checks import check_values, given, inputs_of, only, seed_words, seeds_of, with_images
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
@@ -45,19 +45,13 @@ class JEPAPromptMap(io.ComfyNode):
                     tooltip="How many groups. 0 tries 2 to 8 and takes the number that parts the images most clearly. "
                     "Images that are the same are never parted.",
                 ),
-                io.Combo.Input(
-                    "mode",
-                    options=[PROJECTED, EXACT],
-                    default=PROJECTED,
-                    tooltip=f"How images are scored. {PROJECTED}: many times faster, and ranks nearly as {EXACT} does. "
-                    f"{EXACT}: all singular values. Unused by novelty.",
-                ),
+                mode_input(),
                 seeds_input("To draw the finds again."),
                 JEPAReference.Input(
                     "reference",
                     optional=True,
-                    tooltip="What counts as usual: needed for novelty, and adds percentiles to the sheet. Made with fit "
-                    "squash and antialias on.",
+                    tooltip="What counts as usual: needed for novelty, and says how many of its pictures an image is "
+                    "rarer than. Images are seen as its pictures were.",
                 ),
                 io.Combo.Input(
                     "by",
@@ -120,12 +114,14 @@ class JEPAPromptMap(io.ComfyNode):
         own = seeds_of(seeds, sum(map(len, images)))
         rarity = rarity_of(images, single["encoder"], single["mode"], single["by"], single.get("reference"))
         pictures = [picture for batch in images for picture in batch]
-        points = embedded(pictures, single["encoder"])
+        how = how_beside(single.get("reference"))
+        points = embedded(pictures, single["encoder"], how)
         labels = groups_of(points, single["groups"])
         found = described(points, labels, rarity.values, highest=single["by"] == NOVELTY)
         words = seed_words(own, images)
+        texts = [rarity.text(index, single["by"]) for index in range(len(pictures))]
         sheet = group_sheet(
-            [block(number, group, pictures, rarity, words) for number, group in enumerate(found)]
+            [block(number, group, pictures, texts, words) for number, group in enumerate(found)]
         )
         rarest = [group.rarest for group in found]
         return io.NodeOutput(
@@ -140,29 +136,26 @@ class JEPAPromptMap(io.ComfyNode):
         )
 
 
-def embedded(pictures: list[Tensor], encoder: Any) -> Tensor:
-    """Pictures as points, (N, d): where the encoder sees them, or all encoders of a set together."""
-    how = seen_as(FIT, ANTIALIAS)
+def embedded(pictures: list[Tensor], encoder: Any, how: dict[str, str]) -> Tensor:
+    """Pictures as points, (N, d): where the encoder sees them, or all encoders of a set together; how: see Reference."""
     each = [embed_pictures(pictures, member.encoder, how) for member in encoder.members]
     return joint_points(each, [member.weight for member in encoder.members])
 
 
-def block(number: int, group: Group, pictures: list[Tensor], rarity: Rarity, seeds: list[str]) -> Block:
-    """What the sheet shows of a group."""
+def block(number: int, group: Group, pictures: list[Tensor], texts: list[str], seeds: list[str]) -> Block:
+    """What the sheet shows of a group. texts: how rare each picture is."""
     size = len(group.members)
     heading = f"group {number}: {size} of {len(pictures)} images"
     shown = {"middle": group.medoid, "most typical": group.typical, "rarest": group.rarest}
     if size == 1:
         shown = {"alone": group.medoid}
-    labels = [label(role, index, rarity, seeds) for role, index in shown.items()]
+    labels = [label(role, index, texts, seeds) for role, index in shown.items()]
     return Block(heading, [pictures[index] for index in shown.values()], labels)
 
 
-def label(role: str, index: int, rarity: Rarity, seeds: list[str]) -> str:
+def label(role: str, index: int, texts: list[str], seeds: list[str]) -> str:
     """What stands below a picture."""
-    lines = [f"{role}: image {index}", f"{rarity.values[index]:.2f}"]
-    if rarity.percentiles:
-        lines.append(f"rarer than {100 - rarity.percentiles[index]:.0f} %")
+    lines = [f"{role}: image {index}", texts[index]]
     if seeds:
         lines.append(seeds[index])
     return "\n".join(lines)

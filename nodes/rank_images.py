@@ -82,8 +82,8 @@ class JEPARankImages(io.ComfyNode):
                 JEPAReference.Input(
                     "reference",
                     optional=True,
-                    tooltip="What counts as usual: needed to rank by novelty, and adds percentiles to the sheet. From JEPA "
-                    "Reference, made with fit squash and antialias on.",
+                    tooltip="What counts as usual: needed to rank by novelty, and says how many of its pictures each "
+                    "image is rarer than. Images are seen as its pictures were. From JEPA Reference.",
                 ),
                 by_input(optional=True),
                 *choice_inputs(),
@@ -153,7 +153,7 @@ class JEPARankImages(io.ComfyNode):
             # nothing to give stops those who need it without a fault
             kept_pictures(images, rejected) if rejected else ExecutionBlocker(None),
             [one.name for one in ranked] if names else [],
-            [one.rarer_than for one in ranked] if rarity.percentiles else [],
+            [one.rarer_than for one in ranked] if rarity.rarer_than else [],
             as_csv(every, choice.by),
             as_json(every, choice.by, **about),
             ui=ui.PreviewImage(sheet, cls=cls),

@@ -26,6 +26,8 @@ from ..host.options import (
     TYPICAL,
     VARIETIES,
 )
+from ..host.scoring.modes import how_beside
+from ..host.scoring.reference import view_of
 from ..host.search.batch import batch_of, kept_rows
 from ..host.search.config import SearchConfig
 from ..host.search.record import SearchRecord
@@ -272,6 +274,7 @@ def config_of(given: dict[str, Any]) -> SearchConfig:
         min(given["count"], given["candidates"]),
         looks=looks_of(given["looks"]),
         qualities=given.get("quality", ()),
+        **view_of(how_beside(given.get("reference"))),
         **{name: given[name] for name in names},
     )
 
@@ -411,7 +414,8 @@ def _search_inputs() -> list[io.Input]:
         JEPAReference.Input(
             "reference",
             optional=True,
-            tooltip="What counts as usual: needed to search by novelty. From JEPA Reference.",
+            tooltip="What counts as usual: needed to search by novelty. Candidates are seen as its pictures were. From JEPA "
+            "Reference.",
         ),
         JEPAPromptScorer.Input(
             "prompt_fit",

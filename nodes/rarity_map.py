@@ -7,11 +7,12 @@ from ..host.comfy.required import ProgressBar
 from ..host.drawing.palettes import PALETTES
 from ..host.drawing.rarity_overlay import NOVELTIES, SCORES, draw_legend, draw_overlay, with_plain
 from ..host.options import FLOOR_PERCENTILE, FLOOR_VALUE, FLOORS, HEAT, NO_FLOOR
+from ..host.scoring.modes import how_beside
 from ..host.scoring.rarity_map import novelty_fields, score_fields
 from ..host.scoring.rarity_mask import MaskConfig, judged_parts, mask_of, scaled
-from ..host.scoring.reference import check_comparable, seen_as
+from ..host.scoring.reference import check_comparable, seen_as, view_of
 from .input_checks import check_values, inputs_of
-from .scoring_inputs import view_inputs
+from .scoring_inputs import view_inputs_beside
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
@@ -57,7 +58,7 @@ class JEPARarityMap(io.ComfyNode):
                     step=0.05,
                     tooltip="How strongly the colours cover the image. Does not change the mask.",
                 ),
-                *view_inputs(),
+                *view_inputs_beside(),
                 JEPAReference.Input(
                     "reference",
                     optional=True,
@@ -110,18 +111,19 @@ class JEPARarityMap(io.ComfyNode):
             values["reference"] = reference
         check_values(inputs_of(JEPARarityMap), values)
         bar = ProgressBar(len(images) * len(encoder.members))
-        view = {"fit": fit, "antialias": antialias, "on_image": lambda: bar.update(1)}
+        view = view_of(how_beside(reference, fit=fit, antialias=antialias))
+        shown = {**view, "on_image": lambda: bar.update(1)}
         if reference is None:
-            fields, legend = score_fields(images, encoder, **view), SCORES
+            fields, legend = score_fields(images, encoder, **shown), SCORES
         else:
-            check_comparable(reference, encoder, seen_as(fit, antialias))
-            fields, legend = novelty_fields(images, encoder, reference, **view), NOVELTIES
+            check_comparable(reference, encoder, seen_as(**view))
+            fields, legend = novelty_fields(images, encoder, reference, **shown), NOVELTIES
         ignored, palette, together = (settings.pop(name) for name in ("ignore_flat", "palette", "one_scale"))
         scale = scaled(fields, judged_parts(images, fields, ignored), one_scale=together)
         if ignored:
             legend = with_plain(legend)
-        shown = zip(images, scale.rarity, scale.judged, strict=True)
-        clean = torch.cat([draw_overlay(*one, opacity, palette) for one in shown])
+        maps = zip(images, scale.rarity, scale.judged, strict=True)
+        clean = torch.cat([draw_overlay(*one, opacity, palette) for one in maps])
         legends = torch.cat([draw_legend(images.shape[2], ends, palette, legend) for ends in scale.ends])
         overlay = torch.cat([clean, legends], 1)
         mask = mask_of(scale, MaskConfig(**settings, together=together))

@@ -21,7 +21,7 @@ from ..host.scoring.folder_table import (
     rarest_pictures,
     rarity_value,
 )
-from ..host.scoring.modes import how_of
+from ..host.scoring.modes import how_beside, how_of
 from ..host.scoring.picture_folder import (
     INPUT,
     OUTPUT,
@@ -33,7 +33,7 @@ from ..host.scoring.picture_folder import (
     state_of,
 )
 from ..host.scoring.ranked import shortened
-from ..host.scoring.reference import check_comparable, seen_as
+from ..host.scoring.reference import check_comparable, seen_as, view_of
 from ..jepa_core.folders.listing import text_of_path
 from ..jepa_core.reference import NO_SCORE
 from .input_checks import check_values, inputs_of
@@ -102,8 +102,9 @@ class JEPAScoreFolder(io.ComfyNode):
         if reference is not None:
             values["reference"] = reference
         check_values(inputs_of(JEPAScoreFolder), values)
+        view = view_of(how_beside(reference, fit=fit, antialias=antialias))
         if reference is not None:
-            check_comparable(reference, encoder, seen_as(fit, antialias))
+            check_comparable(reference, encoder, seen_as(**view))
         if by == SCORE and mode == NO_SCORE:
             raise ValueError(f"by {SCORE} needs scores; choose another mode than {NO_SCORE}, or by {NOVELTY}")
         place = folder_of(folder, subfolder)
@@ -112,7 +113,7 @@ class JEPAScoreFolder(io.ComfyNode):
         if not files:
             raise no_picture(place, {})
         bar = ProgressBar(len(files) * len(encoder.members))
-        how = how_of(**settings)
+        how = how_of(mode, top_k, **view)
         found = score_folder(files, encoder, how, on_file=lambda: bar.update(1))
         skipped = {names[at]: error for at, error in found.errors.items()}
         if found.reference is None:
@@ -161,7 +162,7 @@ def _inputs() -> list[io.Input]:
             tooltip="How many of the rarest are given as images, at most.",
         ),
         JEPAEncoder.Input("encoder", tooltip=f"Scores the pictures. {REFERENCE_ENCODER}"),
-        *reference_inputs(),
+        *reference_inputs(beside=True),
         io.Combo.Input(
             "by",
             options=[SCORE, NOVELTY],
@@ -180,7 +181,7 @@ def _inputs() -> list[io.Input]:
             "reference",
             optional=True,
             tooltip="What counts as usual, such as your own work. Adds to each picture its novelty beside it. From JEPA "
-            "Reference and its relatives, made with the same encoder, fit and antialias.",
+            "Reference and its relatives, made with the same encoder.",
         ),
     ]
 
@@ -205,8 +206,8 @@ def _outputs() -> list[io.Output]:
         ),
         io.String.Output(
             display_name="csv",
-            tooltip="All files as CSV, the rarest first: file, hash, width, height, bytes, score, novelty, percentile, "
-            "error.",
+            tooltip="All files as CSV, the rarest first: file, hash, width, height, bytes, score, novelty, "
+            "more_novel_than, error.",
         ),
         io.String.Output(display_name="json", tooltip="The same as JSON, with the settings."),
         JEPAReference.Output(display_name="reference", tooltip=f"All pictures that were scored. {USES}"),
@@ -230,6 +231,6 @@ def report(found: FolderScores, values: list[float], by: str) -> str:
 def label(rank: int, line: Line, by: str) -> str:
     """What the sheet says below a picture."""
     lines = [f"{rank}. {shortened(line.file.rpartition('/')[2])}", f"{rarity_value(line, by):.2f}"]
-    if line.percentile is not None:
-        lines.append(f"more novel than {100 - line.percentile:.0f} %")
+    if line.more_novel_than is not None:
+        lines.append(f"more novel than {line.more_novel_than:.0f} %")
     return "\n".join(lines)

@@ -7,10 +7,12 @@ from comfy_api.latest import io, ui
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
 from ..host.scoring.comparison import Comparison, check_scored_alike, compare, ranking
-from ..host.scoring.modes import how_of, mode_arguments
+from ..host.scoring.modes import how_beside
+from ..host.scoring.reference import view_of
 from ..host.scoring.scores import combined_scores, score_images
+from ..jepa_core.reference import scoring_of
 from .input_checks import check_values, inputs_of
-from .scoring_inputs import mode_inputs, view_inputs
+from .scoring_inputs import mode_inputs, view_inputs_beside
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
 
@@ -23,7 +25,8 @@ class JEPAScoreImage(io.ComfyNode):
             display_name="JEPA Score Image",
             category="JEPA",
             description="Scores how typical an encoder finds each image of a batch. Lower is rarer; negative numbers are "
-            "normal. Compare scores only at the same encoder, image size and mode.",
+            "normal. A reference says how many of its images each is rarer than. Compare scores only at the same encoder, "
+            "image size and mode.",
             **search_words("rarity, novelty, unusual, typical, rate, measure"),
             inputs=[
                 io.Image.Input("images", tooltip="A batch of images; each one is scored."),
@@ -33,12 +36,12 @@ class JEPAScoreImage(io.ComfyNode):
                     "one that guided. With JEPA Combine Encoders, images are scored under each encoder in turn.",
                 ),
                 *mode_inputs(),
-                *view_inputs(),
+                *view_inputs_beside(),
                 JEPAReference.Input(
                     "reference",
                     optional=True,
-                    tooltip="Adds to each image how rare it is beside the reference: the share of the reference images with "
-                    "a lower score, its novelty, and the share that is more novel. From JEPA Reference.",
+                    tooltip="Says of each image how many of the reference images it is rarer than, by score and by novelty. "
+                    "From JEPA Reference.",
                 ),
             ],
             outputs=[
@@ -55,10 +58,10 @@ class JEPAScoreImage(io.ComfyNode):
                     tooltip="With several encoders: all scores under the first, then all under the second, and so on.",
                 ),
                 io.Float.Output(
-                    display_name="percentiles",
+                    display_name="rarer_than",
                     is_output_list=True,
-                    tooltip="For each image, the percentage of reference images that are rarer: 3 is a rare image, 50 an "
-                    "ordinary one. Empty without a reference, or if it has no scores.",
+                    tooltip="For each image, the percentage of reference images with a higher score: 97 is a rare image, 50 "
+                    "an ordinary one. Empty without a reference, or if it has no scores.",
                 ),
                 io.Float.Output(
                     display_name="novelties",
@@ -68,9 +71,9 @@ class JEPAScoreImage(io.ComfyNode):
                     "without a reference.",
                 ),
                 io.Float.Output(
-                    display_name="novelty_percentiles",
+                    display_name="more_novel_than",
                     is_output_list=True,
-                    tooltip="For each image, the percentage of reference images that are more novel among the others: 3 is "
+                    tooltip="For each image, the percentage of reference images that are less novel among the others: 97 is "
                     "a rare image, 50 an ordinary one. Empty without a reference, or if it has one image.",
                 ),
             ],
@@ -84,30 +87,29 @@ class JEPAScoreImage(io.ComfyNode):
         if reference is not None:
             values["reference"] = reference
         check_values(inputs_of(JEPAScoreImage), values)
-        how = how_of(mode, top_k, fit, antialias)
+        how = how_beside(reference, mode=mode, top_k=top_k, fit=fit, antialias=antialias)
         if reference is not None:
             check_scored_alike(reference, encoder, how)
         bar = ProgressBar(len(images) * len(encoder.members))
         each = score_images(
             images,
             encoder,
-            **mode_arguments(mode, top_k),
-            fit=fit,
-            antialias=antialias,
+            **scoring_of(how["mode"]),
+            **view_of(how),
             on_image=lambda: bar.update(1),
         )
         scores = combined_scores(each, encoder)
         compared = compare(images, scores, encoder, reference, how) if reference is not None else None
         ranked = ranking(scores, each, compared)
-        text = "\n".join(["JEPA score, rarest first", *ranked, f"{how['mode']}, {encoder.name}"])
+        text = "\n".join(["rarest first", *ranked, f"{how['mode']}, {encoder.name}"])
         show_text(cls.hidden.unique_id, text)
         beside = compared or Comparison()
         return io.NodeOutput(
             scores,
             text,
             list(chain.from_iterable(each)),
-            list(beside.percentiles),
+            list(beside.rarer_than),
             list(beside.novelties),
-            list(beside.novelty_percentiles),
+            list(beside.more_novel_than),
             ui=ui.PreviewText(text),
         )

@@ -79,7 +79,7 @@ def menu(server: Server, node: str, name: str) -> list[str]:
 def shown_score(history: Mapping[str, Any], node: str) -> float:
     """The score that JEPAScoreImage shows for its only image."""
     text = "\n".join(history["outputs"][node]["text"])
-    match = re.search(r"image 0: (-?\d+(?:\.\d+)?)", text)
+    match = re.search(r"image 0: score (-?\d+(?:\.\d+)?)", text)
     if match is None:
         raise ValueError(f"JEPAScoreImage shows no score: {text!r}")
     return float(match[1])

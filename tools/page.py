@@ -20,6 +20,14 @@ SHOW = """([id, scale]) => {
   ds.offset = [-node.pos[0] + 400 / scale, -node.pos[1] + 120 / scale];
   app.canvas.setDirty(true, true);
 }"""
+# What the page says in its corner, and what the server does: the number of prompts that run and wait, the last results.
+BUSY = """async () => {
+  const read = async (path) => (await fetch(`/api/${path}`)).json();
+  const [queue, history] = [await read("queue"), await read("history?max_items=2")];
+  const said = [...document.querySelectorAll("[role=alert]")].map((one) => one.textContent);
+  const ended = Object.values(history).map(({ status }) => JSON.stringify(status).slice(0, 2000));
+  return { said, running: queue.queue_running.length, waiting: queue.queue_pending.length, ended };
+}"""
 ADD = """([kind, x, y]) => {
   const node = LiteGraph.createNode(kind);
   app.graph.clear();
@@ -83,8 +91,16 @@ class Comfy:
         self.clicks += 1
 
     def wait(self, script: str, argument: Any = None, seconds: float = 60) -> None:
-        """Wait until a script, called with an argument, returns something truthy."""
-        self.page.wait_for_function(script, arg=argument, timeout=1000 * seconds)
+        """Wait until a script, called with an argument, returns something truthy.
+
+        Raises:
+            TimeoutError: it does not in time; says what the page and its server were at, and leaves a screenshot.
+        """
+        try:
+            self.page.wait_for_function(script, arg=argument, timeout=1000 * seconds)
+        except TimeoutError as error:
+            self.picture("in_vain")
+            raise TimeoutError(f"{error} {script} {self.ask(BUSY)} {self.errors}") from None
 
     def ask(self, script: str, argument: Any = None) -> Any:
         return self.page.evaluate(script, argument)

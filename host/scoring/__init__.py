@@ -3,7 +3,7 @@
 scores.py           scoring a batch
 answers.py          what encoders said of pictures before
 modes.py            kinds of score, by the names in menus
-rarity.py           images by score or by novelty, with percentiles
+rarity.py           images by score or by novelty, with shares of a reference
 floor.py            the least quality that an image must have
 choice.py           which images are kept
 ranked.py           ranked images as captions, CSV and JSON
@@ -13,7 +13,7 @@ along.py            latents and masks that go along with images
 groups.py           groups of images that look alike
 reference.py        making references, and what may be compared with them
 novelty.py          distances to a reference, and among its pictures
-comparison.py       images beside a reference: percentiles, novelty, text
+comparison.py       images beside a reference: rarer than how many, novelty, text
 picture_folder.py   the pictures in a folder of the host
 folder_scores.py    those pictures scored, each once from run to run
 folder_table.py     what is known of them, as text; the rarest

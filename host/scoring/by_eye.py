@@ -62,7 +62,7 @@ class Viewing:
             {
                 "index": index,
                 "value": rarity.values[index],
-                "rarer": rarity.rarer_than[index] if rarity.percentiles else None,
+                "rarer": rarity.rarer_than[index] if rarity.rarer_than else None,
                 "seed": str(seeds[index]) if seeds else None,  # larger than the page's numbers
                 "place": places[index] if places else None,
                 "picture": dict(picture),

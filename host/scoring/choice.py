@@ -49,7 +49,7 @@ class Choice:
             return list(self.places)
         allowed = above(self.qualities, self.floor) if self.qualities else [True] * len(rarity.values)
         if self.threshold:
-            allowed = rare_enough(rarity.percentiles, self.threshold, allowed)
+            allowed = rare_enough(rarity.rarer_than, self.threshold, allowed)
         highest = (self.by == NOVELTY) != (self.keep == TYPICAL)
         return best_of(rarity.values, allowed, count=self.count, highest=highest)
 
@@ -84,22 +84,21 @@ def check_places(places: Sequence[int], qualities: Sequence[float], floor: float
             )
 
 
-def rare_enough(percentiles: Sequence[float], threshold: float, allowed: Sequence[bool]) -> list[bool]:
+def rare_enough(shares: Sequence[float], threshold: float, allowed: Sequence[bool]) -> list[bool]:
     """Which of the allowed images are rarer than a share of a reference.
 
     Args:
-        percentiles: for each image, the percentage of the reference that is rarer than it; [] if there is none.
+        shares: for each image, the percentage of the reference than which it is rarer; [] if there is no reference.
         threshold: percent; an image that is rarer than just this share is rare enough.
 
     Raises:
-        ValueError: there are no percentiles, or no image is rare enough.
+        ValueError: there is no reference, or no image is rare enough.
     """
-    if not percentiles:
+    if not shares:
         raise ValueError(
             f"threshold {threshold:g} has nothing to compare with; link a reference that has scores, with two pictures at "
             "least, or set threshold to 0"
         )
-    shares = [100 - percentile for percentile in percentiles]
     passes = [may and share >= threshold for share, may in zip(shares, allowed, strict=True)]
     if not any(passes):
         most = max(share for share, may in zip(shares, allowed, strict=True) if may)

@@ -1,4 +1,4 @@
-"""Images beside a reference: percentiles of their scores, how novel they are, and all of it as text."""
+"""Images beside a reference: how many of its pictures they are rarer than, how novel they are, and all of it as text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,26 +8,25 @@ from torch import Tensor
 from ...jepa_core import Reference
 from ...jepa_core.reference import NO_SCORE, percentile
 from ..encoders.host_encoder import AnyEncoder
-from .novelty import novelties, novelty_percentiles
+from .novelty import more_novel_than, novelties
 from .reference import check_comparable, sorted_scores
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A number for each image in each list; a list is empty where the reference says nothing.
+    """A number for each image in each list; higher is rarer. A list is empty where the reference says nothing.
 
     Attributes:
         size: pictures in the reference.
-        percentiles: the percentage of the reference with a lower score. Small is rare.
-        novelties: distances to the reference. Higher is rarer.
-        novelty_percentiles: the percentage of the reference that is further from its others than the image is from it.
-            Small is rare.
+        rarer_than: the percentage of the reference with a higher score.
+        novelties: distances to the reference.
+        more_novel_than: the percentage of the reference that is nearer to its others than the image is to it.
     """
 
     size: int = 0
-    percentiles: Sequence[float] = ()
+    rarer_than: Sequence[float] = ()
     novelties: Sequence[float] = ()
-    novelty_percentiles: Sequence[float] = ()
+    more_novel_than: Sequence[float] = ()
 
 
 def check_scored_alike(reference: Reference, encoder: AnyEncoder, how: Mapping[str, str]) -> None:
@@ -39,10 +38,10 @@ def check_scored_alike(reference: Reference, encoder: AnyEncoder, how: Mapping[s
     )
 
 
-def score_percentiles(scores: Sequence[float], encoder: AnyEncoder, reference: Reference) -> list[float]:
-    """For each score, the percentage of the reference's pictures that are rarer; [] if it has no scores."""
+def rarer_than(scores: Sequence[float], reference: Reference, encoder: AnyEncoder) -> list[float]:
+    """For each score, the percentage of the reference's pictures with a higher one; [] if it has no scores."""
     others = sorted_scores(reference, encoder)
-    return [percentile(score, others) for score in scores] if others else []
+    return [100 - percentile(score, others) for score in scores] if others else []
 
 
 def compare(
@@ -56,32 +55,29 @@ def compare(
     values = novelties(images, encoder, reference, how)
     return Comparison(
         len(reference),
-        score_percentiles(scores, encoder, reference),
+        rarer_than(scores, reference, encoder),
         values,
-        novelty_percentiles(values, reference, encoder),
+        more_novel_than(values, reference, encoder),
     )
 
 
 def ranking(
     scores: Sequence[float], each: Sequence[Sequence[float]], compared: Comparison | None
 ) -> list[str]:
-    """A line for each image, the lowest score first: rank, score, the scores under several encoders, the comparison."""
+    """A line for each image, the lowest score first: rank, how rare beside the reference, score and novelty."""
     lines = []
     for rank, index in enumerate(sorted(range(len(scores)), key=scores.__getitem__), 1):
-        line = f"{rank}. image {index}: {scores[index]:.2f}"
+        score = f"score {scores[index]:.2f}"
         if len(each) > 1:
-            line += f" ({', '.join(f'{own[index]:.2f}' for own in each)})"
-        lines.append(line + (_beside(compared, index) if compared else ""))
+            score += f" ({', '.join(f'{own[index]:.2f}' for own in each)})"
+        lines.append(f"{rank}. image {index}: " + (_beside(compared, index, score) if compared else score))
     return lines
 
 
-def _beside(compared: Comparison, index: int) -> str:
-    text = ""
-    if compared.percentiles:
-        text += f", rarer than {100 - compared.percentiles[index]:.0f} % of {compared.size} reference images"
-    text += f"; novelty {compared.novelties[index]:.2f}"
-    if compared.novelty_percentiles:
-        text += f", more novel than {100 - compared.novelty_percentiles[index]:.0f} %"
-        if not compared.percentiles:
-            text += f" of {compared.size} reference images"
-    return text
+def _beside(compared: Comparison, index: int, score: str) -> str:
+    shares = {"rarer": compared.rarer_than, "more novel": compared.more_novel_than}
+    said = [f"{word} than {share[index]:.0f} %" for word, share in shares.items() if share]
+    numbers = f"{score}, novelty {compared.novelties[index]:.2f}"
+    if not said:
+        return numbers
+    return f"{said[0]} of {compared.size} reference images{', ' + said[1] if said[1:] else ''} ({numbers})"

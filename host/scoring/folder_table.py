@@ -15,7 +15,7 @@ from ...jepa_core.transparency import over_white
 from ..encoders.host_encoder import AnyEncoder
 from ..options import NOVELTY
 from .folder_scores import FolderScores
-from .novelty import novelties_of, novelty_percentiles, own_novelties
+from .novelty import more_novel_than, novelties_of, own_novelties
 from .reference import parts_of, reference_scores
 from .spreadsheet import csv_text
 
@@ -27,7 +27,7 @@ class Line(NamedTuple):
         file: its path inside the host's folder, with / between folders, as listing.text_of_path writes it.
         hash: SHA-256 of its bytes in hexadecimal, "" if unknown.
         width, height: in pixels, as the picture is shown; 0 if unknown. bytes: its length.
-        score: lower is rarer. novelty: higher is rarer. percentile: of novelty, small is rare. None if not known.
+        score: lower is rarer. novelty, more_novel_than: higher is rarer, see novelty.more_novel_than. None if not known.
         error: why it could not be read or scored, or None.
     """
 
@@ -38,7 +38,7 @@ class Line(NamedTuple):
     bytes: int
     score: float | None
     novelty: float | None
-    percentile: float | None
+    more_novel_than: float | None
     error: str | None
 
 
@@ -59,25 +59,25 @@ def lines_of(
     assert found.reference is not None
     scores: Sequence[float | None] = reference_scores(found.reference, encoder)
     scores = scores or [None] * len(found.good)
-    novelties, percentiles = _beside(found.reference, encoder, by, reference)
-    known = dict(zip(found.good, zip(scores, novelties, percentiles, strict=True), strict=True))
+    novelties, shares = _beside(found.reference, encoder, by, reference)
+    known = dict(zip(found.good, zip(scores, novelties, shares, strict=True), strict=True))
     lines = []
     for place, (name, row) in enumerate(zip(names, found.rows, strict=True)):
-        score, novelty, percentile = known.get(place, (None, None, None))
+        score, novelty, share = known.get(place, (None, None, None))
         of_file = (name, row.hash, row.width, row.height, row.bytes)
-        lines.append(Line(*of_file, score, novelty, percentile, found.errors.get(place)))
+        lines.append(Line(*of_file, score, novelty, share, found.errors.get(place)))
     return lines
 
 
 def _beside(
     made: Reference, encoder: AnyEncoder, by: str, reference: Reference | None
 ) -> tuple[Sequence[float | None], Sequence[float | None]]:
-    """Novelties of a folder's pictures, and their percentiles."""
+    """Novelties of a folder's pictures, and the percentages of the reference than which they are more novel."""
     unknown = [None] * len(made)
     if reference is not None:
         embeddings = [part.embeddings for part, _ in parts_of(made, encoder)]
         values = novelties_of(embeddings, encoder, reference)
-        return values, novelty_percentiles(values, reference, encoder) or unknown
+        return values, more_novel_than(values, reference, encoder) or unknown
     if by != NOVELTY:
         return unknown, unknown
     values = own_novelties(made, encoder)
@@ -85,7 +85,7 @@ def _beside(
         raise ValueError(
             "by novelty needs something to compare a single picture with: link a reference, or set by to score"
         )
-    return values, novelty_percentiles(values, made, encoder)
+    return values, more_novel_than(values, made, encoder)
 
 
 def rarest_first(lines: Sequence[Line], by: str) -> list[int]:

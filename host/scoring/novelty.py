@@ -75,10 +75,10 @@ def combined(each: Iterable[Tensor], reference: Reference, encoder: AnyEncoder) 
     return combined_values
 
 
-def novelty_percentiles(values: Sequence[float], reference: Reference, encoder: AnyEncoder) -> list[float]:
-    """For each novelty, the percentage of the reference's pictures that are more novel: small is rare.
+def more_novel_than(values: Sequence[float], reference: Reference, encoder: AnyEncoder) -> list[float]:
+    """For each novelty, the percentage of the reference's pictures that are less novel among the others.
 
-    [] if the reference has one picture.
+    Higher is rarer. [] if the reference has one picture.
     """
     own = sorted_novelties(reference, encoder)
-    return [100 - percentile(value, own) for value in values] if own else []
+    return [percentile(value, own) for value in values] if own else []

@@ -67,7 +67,7 @@ def ranked_images(
             index,
             names[index] if names else "",
             rarity.values[index],
-            rarity.rarer_than[index] if rarity.percentiles else None,
+            rarity.rarer_than[index] if rarity.rarer_than else None,
             float(qualities[index]) if qualities else None,
             seeds[index] if seeds else None,
             seed_words[index] if seed_words else "",

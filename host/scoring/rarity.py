@@ -10,34 +10,26 @@ from ...jepa_core.reference import NO_SCORE, scoring_of
 from ...jepa_core.score import PROJECTION
 from ..comfy.required import ProgressBar
 from ..encoders.host_encoder import AnyEncoder
-from ..options import NOVELTY, SCORE, SQUASH
-from .comparison import check_scored_alike, score_percentiles
-from .modes import how_of, mode_arguments
-from .novelty import novelties, novelty_percentiles
-from .reference import check_comparable, seen_as
+from ..options import NOVELTY, SCORE
+from .comparison import check_scored_alike, rarer_than
+from .modes import how_beside
+from .novelty import more_novel_than, novelties
+from .reference import seen_as, view_of
 from .scores import combined_scores, score_batches, score_images
-
-# Nodes that choose images have no inputs for how these are seen.
-FIT, ANTIALIAS = SQUASH, True
 
 
 class Rarity(NamedTuple):
-    """Of each image: its score or novelty, and its percentile in the reference (empty if there is none).
+    """Of each image: its score or novelty, and the percentage of the reference than which it is rarer.
 
-    A percentile is the percentage of the reference that is rarer.
+    The latter is empty if there is no reference, or one that has nothing to compare with.
     """
 
     values: list[float]
-    percentiles: list[float]
-
-    @property
-    def rarer_than(self) -> list[float]:
-        """The percentage of the reference than which each image is rarer; empty if there is none."""
-        return [100 - percentile for percentile in self.percentiles]
+    rarer_than: list[float]
 
     def text(self, index: int, by: str) -> str:
         """How rare an image is, for users: its place in the reference, or its score or novelty if there is none."""
-        return f"rarer than {self.rarer_than[index]:.0f} %" if self.percentiles else self.value(index, by)
+        return f"rarer than {self.rarer_than[index]:.0f} %" if self.rarer_than else self.value(index, by)
 
     def value(self, index: int, by: str) -> str:
         """The score or novelty of an image, named."""
@@ -47,19 +39,26 @@ class Rarity(NamedTuple):
 def rarity_of(
     images: Sequence[Tensor], encoder: AnyEncoder, mode: str, by: str, reference: Reference | None
 ) -> Rarity:
-    """The scores or novelties of all images of some batches. Raises ValueError for a reference that does not fit."""
-    how = how_of(mode, 0, FIT, ANTIALIAS)
+    """The scores or novelties of all images of some batches, seen as the reference's pictures if there is one.
+
+    Args:
+        mode: of scores; AUTO is the reference's.
+
+    Raises:
+        ValueError: a reference that does not fit.
+    """
+    how = how_beside(reference, mode=mode)
+    view = view_of(how)
     if by == NOVELTY:
         if reference is None:
             raise ValueError("reference is needed to rank by novelty; connect one, from JEPA Reference")
-        check_comparable(reference, encoder, seen_as(FIT, ANTIALIAS))
         values = novelties([image for batch in images for image in batch], encoder, reference, how)
-        return Rarity(values, novelty_percentiles(values, reference, encoder))
+        return Rarity(values, more_novel_than(values, reference, encoder))
     if reference is not None:
         check_scored_alike(reference, encoder, how)
     bar = ProgressBar(sum(map(len, images)) * len(encoder.members))
-    scores = score_batches(images, encoder, **mode_arguments(mode), on_image=lambda: bar.update(1))
-    return Rarity(scores, score_percentiles(scores, encoder, reference) if reference is not None else [])
+    scores = score_batches(images, encoder, **scoring_of(how["mode"]), **view, on_image=lambda: bar.update(1))
+    return Rarity(scores, rarer_than(scores, reference, encoder) if reference is not None else [])
 
 
 def measure_of(criterion: str, reference: Reference | None) -> str:
@@ -80,10 +79,10 @@ def rarity_beside(
     """
     if reference is not None and by == NOVELTY:
         values = novelties(list(images), encoder, reference, seen_as(fit, antialias))
-        return Rarity(values, novelty_percentiles(values, reference, encoder))
+        return Rarity(values, more_novel_than(values, reference, encoder))
     if reference is not None:
         scoring = scoring_of(reference.how["mode"])
     else:
         scoring = {"projection": min(PROJECTION, *(one.encoder.encoder.embed_dim for one in encoder.members))}
     scores = combined_scores(score_images(images, encoder, **scoring, fit=fit, antialias=antialias), encoder)
-    return Rarity(scores, score_percentiles(scores, encoder, reference) if reference is not None else [])
+    return Rarity(scores, rarer_than(scores, reference, encoder) if reference is not None else [])

@@ -69,10 +69,10 @@ def _part(
 
     found: list[Found] = []
     for some in _groups(pictures, _PASS):
-        both = list(ask(encoder, ("embeddings of views", *_view(how).values()), some, embedded))
+        both = list(ask(encoder, ("embeddings of views", *view_of(how).values()), some, embedded))
         scores: Iterable[Tensor | None] = [None] * len(some)
         if settings.scoring is not None:
-            scores = picture_scores(some, encoder, **settings.scoring, **_view(how))
+            scores = picture_scores(some, encoder, **settings.scoring, **view_of(how))
         for score, each in zip(scores, both, strict=True):
             found.append(Found(None if score is None else score.item(), *each))
             on_image()
@@ -85,11 +85,11 @@ def embed_pictures(pictures: Iterable[Tensor], encoder: HostEncoder, how: Mappin
     def embedded(some: Sequence[Tensor]) -> Tensor:
         judge = use_encoder(encoder)
         seen = [over_white(picture[None].to(judge.weight.device)) for picture in some]
-        x = torch.cat([judge.preprocess(pixels, **_view(how)) for pixels in seen])
+        x = torch.cat([judge.preprocess(pixels, **view_of(how)) for pixels in seen])
         return embed(judge, x, interrupt_check).float()
 
     size = max(1, min(_PASS, _PASS_BYTES // encoder.encoder.layer_bytes))
-    about = ("embedding", *_view(how).values())
+    about = ("embedding", *view_of(how).values())
     return torch.stack(
         [one for some in _groups(pictures, size) for one in ask(encoder, about, some, embedded)]
     )
@@ -101,7 +101,7 @@ def _groups(pictures: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield some
 
 
-def _view(how: Mapping[str, str]) -> dict[str, Any]:
+def view_of(how: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of Encoder.preprocess that `how` states."""
     return {"fit": how["fit"], "antialias": how["antialias"] == "on"}
 

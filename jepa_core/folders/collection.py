@@ -12,7 +12,7 @@ from .scorer import Settings
 from .table import TableError, read_table
 
 SCORE, NOVELTY = "score", "novelty"
-_COLUMNS = ("path", "hash", "width", "height", "bytes", SCORE, NOVELTY, "percentile", "error")
+_COLUMNS = ("path", "hash", "width", "height", "bytes", SCORE, NOVELTY, "more_novel_than", "error")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Collection:
     Attributes:
         settings: with which they were scored.
         paths, hashes: of N files. errors: why a file could not be read, or None.
-        numbers: width, height, bytes, score, novelty, percentile, each (N,) float64; NaN where there is none.
+        numbers: width, height, bytes, score, novelty, more_novel_than, each (N,) float64; NaN where there is none.
     """
 
     settings: Settings

@@ -21,13 +21,13 @@ class Comparison:
         self._own = self._distances.own.sort().values.tolist()
 
     def of(self, embeddings: Tensor) -> list[tuple[float, float | None]]:
-        """The novelty of each of some embeddings (B, d), and its percentile.
+        """The novelty of each of some embeddings (B, d), and the percentage of the reference than which it is more novel.
 
-        Novelty is the mean distance to the nearest pictures of the reference; higher is rarer. The percentile is the
-        percentage of the reference that is more novel; small is rare. It is None if the reference has one picture.
+        Novelty is the mean distance to the nearest pictures of the reference. Higher is rarer, for both. The percentage is
+        None if the reference has one picture.
         """
         values: Sequence[float] = self._distances.of(embeddings).tolist()
-        return [(value, 100 - percentile(value, self._own) if self._own else None) for value in values]
+        return [(value, percentile(value, self._own) if self._own else None) for value in values]
 
 
 def comparable_part(reference: Reference, settings: Settings) -> ReferencePart:

@@ -149,7 +149,7 @@ def _columns(collection: Collection) -> dict[str, Any]:
         "errors": {place: error for place, error in enumerate(collection.errors) if error is not None},
         **{name: numbers[name].astype(np.int64).tolist() for name in ("width", "height", "bytes")},
     }
-    for name in (*collection.criteria, *(["percentile"] if "novelty" in collection.criteria else [])):
+    for name in (*collection.criteria, *(["more_novel_than"] if "novelty" in collection.criteria else [])):
         columns[name] = [float(f"{value:.7g}") if math.isfinite(value) else None for value in numbers[name]]
     return columns
 

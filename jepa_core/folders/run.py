@@ -294,7 +294,7 @@ def rows_of(run: Run, journal: Journal, comparison: Comparison | None = None) ->
 
 
 def _beside(entries: Sequence[Entry], comparison: Comparison | None) -> dict[str, tuple[float, float | None]]:
-    """Novelty and its percentile by content, for those that have embeddings."""
+    """Novelty, and the share of the reference that is less novel, by content, for those that have embeddings."""
     known = {entry.hash: entry.embedding for entry in entries if entry.embedding is not None}
     if comparison is None or not known:
         return {}

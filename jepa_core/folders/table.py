@@ -30,7 +30,7 @@ class Row(NamedTuple):
         hash: SHA-256 of its bytes in hexadecimal, "" if unknown.
         width, height: in pixels, as the picture is shown; 0 if unknown. bytes: its length.
         score: lower is rarer. embedding, smoothed: (d,) float32. All None if it could not be read.
-        novelty: higher is rarer. percentile: of novelty, small is rare. None without a reference.
+        novelty, more_novel_than: higher is rarer, see Comparison.of. None without a reference.
         time: when it was scored, in microseconds since 1970, UTC.
         error: why it could not be read or scored, or None.
     """
@@ -44,7 +44,7 @@ class Row(NamedTuple):
     embedding: np.ndarray | None
     smoothed: np.ndarray | None
     novelty: float | None
-    percentile: float | None
+    more_novel_than: float | None
     time: int
     error: str | None
 
@@ -90,7 +90,7 @@ def schema_of(settings: Settings, length: int) -> Any:
     kinds = {
         **dict.fromkeys(("path", "hash", "error"), pa.string()),
         **{"width": pa.int32(), "height": pa.int32(), "bytes": pa.int64()},
-        **dict.fromkeys(("score", "novelty", "percentile"), pa.float64()),
+        **dict.fromkeys(("score", "novelty", "more_novel_than"), pa.float64()),
         **{"embedding": vector, "smoothed": vector, "time": pa.timestamp("us", "UTC")},
     }
     fields = [pa.field(name, kinds[name]) for name in Row._fields]

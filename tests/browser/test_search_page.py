@@ -71,6 +71,10 @@ PANEL = """(id) => {
     };
 }"""
 SEARCHES = "app.graph.getNodeById(id).jepaSearches"
+# Keep what the panel shows when the first candidates are dropped: a fast machine has ended before a test could ask.
+KEEP_GROWING = f"""(id) => app.api.addEventListener("jepa_guidance.search", () => {{
+    if (!window.growing && {SEARCHES}[0].candidates.some((one) => one.dropped)) window.growing = ({PANEL})(id);
+}})"""
 ENDED = f"(id) => {SEARCHES}[0]?.kept.length"
 VALUE = "([id, name]) => app.graph.getNodeById(id).widgets.find((one) => one.name === name).value"
 LINK = """([id, kind, name]) => {
@@ -166,10 +170,11 @@ def test_a_search_shows_its_candidates_and_marks_the_kept_ones(open_search):
     assert before["outlook"].startswith("6 candidates, 3 left after step 2, 2 after step 4 of 6: 61 % of")
     assert before["note"] == "The candidates appear here while the node runs."
     assert before["figures"] == []
+    page.ask(KEEP_GROWING, search)
     run(page)
-    page.wait(f"(id) => {SEARCHES}[0]?.candidates.some((one) => one.dropped)", search, 120)
-    growing = page.ask(PANEL, search)
+    page.wait("window.growing", seconds=120)
     page.picture("search_growing")
+    growing = page.ask("window.growing")
     page.wait(ENDED, search, 120)
     page.wait(IDLE, seconds=60)
     page.picture("search_done")

@@ -349,7 +349,7 @@ def test_every_image_of_a_batch_is_scored_and_ranked(server, encoder):
     entry = server.wait(server.queue(prompt), timeout=300)
     (text,) = entry["outputs"]["score"]["text"]
     lines = text.splitlines()
-    assert "rarest first" in lines[0]
+    assert lines[0] == "rarest first"
     assert lines[-1].startswith("exact, ")
     assert len(lines) == 4
     shown = [float(value) for value in entry["outputs"]["show"]["text"]]
@@ -637,13 +637,11 @@ def test_a_score_is_placed_among_reference_images(server, encoder):
         "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
         "reference": reference,
         "score": score(encoder=["encoder", 0], **mode, reference=["reference", 0]),
-        "percentiles": node("PreviewAny", source=["score", 3]),
+        "rarer": node("PreviewAny", source=["score", 3]),
     }
     outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
     # the reference is the images themselves
-    assert sorted(float(text) for text in outputs["percentiles"]["text"]) == pytest.approx(
-        [100 / 6, 50, 500 / 6]
-    )
+    assert sorted(float(text) for text in outputs["rarer"]["text"]) == pytest.approx([100 / 6, 50, 500 / 6])
     assert "1. image" in outputs["score"]["text"][0]
     assert "rarer than 83 % of 3 reference images" in outputs["score"]["text"][0]
 
@@ -788,7 +786,7 @@ def test_a_folder_is_scored_once_and_gives_its_rarest(server, encoder):
     assert len(first["scored"]["images"]) == 1  # the sheet
     assert first["text"]["text"][0].startswith("3 pictures, 3 scored now")
     header, *rows = first["csv"]["text"][0].splitlines()
-    assert header == "file,hash,width,height,bytes,score,novelty,percentile,error"
+    assert header == "file,hash,width,height,bytes,score,novelty,more_novel_than,error"
     scores = [float(row.split(",")[5]) for row in rows]
     assert scores == sorted(scores)
     pictures = json.loads(first["novelty"]["text"][0])["pictures"]

@@ -180,7 +180,7 @@ function show(place) {
   else image.dispatchEvent(new Event("error"));
   const lines = [["Path", address ? make("a", { href: address, target: "_blank", rel: "noopener" }, path) : path]];
   for (const criterion of data.criteria) lines.push([WORDS[criterion].label, written(data[criterion][place])]);
-  if (data.percentile?.[place] != null) lines.push(["Percentile of novelty", `${written(data.percentile[place])} (small is rare)`]);
+  if (data.more_novel_than?.[place] != null) lines.push(["More novel than", `${written(data.more_novel_than[place])} % of the reference`]);
   lines.push(["Size", sizeOf(place)], ["File", bytesOf(data.bytes[place])]);
   if (groupOf.has(place)) lines.push(["Duplicates", `group ${groupOf.get(place) + 1}`]);
   if (place in data.errors) lines.push(["Error", data.errors[place]]);

@@ -45,9 +45,9 @@ def synthetic_rows(count: int, length: int = 384) -> Iterator[Row]:
             continue
         vector = embedding.astype(np.float32)
         score, novelty = random.normal(-500, 40), random.gamma(2)
-        percentile = random.uniform(0, 100)
+        more_novel_than = random.uniform(0, 100)
         size = (1024, 1024 + place % 3, 10_000 + place)
-        yield Row(path, f"{place:064x}", *size, score, vector, vector, novelty, percentile, 0, None)
+        yield Row(path, f"{place:064x}", *size, score, vector, vector, novelty, more_novel_than, 0, None)
 
 
 def write_synthetic(file: Path, count: int, length: int = 384) -> None:

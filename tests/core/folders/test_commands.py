@@ -78,7 +78,7 @@ def test_a_table_says_of_every_file_what_it_is_and_what_the_scorer_makes_of_it(t
     assert [(field.name, field.type) for field in table.schema] == [
         *(("path", pa.string()), ("hash", pa.string()), ("width", pa.int32()), ("height", pa.int32())),
         *(("bytes", pa.int64()), ("score", pa.float64()), ("embedding", vector), ("smoothed", vector)),
-        *(("novelty", pa.float64()), ("percentile", pa.float64()), ("time", pa.timestamp("us", "UTC"))),
+        *(("novelty", pa.float64()), ("more_novel_than", pa.float64()), ("time", pa.timestamp("us", "UTC"))),
         ("error", pa.string()),
     ]
     scorer = scorer_of(encoder_folder)
@@ -90,7 +90,7 @@ def test_a_table_says_of_every_file_what_it_is_and_what_the_scorer_makes_of_it(t
         assert row["hash"] == hashlib.sha256(file.read_bytes()).hexdigest()
         assert row["bytes"] == file.stat().st_size
         assert abs(row["time"].timestamp() - time.time()) < 300
-        assert row["novelty"] is row["percentile"] is None
+        assert row["novelty"] is row["more_novel_than"] is None
         if name in ("empty", "text", "half"):
             assert row["error"]
             assert (row["width"], row["height"], row["score"], row["embedding"]) == (0, 0, None, None)
@@ -373,10 +373,10 @@ def test_novelty_beside_a_reference_is_the_mathematics(tmp_path, encoder_folder)
     distance = (points - torch.tensor(new["embedding"])).norm(dim=1).sort().values[:5].mean().item()
     assert new["novelty"] == pytest.approx(distance, rel=1e-5)
     own = distances_within(points).sort().values.tolist()
-    assert new["percentile"] == 100 - percentile(new["novelty"], own)
+    assert new["more_novel_than"] == percentile(new["novelty"], own)
     others = torch.cat([points[:3], points[4:]])
     assert old["novelty"] == pytest.approx(Nearest(others)(points[3:4]).item(), rel=1e-5)
-    assert broken["novelty"] is broken["percentile"] is None
+    assert broken["novelty"] is broken["more_novel_than"] is None
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_the_data_is_that_of_the_table(made):
         for folder, name in zip(data["folder"], data["names"], strict=True)
     ] == [row.path for row in rows]
     assert data["errors"] == {str(place): row.error for place, row in enumerate(rows) if row.error}
-    for name in ("score", "novelty", "percentile"):
+    for name in ("score", "novelty", "more_novel_than"):
         expected = [getattr(row, name) for row in rows]
         assert [value is None for value in data[name]] == [value is None for value in expected]
         known = [pair for pair in zip(data[name], expected, strict=True) if pair[1] is not None]

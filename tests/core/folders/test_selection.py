@@ -19,7 +19,7 @@ def collection(scores: list[float], folders: str | None = None, **numbers: list[
     count = len(scores)
     paths = [f"/{(folders or 'a' * count)[place]}/{place}.png" for place in range(count)]
     known = {"width": [8.0] * count, "height": [8.0] * count, "bytes": [100.0] * count}
-    known |= {"score": scores, "novelty": [float("nan")] * count, "percentile": [float("nan")] * count}
+    known |= {"score": scores, "novelty": [float("nan")] * count, "more_novel_than": [float("nan")] * count}
     columns = {name: np.array(values, dtype=float) for name, values in (known | numbers).items()}
     errors = ["broken" if score != score else None for score in scores]
     return Collection(SETTINGS, paths, [str(place) for place in range(count)], errors, columns)

@@ -321,12 +321,13 @@ def others(tiny):
 @pytest.mark.parametrize("first", [True, False])
 def test_guidance_and_search_on_the_same_model_are_refused(tiny, clip, draw, other, first):
     apply = others(tiny)[other]
+
+    def run():
+        model, positive = learned(apply(tiny.model) if first else tiny.model, clip)
+        draw((model if first else apply(model), positive))
+
     with pytest.raises(ValueError, match="MinorityPrompt does not run together with JEPA Guidance"):
-        if first:  # refused where the token is learned
-            learned(apply(tiny.model), clip)
-        else:  # the run is the first to see both
-            model, positive = learned(tiny.model, clip)
-            draw((apply(model), positive))
+        run()
 
 
 def test_another_prompt_is_refused_before_the_run(tiny, clip, draw):

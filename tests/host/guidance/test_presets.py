@@ -56,7 +56,7 @@ def test_the_face_is_slim_and_its_defaults_are_those_of_balanced(tiny):
 
 
 def test_auto_is_novelty_where_there_is_something_to_compare_with(tiny):
-    reference = SimpleNamespace(how={"fit": "squash", "antialias": "on"})
+    reference = SimpleNamespace(how={"mode": "exact", "fit": "squash", "antialias": "on"})
     for changes, expected in (
         ({}, SCORE),
         ({"reference": reference}, NOVELTY),
@@ -120,12 +120,20 @@ def test_wild_counts_the_strength_double_and_no_other_preset_does(tiny):
 
 
 def test_a_reference_brings_how_pictures_are_seen_unless_settings_say_otherwise(tiny):
-    reference = SimpleNamespace(how={"fit": "crop", "antialias": "off"})
+    reference = SimpleNamespace(how={"mode": "exact", "fit": "crop", "antialias": "off"})
     for preset in (*PRESETS, CUSTOM):
-        values = values_of(inputs(tiny, preset=preset, reference=reference))
-        assert (values["fit"], values["antialias"]) == ("crop", False)
-        values = values_of(inputs(tiny, preset=preset, reference=reference, settings=linked()))
-        assert (values["fit"], values["antialias"]) == ("squash", True)
+        for settings in (None, linked(), linked(antialias=True)):
+            values = values_of(inputs(tiny, preset=preset, reference=reference, settings=settings))
+            assert (values["fit"], values["antialias"]) == ("crop", False)
+    values = values_of(inputs(tiny, preset=CUSTOM, reference=reference, settings=linked(fit="squash")))
+    assert (values["fit"], values["antialias"]) == ("squash", True)
+    # without a reference there is nothing to bring
+    for settings, seen in (
+        (linked(), ("squash", True)),
+        (linked(fit="crop", antialias=False), ("crop", False)),
+    ):
+        values = values_of(inputs(tiny, preset=CUSTOM, settings=settings))
+        assert (values["fit"], values["antialias"]) == seen
 
 
 def test_settings_are_refused_where_they_are_set():

@@ -106,6 +106,6 @@ def test_a_reference_of_the_command_is_loaded_and_score_folder_gives_the_numbers
     made = read_table(table)
     names = [Path(path).name for path in made.data.column("path").to_pylist()]
     assert rows.keys() == set(names)
-    for column in ("score", "novelty", "percentile"):
+    for column in ("score", "novelty", "more_novel_than"):
         assert [rows[one][column] for one in names] == made.numbers(column).tolist(), column
     assert [rows[one]["hash"] for one in names] == made.data.column("hash").to_pylist()

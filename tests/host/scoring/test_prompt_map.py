@@ -78,7 +78,7 @@ def test_one_picture_and_pictures_of_several_sizes(tiny, images):
     ("changes", "message"),
     [
         ({"groups": 65}, "groups 65 is outside 0 to 64"),
-        ({"mode": "top-k"}, "mode must be one of projected, exact"),
+        ({"mode": "top-k"}, "mode must be one of auto, projected, exact"),
         ({"by": "novelty"}, "reference is needed to rank by novelty"),
         ({"seeds": [1, 2]}, "seeds holds 2 seeds for 10 images"),
     ],

@@ -133,7 +133,7 @@ def test_several_encoders_rank_by_their_mean_score(tiny, images):
     [
         ({"count": 0}, "count 0 is outside 1 to 4096"),
         ({"keep": "best"}, "keep must be one of rarest, most typical"),
-        ({"mode": "top-k"}, "mode must be one of projected, exact"),
+        ({"mode": "top-k"}, "mode must be one of auto, projected, exact"),
         ({"seeds": [1, 2]}, "seeds holds 2 seeds for 5 images"),
         ({"seeds": [1.5]}, "seeds must be whole numbers"),
         ({"quality": [0.5, 0.5]}, "quality holds 2 numbers for 5 images"),
@@ -222,7 +222,7 @@ def test_a_threshold_keeps_what_is_rarer_than_a_share_of_the_reference(tiny, ima
     reference = reference_of(torch.cat([usual, images[:1]]), tiny.encoder)
     more = {"reference": reference, "by": by, "count": 5}
     rarity = rarity_of([images], tiny.encoder, "exact", by, reference)
-    shares = [100 - percentile for percentile in rarity.percentiles]
+    shares = rarity.rarer_than
     threshold = sorted(shares)[2]
     kept = named([images], tiny.encoder, threshold=threshold, **more).indices
     every = named([images], tiny.encoder, **more).indices
@@ -390,8 +390,8 @@ def test_the_lists_hold_every_image_the_kept_first(tiny, images, by):
     assert [row["rank"] for row in rows] == ["1", "2", "3", "", ""]
     assert [row["kept"] for row in rows] == ["yes"] * 3 + ["no"] * 2
     assert [float(row[by]) for row in rows] == [rarity.values[index] for index in order]
-    assert [float(row["rarer_than"]) for row in rows] == [100 - rarity.percentiles[index] for index in order]
-    assert found.rarer_than == [100 - rarity.percentiles[index] for index in found.indices]
+    assert [float(row["rarer_than"]) for row in rows] == [rarity.rarer_than[index] for index in order]
+    assert found.rarer_than == [rarity.rarer_than[index] for index in found.indices]
     assert [row["name"].removeprefix("./") for row in rows] == [NAMES[index] for index in order]
     told = json.loads(found.json)
     assert {name: told[name] for name in ("by", "keep", "mode")} == {
@@ -418,7 +418,7 @@ def test_numbers_that_are_not_finite_are_valid_json():
 
 
 def test_a_caption_begins_with_the_place_in_the_reference():
-    with_reference = Rarity([-12.345], [3.0])
+    with_reference = Rarity([-12.345], [97.0])
     (one,) = ranked_images(with_reference, [0], ["cat.png"], [0.5], [7], ["seed 7, place 1"])
     assert one.label("score").splitlines() == [
         "rarer than 97 %",

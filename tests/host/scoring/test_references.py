@@ -18,6 +18,7 @@ from jepa_guidance.jepa_core.novelty import NEIGHBOURS, SAMPLE, Distances, dista
 from jepa_guidance.jepa_core.reference import NO_SCORE, Reference, ReferencePart, percentile
 from jepa_guidance.jepa_core.views import views
 from jepa_guidance.nodes.rank_images import JEPARankImages
+from jepa_guidance.nodes.rarity_map import JEPARarityMap
 from jepa_guidance.nodes.reference import JEPAReferenceNode
 from jepa_guidance.nodes.score_image import JEPAScoreImage
 
@@ -141,13 +142,13 @@ def test_pictures_that_change_between_two_encoders_are_refused(images, both):
 # --- comparing ----------------------------------------------------------------------------------------------------
 
 
-def test_percentiles_count_the_rarer_images(tiny, images):
+def test_shares_count_the_images_that_are_less_rare(tiny, images):
     reference, *_ = reference_of([images[:3], images[3:8]], tiny.encoder)
     (own,) = score_images(images, tiny.encoder)
-    scores, text, _, percentiles, distances, shares = score(images, tiny.encoder, reference=reference)
-    below = [(np.array(own[:8]) < value).sum() for value in own]
+    scores, text, _, rarer, distances, shares = score(images, tiny.encoder, reference=reference)
+    above = [(np.array(own[:8]) > value).sum() for value in own]
     same = [(np.array(own[:8]) == value).sum() for value in own]
-    assert percentiles == pytest.approx([100 * (b + s / 2) / 8 for b, s in zip(below, same, strict=True)])
+    assert rarer == pytest.approx([100 * (a + s / 2) / 8 for a, s in zip(above, same, strict=True)])
     assert scores == own
     z = embedded(tiny.encoder, images)
     among = [
@@ -155,18 +156,19 @@ def test_percentiles_count_the_rarer_images(tiny, images):
     ]  # a picture of the reference is not its own neighbour
     assert distances == pytest.approx([*among, far(z[8], z[:8])], rel=1e-4)
     assert sorted(shares[:8]) == pytest.approx([100 * (i + 0.5) / 8 for i in range(8)])
-    assert shares[8] == pytest.approx(100 * (np.array(among) > distances[8]).mean())
-    assert f"of 8 reference images; novelty {distances[0]:.2f}, more novel than" in text
+    assert shares[8] == pytest.approx(100 * (np.array(among) < distances[8]).mean())
+    line = f"image 0: rarer than {rarer[0]:.0f} % of 8 reference images, more novel than {shares[0]:.0f} % "
+    assert f"{line}(score {own[0]:.2f}, novelty {distances[0]:.2f})" in text
 
 
 def test_a_picture_far_from_the_reference_is_rarer_than_all_of_it(tiny, images):
     near = images[:1] + 0.01 * torch.randn(6, 28, 28, 3, generator=torch.Generator().manual_seed(1))
     reference, *_ = reference_of([near.clamp(0, 1)], tiny.encoder, mode=NO_SCORE)
-    *_, percentiles, distances, shares = score(images[[0, 5]], tiny.encoder, reference=reference)
-    assert percentiles == []
+    *_, rarer, distances, shares = score(images[[0, 5]], tiny.encoder, reference=reference)
+    assert rarer == []
     assert distances[1] > distances[0]
-    assert shares[1] == 0
-    assert shares[0] > 50
+    assert shares[1] == 100
+    assert shares[0] < 50
 
 
 def test_a_set_of_encoders_is_compared_with_its_own_parts(images, both):
@@ -178,7 +180,7 @@ def test_a_set_of_encoders_is_compared_with_its_own_parts(images, both):
         own = torch.tensor([far(z[i], others(z[:8], i)) for i in range(8)]).median().item()
         expected += member.weight * far(z[8], z[:8]) / own
     assert distances == pytest.approx([expected], rel=1e-4)
-    assert shares == pytest.approx([100 - percentile(expected, sorted_novelties(reference, both))])
+    assert shares == pytest.approx([percentile(expected, sorted_novelties(reference, both))])
 
 
 def test_without_a_reference_there_is_nothing_beside_a_score(tiny, images):
@@ -191,8 +193,8 @@ def test_without_a_reference_there_is_nothing_beside_a_score(tiny, images):
 def test_a_reference_of_one_picture_gives_distances_but_no_share(tiny, images):
     reference, _, own = reference_of([images[:1]], tiny.encoder)
     assert own == []
-    _, text, _, percentiles, distances, shares = score(images[1:3], tiny.encoder, reference=reference)
-    assert (len(percentiles), len(distances), shares) == (2, 2, [])
+    _, text, _, rarer, distances, shares = score(images[1:3], tiny.encoder, reference=reference)
+    assert (len(rarer), len(distances), shares) == (2, 2, [])
     assert "more novel" not in text
 
 
@@ -212,6 +214,55 @@ def test_the_percentile_by_hand():
 # --- ranking ------------------------------------------------------------------------------------------------------
 
 
+OTHERWISE = ({"mode": "top-k"}, {"fit": "crop"}, {"antialias": False})
+AUTO = {"mode": "auto", "top_k": 7, "fit": "auto", "antialias": True}
+
+
+@pytest.mark.parametrize("made", OTHERWISE, ids=str)
+def test_a_reference_brings_how_its_pictures_were_seen_and_scored(tiny, made):
+    wide = torch.rand(6, 28, 40, 3, generator=torch.Generator().manual_seed(5))
+    reference, *_ = reference_of([wide[:5]], tiny.encoder, **made)
+    found = score(wide, tiny.encoder, reference=reference, **AUTO)
+    assert found == score(wide, tiny.encoder, reference=reference, **made)
+    assert found[3][:5] == pytest.approx(
+        [100 - percentile(one, sorted(found[0][:5])) for one in found[0][:5]]
+    )
+    scores, novelty = (
+        rank([wide], tiny.encoder, mode="auto", by=by, count=6, reference=reference)
+        for by in ("score", "novelty")
+    )
+    assert scores[1] == sorted(found[0])
+    assert novelty[1] == sorted(found[4], reverse=True)
+    with torch.inference_mode():
+        views = [
+            {name: settings[name] for name in ("fit", "antialias")} for settings in (AUTO, SETTINGS | made)
+        ]
+        maps = [
+            JEPARarityMap.execute(wide, tiny.encoder, 0.5, reference=reference, **view).args[1]
+            for view in views
+        ]
+    assert torch.equal(*maps)
+
+
+def test_without_a_reference_auto_is_projected_and_squashed(tiny, images, monkeypatch):
+    monkeypatch.setattr("jepa_guidance.host.scoring.modes.PROJECTION", 5)
+    wide = images[:, :20]
+    assert score(wide, tiny.encoder, **AUTO) == score(wide, tiny.encoder, mode="projected")
+    # a reference without scores says only how pictures are seen
+    reference, *_ = reference_of([wide[:4]], tiny.encoder, mode=NO_SCORE, fit="crop")
+    found = score(wide, tiny.encoder, reference=reference, **AUTO)
+    assert found[0] == score(wide, tiny.encoder, mode="projected", fit="crop")[0]
+
+
+@pytest.mark.parametrize("made", OTHERWISE, ids=str)
+def test_what_is_chosen_otherwise_than_the_reference_is_refused_before_work(tiny, images, made, monkeypatch):
+    reference, *_ = reference_of([images[:5]], tiny.encoder, **made)
+    monkeypatch.setattr("jepa_guidance.nodes.score_image.score_images", None)
+    (name,) = made
+    with pytest.raises(ValueError, match=f"reference was made with {name} .*, this node has"):
+        score(images, tiny.encoder, reference=reference)
+
+
 @pytest.mark.parametrize("keep", ["rarest", "most typical"])
 def test_images_are_ranked_by_novelty_without_a_score(tiny, images, keep, monkeypatch):
     reference, *_ = reference_of([images[:5]], tiny.encoder, mode=NO_SCORE)
@@ -225,7 +276,7 @@ def test_images_are_ranked_by_novelty_without_a_score(tiny, images, keep, monkey
     assert torch.equal(kept, images[indices])
 
 
-def test_ranking_by_score_is_the_same_with_a_reference_and_shows_percentiles(tiny, images):
+def test_ranking_by_score_is_the_same_with_a_reference_and_says_rarer_than(tiny, images):
     reference, *_ = reference_of([images[:5]], tiny.encoder)
     plain, beside = (rank([images], tiny.encoder, **more) for more in ({}, {"reference": reference}))
     assert plain[1:3] == beside[1:3]
@@ -238,7 +289,6 @@ def test_ranking_by_score_is_the_same_with_a_reference_and_shows_percentiles(tin
         ({"by": "novelty"}, None, "reference is needed to rank by novelty"),
         ({"by": "beauty"}, None, "by must be one of score, novelty"),
         ({}, {"mode": "top-k"}, "mode top 2, this node has exact"),
-        ({"by": "novelty"}, {"fit": "crop"}, "fit crop, this node has squash"),
     ],
 )
 def test_a_ranking_that_cannot_be_is_refused_before_work(tiny, images, changes, made, message, monkeypatch):

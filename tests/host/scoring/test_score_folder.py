@@ -238,7 +238,7 @@ def test_novelty_beside_a_reference_and_among_the_folders_own(tiny, output):  # 
     for file, args in zip(files, each, strict=True):
         row = found.by_file[file.name]
         assert row["novelty"] == pytest.approx(args[4][0], rel=1e-5)
-        assert row["percentile"] == pytest.approx(args[5][0])
+        assert row["more_novel_than"] == pytest.approx(args[5][0])
         assert row["score"] is None
     novelties = [float(row["novelty"]) for row in found.rows]
     assert novelties == sorted(novelties, reverse=True)
