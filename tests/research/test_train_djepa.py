@@ -231,6 +231,7 @@ def test_other_inputs_that_cannot_be_used_are_refused(tmp_path, latents):
         train("--data", latents, "--out", tmp_path / "run", "--steps", 2, "--denoiser", "flow")
 
 
+@pytest.mark.long
 def test_two_processes_train_one_model(tmp_path, latents):
     words = ["--data", str(latents), "--out", str(tmp_path / "run"), "--steps", "3", *SMALL]
     # accelerate's own launcher starts several processes on accelerators alone; what it sets is the same

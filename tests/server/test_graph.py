@@ -556,7 +556,7 @@ def test_the_rarest_of_a_batch_are_kept_with_their_scores_and_indices(server, en
     expected = [int(words[2].rstrip(":")) for words in ranked[:2]]
     assert [int(text) for text in outputs["out2"]["text"]] == expected
     scores = [float(text) for text in outputs["out1"]["text"]]
-    assert scores == pytest.approx([float(words[3]) for words in ranked[:2]], abs=0.01)
+    assert scores == pytest.approx([float(words[4]) for words in ranked[:2]], abs=0.01)
     every, kept = (
         [np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in outputs[name]["images"]]
         for name in ("save", "saved")
@@ -735,7 +735,7 @@ def test_the_pictures_of_a_prompt_are_those_of_its_seeds_and_become_a_file(serve
     }
     loaded["loaded"]["inputs"]["file"] = outputs["saved"]["text"][0].split()[-1]
     found = server.wait(server.queue(graph(encoder, stock()) | loaded), timeout=300)["outputs"]
-    assert "of 3 reference images; novelty" in found["score"]["text"][0]
+    assert "% of 3 reference images, more novel than" in found["score"]["text"][0]
     assert len(found["rank"]["images"]) == 1
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
-from tests.conftest import ROOT
+from tests.conftest import HOST, ROOT
 
 # What main.py imports before custom nodes, then the pack as the host imports it, and its list of nodes.
 PROGRAM = """
@@ -38,8 +39,14 @@ print(json.dumps({"new": sorted(set(sys.modules) - before), "nodes": listed, "se
 
 def test_the_pack_imports_nothing_that_the_host_has_not_imported(tmp_path):
     program = PROGRAM.replace("ROOT", repr(str(ROOT)))
+    environ = {**os.environ, "PYTHONPATH": str(HOST)}
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, cwd=tmp_path
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env=environ,
     )
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])

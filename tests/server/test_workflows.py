@@ -370,7 +370,7 @@ def test_scoring_runs_and_shows_the_score(server, infos, local):
     entry = server.wait(server.queue(prompt), timeout=600)
     shown = sorted(entry["outputs"][key]["text"][0] for key in of_type(prompt, "PreviewAny"))
     number, text = float(shown[0]), shown[1]
-    assert text.splitlines()[-1].startswith("exact")
+    assert text.splitlines()[-1].startswith("projected")
     assert text.splitlines()[1].endswith(f"{number:.2f}")
 
 

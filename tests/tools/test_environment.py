@@ -379,7 +379,8 @@ def test_tests_marked_long_are_left_out_unless_asked_for() -> None:
     matrix = ["-p", "tests.support", "--support", str(commands.SUPPORT)]
     assert commands.check_commands(True, [])["pytest"] == ["pytest", "tests", *matrix]
     # the quick tests run in parallel, but not those that somebody names
-    several = ["-n", str(min((os.cpu_count() or 1) + 1, 4)), "--dist", "worksteal"]
+    several = commands.parallel()
+    assert several[:2] == ["-n", str(min((os.cpu_count() or 1) + 1, 4))]
     assert commands.check_commands(False, [])["pytest"] == ["pytest", "tests", *several, "-m", "not long"]
 
 

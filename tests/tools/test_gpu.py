@@ -40,6 +40,7 @@ ROWS = {
 }
 
 
+@pytest.mark.long
 def test_every_stage_runs_on_a_processor(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     words = [sys.executable, "-P", str(ROOT / "tools" / "gpu" / "run.py"), "--dry-run", "--minutes", "13"]

@@ -105,9 +105,9 @@ def older_host_command(long: bool) -> list[str]:
 def parallel() -> list[str]:
     """pytest's options for several processes; each takes 3 GB with the server that it starts.
 
-    One more than there are cores: tests of the page mostly wait for a browser.
+    One more than there are cores: tests of the page mostly wait for a browser. The slowest tests are listed.
     """
-    return ["-n", str(min((os.cpu_count() or 1) + 1, 4)), "--dist", "worksteal"]
+    return ["-n", str(min((os.cpu_count() or 1) + 1, 4)), "--dist", "worksteal", "--durations", "40"]
 
 
 def run_tests(setup: Setup, long: bool, arguments: Sequence[str]) -> int:

@@ -291,7 +291,9 @@ def test_a_batch_is_scored_under_each_encoder_of_a_set(clip, jepa):
     assert scores == pytest.approx(mean)
     assert of_each == each[0] + each[1]
     rarest = min(range(3), key=lambda index: mean[index])
-    assert f"1. image {rarest}: {mean[rarest]:.2f} ({each[0][rarest]:.2f}, {each[1][rarest]:.2f})" in text
+    assert (
+        f"1. image {rarest}: score {mean[rarest]:.2f} ({each[0][rarest]:.2f}, {each[1][rarest]:.2f})" in text
+    )
     assert "clip_vision_model + ijepa" in text
     assert single[0] == single[2] == each[0]
     assert "(" not in single[1].split("\n")[1]

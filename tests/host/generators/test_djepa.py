@@ -241,6 +241,7 @@ def test_the_menu_and_its_files(file, tmp_path, monkeypatch):
     for name in ("absent.safetensors", "../small.safetensors", "/etc/passwd"):
         with pytest.raises(ValueError, match="There is no D-JEPA"):
             djepa_files.djepa_file(name)
+    (tmp_path / "djepa").mkdir()
     (tmp_path / "djepa" / "linked.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
     (tmp_path / "elsewhere.safetensors").write_bytes(file.read_bytes())
     folder_paths.filename_list_cache.clear()

@@ -217,7 +217,7 @@ def test_nothing_is_wrong_with_a_sound_network(name, dtype):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@pytest.mark.parametrize("name", ["sd15", pytest.param("sdxl", marks=pytest.mark.long)])
 def test_a_fault_is_caught_and_the_run_goes_on_with_the_denoiser_constant(name, fault, dtype):
     family = family_in(name, dtype, side=16)
     with fault(family):

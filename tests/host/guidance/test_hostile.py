@@ -208,7 +208,8 @@ WHOLE = {"rank": (1, 16), "oversampling": (0, 16), "power_iterations": (0, 3), "
 def test_every_choice_of_the_menu_runs_or_says_why_not(tiny, stock, chosen, referred):
     """Every option that the page offers gives an image, or a message about an input."""
     images = torch.rand(6, 16, 16, 3, generator=torch.Generator().manual_seed(0))
-    reference = reference_of([tiny.encoder], images, top_k=3, fit=chosen["fit"]) if referred else None
+    fit = "crop" if chosen["fit"] == "auto" else chosen["fit"]
+    reference = reference_of([tiny.encoder], images, top_k=3, fit=fit) if referred else None
     inputs = {**defaults(), **chosen, "vae": tiny.vae, "encoder": tiny.encoder, "reference": reference}
     latent = {"samples": torch.zeros(2, 4, 8, 8)}
     refusal = ""

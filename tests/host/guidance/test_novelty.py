@@ -52,16 +52,28 @@ def images_of(tiny: Any, latents: Tensor) -> Tensor:
         return tiny.vae.decode(latents).clone()
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    """What is made once for all tests: the tiny models are the same in each."""
+    return {}
+
+
 @pytest.fixture
-def usual(tiny, stock) -> Tensor:
+def usual(tiny, stock, made) -> Tensor:
     """Pictures (24, 16, 16, 3) that the model makes by itself."""
-    latent = {"samples": torch.zeros(24, 4, 8, 8)}
-    return images_of(tiny, stock(tiny.model, tiny, seed=100, latent_image=latent))
+    if "usual" not in made:
+        latent = {"samples": torch.zeros(24, 4, 8, 8)}
+        made["usual"] = images_of(tiny, stock(tiny.model, tiny, seed=100, latent_image=latent))
+    found: Tensor = made["usual"]
+    return found
 
 
 @pytest.fixture
-def reference(tiny, usual) -> Reference:
-    return reference_of([tiny.encoder], usual, top_k=3)
+def reference(tiny, usual, made) -> Reference:
+    if "reference" not in made:
+        made["reference"] = reference_of([tiny.encoder], usual, top_k=3)
+    found: Reference = made["reference"]
+    return found
 
 
 def guide(tiny: Any, schedule: Schedule | None = None, **settings: Any) -> Any:
@@ -329,11 +341,11 @@ REFUSED: list[tuple[Made, str]] = [
         "target is in units of a reference; connect one",
     ),
     (
-        lambda reference: {"criterion": NOVELTY, "reference": how(reference, fit="crop")},
+        lambda reference: {"criterion": NOVELTY, "fit": "squash", "reference": how(reference, fit="crop")},
         "reference was made with fit crop, this node has squash; pictures",
     ),
     (
-        lambda reference: {"criterion": NOVELTY, "reference": reference, "antialias": False},
+        lambda reference: {"criterion": NOVELTY, "fit": "squash", "reference": reference, "antialias": False},
         "reference was made with antialias on, this node has off; pictures",
     ),
     (
