@@ -103,7 +103,7 @@ def open_pick(
     server.interrupt()  # after a failure a pick may still wait, and the next page would show it
 
 
-@pytest.fixture(params=[False, True], ids=["classic", "vue"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["classic", "vue"])
 def renderer(request: pytest.FixtureRequest) -> Iterator[Callable[[PickPage], str]]:
     """Switches a page to one of the two ways in which ComfyUI draws nodes; returns its name."""
     changed = []

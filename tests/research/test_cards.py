@@ -27,7 +27,10 @@ def run(encoder: Encoder, card: int, batch: int = 1) -> dict:
     return row
 
 
-@pytest.mark.parametrize(("card", "batch"), [(8, 1), (4, 1), (4, 4), (8, 4)])
+CASES = [(8, 1), *(pytest.param(*case, marks=pytest.mark.long) for case in ((4, 1), (4, 4), (8, 4)))]
+
+
+@pytest.mark.parametrize(("card", "batch"), CASES)
 def test_the_plan_is_what_is_counted_and_nothing_fails(encoder, card, batch):
     found = run(encoder, card, batch)
     assert found["failures"] == found["failures of a second run"] == 0
@@ -36,12 +39,14 @@ def test_the_plan_is_what_is_counted_and_nothing_fails(encoder, card, batch):
     assert found["total GiB"] < card
 
 
+@pytest.mark.long
 def test_a_smaller_card_takes_another_way(encoder):
     ways = [run(encoder, card, 4)["way"] for card in (16, 8, 4)]
     assert ways[0] == "as asked"
     assert len(set(ways)) == 3
 
 
+@pytest.mark.long
 def test_a_plan_that_is_wrong_by_half_fails_once_and_never_again(encoder, monkeypatch):
     right = needs.Needs.__call__
     monkeypatch.setattr(needs.Needs, "__call__", lambda self, way: int(right(self, way) / 2))

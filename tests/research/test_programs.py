@@ -62,6 +62,7 @@ def figures(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "figures.json").read_text())
 
 
+@pytest.mark.long
 def test_gradient(words: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient, "RUNS", ((20, (2,)),))
     focus = gradient.focus
@@ -91,6 +92,7 @@ def test_step(words: Callable, tmp_path: Path, networks: Networks, monkeypatch: 
     assert figures(tmp_path)["settings"]["command"].endswith("--arms unguided subtle --steps 2 --pixels 64")
 
 
+@pytest.mark.long
 def test_memory(words: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {
         name: case for name, case in memory.cases().items() if " at 224, " in name and "eager" not in name
@@ -119,6 +121,7 @@ def test_djepa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["batch"] for row in figures(tmp_path)["rows"]] == [1, 1, 8, 1]
 
 
+@pytest.mark.long
 def test_cuda(
     small_encoder: Path, tmp_path: Path, networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +165,13 @@ def test_the_tokenizer_is_trained_and_encodes_the_world(latents: Path) -> None:
     assert torch.equal(file["labels"] + 1, world.labels)
 
 
-@pytest.mark.parametrize(("space", "prediction"), [("latents", "v"), ("latents", "flow"), ("pixels", "v")])
+KINDS = [
+    ("latents", "v"),
+    *(pytest.param(*kind, marks=pytest.mark.long) for kind in (("latents", "flow"), ("pixels", "v"))),
+]
+
+
+@pytest.mark.parametrize(("space", "prediction"), KINDS)
 def test_the_generator_is_trained_and_resumed(
     latents: Path, space: str, prediction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

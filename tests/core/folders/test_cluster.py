@@ -29,6 +29,7 @@ def started(*arguments: object) -> subprocess.Popen[str]:
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}',
+        "RAY_worker_niceness": "0",  # not behind whatever else runs
     }
     return subprocess.Popen(
         [*words, "--projection", "8", "--device", "cpu"],
@@ -76,6 +77,7 @@ def rows(table: Path) -> list[dict[str, Any]]:
 
 
 @linux
+@pytest.mark.long
 def test_with_a_worker_killed_the_table_is_that_of_one_process(tmp_path, encoder_folder):
     folder = tmp_path / "in"
     for index in range(COUNT):
