@@ -53,26 +53,26 @@ def images_of(tiny: Any, latents: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def made() -> dict[str, Any]:
+def once() -> dict[str, Any]:
     """What is made once for all tests: the tiny models are the same in each."""
     return {}
 
 
 @pytest.fixture
-def usual(tiny, stock, made) -> Tensor:
+def usual(tiny, stock, once) -> Tensor:
     """Pictures (24, 16, 16, 3) that the model makes by itself."""
-    if "usual" not in made:
+    if "usual" not in once:
         latent = {"samples": torch.zeros(24, 4, 8, 8)}
-        made["usual"] = images_of(tiny, stock(tiny.model, tiny, seed=100, latent_image=latent))
-    found: Tensor = made["usual"]
+        once["usual"] = images_of(tiny, stock(tiny.model, tiny, seed=100, latent_image=latent))
+    found: Tensor = once["usual"]
     return found
 
 
 @pytest.fixture
-def reference(tiny, usual, made) -> Reference:
-    if "reference" not in made:
-        made["reference"] = reference_of([tiny.encoder], usual, top_k=3)
-    found: Reference = made["reference"]
+def reference(tiny, usual, once) -> Reference:
+    if "reference" not in once:
+        once["reference"] = reference_of([tiny.encoder], usual, top_k=3)
+    found: Reference = once["reference"]
     return found
 
 
