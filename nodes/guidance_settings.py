@@ -144,7 +144,7 @@ def _sight_inputs() -> list[io.Input]:
             "antialias",
             default=True,
             tooltip="Smooths the image before shrinking it for the encoder, as in the encoder's training. Off: the plain "
-            f"resize of the paper's code. With a reference and fit {AUTO}, what its pictures had counts instead.",
+            f"resize of the paper's code. With a reference and fit {AUTO}, its own setting counts instead.",
         ),
         io.Boolean.Input(
             "smooth",

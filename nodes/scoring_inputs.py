@@ -31,7 +31,7 @@ def reference_inputs(*, beside: bool = False) -> list[io.Input]:
         options=[PROJECTED, EXACT, TOP_K, NO_SCORE],
         default=PROJECTED,
         tooltip=f"Which scores the pictures get besides their embeddings. {NO_SCORE}: none, which takes a small part of the "
-        f"time and is enough for novelty; what an image is rarer than, by score, needs them. {_MODES}",
+        f"time and is enough for novelty; to say how many are less rare by score takes them. {_MODES}",
     )
     return [menu, _top_k_input(), *(view_inputs_beside() if beside else view_inputs())]
 
@@ -55,7 +55,7 @@ def view_inputs() -> list[io.Input]:
 def view_inputs_beside() -> list[io.Input]:
     """As view_inputs, in nodes that take a reference."""
     fit = _fit_input(AUTO, f"{AUTO}: as the pictures of a linked reference, otherwise {SQUASH}. ")
-    return [fit, _antialias_input(f" With a reference and fit {AUTO}, what its pictures had counts instead.")]
+    return [fit, _antialias_input(f" With a reference and fit {AUTO}, its own setting counts instead.")]
 
 
 def _fit_input(default: str, about: str) -> io.Input:

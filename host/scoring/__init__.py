@@ -2,7 +2,7 @@
 
 scores.py           scoring a batch
 answers.py          what encoders said of pictures before
-modes.py            kinds of score, by the names in menus
+modes.py            how images are seen and scored, also beside a reference
 rarity.py           images by score or by novelty, with shares of a reference
 floor.py            the least quality that an image must have
 choice.py           which images are kept

@@ -88,11 +88,11 @@ def rare_enough(shares: Sequence[float], threshold: float, allowed: Sequence[boo
     """Which of the allowed images are rarer than a share of a reference.
 
     Args:
-        shares: for each image, the percentage of the reference than which it is rarer; [] if there is no reference.
+        shares: for each image, the percentage of the reference than which it is rarer; [] if nothing is known.
         threshold: percent; an image that is rarer than just this share is rare enough.
 
     Raises:
-        ValueError: there is no reference, or no image is rare enough.
+        ValueError: nothing is known, or no image is rare enough.
     """
     if not shares:
         raise ValueError(
