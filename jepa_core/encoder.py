@@ -27,7 +27,8 @@ def _plain_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention from elementary operations in the dtype of its inputs; query, key, value (B, heads, N, d)."""
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    weights = (query * scaling @ key.transpose(-1, -2)).softmax(-1)
+    # not "* scaling": see _LayerNorm
+    weights = torch.ops.aten.mul.Scalar(query @ key.transpose(-1, -2), scaling).softmax(-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
@@ -40,8 +41,8 @@ def _ordered_attention(
     ).contiguous(), None
 
 
-# transformers' eager attention supports forward-mode differentiation everywhere, but some models compute its softmax in
-# float32, which would spoil float64 encoders.
+# transformers' eager attention differs in nothing but that some models compute its softmax in float32, which would spoil
+# float64 encoders, and that it takes far longer to differentiate forwards.
 PLAIN_ATTENTION = "jepa_plain"
 ORDERED_ATTENTION = "jepa_ordered"
 
@@ -91,7 +92,8 @@ class _LayerNorm(nn.LayerNorm):
         if self.fused:
             return super().forward(x.to(self.weight.dtype))
         centred = x - x.mean(-1, keepdim=True)
-        scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps)
+        # not "+ eps": torch would make a tensor of the number, without a tangent; see JacobianOperator
+        scale = torch.rsqrt(torch.ops.aten.add.Scalar(centred.square().mean(-1, keepdim=True), self.eps))
         return centred * scale * self.weight + self.bias
 
 
@@ -164,6 +166,11 @@ class Encoder(nn.Module):
     def weight(self) -> Tensor:
         """One of the weights, for the encoder's dtype and device."""
         return next(self.model.parameters())
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """The weights with one axis, by name: biases and scales."""
+        return {name: weight for name, weight in self.named_parameters() if weight.ndim == 1}
 
     @cached_property
     def fingerprint(self) -> str:

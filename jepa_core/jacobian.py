@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Hashable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -256,8 +255,15 @@ class JacobianOperator:
         return one
 
     def _push(self, x: Tensor, tangents: Tensor) -> Tensor:
+        # torch finds the shape of "tangent + no tangent" in Python, for every addition of a bias and every scale; a tangent
+        # of zeros is added at once
+        vectors = self._encoder.vectors
+        zeros = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
+
+        def embed(x: Tensor, vectors: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(self._encoder, vectors, (x,), {"half": self._half})
+
         def product(tangent: Tensor) -> Tensor:
-            embed = partial(self._encoder, half=self._half)
-            return torch.func.jvp(embed, (x,), (tangent[None],))[1][0]
+            return torch.func.jvp(embed, (x, vectors), (tangent[None], zeros))[1][0]
 
         return torch.func.vmap(product)(tangents)

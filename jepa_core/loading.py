@@ -53,7 +53,6 @@ def load_encoder(
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise EncoderFileError(f"{_described(checkpoint)} is not supported: {error}") from error
     checked_image_size(image_size, config)
-    attention = PLAIN_ATTENTION if dtype == torch.float64 else "eager"
     what = _described(checkpoint)
     register_attention()
     # The host may call under inference mode; the weights must be normal tensors.
@@ -64,7 +63,7 @@ def load_encoder(
             checkpoint.tensors,
             what,
             dtype=dtype,
-            attention=attention,
+            attention=PLAIN_ATTENTION,
             unneeded=architecture.unneeded,
         )
         encoder = Encoder(model.to(device), image_size, checkpoint.pixels)

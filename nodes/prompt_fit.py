@@ -112,15 +112,18 @@ def check_text(text: object) -> None:
 
 
 def described(fits: list[float], scorer: PromptScorer) -> str:
-    """The ranked fits, what they were measured with, and what the model does not read of the text."""
-    lines = ["prompt fit, best first", *ranked_fits(fits)] if fits else ["prompt fit: no images"]
-    lines.append(f'"{shortened(scorer.text)}", {scorer.name}')
+    """What the fits were measured with, what the model does not read of the text, and the ranked fits.
+
+    The list comes last: the page renders Markdown, in which a line below a list belongs to its last item.
+    """
+    what = "prompt fit, best first" if fits else "prompt fit: no images"
+    lines = [f'{what}; "{shortened(scorer.text)}", {scorer.name}']
     if scorer.unread:
         lines.append(
             f'Too long for this CLIP, which does not read the end: "{shortened(scorer.unread)}". Shorten the text, or '
             "put first what matters."
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *ranked_fits(fits)])
 
 
 def shortened(text: str) -> str:

@@ -101,7 +101,8 @@ class JEPAScoreImage(io.ComfyNode):
         scores = combined_scores(each, encoder)
         compared = compare(images, scores, encoder, reference, how) if reference is not None else None
         ranked = ranking(scores, each, compared)
-        text = "\n".join(["rarest first", *ranked, f"{how['mode']}, {encoder.name}"])
+        # the list comes last: the page renders Markdown, in which a line below a list belongs to its last item
+        text = "\n".join([f"rarest first; {how['mode']}, {encoder.name}", *ranked])
         show_text(cls.hidden.unique_id, text)
         beside = compared or Comparison()
         return io.NodeOutput(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,3 +74,14 @@ def server(encoder_dir: Path) -> Iterator[Server]:
     links = {"custom_nodes/jepa-guidance": ROOT, f"models/jepa/{encoder_dir.name}": encoder_dir}
     with Server(HOST, links, cpu=not torch.cuda.is_available()) as running:
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The files that take longest, after a run of many."""
+    seconds: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("", []):
+        seconds[report.nodeid.partition("::")[0]] += round(report.duration)
+    if len(seconds) > 20:
+        terminalreporter.section("slowest files")
+        for file, total in seconds.most_common(20):
+            terminalreporter.write_line(f"{total} s {file}")

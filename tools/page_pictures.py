@@ -268,7 +268,7 @@ SCENES = (
     Scene(
         "11 Rare but right",
         pictures=(
-            Shot(f"{THUMBNAILS}/11 Rare but right.jpg", (8, 9), width=450, height=450),
+            Shot(f"{THUMBNAILS}/11 Rare but right.jpg", (9,), width=450, height=450, first="count"),
             Shot(f"{HELP}/prompt_fit.png", (8,), width=440),
         ),
     ),
@@ -298,19 +298,25 @@ SCENES = (
         runs=({},),
         pictures=(Shot(f"{THUMBNAILS}/15 How rare is an image.jpg", (2, 3, 4), width=450, height=450),),
     ),
-    # Only the graph: of two guides one, and of the checkpoints none, is at hand.
+    # Only nodes: of two guides one, and of the checkpoints none, is at hand.
+    Scene(
+        "09 Two guides from one seed",
+        pictures=(Shot(f"{THUMBNAILS}/09 Two guides from one seed.jpg", (7, 8, 9), width=450, height=450),),
+    ),
     *(
-        Scene(name, pictures=(Shot(f"{THUMBNAILS}/{name}.jpg", nodes, width=450, height=450),))
-        for name, nodes in (
-            ("04 One seed with and without guidance", (8, 9, 10)),
-            ("02 Text to image with SD15", (4, 5, 6, 7)),
-            ("03 Text to image with SDXL", (7, 8)),
-            ("09 Two guides from one seed", (7, 8, 9)),
-            ("21 SDXL Lightning in four steps", (7, 8)),
-            ("22 SDXL Turbo in four steps", (7, 8)),
-            ("23 Z-Image Turbo", (8, 11)),
-            ("24 Qwen Image", (8, 11)),
-            ("25 Flux 2", (8, 10, 11, 12, 13, 14)),
+        Scene(
+            name,
+            pictures=(Shot(f"{THUMBNAILS}/{name}.jpg", (node,), width=450, height=450, first="strength"),),
+        )
+        for name, node in (
+            ("02 Text to image with SD15", 7),
+            ("03 Text to image with SDXL", 7),
+            ("04 One seed with and without guidance", 13),
+            ("21 SDXL Lightning in four steps", 7),
+            ("22 SDXL Turbo in four steps", 7),
+            ("23 Z-Image Turbo", 8),
+            ("24 Qwen Image", 8),
+            ("25 Flux 2", 8),
         )
     ),
 )

@@ -116,7 +116,8 @@ class Shot:
         file: where it is kept, from the root of the repository.
         nodes: ids.
         width: of the picture in pixels.
-        height: None for as much as the nodes need; else the view goes on to the right or downwards.
+        height: None for as much as the nodes need; else the view goes on to the right or downwards, or, from `first`
+            on, is cut off.
         first: the widget that the picture begins with, of the first node; None for the whole node.
     """
 
@@ -257,7 +258,8 @@ class Studio:
             top = node.get_by_text(shot.first, exact=True).bounding_box()["y"] - margin / 2
         width, height = max(rights) + margin - left, max(bottoms) + margin - top
         if shot.height:
-            width = max(width, height * shot.width / shot.height)
+            if not shot.first:
+                width = max(width, height * shot.width / shot.height)
             height = width * shot.height / shot.width
         clip = {"x": left, "y": top, "width": width, "height": height}
         picture = Image.open(io.BytesIO(self.comfy.page.screenshot(clip=clip))).convert("RGB")

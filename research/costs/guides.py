@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from jepa_core import Encoder, RarityGradient, has_fast_bfloat16, jepa_score, load_encoder
 from jepa_core.architectures import architecture_of
+from jepa_core.encoder import PLAIN_ATTENTION, register_attention
 from jepa_core.hub import ENCODERS
 from jepa_core.score import PROJECTION
 from research.harness import program
@@ -52,7 +53,8 @@ def published_encoder(name: str) -> Encoder:
     sizes = PUBLISHED[name].get("vision_config", PUBLISHED[name])
     config = getattr(transformers, architecture.config_class)(**sizes, **architecture.fixed)
     # as load_encoder does; of a fused kernel the products would not be seen one by one
-    config._attn_implementation = "eager"
+    register_attention()
+    config._attn_implementation = PLAIN_ATTENTION
     with torch.device("meta"):
         model = architecture.build_class()(config)
     return Encoder(model.eval().requires_grad_(False), SIDE)

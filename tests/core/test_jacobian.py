@@ -1,5 +1,7 @@
 """Products with the Jacobian against the dense matrix."""
 
+import sys
+
 import pytest
 import torch
 
@@ -34,6 +36,36 @@ def test_products_of_every_architecture(save_model, images, dense, family, swigl
         torch.testing.assert_close(jacobian.vjp(torch.eye(32)), matrix, rtol=1e-10, atol=1e-12)
         right = unit_rows(3, 2352)
         torch.testing.assert_close(jacobian.jvp(right), right @ matrix.T, rtol=1e-10, atol=1e-12)
+
+
+SHAPES = "_refs/__init__.py"  # torch's module that finds the shape of a result
+
+
+@pytest.mark.parametrize(
+    ("family", "size"), [("dinov2", 28), ("dinov2_with_registers", 28), ("ijepa", 16), ("siglip_vision_model", 16)]
+)
+def test_no_layer_finds_shapes_in_python(save_model, images, family, size):
+    """Torch does so where a tangent meets none, at biases and scales; that took most of a forward-mode pass."""
+
+    def calls(layers):
+        found = []
+
+        def note(frame, event, _):
+            if event == "call" and frame.f_code.co_filename.endswith(SHAPES):
+                found.append(frame.f_code.co_name)
+
+        encoder = load_encoder(save_model(family, num_hidden_layers=layers), image_size=size)
+        with differentiable(encoder), full_precision(CPU):
+            jacobian = JacobianOperator(encoder, images[0][:, :size, :size].float())
+            sys.setprofile(note)
+            try:
+                jacobian.jvp(torch.ones(3, 3 * size**2))
+            finally:
+                sys.setprofile(None)
+        return found
+
+    assert "add" in calls(1)  # of the positions; else nothing was seen
+    assert calls(1) == calls(3)
 
 
 def hessian_vector_product(encoder, image, u, v):

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from jepa_core import Encoder, EncoderFileError, load_encoder
+from jepa_core.encoder import PLAIN_ATTENTION
 from tests.core.conftest import kept_for_backward
 
 PROJECTION = "embeddings.patch_embeddings.projection.weight"
@@ -176,10 +177,10 @@ def test_estimated_activations_are_of_the_right_size(save_model, width, size):
         fused, kept = kept_for_backward(encoder, image)
     # no less, so that a chunk fits; the excess is left for what the backward passes hold
     assert 0.9 * kept < encoder.activation_bytes < 3 * kept
-    eager, kept = kept_for_backward(encoder, image)
+    plain, kept = kept_for_backward(encoder, image)
     assert kept / 4 < encoder.layer_bytes < 3 * kept / 4
-    torch.testing.assert_close(fused, eager)
-    assert encoder.model.config._attn_implementation == "eager"
+    torch.testing.assert_close(fused, plain)
+    assert encoder.model.config._attn_implementation == PLAIN_ATTENTION
 
 
 # Files that are refused

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jepa_core.architectures import architecture_of
+from jepa_core.encoder import PLAIN_ATTENTION
 from jepa_core.hub import ENCODERS
 from research import bench as run
 from research.costs import guides
@@ -49,7 +50,7 @@ def test_a_published_encoder_embeds(name: str) -> None:
     assert encoder.weight.is_meta
     assert not encoder.weight.requires_grad
     assert not encoder.model.training
-    assert config._attn_implementation == "eager"
+    assert config._attn_implementation == PLAIN_ATTENTION
     # a file's text tower, predictor and pooling layer take no part
     assert sum(weight.numel() for weight in encoder.parameters()) <= ENCODERS[name].parameters
 

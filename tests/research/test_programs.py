@@ -196,6 +196,7 @@ def test_the_generator_is_trained_and_resumed(
         generator.main(other)
 
 
+@pytest.mark.long
 def test_generators_are_compared(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (generator, compare_generators):
         monkeypatch.setattr(module, "load_pictures", pictures)
@@ -223,6 +224,7 @@ def test_generators_are_compared(latents: Path, monkeypatch: pytest.MonkeyPatch)
     ]  # the others were of another tokenizer
 
 
+@pytest.mark.long
 def test_a_generator_that_was_interrupted_learns_the_same(
     latents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -381,9 +381,9 @@ def fuzz(server: Server, count: int, seed: int, names: Sequence[str] = ()) -> di
 
 
 def test_a_server_survives_mutated_prompts(fuzzed):
-    outcomes = fuzz(fuzzed, 60, seed=1)
-    assert outcomes["refused by validation"] > 10
-    assert outcomes["ran"] > 5
+    outcomes = fuzz(fuzzed, 40, seed=1)
+    assert outcomes["refused by validation"] > 6
+    assert outcomes["ran"] > 3
 
 
 @pytest.mark.long

@@ -362,7 +362,7 @@ def test_the_demo_runs_and_gives_pictures_and_scores(server, infos, local):
     assert not np.array_equal(unguided, guided)
     for key in of_type(prompt, "PreviewAny"):
         (text,) = entry["outputs"][key]["text"]
-        assert len(text.splitlines()) == 4  # two images between the headline and the settings
+        assert len(text.splitlines()) == 3  # two images below the headline
 
 
 def test_scoring_runs_and_shows_the_score(server, infos, local):
@@ -370,7 +370,7 @@ def test_scoring_runs_and_shows_the_score(server, infos, local):
     entry = server.wait(server.queue(prompt), timeout=600)
     shown = sorted(entry["outputs"][key]["text"][0] for key in of_type(prompt, "PreviewAny"))
     number, text = float(shown[0]), shown[1]
-    assert text.splitlines()[-1].startswith("projected")
+    assert text.splitlines()[0].startswith("rarest first; projected")
     assert text.splitlines()[1].endswith(f"{number:.2f}")
 
 

@@ -68,7 +68,7 @@ def test_every_strength_starts_from_the_same_noise() -> None:
 
 
 def test_score_is_read_from_what_the_node_shows() -> None:
-    text = "rarest first\n1. image 0: score -12.34\ntop 9, small"
+    text = "rarest first; top 9, small\n1. image 0: score -12.34"
     assert shown_score({"outputs": {"5": {"text": [text]}}}, "5") == -12.34
     with pytest.raises(ValueError, match="shows no score"):
         shown_score({"outputs": {"5": {"text": ["nothing"]}}}, "5")

@@ -62,7 +62,25 @@ def run_counted(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+# One of each kind of network and VAE; the others take long.
+KINDS = {
+    "sd15",
+    "sdxl",
+    "cascade",
+    "pixart",
+    "sd3",
+    "flux",
+    "hidream",
+    "wan_still",
+    "chroma_radiance",
+    "mage_flow",
+    "ltx_still",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.long) for name in SUPPORTED]
+)
 def test_every_family_holds_what_was_planned(name, run_counted, caplog):
     with caplog.at_level(logging.INFO):
         peaks, needs = run_counted(name)

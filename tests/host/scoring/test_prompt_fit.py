@@ -172,9 +172,8 @@ def test_the_text_ranks_the_images_best_first(models, images):
     fits, text, scorer = run(images=images[:3])
     order = sorted(range(3), key=fits.__getitem__, reverse=True)
     assert text.split("\n") == [
-        "prompt fit, best first",
+        f'prompt fit, best first; "a red fox, sitting", {MINE}',
         *(f"{rank}. image {index}: {fits[index]:.3f}" for rank, index in enumerate(order, 1)),
-        f'"a red fox, sitting", {MINE}',
     ]
     assert (scorer.name, scorer.text, scorer.unread) == (MINE, "a red fox, sitting", "")
     assert prompt_fits(images[:3], scorer) == fits
@@ -184,7 +183,7 @@ def test_the_text_ranks_the_images_best_first(models, images):
 def test_without_images_only_the_link_is_made(models, given):
     fits, text, scorer = run(**given)
     assert fits == []
-    assert text.startswith("prompt fit: no images\n")
+    assert text == f'prompt fit: no images; "a red fox, sitting", {MINE}'
     assert scorer.model.weight.dtype == torch.float32
 
 

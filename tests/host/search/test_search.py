@@ -16,7 +16,24 @@ from jepa_guidance.host.search.search import SearchConfig, apply_search
 from jepa_core import jepa_score
 from tests.host.search.conftest import CANDIDATES, COUNT, LATENT, SAMPLING
 
-SAMPLERS = [name for name in comfy.samplers.SAMPLER_NAMES if name not in {own for own, _ in REFUSED.values()}]
+# One of each way to call the model; the others take long.
+WAYS = {
+    "euler",
+    "heun",
+    "dpm_2_ancestral",
+    "lms",
+    "dpm_fast",
+    "dpmpp_3m_sde",
+    "uni_pc",
+    "euler_cfg_pp",
+    "res_multistep",
+    "lcm",
+}
+SAMPLERS = [
+    name if name in WAYS else pytest.param(name, marks=pytest.mark.long)
+    for name in comfy.samplers.SAMPLER_NAMES
+    if name not in {own for own, _ in REFUSED.values()}
+]
 
 
 def row_by_row(model: Any) -> Any:
