@@ -167,11 +167,6 @@ class Encoder(nn.Module):
         """One of the weights, for the encoder's dtype and device."""
         return next(self.model.parameters())
 
-    @property
-    def vectors(self) -> dict[str, Tensor]:
-        """The weights with one axis, by name: biases and scales."""
-        return {name: weight for name, weight in self.named_parameters() if weight.ndim == 1}
-
     @cached_property
     def fingerprint(self) -> str:
         """A hash of some of every weight's numbers, which tells fine-tuned versions of a checkpoint apart."""

@@ -15,8 +15,10 @@ from .precision import has_fast_bfloat16
 # always computes in the same order. CPUs have plenty.
 _MEMORY = {"cpu": 2 << 30}
 _SCARCE_MEMORY, _MOST_MEMORY = 1 << 29, 2 << 30
-# The most directions per pass, however much memory there is. A CPU's caches hold only a few.
-_DIRECTIONS = {"cpu": 4}
+# The most directions per pass, however much memory there is. Each pass goes through the image's own activations again,
+# but a CPU's caches hold only so much: the activations of one layer in all directions take at most these bytes.
+_DIRECTIONS = {"cpu": 16}
+_LAYER = {"cpu": 192 << 20}
 _MANY_DIRECTIONS = 32
 # Devices on which half precision uses forward mode for directional derivatives. On a GPU its many small kernels take
 # several times as long as finite differences in full precision.
@@ -36,15 +38,16 @@ def _memory_of_a_pass(device: torch.device) -> int:
 
 def _directions_of_a_pass(encoder: Encoder, memory: int) -> int:
     """How many directions one pass takes. A direction of a product holds one layer's activations at a time."""
-    directions = _DIRECTIONS.get(encoder.weight.device.type, _MANY_DIRECTIONS)
-    return max(1, min(directions, memory // encoder.layer_bytes))
+    device = encoder.weight.device.type
+    directions = _DIRECTIONS.get(device, _MANY_DIRECTIONS)
+    return max(1, min(directions, min(memory, _LAYER.get(device, memory)) // encoder.layer_bytes))
 
 
 def images_of_a_pass(encoder: Encoder, rows: int) -> int:
     """How many images may share the VJPs of `rows` rows of J each.
 
-    As many as leave room for the directions that a single image would take, and for the rows. On a CPU, whose caches
-    hold only a few directions, one image.
+    As many as leave room for the directions that a single image would take, and for the rows. On a CPU, where it brings
+    nothing, one image.
     """
     device = encoder.weight.device
     if device.type in _DIRECTIONS:
@@ -255,9 +258,9 @@ class JacobianOperator:
         return one
 
     def _push(self, x: Tensor, tangents: Tensor) -> Tensor:
-        # torch finds the shape of "tangent + no tangent" in Python, for every addition of a bias and every scale; a tangent
-        # of zeros is added at once
-        vectors = self._encoder.vectors
+        # torch finds the shape of "tangent + no tangent" in Python, for every bias and every scale; a tangent of zeros is
+        # added at once
+        vectors = {name: weight for name, weight in self._encoder.named_parameters() if weight.ndim == 1}
         zeros = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
 
         def embed(x: Tensor, vectors: dict[str, Tensor]) -> Tensor:

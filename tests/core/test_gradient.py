@@ -102,8 +102,7 @@ def test_chunks_change_nothing(encoder, images, chunk):
 def test_on_pass_follows_every_pass(encoder, images, chunk):
     seen = []
     RarityGradient(4, 2, 2, tolerance=0, chunk=chunk, on_pass=lambda: seen.append(1))(encoder, images)
-    # on a processor four directions go together, whatever memory there is
-    chunks_of_six = 3 if chunk else 2
+    chunks_of_six = 3 if chunk else 1
     # points of a difference, one more than directions; two at a time are computed again for the backward pass
     ahead, back = (4, 8) if chunk else (1, 1)
     assert len(seen) == 3 * (1 + 4 * chunks_of_six + 3 * ahead + back)

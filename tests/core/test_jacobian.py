@@ -42,7 +42,8 @@ SHAPES = "_refs/__init__.py"  # torch's module that finds the shape of a result
 
 
 @pytest.mark.parametrize(
-    ("family", "size"), [("dinov2", 28), ("dinov2_with_registers", 28), ("ijepa", 16), ("siglip_vision_model", 16)]
+    ("family", "size"),
+    [("dinov2", 28), ("dinov2_with_registers", 28), ("ijepa", 16), ("siglip_vision_model", 16)],
 )
 def test_no_layer_finds_shapes_in_python(save_model, images, family, size):
     """Torch does so where a tangent meets none, at biases and scales; that took most of a forward-mode pass."""
@@ -104,7 +105,7 @@ def test_curvature_in_float32_keeps_three_digits(save_model, images):
 
 
 @pytest.mark.parametrize(
-    ("chunk", "passes"), [(1, 1 + 7 + 7 + 8 + 2 * 8), (3, 1 + 3 + 3 + 3 + 2 * 3), (None, 1 + 2 + 2 + 1 + 1)]
+    ("chunk", "passes"), [(1, 1 + 7 + 7 + 8 + 2 * 8), (3, 1 + 3 + 3 + 3 + 2 * 3), (None, 1 + 1 + 1 + 1 + 1)]
 )
 def test_on_pass_follows_every_pass_and_chunks_do_not_count_as_calls(encoder, images, chunk, passes):
     seen = []
@@ -139,17 +140,17 @@ def passes_of_products(encoder, image, **limits):
 
 def test_memory_decides_the_chunks(encoder, images):
     class Heavy(type(encoder)):
-        layer_bytes = 400 << 20
+        layer_bytes = 60 << 20
         activation_bytes = 500 << 20
 
     heavy = Heavy(encoder.model, encoder.image_size)
-    # five directions' layers fit two gibibytes, but a processor's caches only four; of points two, beside the base
+    # three directions' layers take no more than a processor's caches bear; of points two fit, beside the base
     assert passes_of_products(heavy, images[0]) == [3, 3, 5 + 2 * 5]
     # two directions, and no more than a point
-    assert passes_of_products(heavy, images[0], memory=1 << 30) == [5, 5, 10 + 2 * 10]
+    assert passes_of_products(heavy, images[0], memory=130 << 20) == [5, 5, 10 + 2 * 10]
     # nothing fits, and it works nevertheless
     assert passes_of_products(heavy, images[0], memory=1) == [9, 9, 10 + 2 * 10]
-    assert passes_of_products(encoder, images[0]) == [3, 3, 1 + 1]
+    assert passes_of_products(encoder, images[0]) == [1, 1, 1 + 1]
 
 
 def test_the_image_may_be_part_of_a_graph_or_an_inference_tensor(encoder, images, dense):

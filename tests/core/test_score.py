@@ -106,7 +106,7 @@ def test_images_that_share_their_passes_score_as_one_by_one(monkeypatch, encoder
         found = score(encoder, images, chunk=chunk, on_pass=lambda: seen.append(1))
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     groups = math.ceil(3 / together)
-    assert len(seen) == groups * sum(1 + math.ceil(rows / (chunk or 4)) for rows in (32, 7, 7))
+    assert len(seen) == groups * sum(1 + math.ceil(rows / (chunk or 16)) for rows in (32, 7, 7))
 
 
 def test_as_many_images_share_a_pass_as_there_is_room_for(monkeypatch, encoder):
