@@ -20,6 +20,7 @@ from research.harness.program import Row, markdown
 from tools.page import Comfy, installed_browser, running_browser
 from tools.server import Server
 
+FIGURES = program.FIGURES / "first_minutes.json"
 PICTURE = """([kind, index]) => {
     const nodes = app.graph.nodes.filter((node) => node.comfyClass === kind);
     return app.nodeOutputs[nodes[index].id]?.images?.length;
@@ -97,7 +98,7 @@ def table(figures: Row) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = program.parser(__file__, __doc__, program.FIGURES / "first_minutes.json")
+    parser = program.parser(__file__, __doc__, FIGURES)
     options = parser.parse_args(arguments)
     chosen = installed_browser()
     if chosen is None:
