@@ -54,7 +54,9 @@ class JEPAScoreFolder(io.ComfyNode):
             category="JEPA",
             description="Scores all pictures in a folder, such as your renders or a data set, and gives the rarest. Scores "
             "are kept, so that the next run scores only new pictures. Files that cannot be read are named with the reason.",
-            **search_words("rarity, novelty, unusual, gallery, my pictures, data set, curate, batch, csv"),
+            **search_words(
+                "rarity, novelty, unusual, outliers, gallery, my pictures, data set, curate, batch, csv"
+            ),
             inputs=_inputs(),
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id],

@@ -1,6 +1,7 @@
 """The names in the encoder loader's menu, and their files in models/jepa."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,19 @@ def encoder_file(
     Raises:
         ValueError: a name that is not in the menu, or a link that leads out of the model folders.
         jepa_core.hub.EncoderLicenceError: missing weights that must not be used commercially.
-        jepa_core.hub.EncoderDownloadError: the hub cannot be reached; says which file to put where.
+        jepa_core.hub.EncoderDownloadError: the hub cannot be reached; says which file to put where, and
+            which encoder is installed.
         jepa_core.writing.UnwritableError: the folder cannot be written to.
     """
-    if message := absent_message(name, encoder_names()):
+    names = encoder_names()
+    if message := absent_message(name, names):
         raise ValueError(message)
+    with _else_choose(names):
+        return _weights(name, non_commercial=non_commercial, on_progress=on_progress)
+
+
+def _weights(name: str, **options: Any) -> Path:
+    """The weights of an encoder in the menu, downloaded if need be. options: those of fetch_encoder."""
     if name not in ENCODERS:
         return _inside_encoders(Path(folder_paths.get_full_path_or_raise(ENCODER_FOLDER, name)))
     if installed := _installed_file(name):
@@ -113,23 +122,36 @@ def encoder_file(
     folder = folder_to_write(ENCODER_FOLDER)
     file = _inside_encoders(folder / name / "model.safetensors")  # where it will be
     with writing_to(ENCODER_FOLDER):
-        fetch_encoder(name, folder, non_commercial=non_commercial, on_progress=on_progress)
+        fetch_encoder(name, folder, **options)
     return file
+
+
+@contextmanager
+def _else_choose(names: Sequence[str]) -> Iterator[None]:
+    """An error of a download begins with which of these names is installed: the page shows the beginning of a message."""
+    try:
+        yield
+    except EncoderDownloadError as error:
+        if here := default_installed(names):
+            raise EncoderDownloadError(f"choose {here}, which is installed; {error}") from error
+        raise
 
 
 def clip_file(
     name: str, *, non_commercial: bool = False, on_progress: Callable[[int, int], None] | None = None
 ) -> Path:
     """As encoder_file, for a name among clip_names; downloads the tokenizer of a hub encoder too, beside the weights."""
-    if name not in clip_names():
+    names = clip_names()
+    if name not in names:
         raise ValueError(
             f"There is no CLIP {name!r}; put its folder, with model.safetensors, config.json, vocab.json and merges.txt, "
             f"into models/{ENCODER_FOLDER}, or choose one of {', '.join(filter(_is_clip, ENCODERS))}."
         )
-    try:
-        file = encoder_file(name, non_commercial=non_commercial, on_progress=on_progress)
-    except EncoderDownloadError as error:
-        raise EncoderDownloadError(f"{error}, together with {' and '.join(TOKENIZER_FILES)}") from error
+    with _else_choose(names):
+        try:
+            file = _weights(name, non_commercial=non_commercial, on_progress=on_progress)
+        except EncoderDownloadError as error:
+            raise EncoderDownloadError(f"{error}, together with {' and '.join(TOKENIZER_FILES)}") from error
     inside(file, ENCODER_FOLDER, *tokenizer_files(file.parent))
     if name in ENCODERS:
         with writing_to(ENCODER_FOLDER):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -96,7 +97,15 @@ class FolderPictures:
 
 
 def no_picture(folder: Path, skipped: Mapping[str, str]) -> ValueError:
-    """The error for a folder without a picture that can be read."""
+    """The error for a folder without a picture that can be read; says which folder in it has some."""
+    below = Counter(
+        os.path.dirname(os.path.relpath(path, folder)) for path in newest_files(folder, deep=True)
+    )
+    if below and not skipped:
+        name, count = below.most_common(1)[0]
+        return ValueError(
+            f"{folder} holds no picture itself; its folder {name} holds {count}: add its name to subfolder"
+        )
     why = f"skipped {skipped_text(skipped)}" if skipped else "make some first, or choose another folder"
     return ValueError(f"{folder} holds no picture that can be read; {why}")
 

@@ -98,6 +98,7 @@ def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_f
         ("steps", 1, "Nothing will be guided: no step lies in the range"),
         ("sampler_name", "dpm_adaptive", "Sampler dpm_adaptive is not supported"),
         ("strength", -1, "can reinforce bias"),
+        ("strength", 8, "Beyond strength 4 images break up"),
         ("target", "1 in 20", "target is in units of a reference"),
     ],
 )

@@ -50,11 +50,11 @@ NODES = (
 # What people type into the search for nodes, and a node that it must find.
 SEARCHED = {
     **dict.fromkeys(("rare", "rarity", "diversity", "variation", "seed variance"), "JEPAGuidedKSampler"),
-    **dict.fromkeys(("unusual", "novelty", "minority", "same face"), "JEPAGuidance"),
+    **dict.fromkeys(("unusual", "novelty", "minority", "same face", "strength"), "JEPAGuidance"),
     **dict.fromkeys(("best of", "pick", "sort", "filter", "aesthetic"), "JEPARankImages"),
-    **dict.fromkeys(("heatmap", "saliency", "attention"), "JEPARarityMap"),
+    **dict.fromkeys(("heatmap", "saliency", "attention", "inpaint mask"), "JEPARarityMap"),
     **dict.fromkeys(("dino", "clip"), "JEPAEncoderLoader"),
-    **dict.fromkeys(("gallery", "curate", "csv"), "JEPAScoreFolder"),
+    **dict.fromkeys(("gallery", "curate", "csv", "outliers"), "JEPAScoreFolder"),
 }
 GUIDANCE = {"strength": 2.0, "preset": "custom", "start_percent": 0.2, "end_percent": 1.0}
 SETTINGS = {

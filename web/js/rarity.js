@@ -8,7 +8,7 @@ import {
 import { onStale } from "./runs.js";
 import { followGraph, refusedSampler } from "./samplers.js";
 import {
-  drawScale, drawText, drawTrace, guidedSteps, outcome, pace, palette, SCALE_HEIGHT, stepAt, strengthAt, traceLines, written,
+  drawScale, drawText, drawTrace, guidedSteps, outcome, pace, palette, SCALE_END, SCALE_HEIGHT, stepAt, strengthAt, traceLines, written,
 } from "./chart.js";
 
 const GUIDED = ["JEPAGuidedKSampler", "JEPAGuidance"];
@@ -47,6 +47,12 @@ function missing(node) {
   return null;
 }
 
+/** What speaks against a strength, or "". */
+function doubt(strength) {
+  if (strength > SCALE_END) return filled(words.strong, { limit: SCALE_END });
+  return strength < 0 ? words.bias : "";
+}
+
 /** What the settings will do: {text, warn}. */
 function outlook(node) {
   const [strength, start, end, steps] = RANGE.map((name) => valueOf(node, name));
@@ -61,9 +67,9 @@ function outlook(node) {
   if (count !== null) {
     if (count === 0) return { text: words.noStep, warn: true };
     const text = filled(words.guides, { count, steps });
-    return { text: strength < 0 ? `${text} ${words.bias}` : text, warn: strength < 0 };
+    return { text: `${text} ${doubt(strength)}`.trim(), warn: Boolean(doubt(strength)) };
   }
-  return strength < 0 ? { text: words.bias, warn: true } : { text: "", warn: false };
+  return { text: doubt(strength), warn: Boolean(doubt(strength)) };
 }
 
 function draw(node) {

@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import torch
 from jepa_guidance.host.encoders import menu
-from jepa_guidance.jepa_core.hub import ENCODERS
+from jepa_guidance.jepa_core.hub import ENCODERS, EncoderDownloadError
 from jepa_guidance.nodes.encoder_loader import JEPAEncoderLoader
 from jepa_guidance.nodes.prompt_fit import JEPAPromptFit
 from safetensors.torch import save_file
@@ -97,6 +97,27 @@ def test_an_encoder_that_can_be_downloaded_is_never_replaced(models, monkeypatch
     monkeypatch.setattr(menu, "fetch_encoder", lambda name, folder, **_: asked.append((name, folder)))
     assert menu.encoder_file("dinov2-large") == models / "dinov2-large" / "model.safetensors"
     assert asked == [("dinov2-large", models)]
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        ((), "cannot download"),
+        (("mine.safetensors",), "choose mine.safetensors, which is installed; cannot download"),
+        (("mine.safetensors", PAPER), f"choose {PAPER}, which is installed; cannot download"),
+    ],
+)
+def test_a_failed_download_first_names_an_encoder_that_is_here(models, monkeypatch, here, said):
+    def refuse(name: str, folder: Path, **_: object) -> None:
+        raise EncoderDownloadError(f"cannot download {name}")
+
+    put(models, *here)
+    monkeypatch.setattr(menu, "fetch_encoder", refuse)
+    with pytest.raises(EncoderDownloadError, match=f"^{said} dinov2-large$"):
+        menu.encoder_file("dinov2-large")
+    # what is not a CLIP is no advice for one
+    with pytest.raises(EncoderDownloadError, match=r"^cannot download .*, together with"):
+        menu.clip_file("CLIP-ViT-B-32-laion2B-s34B-b79K")
 
 
 @pytest.mark.parametrize("node", [JEPAEncoderLoader, JEPAPromptFit])

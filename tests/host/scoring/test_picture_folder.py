@@ -185,6 +185,17 @@ def test_values_that_do_not_fit_are_refused(tiny, output, changes, message):
         run(tiny.encoder, **changes)
 
 
+def test_pictures_in_a_folder_below_are_pointed_to(tiny, output):
+    (output / "jepa").mkdir()
+    for number in (1, 2):
+        save(output / "jepa" / f"{number}.png", number)
+    with pytest.raises(
+        ValueError, match="holds no picture itself; its folder jepa holds 2: add its name to subfolder"
+    ):
+        run(tiny.encoder)
+    assert len(run(tiny.encoder, subfolder="jepa")[0]) == 2
+
+
 def test_it_runs_again_when_the_pictures_change(output):
     def state() -> str | float:
         return JEPAReferenceFolder.fingerprint_inputs(folder="output", subfolder="", count=3)
