@@ -40,6 +40,7 @@ SEEN = """(id) => {
     return options.length && options.every((one) => one.querySelector("img").naturalWidth);
 }"""
 HEAD = "([id, text]) => app.graph.getNodeById(id).jepaPicker.head.textContent.includes(text)"
+KEPT_SAID = "Kept {} of 16. To pick again, set ask to at every run."
 KEPT = "(id) => app.nodeOutputs[id]?.jepa_pick?.[0]?.kept"
 
 
@@ -187,7 +188,7 @@ def test_the_mouse_picks_in_both_renderers(open_pick, renderer):
     assert labels[2].endswith("picked as number 3")
     one.page.picture(f"pick_picked_{name}")
     one.go_on("Keep 3")
-    one.says("Kept 3 of 16.")
+    one.says(KEPT_SAID.format(3))
     one.page.wait(IDLE, seconds=60)
     one.page.picture(f"pick_done_{name}")
     done = one.panel()
@@ -201,7 +202,7 @@ def test_the_mouse_picks_in_both_renderers(open_pick, renderer):
     # unchanged, it is not asked again, and what was kept is shown
     run(one.page)
     one.page.wait(IDLE, seconds=60)
-    one.says("Kept 3 of 16.")
+    one.says(KEPT_SAID.format(3))
     assert not one.page.errors
 
 
@@ -245,7 +246,7 @@ def test_the_keyboard_picks_in_both_renderers(open_pick, renderer):
     assert rows == 4
     one.page.picture(f"pick_keyboard_{name}")
     keyboard.press("Enter")
-    one.says("Kept 3 of 16.")
+    one.says(KEPT_SAID.format(3))
     assert not one.page.errors
 
 
@@ -270,7 +271,7 @@ def test_a_reload_in_the_middle_shows_the_pick_again(open_pick):
     one.asked()
     assert [place for place, option in enumerate(one.panel()["options"]) if option["selected"]] == [4]
     one.go_on("Keep 1")
-    one.says("Kept 1 of 16.")
+    one.says(KEPT_SAID.format(1))
     one.page.wait(IDLE, seconds=60)
     assert not one.page.errors
 
@@ -285,7 +286,7 @@ def test_of_two_tabs_the_first_answer_counts_and_the_other_is_told(open_pick):
     other.page.click(other.option(7))
     other.page.click(other.option(8))
     other.go_on("Keep 2")
-    other.says("Kept 2 of 16.")
+    other.says(KEPT_SAID.format(2))
     one.says("Answered in another tab: kept 2 of 16.")
     one.page.wait(IDLE, seconds=60)
     one.page.picture("pick_answered_elsewhere")
@@ -310,7 +311,7 @@ def test_cancel_ends_the_wait_and_the_panel_says_so(open_pick):
     run(one.page)
     one.asked()
     one.go_on("Keep the first 3")  # one click instead of four
-    one.says("Kept 3 of 16.")
+    one.says(KEPT_SAID.format(3))
     assert [place for place, option in enumerate(one.panel()["options"]) if option["selected"]] == [0, 1, 2]
     assert not one.page.errors
 
