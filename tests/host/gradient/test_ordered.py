@@ -24,13 +24,13 @@ from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.host.guidance.test_families import (
+    LONG,
     SUPPORTED,
     encoder_of,
     family_of,
     gradients_of_a_run,
     guided,
     sample,
-    with_long,
 )
 
 FLASH = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"
@@ -273,8 +273,17 @@ def test_an_error_puts_everything_back(error):
 # --- networks of the host -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", with_long(SUPPORTED))
+# Every family, in turn with and without checkpointing; the other way takes long.
+RUNS = [
+    (name, checkpointing)
+    if name not in LONG and checkpointing == number % 2
+    else pytest.param(name, checkpointing, marks=pytest.mark.long)
+    for number, name in enumerate(SUPPORTED)
+    for checkpointing in (False, True)
+]
+
+
+@pytest.mark.parametrize(("name", "checkpointing"), RUNS)
 def test_ordered_sums_change_no_gradient(monkeypatch, name, checkpointing):
     """With flash attention where a call has no mask, and without it."""
     family = family_of(name)

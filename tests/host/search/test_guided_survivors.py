@@ -33,7 +33,7 @@ def guided(tiny: Any, model: Any, traces: list | None = None, start: float = 0.0
     [
         ("euler", True, False),
         ("dpmpp_2m", True, False),
-        ("uni_pc", True, True),
+        ("uni_pc", False, False),
         ("euler_cfg_pp", False, True),
         ("euler_ancestral", False, False),
         *(
@@ -42,7 +42,7 @@ def guided(tiny: Any, model: Any, traces: list | None = None, start: float = 0.0
                 ("euler", False, False),
                 ("euler", False, True),
                 ("euler", True, True),
-                ("uni_pc", False, False),
+                ("uni_pc", True, True),
                 ("euler_cfg_pp", True, False),
                 ("heun", False, True),
             )
