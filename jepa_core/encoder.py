@@ -41,8 +41,8 @@ def _ordered_attention(
     ).contiguous(), None
 
 
-# transformers' eager attention differs in nothing but that some models compute its softmax in float32, which would spoil
-# float64 encoders, and that it takes far longer to differentiate forwards.
+# Instead of transformers' eager attention, whose softmax some models compute in float32, which would spoil float64
+# encoders, and whose scaling takes long in forward mode.
 PLAIN_ATTENTION = "jepa_plain"
 ORDERED_ATTENTION = "jepa_ordered"
 

@@ -18,7 +18,7 @@ _SCARCE_MEMORY, _MOST_MEMORY = 1 << 29, 2 << 30
 # The most directions per pass, however much memory there is. Each pass goes through the image's own activations again,
 # but a CPU's caches hold only so much: the activations of one layer in all directions take at most these bytes.
 _DIRECTIONS = {"cpu": 16}
-_LAYER = {"cpu": 192 << 20}
+_LAYER_MEMORY = {"cpu": 192 << 20}
 _MANY_DIRECTIONS = 32
 # Devices on which half precision uses forward mode for directional derivatives. On a GPU its many small kernels take
 # several times as long as finite differences in full precision.
@@ -39,8 +39,8 @@ def _memory_of_a_pass(device: torch.device) -> int:
 def _directions_of_a_pass(encoder: Encoder, memory: int) -> int:
     """How many directions one pass takes. A direction of a product holds one layer's activations at a time."""
     device = encoder.weight.device.type
-    directions = _DIRECTIONS.get(device, _MANY_DIRECTIONS)
-    return max(1, min(directions, min(memory, _LAYER.get(device, memory)) // encoder.layer_bytes))
+    memory = min(memory, _LAYER_MEMORY.get(device, memory))
+    return max(1, min(_DIRECTIONS.get(device, _MANY_DIRECTIONS), memory // encoder.layer_bytes))
 
 
 def images_of_a_pass(encoder: Encoder, rows: int) -> int:

@@ -225,7 +225,7 @@ def simulated(
     # comparing an image with its batch needs data
     with (
         patch.object(estimate, "check_alone", lambda *_: None),
-        patch.multiple(jacobian, _MEMORY={}, _DIRECTIONS={}, _LAYER={}, _FORWARD_MODE=set()),
+        patch.multiple(jacobian, _MEMORY={}, _DIRECTIONS={}, _LAYER_MEMORY={}, _FORWARD_MODE=set()),
     ):
         for name in models:
             for batch in batches:

@@ -190,7 +190,7 @@ def encoder_gradients(encoder: Encoder, x: Tensor) -> dict[str, Peak]:
     found = {}
     for name, settings in GRADIENTS.items():
         gradient = RarityGradient(**settings)
-        with patch.multiple(jacobian, _MEMORY={}, _DIRECTIONS={}, _LAYER={}, _FORWARD_MODE=set()):
+        with patch.multiple(jacobian, _MEMORY={}, _DIRECTIONS={}, _LAYER_MEMORY={}, _FORWARD_MODE=set()):
             peak = max(peak_of(partial(gradient, encoder, x)) for _ in range(2))
         found[f"encoder's gradient, {name}, batch of {len(x)}"] = Peak(peak, 0)
     return found

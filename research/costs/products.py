@@ -2,7 +2,7 @@
 
     python dev.py run research/costs/products.py
 
-Thirteen random directions, as many as a guided step's sketch has, at random images of several sizes: forward mode as the
+Thirteen random directions, as the sketch of a top-9 score has, at random images of several sizes: forward mode as the
 pack does it, as torch.func does it alone, and the same in passes of four directions; and the backward mode. The arms take
 turns, and the fastest of three rounds counts. Seconds are the process's own, whatever else the machine does: with one
 thread, those of an idle machine. A minute.

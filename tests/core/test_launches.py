@@ -69,7 +69,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch, save_model: Callable[..., Path]) ->
     monkeypatch.setattr("jepa_core.jacobian.captures", lambda x: True)
     monkeypatch.setattr("jepa_core.jacobian._FORWARD_MODE", set())
     monkeypatch.setattr("jepa_core.jacobian._DIRECTIONS", {})
-    monkeypatch.setattr("jepa_core.jacobian._LAYER", {})
+    monkeypatch.setattr("jepa_core.jacobian._LAYER_MEMORY", {})
     monkeypatch.setattr("jepa_core.jacobian.has_fast_bfloat16", lambda device: True)
     monkeypatch.setattr("jepa_core.encoder.half_precision", by_autocast)
     monkeypatch.setattr(Encoder, "fused_attention", ordered)
