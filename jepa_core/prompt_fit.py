@@ -80,13 +80,15 @@ class PromptFit(nn.Module):
         """The cosine (B,) between the embeddings of images and of a text, in [-1, 1]; of pictures that fit, 0.2 to 0.35.
 
         Args:
-            images: (B, H, W, 3 or 4) in [0, 1]; transparent pixels are composited over white. An image with NaN gets NaN.
+            images: (B, H, W, 3 or 4) in [0, 1]; transparent pixels are composited over white. An image that is not
+                finite gets NaN, also if what is cut out is.
         """
         pixels = self.preprocess(over_white(images.to(self.weight)))
         with full_precision(pixels.device):
             pooled = self.model.vision_model(pixel_values=pixels).pooler_output
             embeddings = nn.functional.normalize(self.model.visual_projection(pooled), dim=1)
-            return embeddings @ self.text_embedding(text)
+            fits = embeddings @ self.text_embedding(text)
+        return fits.where(images.isfinite().flatten(1).all(1).to(fits.device), torch.nan)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Prepare images (B, H, W, 3) as transformers' CLIPImageProcessor does, without its rounding to 8 bits.

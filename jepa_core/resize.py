@@ -14,11 +14,18 @@ _TOGETHER = 256
 
 
 def resize(x: Tensor, size: tuple[int, int], *, mode: str = "bilinear", antialias: bool = True) -> Tensor:
-    """Resize x (..., H, W) to `size`, as torch.nn.functional.interpolate does with align_corners=False.
+    """Resize x (B, C, H, W) to `size`, as torch.nn.functional.interpolate does with align_corners=False.
 
-    Rows and columns are resized separately, each by a matrix product. On CUDA, interpolate's backward pass sums in the
-    order in which its threads run, so that a guided image would differ from run to run.
+    On CUDA, interpolate's backward pass sums in the order in which its threads run, so that a guided image would differ from
+    run to run. Without antialias, its result on a CPU depends on the number of threads.
     """
+    if antialias and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        return F.interpolate(x, size, mode=mode, align_corners=False, antialias=True)
+    return _by_products(x, size, mode, antialias)
+
+
+def _by_products(x: Tensor, size: tuple[int, int], mode: str, antialias: bool) -> Tensor:
+    """Resize rows and columns separately, each by a matrix product."""
     with full_precision(x.device):
         rows, columns = (
             _weights(side, wanted, mode, antialias).to(x)

@@ -373,15 +373,15 @@ def test_a_bundle_runs_without_the_set_up(monkeypatch: pytest.MonkeyPatch, words
 
 
 def test_tests_marked_long_are_left_out_unless_asked_for() -> None:
-    assert commands.check_commands(False, ["-x"])["pytest"] == ["pytest", "tests", "-m", "not long", "-x"]
-    assert commands.check_commands(True, ["-x"])["pytest"] == ["pytest", "tests", "-x"]
+    assert commands.check_commands(False, ["-x"])["pytest"] == ["pytest", "-m", "not long", "-x"]
+    assert commands.check_commands(True, ["-x"])["pytest"] == ["pytest", "-x"]
     # only all tests make the matrix
     matrix = ["-p", "tests.support", "--support", str(commands.SUPPORT)]
-    assert commands.check_commands(True, [])["pytest"] == ["pytest", "tests", *matrix]
+    assert commands.check_commands(True, [])["pytest"] == ["pytest", *matrix]
     # the quick tests run in parallel, but not those that somebody names
     several = commands.parallel()
     assert several[:2] == ["-n", str(min((os.cpu_count() or 1) + 1, 4))]
-    assert commands.check_commands(False, [])["pytest"] == ["pytest", "tests", *several, "-m", "not long"]
+    assert commands.check_commands(False, [])["pytest"] == ["pytest", *several, "-m", "not long"]
 
 
 def test_every_check_runs_and_failures_are_reported(

@@ -91,7 +91,7 @@ def check_commands(long: bool, arguments: Sequence[str]) -> dict[str, list[str]]
         "ruff check": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],
         "mypy": ["mypy"],
-        "pytest": ["pytest", "tests", *side_by_side, *marked, *arguments],
+        "pytest": ["pytest", *side_by_side, *marked, *arguments],
     }
 
 
