@@ -56,7 +56,7 @@ def _dial_inputs() -> list[io.Input]:
             step=0.05,
             tooltip="How far to guide. Positive: rarer. Negative: more typical (this can reinforce bias). 0: exactly the "
             "stock sampler. The useful range is blue on the scale below the inputs, where you can drag the mark: 0.5 to 2 "
-            f"with the preset {BALANCED}. 0.5 is the paper's eta.",
+            f"with the preset {BALANCED}. The paper's strength is 0.5.",
         ),
         io.Combo.Input(
             "preset",

@@ -110,7 +110,7 @@ def _when_inputs() -> list[io.Input]:
             "strength_rule",
             options=[SPREAD, PER_STEP],
             default=SPREAD,
-            tooltip="spread: strength is the paper's eta at three guided steps; more steps share the same "
+            tooltip="spread: the full strength at each step if three are guided, as in the paper; more steps share the same "
             "total. per_step: every guided step applies the full strength.",
         ),
         io.Combo.Input(

@@ -16,6 +16,8 @@ REFERENCE_ENCODER = (
     "The same encoder as in the nodes that use the reference. With JEPA Combine Encoders, the reference is good for each of "
     "them."
 )
+FEW = 20  # of fewer, none is 1 in 20, the lower of the dial's targets
+GOOD = 50
 USES = "For JEPA Score Image, JEPA Rank Images, and guidance by novelty."
 
 
@@ -29,7 +31,7 @@ class JEPAReferenceNode(io.ComfyNode):
             display_name="JEPA Reference",
             category="JEPA",
             description="Makes a reference from pictures that count as usual: their embeddings and scores. Other images can "
-            "then be told how rare they are beside them. Takes a batch or a list of batches, of any sizes; fifty images "
+            f"then be told how rare they are beside them. Takes a batch or a list of batches, of any sizes; {GOOD} images "
             "make a good reference.",
             **search_words("novelty, usual, typical, baseline, data set, unlike"),
             is_input_list=True,
@@ -81,9 +83,11 @@ class JEPAReferenceNode(io.ComfyNode):
 
 
 def summary(count: int, scores: list[float]) -> str:
-    """A line about the reference, for the page."""
+    """A few lines about the reference, for the page."""
     text = f"{count} reference image{'s' * (count > 1)}"
-    if not scores:
-        return text
-    ordered = sorted(scores)
-    return f"{text}: {ordered[0]:.2f} (rarest) to {ordered[-1]:.2f}, median {ordered[len(ordered) // 2]:.2f}"
+    if scores:
+        ordered = sorted(scores)
+        text += f": {ordered[0]:.2f} (rarest) to {ordered[-1]:.2f}, median {ordered[len(ordered) // 2]:.2f}"
+    if count < FEW:
+        text += f"\nfew images: each is {100 / count:.0f} % of them, so percentages are coarse; {GOOD} make a good reference"
+    return text

@@ -44,7 +44,7 @@ class JEPAReferenceFolder(io.ComfyNode):
                 io.String.Input(
                     "subfolder",
                     default="",
-                    tooltip="A folder inside it; empty for the folder itself. Folders further inside are not read.",
+                    tooltip="A folder inside it; empty for the folder itself.",
                 ),
                 io.Int.Input(
                     "count",
@@ -55,6 +55,11 @@ class JEPAReferenceFolder(io.ComfyNode):
                 ),
                 JEPAEncoder.Input("encoder", tooltip=REFERENCE_ENCODER),
                 *reference_inputs(),
+                io.Boolean.Input(
+                    "with_subfolders",
+                    default=False,
+                    tooltip="Also reads the pictures in folders further inside, but not in hidden or linked ones.",
+                ),
             ],
             outputs=[
                 JEPAReference.Output(display_name="reference", tooltip=USES),
@@ -67,23 +72,24 @@ class JEPAReferenceFolder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder=None, subfolder=None, **_) -> str | float:
+    def fingerprint_inputs(cls, folder=None, subfolder=None, with_subfolders=None, **_) -> str | float:
         """What the pictures are; never the same for links, whose values the host does not know yet."""
-        if not isinstance(folder, str) or not isinstance(subfolder, str):
-            return float("nan")
+        values = {"folder": folder, "subfolder": subfolder, "with_subfolders": with_subfolders}
         try:
-            return state_of(newest_files(folder_of(folder, subfolder)))
+            check_values(inputs_of(JEPAReferenceFolder), values)
+            return state_of(newest_files(folder_of(folder, subfolder), deep=bool(with_subfolders)))
         except ValueError:
             return float("nan")
 
     @classmethod
-    def execute(cls, folder, subfolder, count, encoder, mode, top_k, fit, antialias) -> io.NodeOutput:
+    def execute(
+        cls, folder, subfolder, count, encoder, mode, top_k, fit, antialias, with_subfolders
+    ) -> io.NodeOutput:
         settings = {"mode": mode, "top_k": top_k, "fit": fit, "antialias": antialias}
-        values = {"folder": folder, "count": count, "encoder": encoder, **settings}
+        values = {"folder": folder, "subfolder": subfolder, "with_subfolders": with_subfolders}
+        values |= {"count": count, "encoder": encoder, **settings}
         check_values(inputs_of(JEPAReferenceFolder), values)
-        if not isinstance(subfolder, str):
-            raise ValueError(f"subfolder must be text, got {subfolder!r:.100}")
-        pictures = FolderPictures(folder_of(folder, subfolder), count)
+        pictures = FolderPictures(folder_of(folder, subfolder), count, deep=bool(with_subfolders))
         bar = ProgressBar(min(count, len(pictures.files)) * len(encoder.members))
         reference = make_reference(
             pictures,

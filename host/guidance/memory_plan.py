@@ -73,7 +73,12 @@ class PlannedMemory:
             return None  # another gradient than the pack's own
         network = as_written(base_model.diffusion_model)
         guider = self._guider
-        sizes = (tuple(x.shape), shapes_of_conditioning(guider.conds), needs_no_negative(guider))
+        sizes = (
+            tuple(x.shape),
+            base_model.manual_cast_dtype,
+            shapes_of_conditioning(guider.conds),
+            needs_no_negative(guider),
+        )
         calls = cache(partial(calls_of, network, x.shape[1], self._call))
         # a denoiser that is only evaluated is the host's concern
         estimate = (

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from ..gradient.scale import of_frames
 from ..gradient.ways import Way
 from .count import Peak, peak_of, peak_of_backward
 from .networks import META, Call, evaluated, vae_without_data, without_data
+from .structure import structure_of
 
 # For networks that do not run without data (they look at numbers, or hold weights in formats of their own): what the host
 # reckons for a pass without a gradient, times what SD1.5, SDXL and their decoder were counted to take, rounded up.
@@ -192,20 +192,20 @@ def _pass_with_graph(encoder: Encoder, images: int, fused: bool = True) -> Peak:
     return _counted(count, encoder.model, (encoder.input_shape, images, fused), reckoned, "encoder")
 
 
-# What was counted, as long as the network lives.
-_known: WeakKeyDictionary[nn.Module, dict[Hashable, Peak]] = WeakKeyDictionary()
+# What was counted, by the network's structure and what else it depends on.
+_known: dict[tuple[Hashable, Hashable], Peak] = {}
 
 
 def _counted(count: Callable[[], Peak], network: nn.Module, key: Hashable, reckoned: int, what: str) -> Peak:
-    known = _known.setdefault(network, {})
-    if key not in known:
+    about = structure_of(network), key
+    if about not in _known:
         try:
             with torch.inference_mode(False), torch.enable_grad(), torch_attention():
-                known[key] = count()
+                _known[about] = count()
         except InterruptProcessingException:
             raise
         except Exception as error:  # networks of other packs can do anything
             # not remembered: what failed may be a patch that the next run lacks
             logging.info("JEPA guidance: the memory of the %s was not counted but reckoned (%s)", what, error)
             return Peak(reckoned, reckoned)
-    return known[key]
+    return _known[about]

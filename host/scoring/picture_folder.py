@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...jepa_core.folders.listing import find_pictures
+from ...jepa_core.folders.listing import find_pictures, text_of_path
 from ...jepa_core.folders.reading import read_picture
 from ..comfy.required import folder_paths
 
@@ -66,14 +66,17 @@ def state_of(files: Mapping[str, os.stat_result]) -> str:
 class FolderPictures:
     """The newest pictures of a folder, one at a time (H, W, 3 or 4) in [0, 1]; read anew whenever they are gone through.
 
+    Args:
+        deep: also those in folders within it.
+
     Attributes:
         skipped: files that could not be read, and why; known after the first time through.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, *, deep: bool = False) -> None:
         self.folder = folder
         self.count = count
-        self.files = list(newest_files(folder))
+        self.files = list(newest_files(folder, deep=deep))
         self.skipped: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -82,7 +85,7 @@ class FolderPictures:
         for path in self.files:
             if given == self.count:
                 return
-            name = os.path.basename(path)
+            name = text_of_path(Path(os.path.relpath(path, self.folder)).as_posix())
             if name in self.skipped:
                 continue
             try:
@@ -104,7 +107,8 @@ def no_picture(folder: Path, skipped: Mapping[str, str]) -> ValueError:
     if below and not skipped:
         name, count = below.most_common(1)[0]
         return ValueError(
-            f"{folder} holds no picture itself; its folder {name} holds {count}: add its name to subfolder"
+            f"{folder} holds no picture itself; its folder {name} holds {count}: add its name to subfolder, or set "
+            "with_subfolders"
         )
     why = f"skipped {skipped_text(skipped)}" if skipped else "make some first, or choose another folder"
     return ValueError(f"{folder} holds no picture that can be read; {why}")

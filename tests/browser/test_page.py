@@ -36,6 +36,15 @@ def open_template(page: Comfy, name: str, patience: float = 6) -> None:
     page.wait("app.graph.nodes.length > 3")
 
 
+def assert_begins_in_view(page: Comfy, name: str) -> None:
+    """A template of ours opens as it was saved, where the host would fit it to the window."""
+    wanted = json.loads((ROOT / "workflows" / f"{name}.json").read_text())["extra"]["ds"]
+    page.page.wait_for_timeout(500)  # the host may move the view again
+    found = page.ask("() => ({ scale: app.canvas.ds.scale, offset: [...app.canvas.ds.offset] })")
+    assert found["scale"] == pytest.approx(wanted["scale"])
+    assert found["offset"] == pytest.approx(wanted["offset"])
+
+
 def open_demo(comfy: Callable[..., Comfy]) -> Comfy:
     """A page with the first template."""
     page = comfy()
@@ -66,6 +75,7 @@ def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_f
 ):
     page = comfy()
     open_template(page, DEMO, patience=60)
+    assert_begins_in_view(page, DEMO)
     assert page.ask("app.graph.nodes.every((node) => !node.has_errors)")
     make_small(page, encoder_name)  # these are no clicks of a user
     sampler = page.node("JEPAGuidedKSampler")
@@ -173,6 +183,7 @@ def test_every_template_opens_complete_from_the_template_browser(comfy, name):
     page = comfy()
     open_template(page, name)
     page.page.wait_for_timeout(1500)
+    assert_begins_in_view(page, name)
     wanted = json.loads((ROOT / "workflows" / f"{name}.json").read_text())["nodes"]
     found = page.ask("app.graph.nodes.map((node) => [String(node.id), node.type])")
     assert sorted(found) == sorted([str(node["id"]), node["type"]] for node in wanted)

@@ -129,7 +129,13 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
     kept = {
         "prompted": prompted(count=2, steps=1, **made),
         "folder": node(
-            "JEPAReferenceFolder", folder="output", subfolder="", count=2, encoder=["encoder", 0], **made
+            "JEPAReferenceFolder",
+            folder="output",
+            subfolder="",
+            count=2,
+            encoder=["encoder", 0],
+            with_subfolders=True,
+            **made,
         ),
         "both": node(
             "JEPACombineReferences",

@@ -97,7 +97,9 @@ def prompts(server: Server) -> dict[str, dict]:
     made = {"encoder": ["encoder", 0], "mode": "no scores", "top_k": 2, **view}
     kept = graph(encoder, stock()) | {
         "prompted": prompted(count=1, steps=1, **made),
-        "folder": node("JEPAReferenceFolder", folder="input", subfolder="", count=1, **made),
+        "folder": node(
+            "JEPAReferenceFolder", folder="input", subfolder="", count=1, with_subfolders=False, **made
+        ),
         "both": node(
             "JEPACombineReferences",
             reference_1=["prompted", 0],

@@ -279,6 +279,19 @@ def test_no_nodes_overlap_and_a_note_explains_the_graph(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_it_opens_where_it_begins_at_a_zoom_where_text_shows(name):
+    graph = workflow(name)
+    view = graph["extra"]["ds"]
+    assert view["scale"] > 8 / 14  # the page draws no letters of less than 8 pixels; those of nodes have 14
+    boxes = [group["bounding"][:2] for group in graph["groups"]] + [node["pos"] for node in graph["nodes"]]
+    corner = [min(box[axis] for box in boxes) for axis in (0, 1)]
+    on_screen = [
+        (place + offset) * view["scale"] for place, offset in zip(corner, view["offset"], strict=True)
+    ]
+    assert all(60 <= place <= 130 for place in on_screen)  # beside the bars of a page
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_note_says_in_four_languages_what_to_look_at(name):
     """The page does not translate notes: the English text ends with a paragraph in each of the other languages."""
     (note,) = (node for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote")
@@ -483,7 +496,8 @@ def test_a_folder_of_pictures_grows_with_each_run(server, infos, local):
     for one in (first, prompt, prompt):
         outputs = server.wait(server.queue(one), timeout=600)["outputs"]
         assert len(shown(server, one, outputs, "SaveImage")) == 2
-        read.append(next(outputs[key]["text"][0] for key in of_type(one, "PreviewAny")))
+        text = next(outputs[key]["text"][0] for key in of_type(one, "PreviewAny"))
+        read.append(text.splitlines()[0])
     assert read[1:] == ["2 reference images", "3 reference images"]
 
 

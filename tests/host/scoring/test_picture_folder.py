@@ -48,7 +48,8 @@ def tensor(picture: Image.Image) -> torch.Tensor:
 
 
 def run(encoder: Any, **changes: Any) -> tuple:
-    values = {"folder": "output", "subfolder": "", "count": 10, **SETTINGS, "mode": "no scores"} | changes
+    values = {"folder": "output", "subfolder": "", "count": 10, "with_subfolders": False}
+    values |= {**SETTINGS, "mode": "no scores", **changes}
     with torch.inference_mode():
         return JEPAReferenceFolder.execute(encoder=encoder, **values).args
 
@@ -60,7 +61,7 @@ def test_the_newest_pictures_are_the_reference(tiny, output):
     reference, text = run(tiny.encoder, count=3)
     expected = torch.cat([embedded(tiny.encoder, tensor(picture)) for picture in pictures[:3]])
     torch.testing.assert_close(reference.parts[0].embeddings, expected, **CLOSE)
-    assert text == "3 reference images"
+    assert text.splitlines()[0] == "3 reference images"
     assert len(run(tiny.encoder)[0]) == 4
 
 
@@ -122,7 +123,8 @@ def test_files_that_are_broken_are_skipped_and_named(tiny, output):
     (output / "bytes.png").write_bytes(content[:60] + bytes(200) + content[260:])
     reference, text = run(tiny.encoder, count=1)
     assert len(reference) == 1
-    assert text.startswith("1 reference image\nskipped: ")
+    assert text.startswith("1 reference image\nfew images: each is 100 % of them")
+    assert text.splitlines()[2].startswith("skipped: ")
     for name in ("half", "empty", "text", "script", "huge", "bytes"):
         assert f"{name}." in text
     both = combined([(tiny.encoder, 1.0), (tiny.make_encoder(), 1.0)])
@@ -165,7 +167,7 @@ def test_no_other_folder_is_read(tiny, output, subfolder):
     (output.parent / "output2").mkdir()
     with pytest.raises(ValueError, match=r"subfolder .* (leads|is not)|There is no folder"):
         run(tiny.encoder, subfolder=subfolder)
-    assert JEPAReferenceFolder.fingerprint_inputs("output", subfolder) != 0  # does not raise
+    assert JEPAReferenceFolder.fingerprint_inputs("output", subfolder, False) != 0  # does not raise
 
 
 @pytest.mark.parametrize(
@@ -174,6 +176,7 @@ def test_no_other_folder_is_read(tiny, output, subfolder):
         ({"folder": "temp"}, "folder must be one of output, input"),
         ({"folder": None}, "folder must be one of"),
         ({"subfolder": 3}, "subfolder must be text"),
+        ({"with_subfolders": "yes"}, "with_subfolders must be true or false"),
         ({"count": 0}, "count 0 is outside"),
         ({"count": 1.5}, "count must be a whole number"),
         ({"mode": "best"}, "mode must be one of"),
@@ -190,15 +193,23 @@ def test_pictures_in_a_folder_below_are_pointed_to(tiny, output):
     for number in (1, 2):
         save(output / "jepa" / f"{number}.png", number)
     with pytest.raises(
-        ValueError, match="holds no picture itself; its folder jepa holds 2: add its name to subfolder"
+        ValueError,
+        match="holds no picture itself; its folder jepa holds 2: add its name to subfolder, or set with_subfolders",
     ):
         run(tiny.encoder)
     assert len(run(tiny.encoder, subfolder="jepa")[0]) == 2
+    (output / "jepa" / "broken.png").write_text("x")
+    save(output / "0.png")
+    reference, text = run(tiny.encoder, with_subfolders=True)
+    assert len(reference) == 3
+    assert "skipped: jepa/broken.png (" in text
 
 
 def test_it_runs_again_when_the_pictures_change(output):
     def state() -> str | float:
-        return JEPAReferenceFolder.fingerprint_inputs(folder="output", subfolder="", count=3)
+        return JEPAReferenceFolder.fingerprint_inputs(
+            folder="output", subfolder="", with_subfolders=True, count=3
+        )
 
     save(output / "a.png", 1)
     before = state()
@@ -209,5 +220,11 @@ def test_it_runs_again_when_the_pictures_change(output):
     assert after != before
     os.utime(output / "a.png", (1, 1))
     assert state() != after
-    unknown = JEPAReferenceFolder.fingerprint_inputs(folder="output", subfolder=None)
-    assert unknown != unknown
+    after = state()
+    (output / "below").mkdir()
+    save(output / "below" / "c.png", 3)
+    assert state() != after
+    for linked in ("subfolder", "with_subfolders"):
+        values = {"folder": "output", "subfolder": "", "with_subfolders": False} | {linked: None}
+        unknown = JEPAReferenceFolder.fingerprint_inputs(**values)
+        assert unknown != unknown
