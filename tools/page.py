@@ -14,6 +14,7 @@ from playwright.sync_api import TimeoutError, sync_playwright
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 LOAD_MS = 120_000
+FRAMES = 20  # a second; without a screen the page draws as many as the processor can
 SHOW = """([id, scale]) => {
   const node = app.graph.getNodeById(id), ds = app.canvas.ds;
   ds.scale = scale;
@@ -81,6 +82,7 @@ class Comfy:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(url, timeout=LOAD_MS)
         page.wait_for_function("window.app?.extensionManager && window.app?.graph", timeout=LOAD_MS)
+        self.change("LiteGraph.Canvas.MaximumFps", FRAMES)
 
     def click(self, what: Any) -> None:
         """Click a locator, or a point (x, y)."""
@@ -136,8 +138,7 @@ class Comfy:
 
     def close_templates(self) -> None:
         """Close the template browser, which opens by itself for the first user of a server."""
-        with contextlib.suppress(TimeoutError):
-            self.page.get_by_text("jepa-guidance", exact=True).wait_for(timeout=6000)
+        self.wait(STARTED, seconds=LOAD_MS / 1000)
         self.page.keyboard.press("Escape")
 
     def open_template(self, name: str) -> None:
@@ -145,8 +146,7 @@ class Comfy:
 
         The page's own address for templates, /?template=NAME, does not take names with spaces.
         """
-        self.wait(STARTED, seconds=LOAD_MS / 1000)
-        self.page.keyboard.press("Escape")
+        self.close_templates()
         self.ask(OPEN_TEMPLATE, name)
 
     def only(self, kind: str) -> str | int:

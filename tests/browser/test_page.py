@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import TimeoutError
 
 from tests.browser.conftest import IDLE, run
 from tests.conftest import ROOT
-from tools.page import Comfy
+from tools.page import STARTED, Comfy
 from tools.server import Server
 
 DEMO = "01 First try without a checkpoint"
@@ -23,14 +22,12 @@ TRACE = "(id) => app.graph.getNodeById(id).jepaTrace"
 TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
 
-def open_template(page: Comfy, name: str, patience: float = 6) -> None:
-    """Open a template from the browser of templates, which opens by itself for a new user, within `patience` seconds."""
-    ours = page.page.get_by_text("jepa-guidance", exact=True)
-    try:
-        ours.wait_for(timeout=1000 * patience)
-    except TimeoutError:
+def open_template(page: Comfy, name: str) -> None:
+    """Open a template from the browser of templates, which opens by itself for a new user."""
+    page.wait(STARTED)
+    if not page.page.get_by_role("dialog").count():
         page.click(page.page.get_by_role("button", name="Templates"))
-    page.click(ours)
+    page.click(page.page.get_by_text("jepa-guidance", exact=True))
     # the page writes the name a second time, as the description
     page.click(page.page.get_by_role("heading", name=name, exact=True))
     page.wait("app.graph.nodes.length > 3")
@@ -74,7 +71,7 @@ def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_f
     comfy, server, encoder_name
 ):
     page = comfy()
-    open_template(page, DEMO, patience=60)
+    open_template(page, DEMO)
     assert_begins_in_view(page, DEMO)
     assert page.ask("app.graph.nodes.every((node) => !node.has_errors)")
     make_small(page, encoder_name)  # these are no clicks of a user
