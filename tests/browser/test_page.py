@@ -94,6 +94,12 @@ def test_a_guided_image_from_a_fresh_page_in_six_clicks_with_the_score_seen_to_f
     assert page.clicks <= 6
     assert not page.errors
     page.wait(IDLE, seconds=120)
+    # another workflow of the page, and back
+    page.ask("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.wait("app.graph.nodes.length === 0")
+    page.ask("app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    page.wait("(id) => app.graph.getNodeById(id)?.jepaTrace?.steps.length === 14", sampler)
+    assert not page.errors
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,13 @@ function retire(node) {
   node.jepaTimes = new Map();
 }
 
+/** Show the trace of a run that is over. */
+function showResult(node, output) {
+  if (!node?.jepaCanvas || !output?.jepa_trace) return;
+  node.jepaTrace = output.jepa_trace.at(-1); // of a list the last run, as while it ran
+  draw(node);
+}
+
 /** Take in what the server tells of a run, and note when each step ended. */
 function take(node, trace) {
   if (!trace.first && node.jepaTrace?.steps.length > trace.steps.length) retire(node);
@@ -208,9 +215,10 @@ app.registerExtension({
     }
     if (!GUIDED.includes(node.comfyClass)) return;
     addChart(node);
-    follow(node, "onExecuted", ({ jepa_trace: shown }) => {
-      if (shown) node.jepaTrace = shown.at(-1);  // of a list the last run, as while it ran
-      draw(node);
-    });
+    follow(node, "onExecuted", (output) => showResult(node, output));
+  },
+  // a workflow is opened again, from another tab of the page or from the history
+  onNodeOutputsUpdated(outputs) {
+    for (const [id, output] of Object.entries(outputs)) showResult(nodeOf(id), output);
   },
 });
