@@ -36,6 +36,10 @@ MAP = (0, 0, 256, 256)
 SCENES = (
     Scene(
         "01 First try without a checkpoint",
+        pictures=(Shot(f"{HELP}/encoder_loader.png", (7,), width=560),),
+    ),
+    Scene(
+        "01 First try without a checkpoint",
         runs=({},),
         added=(Added(101, "JEPAPlotTrace", (1280, 1200), inputs=(("trace", 14, 1),)),),
         pictures=(
