@@ -37,6 +37,7 @@ from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from safetensors.torch import save_file
 
 from jepa_core import RarityGradient
+from tests.combinations import covering
 from tests.host.conftest import tiny_encoder
 from tests.host.dynamic_vram import CARD, GIB, LIBRARY, dynamic_vram
 from tests.host.families import randomise
@@ -356,8 +357,7 @@ def test_every_loader_dtype_path_and_queue(files, gradients, loader, dtype):
         assert torch.equal(graph.sample(graph.model), stock)
 
 
-@pytest.mark.parametrize("computed", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "computed"), covering(DTYPES, [torch.bfloat16, torch.float16]), ids=str)
 def test_files_of_one_dtype_on_a_card_that_computes_in_another(files, gradients, dtype, computed):
     """This used to fail: weights in the file's dtype, inputs in the card's."""
     plain = Graph("CheckpointLoaderSimple", dtype)

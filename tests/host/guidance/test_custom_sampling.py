@@ -18,6 +18,7 @@ from jepa_guidance.host.gradient.image_gradient import ScoreGradient
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
+from tests.combinations import covering
 from tests.host.guide import guide_model
 
 STEPS = 6
@@ -266,9 +267,7 @@ PATCHES: dict[str, Callable[[Any], Any]] = {
 CACHES = {"EasyCache", "LazyCache"}
 
 
-@pytest.mark.parametrize("through", [False, True])
-@pytest.mark.parametrize("calls", ["one", "two"])
-@pytest.mark.parametrize("name", PATCHES)
+@pytest.mark.parametrize(("name", "calls", "through"), covering(list(PATCHES), ["one", "two"], [False, True]))
 def test_patches_of_other_nodes_work_with_guidance(tiny, stock, name, calls, through):
     mask = torch.zeros(1, 8, 8)
     mask[:, :, :4] = 1

@@ -31,6 +31,7 @@ from jepa_core.novelty import Nearest, distances_within, embed
 from jepa_core.reference import Reference
 from jepa_core.views import views
 from research.harness.forms import FORMS
+from tests.combinations import covering
 from tests.core.conftest import random_model
 from tests.host.gradient.test_chain import plain_novelty
 from tests.host.guide import guide_model, reference_of
@@ -138,8 +139,9 @@ def execute(tiny: Any, **changes: Any) -> tuple[Tensor, Any]:
         return latent["samples"].clone(), trace
 
 
-@pytest.mark.parametrize("off", OFF)
-@pytest.mark.parametrize("new", [*NEW, {name: value for one in NEW for name, value in one.items()}])
+@pytest.mark.parametrize(
+    ("new", "off"), covering([*NEW, {name: value for one in NEW for name, value in one.items()}], OFF)
+)
 def test_without_strength_or_range_it_is_the_stock_sampler_whatever_else_is_set(tiny, stock, off, new):
     found, trace = execute(tiny, **new, **off)
     assert torch.equal(found, stock(tiny.model, tiny))
@@ -165,9 +167,10 @@ def test_auto_is_novelty_beside_a_reference_and_the_score_without(tiny, referenc
     assert torch.equal(execute(tiny)[0], execute(tiny, criterion=SCORE)[0])
 
 
-@pytest.mark.parametrize("through", [False, True])
-@pytest.mark.parametrize("one_call", [False, True])
-@pytest.mark.parametrize("sampler", ["euler", "euler_cfg_pp", "dpmpp_2m", "lcm", "uni_pc"])
+@pytest.mark.parametrize(
+    ("sampler", "one_call", "through"),
+    covering(["euler", "euler_cfg_pp", "dpmpp_2m", "lcm", "uni_pc"], [False, True], [False, True]),
+)
 def test_apart_leaves_a_batch_of_one_alone(tiny, stock, reference, sampler, one_call, through):
     settings = {"sampler_name": sampler, **batch(1)}
     how = {"one_call": one_call, "through_denoiser": through}
@@ -217,8 +220,10 @@ def test_apart_moves_the_images_of_a_batch_away_from_each_other(tiny, stock, ref
     assert means[0] < means[1] < means[2]
 
 
-@pytest.mark.parametrize("settings", [{}, {"criterion": BOTH}, {"smooth": True, "keep_appearance": True}])
-@pytest.mark.parametrize("referred", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "referred"),
+    covering([{}, {"criterion": BOTH}, {"smooth": True, "keep_appearance": True}], [False, True]),
+)
 def test_permuting_the_noise_permutes_the_images(tiny, stock, reference, referred, settings):
     patched = guide(tiny, apart=True, reference=reference if referred else None, **settings)
     order = [2, 0, 3, 1]

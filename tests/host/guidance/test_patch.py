@@ -18,6 +18,7 @@ from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_guidance.host.guidance.trace import Trace
 
 from jepa_core import RarityGradient
+from tests.combinations import covering
 from tests.host.guide import guide_model
 
 RARITY = {"k": 3, "oversample": 2, "power_iterations": 1}
@@ -333,9 +334,10 @@ def test_checkpointing_changes_no_image_and_the_denoiser_runs_again_once(tiny, s
 # --- nothing leaks, and faults --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("through", [False, True])
-@pytest.mark.parametrize("calls", ["one", "two"])
-@pytest.mark.parametrize("sampler", ["euler", "euler_cfg_pp", "uni_pc"])
+@pytest.mark.parametrize(
+    ("sampler", "calls", "through"),
+    covering(["euler", "euler_cfg_pp", "uni_pc"], ["one", "two"], [False, True]),
+)
 def test_the_guided_model_is_freed_with_its_last_user(tiny, stock, sampler, calls, through):
     """A reference cycle would keep it until the next garbage collection, and its weights on the device."""
     gc.collect()

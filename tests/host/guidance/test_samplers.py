@@ -19,6 +19,7 @@ from jepa_guidance.host.guidance.sampler_probe import probe_sampler
 from jepa_guidance.host.guidance.schedule import Schedule
 
 from jepa_core import RarityGradient
+from tests.combinations import covering
 from tests.host.guide import guide_model
 from tests.host.shifted_samplers import Shift, largest_entry_shift, shifted
 
@@ -177,8 +178,7 @@ def check_parity(
         check(*guided_and_expected(tiny, stock, sampler, scheduler, kind, elsewhere, end_percent=0.1))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+@pytest.mark.parametrize(("sampler", "kind"), covering(SAMPLERS, ["EPS", "FLOW"]))
 def test_the_shift_reaches_the_state_once_at_every_step(tiny, stock, sampler, kind):
     scheduler = "normal" if kind == "EPS" else "simple"
     if verdict(tiny, sampler) != "refused":
@@ -221,8 +221,7 @@ def zero_guided(tiny: Any, model: Any = None) -> Any:
     )
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+@pytest.mark.parametrize(("sampler", "kind"), covering(SAMPLERS, ["EPS", "V_PREDICTION", "FLOW"]))
 def test_a_zero_shift_is_bit_identical_to_the_stock_sampler(tiny, stock, sampler, kind):
     if verdict(tiny, sampler) == "refused":
         return
