@@ -5,7 +5,7 @@ from typing import Any
 
 import comfy.cli_args
 
-from .required import PreviewMethod
+from .required import PreviewMethod, get_progress_state
 
 
 def wants_previews() -> bool:
@@ -13,11 +13,16 @@ def wants_previews() -> bool:
     return bool(comfy.cli_args.args.preview_method != PreviewMethod.NoPreviews)
 
 
+def node_on_page(node_id: str) -> str:
+    """The node of the page that a node of the run stands for: loops run copies of nodes, which have ids of their own."""
+    return str(get_progress_state().dynprompt.get_display_node_id(node_id))
+
+
 def send_progress_text(text: str, node_id: str) -> None:
     """Show text under a node of the page."""
     from server import PromptServer
 
-    PromptServer.instance.send_progress_text(text, node_id)
+    PromptServer.instance.send_progress_text(text, node_on_page(node_id))
 
 
 def send_event(name: str, data: dict) -> None:

@@ -53,7 +53,9 @@ try:
     import comfy.supported_models_base
     import comfy.taesd.taesd
     import comfy.utils
+    import comfy_execution.graph
     import comfy_execution.graph_utils
+    import comfy_execution.progress
     import folder_paths
 
     # mypy confuses the host's module with this pack's folder of the same name
@@ -151,6 +153,10 @@ VAEDecode = _need(host_nodes, "VAEDecode")
 # In place of an output: the nodes that use it are not run, and this message is shown.
 ExecutionBlocker = _need(comfy_execution.graph_utils, "ExecutionBlocker")
 ProgressBar = _need(comfy.utils, "ProgressBar")
+# Of the run: which node of the page a copy that a loop runs stands for.
+get_progress_state = _live(comfy_execution.progress, "get_progress_state")
+_need_mention(_need(comfy_execution.progress, "ProgressRegistry").__init__, "dynprompt")
+_need(_need(comfy_execution.graph, "DynamicPrompt"), "get_display_node_id")
 PreviewMethod = _need(comfy.cli_args, "LatentPreviewMethod")
 SAMPLER_WRAPPER = _need(_need(comfy.patcher_extension, "WrappersMP"), "SAMPLER_SAMPLE")
 RUN_WRAPPER = _need(comfy.patcher_extension.WrappersMP, "OUTER_SAMPLE")

@@ -1,6 +1,6 @@
 """The trace on the page while a node runs."""
 
-from ..comfy.page import send_event, show_text
+from ..comfy.page import node_on_page, send_event, show_text
 from .trace import Trace
 
 TRACE_EVENT = "jepa_guidance.trace"  # web/js/rarity.js listens to it
@@ -30,4 +30,4 @@ class TraceReporter:
         show_text(self._node_id, trace.message())
         # places come after the last step
         if is_new or len(trace.steps) > first or trace.places:
-            send_event(TRACE_EVENT, {"node": self._node_id, "trace": trace.as_json(first)})
+            send_event(TRACE_EVENT, {"node": node_on_page(self._node_id), "trace": trace.as_json(first)})

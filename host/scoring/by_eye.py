@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..comfy.page import page_is_open
+from ..comfy.page import node_on_page, page_is_open
 from ..comfy.picks import PICKED, STOPPED, Ended, ask, new_id
 from .choice import Choice
 from .rarity import Rarity
@@ -69,8 +69,9 @@ class Viewing:
             }
             for index, picture in zip(order, pictures, strict=True)
         ]
-        own = ("keep", "by", "node", "workflow", "seconds", "stops")
-        about = {"id": new_id(), **{name: getattr(self, name) for name in own}}
+        own = ("keep", "by", "workflow", "seconds", "stops")
+        node = None if self.node is None else node_on_page(self.node)
+        about = {"id": new_id(), "node": node, **{name: getattr(self, name) for name in own}}
         return about | {"count": min(self.count, len(order)), "total": len(rarity.values), "images": images}
 
     def chosen(self, question: dict[str, Any]) -> Ended:

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..comfy.page import send_event, show_text
+from ..comfy.page import node_on_page, send_event, show_text
 from .record import Candidate, SearchRecord
 
 SEARCH_EVENT = "jepa_guidance.search"  # web/js/search.js listens to it
@@ -34,7 +34,7 @@ class SearchReporter:
         for one in _shown(record):
             if self._is_new(one):
                 search["candidates"][one.index]["picture"] = self._picture(one)
-        send_event(SEARCH_EVENT, {"node": self._node_id, "search": search})
+        send_event(SEARCH_EVENT, {"node": node_on_page(self._node_id), "search": search})
 
     def final(self, record: SearchRecord) -> dict[str, Any]:
         """The record with all pictures, for a page that is opened later."""

@@ -248,6 +248,25 @@ def test_what_was_picked_is_kept_for_the_same_images_unless_asked_for(server, en
         assert outputs["pick"]["jepa_pick"][0]["kept"] == [number]
 
 
+def test_a_copy_that_a_loop_runs_is_asked_for_on_its_node(fresh_server, encoder_name):
+    human = Page(fresh_server, {"supports_preview_metadata": True})
+    try:
+        looped = prompt(encoder_name, 9, ask="at every run") | {"again": node("Again", first=["pick", 0])}
+        looped["twice"] = node("PreviewImage", images=["again", 0])
+        running = human.queue(looped)
+        for number in (1, 2):
+            wait_for(lambda number=number: len(human.picks("open")) == number)
+            assert human.asked()["node"] == "pick"
+            assert post(fresh_server, {"id": human.asked()["id"], "kept": [number]})[0] == 200
+        outputs = fresh_server.wait(running, timeout=120)["outputs"]
+    finally:
+        human.close()
+    every = pixels(fresh_server, outputs, "all")
+    kept = [pixels(fresh_server, outputs, name)[0] for name in ("kept", "twice")]
+    found = {int(np.flatnonzero((every == one).reshape(TOTAL, -1).all(axis=1))[0]) for one in kept}
+    assert found == {1, 2}
+
+
 HOSTILE = {
     "no JSON": b"{",
     "no text": b"\xff\xfe\xfa",

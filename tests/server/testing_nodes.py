@@ -1,9 +1,10 @@
-"""Nodes for the test server: one counts live tensors, two cause failures."""
+"""Nodes for the test server: one counts live tensors, two cause failures, and one runs a node again, as loops do."""
 
 import gc
 from typing import Any
 
 import torch
+from comfy_execution.graph_utils import GraphBuilder
 
 
 class LiveTensors:
@@ -62,4 +63,21 @@ class FailingModel:
         return (patched,)
 
 
-NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (LiveTensors, NotANumber, FailingModel)}
+class Again:
+    """Runs a copy of the node that it is linked to, with an id of its own, and gives out what the copy gives."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "testing", "again", ("*",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"first": ("*", {"rawLink": True})}, "hidden": {"dynprompt": "DYNPROMPT"}}
+
+    def again(self, first: list, dynprompt: Any) -> dict:
+        name, output = first
+        node, graph = dynprompt.get_node(name), GraphBuilder()
+        copy = graph.node(node["class_type"], name, **node["inputs"])
+        copy.set_override_display_id(name)
+        return {"result": (copy.out(output),), "expand": graph.finalize()}
+
+
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (LiveTensors, NotANumber, FailingModel, Again)}
