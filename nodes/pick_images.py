@@ -26,6 +26,7 @@ from .choice_inputs import (
     mode_input,
     seeds_input,
 )
+from .fingerprints import unlike_any_other
 from .input_checks import check_values, given, inputs_of, only, places_in_batches, seeds_of, with_images
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
@@ -53,9 +54,8 @@ class JEPAPickImages(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, ask: Any = (ASK_ONCE,), **_: Any) -> float:
-        # no number equals NaN, so the host runs the node again
-        return float("nan") if ASK_ALWAYS in ask else unanswered(cls.hidden.unique_id)
+    def fingerprint_inputs(cls, ask: Any = (ASK_ONCE,), **_: Any) -> str | int:
+        return unlike_any_other() if ASK_ALWAYS in ask else unanswered(cls.hidden.unique_id)
 
     @classmethod
     def execute(

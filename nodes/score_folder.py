@@ -36,6 +36,7 @@ from ..host.scoring.ranked import shortened
 from ..host.scoring.reference import check_comparable, seen_as, view_of
 from ..jepa_core.folders.listing import text_of_path
 from ..jepa_core.reference import NO_SCORE
+from .fingerprints import unlike_any_other
 from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES
 from .scoring_inputs import reference_inputs
@@ -66,7 +67,7 @@ class JEPAScoreFolder(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(
         cls, folder=None, subfolder=None, with_subfolders=None, most_files=None, **_
-    ) -> str | float:
+    ) -> str:
         """What the pictures are; never the same for links, whose values the host does not know yet."""
         values = {"folder": folder, "subfolder": subfolder}
         values |= {"with_subfolders": with_subfolders, "most_files": most_files}
@@ -74,7 +75,7 @@ class JEPAScoreFolder(io.ComfyNode):
             check_values(inputs_of(JEPAScoreFolder), values)
             files = newest_files(folder_of(folder, subfolder), deep=bool(with_subfolders))
         except ValueError:
-            return float("nan")
+            return unlike_any_other()
         return state_of(dict(islice(files.items(), most_files)))
 
     @classmethod

@@ -246,6 +246,12 @@ def test_what_was_picked_is_kept_for_the_same_images_unless_asked_for(server, en
         assert post(server, {"id": human.asked()["id"], "kept": [number]})[0] == 200
         outputs = server.wait(running, timeout=60)["outputs"]
         assert outputs["pick"]["jepa_pick"][0]["kept"] == [number]
+    # the host has written into the image what told it to ask again; programs read that as JSON
+    (kept,) = outputs["kept"]["images"]
+    written = json.loads(
+        Image.open(io.BytesIO(server.image(kept))).info["prompt"], parse_constant=pytest.fail
+    )
+    assert "is_changed" in written["pick"]
 
 
 def test_a_copy_that_a_loop_runs_is_asked_for_on_its_node(fresh_server, encoder_name):

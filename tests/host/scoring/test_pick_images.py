@@ -138,8 +138,8 @@ def test_the_host_runs_it_again_only_if_asked_to():
     assert JEPAPickImages.fingerprint_inputs(ask=[ASK_ONCE]) == JEPAPickImages.fingerprint_inputs(
         images=(None,)
     )
-    always = JEPAPickImages.fingerprint_inputs(ask=[ASK_ALWAYS])
-    assert always != always
+    one, other = (JEPAPickImages.fingerprint_inputs(ask=[ASK_ALWAYS]) for _ in range(2))
+    assert one != other
 
 
 @pytest.mark.parametrize(
