@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,14 @@ class Comfy:
         Raises:
             TimeoutError: it does not in time; says what the page and its server were at, and leaves a screenshot.
         """
+        end = time.monotonic() + seconds
         try:
             self.page.wait_for_function(script, arg=argument, timeout=1000 * seconds)
+            # an async script gave it a promise, which is truthy whatever comes of it
+            while not self.ask(script, argument):
+                if time.monotonic() > end:
+                    raise TimeoutError(f"Timeout {1000 * seconds:g}ms exceeded.")
+                self.page.wait_for_timeout(100)
         except TimeoutError as error:
             self.picture("in_vain")
             raise TimeoutError(f"{error} {script} {self.ask(BUSY)} {self.errors}") from None
