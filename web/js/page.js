@@ -62,6 +62,13 @@ export function followSettings(node, names, after) {
   for (const widget of node.widgets.filter(({ name }) => names.includes(name))) follow(widget, "callback", after);
 }
 
+/** Let a wheel zoom the graph as beside the node, unless a list can scroll there. The host's newer renderer does so itself. */
+function passOn(event) {
+  const list = event.target.closest("[data-capture-wheel]");
+  const scrolls = list && list.scrollHeight > list.clientHeight && !event.ctrlKey; // with Ctrl, a browser would zoom the page
+  if (!LiteGraph.vueNodesMode && !scrolls) app.canvas.processMouseWheel(event);
+}
+
 /** Add an element to a node, at least `height` high; the node becomes at least `width` wide. */
 export function addElement(node, { name, type, element, width, height, maxHeight }) {
   const widget = node.addDOMWidget(name, type, element, {
@@ -71,6 +78,7 @@ export function addElement(node, { name, type, element, width, height, maxHeight
     getMaxHeight: () => maxHeight,
   });
   widget.serialize = false;
+  element.addEventListener("wheel", passOn, { passive: false });
   const [, needed] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], needed)]);
 }

@@ -4,6 +4,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { addElement, filled, follow, loadWords, nodeOf, words } from "./page.js";
 import { Picker, spoken, STYLE } from "./picker.js";
+import { nodeOfRun } from "./runs.js";
 
 const PICK = "JEPAPickImages";
 const EVENT = "jepa_guidance.pick"; // host/comfy/picks.py sends it
@@ -166,7 +167,7 @@ app.registerExtension({
     });
     // a new run begins; after a reload the host says so again of one that waits
     api.addEventListener("executing", ({ detail: id }) => {
-      const node = id === null ? null : nodeOf(id);
+      const node = nodeOfRun(id);
       if (!node?.jepaPicker) return;
       put(node, null);
       showWaiting();

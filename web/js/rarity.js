@@ -5,7 +5,7 @@ import { api } from "../../../scripts/api.js";
 import {
   addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, valueOf, words,
 } from "./page.js";
-import { onStale } from "./runs.js";
+import { nodeOfRun, onStale } from "./runs.js";
 import { followGraph, refusedSampler } from "./samplers.js";
 import {
   drawScale, drawText, drawTrace, guidedSteps, outcome, pace, palette, SCALE_END, SCALE_HEIGHT, stepAt, strengthAt, traceLines, written,
@@ -172,6 +172,7 @@ function hover(node, step) {
 function retire(node) {
   if (node.jepaTrace?.steps.some(({ guided }) => guided)) node.jepaLast = node.jepaTrace;
   node.jepaTrace = null;
+  node.jepaEnded = false;
   node.jepaTimes = new Map();
 }
 
@@ -179,12 +180,13 @@ function retire(node) {
 function showResult(node, output) {
   if (!node?.jepaCanvas || !output?.jepa_trace) return;
   node.jepaTrace = output.jepa_trace.at(-1); // of a list the last run, as while it ran
+  node.jepaEnded = true;
   draw(node);
 }
 
 /** Take in what the server tells of a run, and note when each step ended. */
 function take(node, trace) {
-  if (!trace.first && node.jepaTrace?.steps.length > trace.steps.length) retire(node);
+  if (node.jepaEnded || (!trace.first && node.jepaTrace?.steps.length > trace.steps.length)) retire(node);
   const before = node.jepaTrace;
   const times = (node.jepaTimes ??= new Map());
   for (const { step } of trace.steps) if (!times.has(step)) times.set(step, performance.now());
@@ -202,7 +204,7 @@ app.registerExtension({
     });
     followGraph(["JEPAGuidance"], draw); // whose samplers are other nodes
     api.addEventListener(EVENT, ({ detail: { node: id, trace } }) => {
-      const node = nodeOf(id);
+      const node = nodeOfRun(id);
       if (!node?.jepaCanvas) return;
       take(node, trace);
       draw(node);

@@ -11,6 +11,9 @@ const BRIEF = 140; // in a toast
 const TOAST_MS = 12000;
 const STYLE = ".jepa-toast { margin-top: var(--jepa-toast) !important } .jepa-toast ~ .jepa-toast { margin-top: 0 !important }";
 
+const workflows = new Map(); // ids of the workflows that runs were queued from on this page, by the runs' ids
+let running = null; // the id of the run that goes on
+
 export const isOurs = (node) => node.constructor.nodeData?.python_module === `custom_nodes.${FOLDER}`;
 
 const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
@@ -44,9 +47,19 @@ function guidesOf(node) {
   return found;
 }
 
+/** Whether a run is one of the workflow on the page, as far as is known: nodes of another workflow may have the same ids. */
+function isShown(run) {
+  return (workflows.get(run) ?? app.rootGraph.id) === app.rootGraph.id;
+}
+
+/** The node that an event of a run is about; null if its workflow is not the one on the page. */
+export function nodeOfRun(id, run = running) {
+  return id !== null && isShown(run) ? nodeOf(id) : null;
+}
+
 /** The node of this pack that an event of a run is about; null if it is none. */
-function concerned({ node_id: id, node_type: type }) {
-  const node = nodeOf(id);
+function concerned({ node_id: id, node_type: type, prompt_id: run }) {
+  const node = nodeOfRun(id, run);
   return node?.comfyClass === type ? guidesOf(node)[0] : null; // of another type: in another workflow
 }
 
@@ -114,6 +127,7 @@ function watchQueue() {
     unsayAll("error", "note"); // not when the run starts: what is not refused starts, and the answer may come later
     try {
       const answer = await queue.apply(this, args);
+      workflows.set(answer.prompt_id, args[1]?.workflow?.id);
       onRefused(answer.node_errors);
       return answer;
     } catch (error) {
@@ -132,12 +146,13 @@ export function allNodes() {
 /** Call `clear` with nodes whose results a run makes anew: as it begins, and again where a node begins. */
 export function onStale(clear) {
   api.addEventListener("execution_cached", ({ detail }) => {
+    if (!isShown(detail.prompt_id)) return;
     const kept = new Set(detail.nodes.map(nodeOf));
     const anew = allNodes().filter((node) => node.mode === 0 && !kept.has(node));
     new Set(anew.flatMap(guidesOf)).forEach(clear);
   });
   api.addEventListener("executing", ({ detail: id }) => {
-    const node = id === null ? null : nodeOf(id);
+    const node = nodeOfRun(id);
     if (node) guidesOf(node).forEach(clear);
   });
 }
@@ -147,6 +162,7 @@ app.registerExtension({
   setup() {
     document.head.appendChild(document.createElement("style")).textContent = STYLE;
     watchQueue();
+    api.addEventListener("execution_start", ({ detail }) => { running = detail.prompt_id; });
     api.addEventListener("execution_error", onError);
     api.addEventListener("execution_interrupted", onCancelled);
   },

@@ -5,7 +5,7 @@ import { api } from "../../../scripts/api.js";
 import {
   addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, valueOf, words,
 } from "./page.js";
-import { onStale } from "./runs.js";
+import { nodeOfRun, onStale } from "./runs.js";
 import { refusedSampler } from "./samplers.js";
 import { looksOf, planLooks, roundEven, stepsTaken, workShare } from "./search_plan.js";
 import { spoken, Strip, STYLE, withPictures } from "./strip.js";
@@ -105,7 +105,7 @@ app.registerExtension({
       show(node);
     });
     api.addEventListener(EVENT, ({ detail: { node: id, search } }) => {
-      const node = nodeOf(id);
+      const node = nodeOfRun(id);
       if (!node?.jepaStrip) return;
       node.jepaSearches = [withPictures(search, node.jepaSearches[0])];
       show(node);
