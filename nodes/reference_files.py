@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..host.comfy.page import show_text
 from ..host.scoring.reference_files import load_named, reference_names, save_named, state_of_named
+from .fingerprints import unlike_any_other
 from .input_checks import check_values, inputs_of
 from .reference import USES
 from .search_words import search_words
@@ -72,9 +73,9 @@ class JEPALoadReference(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file=None) -> str | float:
+    def fingerprint_inputs(cls, file=None) -> str:
         """The file's date and size; never the same for a link, whose value the host does not know yet."""
-        return state_of_named(file) if isinstance(file, str) else float("nan")
+        return state_of_named(file) if isinstance(file, str) else unlike_any_other()
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:

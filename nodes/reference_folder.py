@@ -15,6 +15,7 @@ from ..host.scoring.picture_folder import (
     state_of,
 )
 from ..host.scoring.reference import make_reference, reference_scores
+from .fingerprints import unlike_any_other
 from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES, summary
 from .scoring_inputs import reference_inputs
@@ -72,14 +73,14 @@ class JEPAReferenceFolder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder=None, subfolder=None, with_subfolders=None, **_) -> str | float:
+    def fingerprint_inputs(cls, folder=None, subfolder=None, with_subfolders=None, **_) -> str:
         """What the pictures are; never the same for links, whose values the host does not know yet."""
         values = {"folder": folder, "subfolder": subfolder, "with_subfolders": with_subfolders}
         try:
             check_values(inputs_of(JEPAReferenceFolder), values)
             return state_of(newest_files(folder_of(folder, subfolder), deep=bool(with_subfolders)))
         except ValueError:
-            return float("nan")
+            return unlike_any_other()
 
     @classmethod
     def execute(

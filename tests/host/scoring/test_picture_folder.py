@@ -226,5 +226,5 @@ def test_it_runs_again_when_the_pictures_change(output):
     assert state() != after
     for linked in ("subfolder", "with_subfolders"):
         values = {"folder": "output", "subfolder": "", "with_subfolders": False} | {linked: None}
-        unknown = JEPAReferenceFolder.fingerprint_inputs(**values)
-        assert unknown != unknown
+        found = [JEPAReferenceFolder.fingerprint_inputs(**values) for _ in range(2)]
+        assert found[0] != found[1]

@@ -94,8 +94,7 @@ def test_only_names_in_the_menu_are_read(models):
         with pytest.raises(ValueError, match="There is no reference"):
             load(name)
         assert JEPALoadReference.fingerprint_inputs(name) == ""
-    unknown = JEPALoadReference.fingerprint_inputs(None)
-    assert unknown != unknown
+    assert JEPALoadReference.fingerprint_inputs(None) != JEPALoadReference.fingerprint_inputs(None)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
