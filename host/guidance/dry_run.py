@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -76,16 +77,16 @@ class DryRuns:
             writes: {index of a call: the number that the model writes into its input}.
             wrap: wraps the model before the sampler gets it.
         """
-        stub = _Stub(self.model, self.shape, answer, writes or {})
-        model = wrap(stub)
+        calls = _Calls()
+        model = wrap(_Stub(self.model, self.shape, answer, writes or {}, calls))
         x = torch.ones(self.shape, device=sigmas.device) * sigmas[0] * start
         options = self.options | ({"noise_sampler": lambda *_: torch.zeros_like(x)} if self.silent else {})
         first: list[int] = []
 
         def report(_: dict) -> None:
             # a step is counted by its model calls: other packs number their reports from 1, or in parts
-            if stub.last is not None and stub.last not in first[-1:]:
-                first.append(stub.last)
+            if calls.last is not None and calls.last not in first[-1:]:
+                first.append(calls.last)
 
         arguments = {"model_options": {"transformer_options": {}}, "seed": 0}
         with random_state_kept(sigmas.device):
@@ -101,7 +102,7 @@ class DryRuns:
             )
         if isinstance(model, GuidedModel):
             result = model.result(result)
-        return Run(stub.states, stub.sigmas, first, middle(result))
+        return Run(calls.states, calls.sigmas, first, middle(result))
 
 
 def middle(x: Tensor) -> float:
@@ -110,31 +111,42 @@ def middle(x: Tensor) -> float:
     return float(x[..., height // 2, width // 2].flatten()[0])
 
 
-class _Stub:
-    """The model of a dry run.
+@dataclass
+class _Calls:
+    """The model calls of a dry run.
 
     Attributes:
+        states, sigmas: as in Run.
         last: the last call with the whole latent; others, on parts of it, begin no step.
     """
 
-    def __init__(self, model: Any, shape: Sequence[int], answer: Answer, writes: dict[int, float]) -> None:
+    states: list[float] = field(default_factory=list)
+    sigmas: list[float] = field(default_factory=list)
+    last: int | None = None
+
+
+class _Stub:
+    """The model of a dry run. What a sampler sets on it, such as `sigmas`, does not reach the real one."""
+
+    def __init__(
+        self, model: Any, shape: Sequence[int], answer: Answer, writes: dict[int, float], calls: _Calls
+    ) -> None:
         self._model = model
         self._shape = tuple(shape)
         self._answer = answer
         self._writes = writes
-        self.states: list[float] = []
-        self.sigmas: list[float] = []
-        self.last: int | None = None
+        self._calls = calls
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def __call__(self, x: Tensor, sigma: Tensor, model_options: dict | None = None, **_: Any) -> Tensor:
-        call = len(self.states)
+        calls = self._calls
+        call = len(calls.states)
         if holds(x.shape, self._shape):
-            self.last = call
-        self.states.append(middle(x))
-        self.sigmas.append(float(sigma.flatten()[0]))
+            calls.last = call
+        calls.states.append(middle(x))
+        calls.sigmas.append(float(sigma.flatten()[0]))
         if call in self._writes:
             x.fill_(self._writes[call])
         denoised = self._answer(x, sigma, call)

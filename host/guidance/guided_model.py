@@ -46,6 +46,8 @@ class GuidedModel:
         last: the last one with the whole latent, from 0; None before.
     """
 
+    __slots__ = ("_guide", "_guided", "_model", "_offset", "_plan", "_shape", "calls", "last")
+
     def __init__(
         self,
         model: Any,
@@ -65,6 +67,13 @@ class GuidedModel:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What a sampler sets on the model, such as a schedule of its own, is set there."""
+        if name in self.__slots__:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._model, name, value)
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
         step = self._plan.first.get(self.calls)

@@ -32,6 +32,7 @@ PACKS = {
         ["ppm_sampling", "ppm_dyn_sampling", "ppm_cfgpp_sampling", "ppm_cfgpp_dyn_sampling"],
     ),
     "Euler-Smea-Dyn": ("Euler-Smea-Dyn-Sampler", "", ["smea_sampling"]),
+    "RES4LYF": ("RES4LYF", "", ["beta"]),  # needs opencv-python and PyWavelets
 }
 # Their state does not follow a change of the latent.
 REFUSED = {"Extra-Samplers: supreme"}

@@ -14,6 +14,7 @@ import comfy.samplers
 import pytest
 import torch
 import torch.nn.functional as F
+from jepa_guidance.host.guidance.guided_model import GuidedModel
 from jepa_guidance.host.guidance.refused_samplers import sampler_name
 from jepa_guidance.host.guidance.sampler_probe import probe_sampler
 from jepa_guidance.host.guidance.schedule import posterior_variance
@@ -111,6 +112,16 @@ def masked(model, x, sigma, following, extra_args):
     return new * torch.ones(8, 8), denoised
 
 
+def noting_on_the_model(model, x, sigma, following, extra_args):
+    """It sets attributes of the model, some under names that a wrapper of it may well use itself."""
+    own = {"sigmas": torch.stack([sigma, following]), "states": x, "step": 3}
+    for name, value in own.items():
+        setattr(model, name, value)
+    denoised, new = euler_step(model, x, sigma, following, extra_args)
+    assert all(getattr(model, name) is value for name, value in own.items())
+    return new, denoised
+
+
 SAMPLERS = {
     "restarts": restarting,
     "numbers from 1": per_step(plain, number=lambda i: i + 1),
@@ -119,6 +130,7 @@ SAMPLERS = {
     "pads with zeros": per_step(partial(blurred, mode="constant")),
     "parts": per_step(also_on_every_other_pixel),
     "a mask": per_step(masked),
+    "notes on the model": per_step(noting_on_the_model),
 }
 
 
@@ -158,6 +170,17 @@ def test_the_dry_run_has_the_channels_and_frames_of_the_latent(tiny):
         probe_sampler(comfy.samplers.KSAMPLER(curious), SIGMAS, {}, inner_model(tiny), shape)
         assert set(seen) == {(1, *shape[1:-2], 32, 32)}
         seen.clear()
+
+
+def test_what_a_sampler_sets_on_the_model_reaches_the_hosts_in_a_run_alone(tiny):
+    inner = inner_model(tiny)
+    before = dict(vars(inner))
+    sampler = comfy.samplers.KSAMPLER(per_step(noting_on_the_model)())
+    plan = probe_sampler(sampler, SIGMAS, {}, inner, (1, 4, 8, 8))
+    assert vars(inner) == before
+    guided = GuidedModel(inner, plan, [], lambda *_: None)
+    guided.sigmas = SIGMAS
+    assert inner.sigmas is guided.sigmas is SIGMAS
 
 
 def test_every_patch_that_follows_steps_runs_with_restarts(tiny, stock, in_the_menu):
