@@ -11,6 +11,8 @@ from .precision import full_precision
 # how far from an output's place its inputs lie, in steps of the coarser grid
 _TAPS = {"bilinear": 1, "bicubic": 2}
 _TOGETHER = 256
+# devices on which interpolate with antialias, and its backward pass, add up in one order
+_IN_ORDER = {"cpu"}
 
 
 def resize(x: Tensor, size: tuple[int, int], *, mode: str = "bilinear", antialias: bool = True) -> Tensor:
@@ -19,7 +21,7 @@ def resize(x: Tensor, size: tuple[int, int], *, mode: str = "bilinear", antialia
     On CUDA, interpolate's backward pass sums in the order in which its threads run, so that a guided image would differ from
     run to run. Without antialias, its result on a CPU depends on the number of threads.
     """
-    if antialias and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+    if antialias and x.device.type in _IN_ORDER and x.dtype in (torch.float32, torch.float64):
         return F.interpolate(x, size, mode=mode, align_corners=False, antialias=True)
     return _by_products(x, size, mode, antialias)
 

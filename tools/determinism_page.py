@@ -110,7 +110,7 @@ All of them end with the call that needs them. No switch of the process stays ch
 | convolutions | cuDNN's deterministic algorithms, and no trying out which is fastest | no effect |
 | padding with copies of the edge or its mirror image (video decoders) | slices, joined | torch's |
 | xformers' attention in a decoder | torch's instead | the same |
-| resizing | matrix products | the same |
+| resizing | matrix products | with antialias torch's interpolation on a processor, whose order does not depend on the number of threads; else the same |
 
 `torch.use_deterministic_algorithms(True)` for a whole run is no alternative: cuBLAS then raises unless an environment
 variable was set before the process began. The switches for reduced precision (`allow_tf32`,

@@ -75,6 +75,9 @@ class GuidedModel:
         else:
             setattr(self._model, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        delattr(self._model, name)
+
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
         step = self._plan.first.get(self.calls)
         self._shape = self._shape or tuple(x.shape)  # every sampler begins with the whole latent

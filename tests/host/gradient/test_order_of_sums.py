@@ -20,10 +20,12 @@ from jepa_guidance.host.gradient import ordered as ordered_module
 from jepa_guidance.host.gradient.decoders import decoded
 from jepa_guidance.host.gradient.differentiable import host_differentiable
 from jepa_guidance.host.gradient.ordered import ordered
+from jepa_guidance.jepa_core import resize
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jepa_core import RarityGradient, jepa_score, load_encoder
+from jepa_core import resize as own_resize
 from jepa_core.architectures import ARCHITECTURES
 from jepa_core.encoder import ORDERED_ATTENTION
 from jepa_core.novelty import novelty_gradient
@@ -64,6 +66,8 @@ def backward(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
 
         with monkeypatch.context() as patch:
             patch.setattr(differentiable, "ordered", partial(ordered, "cpu"))
+            for module in (resize, own_resize):
+                patch.setattr(module, "_IN_ORDER", set())
             patch.setattr(ordered_module, "takes_flash", lambda q, k, v, mask, *_: mask is None)
             patch.setattr(torch.autograd, "grad", recorded)
             yield names.found

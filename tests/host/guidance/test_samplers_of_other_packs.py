@@ -119,6 +119,7 @@ def noting_on_the_model(model, x, sigma, following, extra_args):
         setattr(model, name, value)
     denoised, new = euler_step(model, x, sigma, following, extra_args)
     assert all(getattr(model, name) is value for name, value in own.items())
+    del model.step
     return new, denoised
 
 
