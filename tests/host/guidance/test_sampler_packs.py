@@ -101,9 +101,11 @@ def test_it_is_guided_or_refused_by_name(tiny: Any, stock: Any, theirs: str) -> 
     found = stock(guided(tiny, reports), tiny, **settings)
     assert found.isfinite().all()
     assert not torch.equal(found, plain)
-    # RES4LYF's make one step of the last two
-    expected = [1, 2, 3, 4] if theirs.startswith("RES4LYF") else [2, 3, 4, 5]
-    assert [step.step for step in reports[-1].guided_steps] == expected
+    # some make one step of the last two, or one more
+    total = reports[-1].total
+    assert total in (5, 6, 7)
+    wanted = [step for step in range(total) if step / total >= 0.2]
+    assert [step.step for step in reports[-1].guided_steps] == wanted
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc"])
