@@ -110,8 +110,8 @@ def _when_inputs() -> list[io.Input]:
             "strength_rule",
             options=[SPREAD, PER_STEP],
             default=SPREAD,
-            tooltip="spread: the full strength at each step if three are guided, as in the paper; more steps share the same "
-            "total. per_step: every guided step applies the full strength.",
+            tooltip="spread: the full strength at each step if three are guided; more steps share the same total. per_step: "
+            "every guided step applies the full strength, as in the paper.",
         ),
         io.Combo.Input(
             "schedule",
