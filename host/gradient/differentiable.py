@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...jepa_core import differentiable
 from ..comfy.backward_ops import training_operations, vae_torch_attention
@@ -62,6 +63,17 @@ class _KeepsOriginals(WeakKeyDictionary):
         super().__delitem__(handle)
 
 
+class _ClassesAsTheyAre(TorchDispatchMode):
+    """Runs the modes below it without giving their results the class of their arguments a second time.
+
+    torch.Tensor(weight) in the code of a weight's subclass means a plain tensor, and does not get one otherwise.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def writing_in_place() -> Iterator[None]:
     """Let a network write into tensors that autograd has saved, within one forward and backward pass.
@@ -80,7 +92,8 @@ def writing_in_place() -> Iterator[None]:
                 f"or gradient_path of JEPA Guidance Settings to {DENOISER_CONSTANT!r}"
             )
         guard.original = _KeepsOriginals()
-        yield
+        with _ClassesAsTheyAre():
+            yield
 
 
 def normal_tensors(value: Any) -> Any:

@@ -30,8 +30,10 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from jepa_guidance.host.comfy.streaming import is_dynamic
 from jepa_guidance.host.gradient import residency
 from jepa_guidance.host.gradient.chain import LatentGradient
+from jepa_guidance.host.gradient.differentiable import writing_in_place
 from jepa_guidance.host.gradient.residency import ResidentParts, fits_whole, resident
 from jepa_guidance.host.guidance.schedule import Schedule
+from jepa_guidance.host.memory.count import LiveStorages
 from jepa_guidance.host.options import DENOISER_CONSTANT, FULL, THROUGH_DENOISER, TINY
 from jepa_guidance.nodes.guided_ksampler import JEPAGuidedKSampler
 from safetensors.torch import save_file
@@ -504,7 +506,7 @@ class LikeGGUF(torch.Tensor):
 
     def numbers(self) -> torch.Tensor:
         assert self.kind == "halves"
-        return self.as_subclass(torch.Tensor).reshape(self.of_shape).float()
+        return torch.Tensor(self).reshape(self.of_shape).float()
 
 
 class GGUFLinear(torch.nn.Linear):
@@ -513,6 +515,13 @@ class GGUFLinear(torch.nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight.numbers() if isinstance(self.weight, LikeGGUF) else self.weight
         return torch.nn.functional.linear(x, weight.to(x), self.bias.to(x))
+
+
+@pytest.mark.parametrize("mode", [writing_in_place, LiveStorages])
+def test_code_of_a_weights_class_gets_the_plain_tensor_that_it_asks_for(mode):
+    weight = LikeGGUF(torch.ones(4).half(), kind="halves", shape=torch.Size((2, 2)))
+    with mode():
+        assert type(weight.numbers()) is torch.Tensor
 
 
 def test_weights_of_a_subclass_keep_class_and_attributes_and_give_the_gradient_of_their_numbers(

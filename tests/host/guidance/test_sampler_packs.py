@@ -1,4 +1,4 @@
-"""Samplers of other packs, run for real: JEPA_SAMPLER_PACKS names a folder with clones of the packs in the table.
+"""Samplers of other packs, run for real: JEPA_OTHER_PACKS names a folder with clones of the packs in the table.
 
 docs/compatibility.md has the result. Without the folder, samplers written as theirs are in test_samplers_of_other_packs.py.
 """
@@ -24,7 +24,7 @@ from server import PromptServer
 from tests.host.guidance.test_custom_sampling import guided
 from tests.host.guidance.test_samplers import zero_guided
 
-FOLDER = os.environ.get("JEPA_SAMPLER_PACKS", "")
+FOLDER = os.environ.get("JEPA_OTHER_PACKS", "")
 # The clone's folder, the folder of its samplers, and the modules there.
 PACKS = {
     "Extra-Samplers": ("ComfyUI-Extra-Samplers", "", ["extra_samplers"]),
@@ -34,7 +34,7 @@ PACKS = {
         ["ppm_sampling", "ppm_dyn_sampling", "ppm_cfgpp_sampling", "ppm_cfgpp_dyn_sampling"],
     ),
     "Euler-Smea-Dyn": ("Euler-Smea-Dyn-Sampler", "", ["smea_sampling"]),
-    "RES4LYF": ("RES4LYF", "", ["beta"]),  # needs opencv-python and PyWavelets
+    "RES4LYF": ("RES4LYF", "", ["beta", "beta.rk_sampler_beta"]),  # needs opencv-python and PyWavelets
 }
 # Their state does not follow a change of the latent.
 REFUSED = {"Extra-Samplers: supreme"}
@@ -46,7 +46,7 @@ FAILS_ALONE = {
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not FOLDER, reason="JEPA_SAMPLER_PACKS names no folder with clones of sampler packs"),
+    pytest.mark.skipif(not FOLDER, reason="JEPA_OTHER_PACKS names no folder with clones of sampler packs"),
 ]
 
 
@@ -138,3 +138,34 @@ def test_a_pack_that_restarts_the_samplers_of_the_host_is_guided(
     assert found.isfinite().all()
     assert not torch.equal(found, plain)
     assert len(reports[-1].steps) == reports[-1].total
+
+
+@pytest.mark.parametrize(
+    ("name", "bongmath"),
+    [("multistep/res_2m", True), ("exponential/res_3s", False), ("multistep/dpmpp_2m", True)],
+)
+def test_the_sampler_node_of_res4lyf_guides_with_a_guided_model(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, name: str, bongmath: bool
+) -> None:
+    theirs = import_module("sampler_pack_RES4LYF.beta.rk_sampler_beta").sample_rk_beta
+    monkeypatch.setattr(
+        comfy.k_diffusion.sampling, "sample_rk_beta", theirs, raising=False
+    )  # as the pack does
+    node = import_module("sampler_pack_RES4LYF.beta.samplers").ClownsharKSampler_Beta
+    settings = {"positive": tiny.positive, "negative": tiny.negative, "scheduler": "normal", "steps": 6}
+    settings |= {"cfg": 3.0, "sampler_name": name, "seed": 5, "eta": 0.5, "bongmath": bongmath}
+
+    def drawn(model: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            output = node.execute(model=model, latent_image={"samples": torch.zeros(2, 4, 8, 8)}, **settings)
+        return output.args[0]["samples"].clone()
+
+    plain = drawn(tiny.model)
+    assert torch.equal(drawn(tiny.model), plain)
+    assert torch.equal(drawn(zero_guided(tiny)), plain)
+    reports: list[Any] = []
+    found = drawn(guided(tiny, reports))
+    assert found.isfinite().all()
+    assert not torch.equal(found, plain)
+    assert reports[-1].guided_steps
+    assert torch.equal(drawn(tiny.model), plain)
