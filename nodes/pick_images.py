@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..host.drawing.pictures import thumbnail
+from ..host.drawing.pictures import viewable
 from ..host.options import (
     ASK_ALWAYS,
     ASK_ONCE,
@@ -99,7 +99,7 @@ class JEPAPickImages(io.ComfyNode):
         rarity = rarity_of(images, single["encoder"], single["mode"], viewing.by, single.get("reference"))
         order = viewing.order(rarity)
         every = [picture for batch in images for picture in batch]
-        pictures = ui.PreviewImage([thumbnail(every[index]) for index in order]).values
+        pictures = ui.PreviewImage([viewable(every[index]) for index in order]).values
         question = viewing.question(rarity, order, pictures, own, places_in_batches(own, images))
         ended = viewing.chosen(question)
         kept = ended.kept

@@ -15,6 +15,7 @@ from .fonts import lettering
 
 INK, DIM, PAPER = "#1a1a1a", "#5a5a5a", "#ffffff"
 SIDE, GAP, LINE = 256, 16, 28  # pixels; text stays legible at half the size
+CLOSE = 512  # the longer side of a picture that is looked at closely, pixels
 TEXT = 22
 FEW_COLUMNS = 6  # of up to 36 pictures
 
@@ -24,9 +25,9 @@ def to_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
-def thumbnail(picture: Tensor) -> Tensor:
-    """A picture (H, W, 3 or 4) in [0, 1], shrunk or enlarged to fit a square of 256 pixels: (h, w, 3)."""
-    return to_image(_fitted(picture))[0]
+def viewable(picture: Tensor) -> Tensor:
+    """A picture (H, W, 3 or 4) in [0, 1] to look at closely, (h, w, 3): shrunk to 512 pixels, or enlarged to 256."""
+    return to_image(_fitted(picture, min(max(*picture.shape[:2], SIDE), CLOSE)))[0]
 
 
 def labelled_sheet(
@@ -79,10 +80,10 @@ def _line(text: int) -> int:
     return round(text * LINE / TEXT)
 
 
-def _fitted(picture: Tensor) -> Image.Image:
-    """A picture scaled to fit the square."""
+def _fitted(picture: Tensor, side: int = SIDE) -> Image.Image:
+    """A picture scaled to fit a square."""
     pixels = over_white(picture).clamp(0, 1).mul(255).round().byte().cpu().numpy()
     image = Image.fromarray(pixels)
-    scale = SIDE / max(image.size)
+    scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)

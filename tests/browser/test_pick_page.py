@@ -24,7 +24,7 @@ OURS = "window.app?.graph?.nodes.some((node) => node.comfyClass === 'JEPAPickIma
 PANEL = """(id) => {
     const { element, options } = app.graph.getNodeById(id).jepaPicker;
     const text = (name) => element.querySelector(name).textContent;
-    const button = element.querySelector("button");
+    const button = element.querySelector(".bar button");
     return {
         head: text(".head"), legend: text(".legend"), note: text(".note"), button: button.hidden ? null : button.textContent,
         time: text(".time"), open: element.classList.contains("open"),
@@ -34,6 +34,14 @@ PANEL = """(id) => {
             seen: one.querySelector("img").naturalWidth > 0,
         })),
     };
+}"""
+# The place of the image that is shown large: it takes most of the panel, and no other is seen.
+ALONE = """(id) => {
+    const { scroll, options } = app.graph.getNodeById(id).jepaPicker;
+    const seen = options.filter((one) => one.checkVisibility());
+    const [box, within] = [seen[0].querySelector("img").getBoundingClientRect(), scroll.getBoundingClientRect()];
+    const large = Math.max(box.width / within.width, box.height / within.height) > 0.9 && box.bottom <= within.bottom;
+    return seen.length === 1 && large ? options.indexOf(seen[0]) : null;
 }"""
 OPEN = "(id) => app.graph.getNodeById(id)?.jepaPicker?.isOpen"
 SEEN = """(id) => {
@@ -84,6 +92,10 @@ class PickPage:
 
     def option(self, place: int) -> Any:
         return self.page.page.get_by_role("option").nth(place)
+
+    def alone(self) -> int | None:
+        """Which image is shown large; None for all of them."""
+        return self.page.ask(ALONE, self.pick)
 
     def go_on(self, text: str) -> None:
         self.page.click(self.page.page.get_by_role("button", name=text, exact=True))
@@ -187,6 +199,18 @@ def test_the_mouse_picks_in_both_renderers(open_pick, renderer):
     ]
     labels = [option["label"] for option in one.panel()["options"]]
     assert labels[2].endswith("picked as number 3")
+    # a closer look, where a click picks too
+    one.option(6).hover()
+    one.page.click(one.option(6).locator(".look"))
+    assert one.alone() == 6
+    one.page.picture(f"pick_closer_{name}")
+    one.page.click(one.page.page.get_by_role("button", name="The next image (arrow right)"))
+    assert one.alone() == 7
+    for rank in ("4", ""):
+        one.page.click(one.option(0))  # the only one to be seen
+        assert one.panel()["options"][7]["rank"] == rank
+    one.page.click(one.page.page.get_by_role("button", name="All images (Z)"))
+    assert one.alone() is None
     one.page.picture(f"pick_picked_{name}")
     one.go_on("Keep 3")
     one.says(KEPT_SAID.format(3))
@@ -240,6 +264,18 @@ def test_the_keyboard_picks_in_both_renderers(open_pick, renderer):
     assert [ranks[place] for place in (0, 2, 15)] == ["3", "1", "2"]
     # what has the focus is told
     assert panel["note"] == panel["options"][0]["label"]
+    for key, seen in (
+        ("z", 0),
+        ("ArrowLeft", 0),
+        ("ArrowRight", 1),
+        ("End", 15),
+        ("ArrowUp", 14),
+        ("Home", 0),
+    ):
+        keyboard.press(key)
+        assert one.alone() == seen
+    keyboard.press("Escape")
+    assert one.alone() is None
     keyboard.press("ArrowDown")
     rows = one.page.ask(
         "(id) => app.graph.getNodeById(id).jepaPicker.options.indexOf(document.activeElement)", one.pick

@@ -61,7 +61,8 @@ function legend(record) {
 /** The texts of a panel. */
 function describe(record) {
   const list = words.pickList;
-  if (!record) return { head: words.pickWaiting, time: "", legend: "", note: "", button: "", list };
+  const moves = { look: words.pickLook, previous: words.pickPrevious, next: words.pickNext, all: words.pickAll };
+  if (!record) return { head: words.pickWaiting, time: "", legend: "", note: "", button: "", list, moves };
   const { kept, count, state, stops } = record;
   const open = state === "open";
   const time = open ? timeLeft(record) : "";
@@ -72,6 +73,7 @@ function describe(record) {
     note: open ? filled(stops ? words.pickLeftStop : words.pickLeft, { time, count }) : "",
     button: filled(kept.length ? words.pickKeep : words.pickKeepFirst, { count: kept.length || count }),
     list,
+    moves,
     speak: (one) => spoken(one, record, words, filled),
   };
 }

@@ -2,8 +2,9 @@
 
 import { fittingSide, GAP, isMove, keyTarget, LINE, made } from "./grid.js";
 
-const LARGEST = 256; // pixels of a picture: host/drawing/pictures.py makes no larger ones
+const LARGEST = 256; // pixels of a picture in the grid
 const SMALLEST = 72; // where more do not fit, the grid scrolls
+const ICONS = { look: "M7 3H3v4M11 3h4v4M7 15H3v-4M11 15h4v-4", previous: "M11 3 5 9l6 6", next: "M7 3l6 6-6 6", all: "M3 3h5v5H3zM10 3h5v5h-5zM3 10h5v5H3zM10 10h5v5h-5z" };
 const ACCENT = "var(--p-primary-color, #60a5fa)";
 export const STYLE = `
 .jepa-pick { box-sizing: border-box; display: flex; flex-direction: column; gap: 8px; padding: 10px; border-radius: 8px;
@@ -36,6 +37,18 @@ export const STYLE = `
 .jepa-pick .rank:empty { display: none; }
 .jepa-pick figcaption { overflow: hidden; text-overflow: ellipsis; color: var(--descrip-text); }
 .jepa-pick figcaption b { color: var(--input-text); }
+.jepa-pick.large [role=listbox] { justify-items: center; grid-template-columns: 1fr; }
+.jepa-pick.large [role=option]:not(.seen) { display: none; }
+.jepa-pick .look { position: absolute; top: 5px; right: 5px; opacity: 0; }
+.jepa-pick [role=option]:hover .look, .jepa-pick [role=option]:focus-visible .look { opacity: 1; }
+.jepa-pick.large .look { display: none; }
+@media (hover: none) { .jepa-pick .look { opacity: 1; } }
+.jepa-pick .moves { display: flex; gap: 4px; margin: -4px 0; }
+.jepa-pick:not(.large) .moves { display: none; }
+.jepa-pick button.icon { padding: 3px; background: var(--comfy-menu-bg); color: var(--input-text); line-height: 0; }
+.jepa-pick button.icon:hover { color: ${ACCENT}; }
+.jepa-pick button.icon:disabled { opacity: 0.4; cursor: default; }
+.jepa-pick .icon svg { width: 18px; height: 18px; fill: none; stroke: currentColor; stroke-width: 2; }
 .jepa-pick .bar { display: flex; align-items: center; gap: 10px; height: 32px; }
 .jepa-pick .note { flex: 1; max-height: 32px; overflow: hidden; }
 .jepa-pick button { flex: none; padding: 6px 14px; border: 0; border-radius: 6px; font: bold 13px/18px sans-serif; cursor: pointer;
@@ -69,6 +82,12 @@ export class Picker {
     const top = this.element.appendChild(made("div", "top"));
     this.head = top.appendChild(made("p", "head"));
     this.head.setAttribute("role", "status");
+    this.moves = top.appendChild(made("span", "moves"));
+    this.buttons = {
+      previous: this.moves.appendChild(icon("previous")),
+      next: this.moves.appendChild(icon("next")),
+      all: this.moves.appendChild(icon("all")),
+    };
     this.time = top.appendChild(made("span", "time"));
     this.time.setAttribute("role", "timer");
     this.legend = this.element.appendChild(made("p", "legend"));
@@ -82,10 +101,14 @@ export class Picker {
     this.button = this.bar.appendChild(made("button"));
     this.button.type = "button";
     this.record = null;
+    this.seen = null; // the image that is shown large
     this.onKeep = onKeep;
     this.button.addEventListener("click", () => this.onKeep(this.record.kept));
     new ResizeObserver(() => this.fit()).observe(this.element);
-    this.list.addEventListener("click", ({ target }) => this.toggle(target.closest("[role=option]")));
+    this.list.addEventListener("click", ({ target }) => this.onClick(target));
+    this.buttons.previous.addEventListener("click", () => this.look(this.seen.previousSibling));
+    this.buttons.next.addEventListener("click", () => this.look(this.seen.nextSibling));
+    this.buttons.all.addEventListener("click", () => this.look(null));
     this.element.addEventListener("keydown", (event) => this.onKey(event));
     this.list.addEventListener("focusin", ({ target }) => {
       for (const option of this.options) option.tabIndex = option === target ? 0 : -1;
@@ -102,12 +125,13 @@ export class Picker {
     return this.record?.state === "open";
   }
 
-  /** Show a pick. describe: gives the texts {head, time, legend, note, button, list, speak} of a record, which may be null. */
+  /** Show a pick. describe: gives the texts {head, time, legend, note, button, list, moves, speak} of a record, which may be null. */
   show(record, describe) {
     this.record = record;
     this.describe = describe;
     if (this.shown !== record?.id) {
       this.shown = record?.id;
+      this.look(null);
       this.list.replaceChildren(...(record?.images ?? []).map((one) => newOption(one)));
       if (this.list.firstChild) this.list.firstChild.tabIndex = 0;
     }
@@ -126,6 +150,8 @@ export class Picker {
     this.time.textContent = texts.time;
     this.legend.textContent = texts.legend;
     this.list.setAttribute("aria-label", texts.list);
+    for (const [name, button] of Object.entries(this.buttons)) button.title = button.ariaLabel = texts.moves[name];
+    for (const button of this.list.querySelectorAll(".look")) button.title = texts.moves.look;
     this.button.hidden = !this.isOpen;
     this.button.textContent = texts.button;
     this.button.classList.toggle("plain", !record?.kept.length);
@@ -136,9 +162,22 @@ export class Picker {
 
   /** Shrink the pictures until all fit, as far as that goes. */
   fit() {
-    const { clientWidth, clientHeight } = this.scroll;
-    const box = { width: clientWidth - 8, height: clientHeight - 8, lines: 1, smallest: SMALLEST, largest: LARGEST };
-    this.list.style.setProperty("--size", `${fittingSide([this.list.children.length], box)}px`);
+    const width = this.scroll.clientWidth - 8, height = this.scroll.clientHeight - 8;
+    const box = { width, height, lines: 1, smallest: SMALLEST, largest: LARGEST };
+    const side = this.seen ? Math.min(width, height - LINE) : fittingSide([this.list.children.length], box);
+    this.list.style.setProperty("--size", `${side}px`);
+  }
+
+  /** Show one image alone, as large as the panel allows; null shows all again. */
+  look(option) {
+    const before = this.seen;
+    this.seen = option;
+    this.element.classList.toggle("large", Boolean(option));
+    for (const one of this.options) one.classList.toggle("seen", one === option);
+    this.buttons.previous.disabled = !option?.previousSibling;
+    this.buttons.next.disabled = !option?.nextSibling;
+    this.fit();
+    (option ?? before)?.focus({ preventScroll: Boolean(option) });
   }
 
   /** Write about the image that is pointed at or has the focus. */
@@ -146,6 +185,13 @@ export class Picker {
     this.pointed = target;
     const option = this.list.contains(target) ? target.closest("[role=option]") : null;
     this.note.textContent = option?.title ?? this.resting;
+  }
+
+  /** A click on an image picks it, or no longer; one on its corner shows it large. */
+  onClick(target) {
+    const option = target.closest("[role=option]");
+    if (target.closest(".look")) this.look(option);
+    else this.toggle(option);
   }
 
   /** Pick an image, or no longer. */
@@ -157,18 +203,37 @@ export class Picker {
     this.update();
   }
 
-  /** Arrows, Home and End go from image to image, Space picks, Enter goes on. */
+  /** Arrows, Home and End go from image to image, Space picks, Z shows one large, Enter goes on. */
   onKey(event) {
     const { key, target, ctrlKey, metaKey, altKey } = event;
     if (ctrlKey || metaKey || altKey || key === "Tab") return;
     event.stopPropagation(); // other keys would act on the graph
     if (!this.options.includes(target)) return;
-    if (isMove(key)) keyTarget(this.options, target, key)?.focus();
+    if (isMove(key)) this.move(target, key);
+    else if (key.toLowerCase() === "z") this.look(this.seen ? null : target);
+    else if (key === "Escape" && this.seen) this.look(null);
     else if (key === " ") this.toggle(target);
     else if (key === "Enter" && this.isOpen && this.record.kept.length) this.onKeep(this.record.kept);
     else return;
     event.preventDefault();
   }
+
+  /** Go to the image that a key leads to; one image alone has a row of its own. */
+  move(from, key) {
+    if (!this.seen) return keyTarget(this.options, from, key)?.focus();
+    const { previousSibling, nextSibling } = from;
+    const ends = { Home: this.list.firstChild, End: this.list.lastChild };
+    const to = ends[key] ?? (key === "ArrowLeft" || key === "ArrowUp" ? previousSibling : nextSibling);
+    if (to) this.look(to);
+  }
+}
+
+/** A button for the mouse, with a drawing on it. */
+function icon(name) {
+  const button = made("button", `icon ${name}`);
+  button.type = "button";
+  button.innerHTML = `<svg viewBox="0 0 18 18" aria-hidden="true"><path d="${ICONS[name]}"/></svg>`;
+  return button;
 }
 
 function newOption(one) {
@@ -180,6 +245,9 @@ function newOption(one) {
   image.alt = "";
   image.src = one.source;
   option.appendChild(made("span", "rank")).setAttribute("aria-hidden", "true");
+  const look = option.appendChild(icon("look"));
+  look.tabIndex = -1; // the keyboard has Z
+  look.setAttribute("aria-hidden", "true");
   const caption = option.appendChild(made("figcaption"));
   caption.setAttribute("aria-hidden", "true");
   const [first, second] = written(one);
