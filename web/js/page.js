@@ -33,10 +33,17 @@ export function nodeOf(id) {
   return node;
 }
 
-/** Whether a node's input is linked. */
+/** Whether a node's input is linked, or will be in a run: by a link that another pack, Use Everywhere, makes then. */
 export function isLinked(node, name) {
   const index = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  return index >= 0 && node.isInputConnected(index);
+  return index >= 0 && (node.isInputConnected(index) || isBroadcastTo(node, index));
+}
+
+/** Whether Use Everywhere is here and sends something to an input; it lists that with the graph as it draws it. */
+function isBroadcastTo(node, index) {
+  const listed = node.graph?.extra?.ue_links;
+  if (!Array.isArray(listed) || !app.extensions.some(({ name }) => name === "cg.customnodes.use_everywhere")) return false;
+  return listed.some((link) => String(link?.downstream) === String(node.id) && link.downstream_slot === index);
 }
 
 /** A widget's value; null if the input is linked. */

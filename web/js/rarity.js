@@ -202,7 +202,7 @@ app.registerExtension({
       retire(node);
       draw(node);
     });
-    followGraph(["JEPAGuidance"], draw); // whose samplers are other nodes
+    followGraph(GUIDED, draw); // samplers and links may be those of other nodes
     api.addEventListener(EVENT, ({ detail: { node: id, trace } }) => {
       const node = nodeOfRun(id);
       if (!node?.jepaCanvas) return;

@@ -37,5 +37,9 @@ export function refusedSampler(node) {
 
 /** Call `after` with every node of these types when something in the graph has changed. */
 export function followGraph(types, after) {
-  api.addEventListener("graphChanged", () => app.rootGraph.nodes.filter(({ comfyClass }) => types.includes(comfyClass)).forEach(after));
+  const call = () => app.rootGraph.nodes.filter(({ comfyClass }) => types.includes(comfyClass)).forEach(after);
+  api.addEventListener("graphChanged", () => {
+    call();
+    setTimeout(call, 500); // other packs note their links when the graph is drawn
+  });
 }
