@@ -295,6 +295,7 @@ def test_it_opens_where_it_begins_at_a_zoom_where_text_shows(name):
 def test_a_note_says_in_four_languages_what_to_look_at(name):
     """The page does not translate notes: the English text ends with a paragraph in each of the other languages."""
     (note,) = (node for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote")
+    assert (note["title"], note["color"], note["bgcolor"]) == ("What to look at", "#222", "#000")
     *english, chinese, japanese, korean = note["widgets_values"][0].split("\n\n")
     assert "\n\n".join(english).isascii()
     for text, heading, charset in (

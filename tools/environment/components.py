@@ -158,8 +158,9 @@ def install_environment(python: str, host: Path, constraints: Path | None, folde
     wanted = folder / "requirements.txt"
     wanted.write_text("\n".join(needed) + "\n", encoding="utf-8")
     constrained = ["-c", str(constraints)] if constraints else []
-    pip(interpreter, ["install", "-r", str(wanted), *constrained])
-    pip(interpreter, ["install", "--no-deps", *alone])
+    # most of the 20 000 files are never imported; Python compiles the others when they first are
+    pip(interpreter, ["install", "--no-compile", "-r", str(wanted), *constrained])
+    pip(interpreter, ["install", "--no-compile", "--no-deps", *alone])
 
 
 def install_encoder(python: Path, downloads: Path, folder: Path) -> None:
