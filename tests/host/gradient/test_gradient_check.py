@@ -23,6 +23,7 @@ from jepa_guidance.host.guidance.patch_state import PatchState
 from jepa_guidance.host.guidance.schedule import Schedule
 from torch import Tensor
 
+from tests.combinations import covering
 from tests.host.families import FAMILIES, Family
 from tests.host.guidance.test_families import SUPPORTED, encoder_of, guided, sample
 
@@ -209,15 +210,13 @@ def run_through(family: Family, **changes: Any) -> list[str]:
     return reports[-1].notices
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "sd3"])
+@pytest.mark.parametrize(("name", "dtype"), covering(["sd15", "sdxl", "flux", "sd3"], HALVES), ids=str)
 def test_nothing_is_wrong_with_a_sound_network(name, dtype):
     assert run_through(family_in(name, dtype)) == []
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["sd15", pytest.param("sdxl", marks=pytest.mark.long)])
+@pytest.mark.parametrize(("fault", "dtype"), covering(FAULTS, HALVES))
 def test_a_fault_is_caught_and_the_run_goes_on_with_the_denoiser_constant(name, fault, dtype):
     family = family_in(name, dtype, side=16)
     with fault(family):

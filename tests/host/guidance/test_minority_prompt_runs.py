@@ -20,6 +20,7 @@ from jepa_guidance.host.variety.cads import Cads
 from jepa_guidance.host.variety.patch import apply_boost, apply_cads
 from jepa_guidance.nodes.minority_prompt import JEPAMinorityPrompt
 
+from tests.combinations import covering
 from tests.host.clips import tiny_clip, tiny_sd3_clip, tiny_sdxl_clip
 from tests.host.families import model_of, sd3, supported, unet
 from tests.host.guidance.test_minority_prompt import TEXT, learned
@@ -56,8 +57,7 @@ def prompts_seen(model, seen):
 # --- samplers and steps -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "EDM", "FLOW"])
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize(("kind", "cfg"), covering(["EPS", "V_PREDICTION", "EDM", "FLOW"], [1.0, 3.0]))
 def test_kinds_of_models_learn(tiny, clip, draw, kind, cfg):
     model = tiny.make_model(kind)
     patched = learned(model, clip)
@@ -317,8 +317,7 @@ def others(tiny):
     }
 
 
-@pytest.mark.parametrize("other", ["guidance", "search"])
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("other", "first"), covering(["guidance", "search"], [True, False]))
 def test_guidance_and_search_on_the_same_model_are_refused(tiny, clip, draw, other, first):
     apply = others(tiny)[other]
 

@@ -191,7 +191,7 @@ def test_apart_leaves_a_batch_of_one_alone(tiny, stock, reference, sampler, one_
 # --- what it does -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("through", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_strength_is_how_far_from_the_reference(tiny, stock, reference, through):
     means = []
     for strength in (-2.0, -1.0, 0.0, 1.0, 2.0):
@@ -206,7 +206,7 @@ def test_strength_is_how_far_from_the_reference(tiny, stock, reference, through)
     assert all(later > earlier for earlier, later in itertools.pairwise(means))
 
 
-@pytest.mark.parametrize("referred", [False, True])
+@pytest.mark.parametrize("referred", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_apart_moves_the_images_of_a_batch_away_from_each_other(tiny, stock, reference, referred):
     means = []
     for strength in (-1.5, 0.0, 1.5):
@@ -272,7 +272,7 @@ def test_every_form_guides(tiny, stock, reference, form):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "one_call"), itertools.product(["euler", "euler_cfg_pp", "dpmpp_2m", "heun"], [False, True])
+    ("sampler", "one_call"), covering(["euler", "euler_cfg_pp", "dpmpp_2m", "heun"], [False, True])
 )
 def test_masks_intervals_and_samplers(tiny, stock, reference, sampler, one_call):
     mask = torch.zeros(1, 8, 8)
@@ -450,8 +450,7 @@ class Watched:
         monkeypatch.setattr(Scale, "rarity", rarity)
 
 
-@pytest.mark.parametrize("strength", [4.0, -4.0])
-@pytest.mark.parametrize("criterion", [SCORE, NOVELTY, BOTH])
+@pytest.mark.parametrize(("strength", "criterion"), covering([4.0, -4.0], [SCORE, NOVELTY, BOTH]))
 def test_the_push_shrinks_to_nothing_as_the_images_reach_the_target(
     tiny, stock, monkeypatch, reference, criterion, strength
 ):
@@ -656,8 +655,7 @@ def passes_of(tiny: Any, stock: Any, count: int = 1, **settings: Any) -> float:
     return (len(passes) - measured) / count / len(reports[-1].guided_steps)
 
 
-@pytest.mark.parametrize("through", [False, True])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("through", "count"), covering([False, True], [1, 3]))
 def test_novelty_costs_one_forward_and_one_backward_pass(tiny, stock, monkeypatch, reference, count, through):
     settings = {"reference": reference, "through_denoiser": through}
     # the place of each image costs one pass at the end

@@ -11,6 +11,7 @@ from jepa_guidance.host.gradient.rows import row
 from jepa_guidance.host.search.config import SearchConfig
 from jepa_guidance.host.search.search import apply_search
 
+from tests.combinations import covering
 from tests.host.families import Family, numbers
 from tests.host.guidance.test_conditions import control_network, t2i_adapter
 from tests.host.guidance.test_families import encoder_of, family_of, sample
@@ -39,9 +40,10 @@ def controlled(kind: str, count: int) -> tuple[Family, Any, dict]:
     return family, family.model, settings
 
 
-@pytest.mark.parametrize("at_once", [0, 2])
-@pytest.mark.parametrize("count", [1, 2, CANDIDATES, 7])
-@pytest.mark.parametrize("kind", ["ControlNet", "two ControlNets", "T2I-Adapter"])
+@pytest.mark.parametrize(
+    ("kind", "count", "at_once"),
+    covering(["ControlNet", "two ControlNets", "T2I-Adapter"], [1, 2, CANDIDATES, 7], [0, 2]),
+)
 def test_each_candidate_keeps_its_own_hint(kind, count, at_once):
     family, model, settings = controlled(kind, count)
     latent = {"samples": family.latent["samples"].repeat(CANDIDATES, 1, 1, 1)}

@@ -32,13 +32,13 @@ def guided(tiny: Any, model: Any, traces: list | None = None, start: float = 0.0
     ("sampler_name", "one_call", "through"),
     [
         ("euler", True, False),
-        ("dpmpp_2m", True, False),
         ("uni_pc", False, False),
         ("euler_cfg_pp", False, True),
-        ("euler_ancestral", False, False),
         *(
             pytest.param(*case, marks=pytest.mark.long)
             for case in (
+                ("dpmpp_2m", True, False),
+                ("euler_ancestral", False, False),
                 ("euler", False, False),
                 ("euler", False, True),
                 ("euler", True, True),
