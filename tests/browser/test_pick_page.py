@@ -134,6 +134,7 @@ def renderer(request: pytest.FixtureRequest) -> Iterator[Callable[[PickPage], st
         page.change("Comfy.VueNodes.Enabled", False)
 
 
+@pytest.mark.long  # the next one picks too; here clicks and seconds of a fresh page are counted
 def test_three_of_sixteen_from_a_fresh_page(comfy, encoder_name):
     page = comfy()
     began = time.monotonic()

@@ -177,6 +177,7 @@ def test_the_generator_is_trained_and_resumed(
 ) -> None:
     monkeypatch.setattr(generator, "load_pictures", pictures)
     monkeypatch.setattr(generator, "samples", partial(generator.samples, steps=1))
+    monkeypatch.setitem(generator.UNET, "model_channels", 32)  # a third
     common = ["--folder", str(latents), "--name", "run", "--space", space, "--prediction", prediction]
     generator.main([*common, "--batch", "2", "--steps", "1"])
     generator.main([*common, "--batch", "2", "--steps", "2"])

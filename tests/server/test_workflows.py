@@ -406,6 +406,7 @@ def test_a_djepa_draws_and_redraws_half(server, infos):
     assert all(np.abs(one[128:] - drawn[0, 128:]).max() > 20 for one in redrawn)
 
 
+@pytest.mark.long
 def test_two_guides_run_from_one_seed_and_are_scored_under_each(server, infos, local):
     prompt = small(api_prompt(workflow("09 Two guides from one seed"), infos), local)
     # the test host has one encoder; the second guide is the same one at another size
