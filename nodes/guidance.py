@@ -21,7 +21,7 @@ class JEPAGuidance(io.ComfyNode):
             "encoder finds rare. The message at the bottom of the node says what each run did.",
             **search_words(
                 "rare, rarity, rarer, diversity, variation, seed variance, unusual, novelty, "
-                "minority, same face, strength"
+                "minority, same face, too similar, boring, original, weird, strength"
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to guide."),

@@ -124,7 +124,7 @@ def _links() -> list[io.Input]:
         JEPAEncoder.Input(
             "judge",
             optional=True,
-            tooltip="A second opinion; it does not change the image. Another encoder scores the image at every guided step, "
+            tooltip="A second opinion; it does not guide. Another encoder scores the image at every guided step, "
             "shown under the node and in the trace. Guidance lowers the score of its own encoder, so that score does not "
             f"prove that the image became rarer. The judge's scores come from {PROJECTION} fixed random outputs. It also "
             "decides when the target is reached, if the reference was made with it too.",

@@ -22,7 +22,7 @@ class JEPAGuidedKSampler(io.ComfyNode):
             "With strength 0 it is the stock KSampler, bit for bit.",
             **search_words(
                 "rare, rarity, rarer, diversity, variation, seed variance, unusual, novelty, "
-                "minority, same face, creative, strength"
+                "minority, same face, too similar, boring, original, weird, creative, strength"
             ),
             inputs=guided_sampling_inputs(),
             outputs=[

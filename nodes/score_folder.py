@@ -56,7 +56,8 @@ class JEPAScoreFolder(io.ComfyNode):
             description="Scores all pictures in a folder, such as your renders or a data set, and gives the rarest. Scores "
             "are kept, so that the next run scores only new pictures. Files that cannot be read are named with the reason.",
             **search_words(
-                "rarity, novelty, unusual, outliers, gallery, my pictures, data set, curate, batch, csv"
+                "rarity, novelty, unusual, outliers, gallery, my pictures, data set, dataset, curate, duplicates, "
+                "too similar, batch, csv"
             ),
             inputs=_inputs(),
             outputs=_outputs(),

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.browser.conftest import run
 from tests.browser.test_page import DEMO, make_small, open_demo
 from tests.conftest import ROOT
 
@@ -23,11 +24,17 @@ REPLACE = """([id, old]) => {
 }"""
 INSIDE = """([id, encoder]) => {
     const loader = app.graph.getNodeById(id).subgraph.nodes.find((node) => node.comfyClass === "JEPAEncoderLoader");
-    loader.widgets.find(({ name }) => name === "encoder").value = encoder;
+    app.graph.getNodeById(id).widgets.find(({ name }) => name === "encoder").value = encoder;
     loader.widgets.find(({ name }) => name === "image_size").value = 56;
-    const sampler = app.graph.getNodeById(id).subgraph.nodes.find((node) => node.comfyClass === "JEPAGuidedKSampler");
-    sampler.widgets.find(({ name }) => name === "power_iterations").value = 0;
 }"""
+
+REVERSE = """(id) => {
+    const sampler = app.graph.getNodeById(id).subgraph.nodes.find((node) => node.comfyClass === "JEPAGuidedKSampler");
+    sampler.widgets.find(({ name }) => name === "start_percent").value = 0.9;
+}"""
+# What is said in red on nodes that can be seen.
+COMPLAINTS = """[...document.querySelectorAll(".jepa-callout.error")].filter((one) => one.checkVisibility())
+    .map((one) => one.querySelector(".text").firstChild.textContent)"""
 
 
 @pytest.mark.long
@@ -47,7 +54,8 @@ def test_a_blueprint_is_found_by_search_and_guides(comfy, server, encoder_name):
     page.wait(found)
     made = page.ask(f"{found}.id")
     widgets = page.ask(f"{found}.widgets.map(({{ name, value }}) => [name, value])")
-    assert widgets == [["strength", 0.5], ["seed", 42], ["steps", 20]]
+    named = [["strength", 0.5], ["seed", 42], ["steps", 20], ["encoder", "dinov2-with-registers-small"]]
+    assert widgets == named
     page.ask(REPLACE, [made, sampler])
     page.ask(INSIDE, [made, encoder_name])
     page.show(made)
@@ -59,6 +67,15 @@ def test_a_blueprint_is_found_by_search_and_guides(comfy, server, encoder_name):
     pictures = [file for node in outputs.values() for file in node.get("images", ())]
     assert len(pictures) == 2
     assert server.image(pictures[0]) != server.image(pictures[1])
+    # an error inside is said on the blueprint too
+    page.ask(REVERSE, made)
+    run(page)
+    page.wait(f"{COMPLAINTS}.length")
+    (sentence,) = page.ask(COMPLAINTS)
+    page.picture("blueprint_error")
+    assert sentence.startswith(
+        "\u26a0 JEPA Guided KSampler: start_percent 0.9 is larger than end_percent 0.8"
+    )
     assert not page.errors
 
 

@@ -258,7 +258,7 @@ SHOWN = {
         ),
         ("score", "novelty", "judge"),
         [
-            "Score rarer than 38, 38 % of the reference. Novelty rarer than 96, 96 % of the reference.",
+            "Score rarer than 38 %, 38 % of the reference. Novelty rarer than 96 %, 96 % of the reference.",
             "score, lower is rarer; 4: -26",
             "novelty, higher is rarer; 4: 0.25",
             "judge's score, lower is rarer; 4: -26",
@@ -267,7 +267,7 @@ SHOWN = {
     "stopped": (
         a_trace(novelty=NOVELTY, push=PUSH, places=[{"novelty": 4.0}, {"novelty": 0.0}]),
         ("novelty",),
-        ["Stopped at the target. Rarer than 96, 100 % of the reference."],
+        ["Stopped at the target. Rarer than 96 %, 100 % of the reference."],
     ),
     "stopped_once": (
         a_trace(novelty=NOVELTY[:8], push=PUSH[:8]),

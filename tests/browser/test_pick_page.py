@@ -43,6 +43,7 @@ ALONE = """(id) => {
     const large = Math.max(box.width / within.width, box.height / within.height) > 0.9 && box.bottom <= within.bottom;
     return seen.length === 1 && large ? options.indexOf(seen[0]) : null;
 }"""
+WIDTH = "(id) => app.graph.getNodeById(id).jepaPicker.element.offsetWidth"
 OPEN = "(id) => app.graph.getNodeById(id)?.jepaPicker?.isOpen"
 SEEN = """(id) => {
     const options = app.graph.getNodeById(id)?.jepaPicker?.options ?? [];
@@ -132,6 +133,7 @@ def renderer(request: pytest.FixtureRequest) -> Iterator[Callable[[PickPage], st
     yield switch
     for page in changed:
         page.change("Comfy.VueNodes.Enabled", False)
+        page.change("Comfy.RightSidePanel.IsOpen", False)
 
 
 @pytest.mark.long  # the next one picks too; here clicks and seconds of a fresh page are counted
@@ -180,6 +182,16 @@ def test_the_mouse_picks_in_both_renderers(open_pick, renderer):
     assert "left, then the first 3 are kept." in panel["note"]
     assert panel["button"] == "Keep the first 3"
     assert panel["time"].startswith(("9:", "10:"))
+    # the page's panel, which shows what a selected node holds, does not take the pictures
+    width = one.page.ask(WIDTH, one.pick)
+    one.page.change("Comfy.RightSidePanel.IsOpen", True)
+    one.page.ask("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", one.pick)
+    one.page.page.get_by_text("on_timeout").first.wait_for()
+    one.page.page.wait_for_timeout(1000)
+    one.page.picture(f"pick_beside_the_panel_{name}")
+    assert one.page.ask(WIDTH, one.pick) == width
+    one.page.change("Comfy.RightSidePanel.IsOpen", False)
+    one.page.page.wait_for_timeout(1000)
     shares = [int(option["caption"].split(" %")[0]) for option in panel["options"]]
     assert shares == sorted(shares, reverse=True)
     for place in (5, 1, 9):

@@ -103,7 +103,7 @@ export function outcome(trace, words) {
     // null for an image that is not finite
     const shares = places.map((place) => place[criterion]).filter((rarer) => rarer !== null).map((rarer) => Math.round(100 - rarer));
     if (!shares.length) continue;
-    const listed = shares.length > LISTED ? `${Math.min(...shares)}\u2013${Math.max(...shares)}` : shares.join(", ");
+    const listed = shares.length > LISTED ? `${Math.min(...shares)}\u2013${Math.max(...shares)}` : shares.join(" %, ");
     const text = criteria.length === 1 ? words.place : criterion === "novelty" ? words.placeNovelty : words.placeScore;
     texts.push(text.replace("{percent}", listed));
   }

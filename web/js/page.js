@@ -81,6 +81,7 @@ export function addElement(node, { name, type, element, width, height, maxHeight
   const widget = node.addDOMWidget(name, type, element, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true, // the page's panel of parameters would take the element and its width
     getMinHeight: () => height,
     getMaxHeight: () => maxHeight,
   });

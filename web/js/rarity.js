@@ -5,7 +5,7 @@ import { api } from "../../../scripts/api.js";
 import {
   addElement, filled, follow, followSettings, isLinked, loadWords, nodeOf, valueOf, words,
 } from "./page.js";
-import { nodeOfRun, onStale } from "./runs.js";
+import { allNodes, nodeOfRun, onStale } from "./runs.js";
 import { followGraph, refusedSampler } from "./samplers.js";
 import {
   drawScale, drawText, drawTrace, guidedSteps, outcome, pace, palette, SCALE_END, SCALE_HEIGHT, stepAt, strengthAt, traceLines, written,
@@ -108,7 +108,7 @@ function speed(node) {
   const { guided, left } = pace(node.jepaTrace, node.jepaTimes ?? new Map(), planned(node));
   if (guided === null) return "";
   const seconds = guided < 10 ? guided.toFixed(1) : String(Math.round(guided));
-  if (!left || node.jepaTrace.steps.length === node.jepaTrace.total) return filled(words.pace, { seconds });
+  if (!left || node.jepaEnded || node.jepaTrace.steps.length === node.jepaTrace.total) return filled(words.pace, { seconds });
   const rest = Math.ceil(left);
   const time = `${Math.floor(rest / 60)}:${String(rest % 60).padStart(2, "0")}`;
   return filled(words.paceLeft, { seconds, time });
@@ -176,6 +176,14 @@ function retire(node) {
   node.jepaTimes = new Map();
 }
 
+/** A run has ended early: no time is left. */
+function stop() {
+  for (const node of allNodes().filter(({ jepaTrace }) => jepaTrace)) {
+    node.jepaEnded = true;
+    draw(node);
+  }
+}
+
 /** Show the trace of a run that is over. */
 function showResult(node, output) {
   if (!node?.jepaCanvas || !output?.jepa_trace) return;
@@ -203,6 +211,7 @@ app.registerExtension({
       draw(node);
     });
     followGraph(GUIDED, draw); // samplers and links may be those of other nodes
+    for (const type of ["execution_interrupted", "execution_error"]) api.addEventListener(type, stop);
     api.addEventListener(EVENT, ({ detail: { node: id, trace } }) => {
       const node = nodeOfRun(id);
       if (!node?.jepaCanvas) return;

@@ -63,11 +63,14 @@ function concerned({ node_id: id, node_type: type, prompt_id: run }) {
   return node?.comfyClass === type ? guidesOf(node)[0] : null; // of another type: in another workflow
 }
 
-/** Say an error on its node. */
-function complain(node, text) {
+/** Say an error on its node, and on the one of the outermost graph that holds it: what is inside a subgraph is not seen. */
+function complain(node, text, id) {
   const values = new Map(node.widgets?.map(({ name, value }) => [name, value]));
   const input = inputOf(text, (node.inputs ?? []).map(({ name }) => ({ name, value: values.get(name) })));
   say(node, { kind: "error", text: cut(text, LONGEST), input, close: words.close });
+  const outer = nodeOf(String(id).split(":")[0]);
+  if (!outer || outer.graph === node.graph) return;
+  say(outer, { kind: "error", text: cut(`${node.title}: ${text}`, LONGEST), close: words.close });
 }
 
 /** Keep messages in the corner below what the host says there, which would lie over them. */
@@ -94,7 +97,7 @@ async function onError({ detail }) {
   if (!node || (!isOurs(nodeOf(detail.node_id)) && !raisedHere(detail.traceback))) return;
   await loadWords();
   const text = detail.exception_message.trim();
-  complain(node, text);
+  complain(node, text, detail.node_id);
   toast(node, text);
 }
 
@@ -114,7 +117,7 @@ async function onRefused(errors) {
     const own = found.find(({ type }) => type === "custom_validation_failed");
     if (!node || !own || !isOurs(node)) continue;
     const text = own.details.replace(`${own.extra_info.input_name} - `, "");
-    complain(node, text);
+    complain(node, text, id);
     refused.push([node, text]);
   }
   if (refused.length) toast(...refused[0]);
