@@ -35,7 +35,7 @@ def contact_sheet(
 
     Args:
         title, notes: lines at the top and at the bottom.
-        labels, columns: of the rows, and above the columns. captions and labels may hold line breaks; captions are wrapped.
+        labels, columns: of the rows, and above the columns. captions and labels may hold line breaks; captions and columns are wrapped.
         rows: pictures, the same number in each row.
         side: of a picture in pixels; smaller pictures are enlarged with bicubic interpolation.
     """
@@ -51,7 +51,7 @@ def contact_sheet(
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(text, fontsize=9)
     for axes, text in zip(grid[0], columns, strict=True):
-        axes.set_title(text, fontsize=10, color="#5a5a5a")
+        axes.set_title(wrapped(text, side // CHARACTER - 3), fontsize=10, color="#5a5a5a")  # letters are larger
     figure.suptitle(title, fontsize=14, x=0.01, ha="left")
     figure.supxlabel("\n".join(notes), fontsize=9, x=0.01, ha="left", color="#5a5a5a")
     content = io.BytesIO()
