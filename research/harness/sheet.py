@@ -51,7 +51,8 @@ def contact_sheet(
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(text, fontsize=9)
     for axes, text in zip(grid[0], columns, strict=True):
-        axes.set_title(wrapped(text, side // CHARACTER - 3), fontsize=10, color="#5a5a5a")  # letters are larger
+        width = side // CHARACTER - 3  # letters are larger here
+        axes.set_title(wrapped(text, width), fontsize=10, color="#5a5a5a")
     figure.suptitle(title, fontsize=14, x=0.01, ha="left")
     figure.supxlabel("\n".join(notes), fontsize=9, x=0.01, ha="left", color="#5a5a5a")
     content = io.BytesIO()
