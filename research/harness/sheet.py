@@ -35,7 +35,8 @@ def contact_sheet(
 
     Args:
         title, notes: lines at the top and at the bottom.
-        labels, columns: of the rows, and above the columns. captions and labels may hold line breaks; captions and columns are wrapped.
+        labels, columns: of the rows, and above the columns. captions and labels may hold line breaks; captions and columns
+            are wrapped.
         rows: pictures, the same number in each row.
         side: of a picture in pixels; smaller pictures are enlarged with bicubic interpolation.
     """
