@@ -153,7 +153,9 @@ function followPointer(node, canvas) {
   });
   canvas.addEventListener("pointermove", (event) => {
     if (dragging) turn(event);
-    canvas.style.cursor = dragging || isOnScale(event) ? "ew-resize" : "";
+    const onScale = dragging || isOnScale(event);
+    canvas.style.cursor = onScale ? "ew-resize" : "";
+    canvas.title = onScale && !dragging ? words?.dial ?? "" : "";
     const trace = node.jepaTrace;
     const isOnChart = trace?.total && event.offsetY > SCALE_HEIGHT && !dragging;
     hover(node, isOnChart ? stepAt(event.offsetX, trace, words, boxOf(canvas)) : null);
