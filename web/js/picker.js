@@ -4,7 +4,12 @@ import { fittingSide, GAP, isMove, keyTarget, LINE, made } from "./grid.js";
 
 const LARGEST = 256; // pixels of a picture in the grid
 const SMALLEST = 72; // where more do not fit, the grid scrolls
-const ICONS = { look: "M7 3H3v4M11 3h4v4M7 15H3v-4M11 15h4v-4", previous: "M11 3 5 9l6 6", next: "M7 3l6 6-6 6", all: "M3 3h5v5H3zM10 3h5v5h-5zM3 10h5v5H3zM10 10h5v5h-5z" };
+const ICONS = {
+  look: "M7 3H3v4M11 3h4v4M7 15H3v-4M11 15h4v-4",
+  previous: "M11 3 5 9l6 6",
+  next: "M7 3l6 6-6 6",
+  all: "M3 3h5v5H3zM10 3h5v5h-5zM3 10h5v5H3zM10 10h5v5h-5z",
+};
 const ACCENT = "var(--p-primary-color, #60a5fa)";
 export const STYLE = `
 .jepa-pick { box-sizing: border-box; display: flex; flex-direction: column; gap: 8px; padding: 10px; border-radius: 8px;

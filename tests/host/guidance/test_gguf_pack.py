@@ -63,9 +63,6 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Any:
     parent.__path__ = [str(CLONE)]
     with pytest.MonkeyPatch.context() as patch:
         nodes = import_module("gguf_pack.nodes")
-        patch.setattr(
-            nodes, "dequantize_tensor", import_module("gguf_pack.dequant").dequantize_tensor, raising=False
-        )
         folder = str(tmp_path_factory.mktemp("gguf"))
         for key in ("unet", "unet_gguf", "diffusion_models"):
             patch.setitem(folder_paths.folder_names_and_paths, key, ([folder], {".gguf"}))
@@ -87,7 +84,8 @@ def pair(request: pytest.FixtureRequest, pack: Any, family: Family) -> tuple[Any
         (blocks,) = pack.UnetLoaderGGUF().load_unet(f"{request.param}.gguf")
         network = blocks.model.diffusion_model
         stored = dict(network.named_parameters()) | dict(network.named_buffers())
-        numbers = {name: Tensor(pack.dequantize_tensor(stored[name], torch.float32)) for name in weights}
+        numbers_of = import_module("gguf_pack.dequant").dequantize_tensor
+        numbers = {name: Tensor(numbers_of(stored[name], torch.float32)) for name in weights}
         plain = comfy.sd.load_diffusion_model_state_dict(numbers, {"dtype": torch.float32})
     assert sum(pack.is_quantized(part) for part in stored.values()) > 5
     return blocks, plain
