@@ -34,12 +34,12 @@ PACKS = {
         ["ppm_sampling", "ppm_dyn_sampling", "ppm_cfgpp_sampling", "ppm_cfgpp_dyn_sampling"],
     ),
     "Euler-Smea-Dyn": ("Euler-Smea-Dyn-Sampler", "", ["smea_sampling"]),
-    "RES4LYF": ("RES4LYF", "", ["beta", "beta.rk_sampler_beta"]),  # needs opencv-python and PyWavelets
+    "RES4LYF": ("RES4LYF", "", ["beta", "beta.rk_sampler_beta", "legacy.legacy_sampler_rk"]),  # needs opencv-python and PyWavelets
 }
 # Their state does not follow a change of the latent.
 REFUSED = {"Extra-Samplers: supreme"}
-# With ComfyUI 0.30.0 and a KSampler, without this pack.
-FAILS_ALONE = {
+# With ComfyUI 0.30.0 and a KSampler on a processor, without this pack. legacy_rk asks for "cuda" by name.
+FAILS_ALONE = {"RES4LYF: legacy_rk"} | {
     f"Extra-Samplers: {name}"
     for name in ("clyb_4m_sde_momentumized", "refined_exp_s", "res_solver", "dpmpp_dualsde_momentum")
 }
@@ -57,10 +57,10 @@ def samplers_of(name: str) -> dict[str, Callable]:
     parent = sys.modules.setdefault(package, ModuleType(package))
     parent.__path__ = [str(Path(FOLDER) / clone / inner)]
     return {
-        f"{name}: {made.removeprefix('sample_')}": function
+        f"{name}: {made.replace('sample_', '')}": function
         for module in modules
         for made, function in vars(import_module(f"{package}.{module}")).items()
-        if made.startswith("sample_")
+        if made.startswith(("sample_", "legacy_sample_"))
         and {"model", "x", "sigmas"} <= set(signature(function).parameters)
         and function.__module__.startswith(package)
     }
