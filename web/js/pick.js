@@ -12,6 +12,7 @@ const ROUTE = "/jepa_guidance/picks"; // and answers there
 const HEIGHT = 620; // of the panel, at least
 const WIDTH = 480; // of a new node, at least
 const MARGIN = 10; // the host's, on each side
+const MEMORY = "jepa-guidance.pick."; // in the tab's storage, before the id of a pick: what is picked so far
 // how a pick ended, as host/comfy/picks.py and host/scoring/by_eye.py name it
 const ENDS = {
   picked: "pickKept", elsewhere: "pickElsewhere", late: "pickLate", stopped: "pickStopped", cancelled: "pickCancelled",
@@ -27,7 +28,8 @@ function received(record) {
   const images = record.images.map((one) => ({
     ...one, source: api.apiURL(`/view?${new URLSearchParams(one.picture)}`),
   }));
-  return { kept: [], ...record, images, until: performance.now() + 1000 * (record.left ?? 0) };
+  const kept = JSON.parse(sessionStorage.getItem(MEMORY + record.id) ?? "[]"); // clicked before a reload
+  return { kept, ...record, images, until: performance.now() + 1000 * (record.left ?? 0) };
 }
 
 /** The node of a pick, if its workflow is the one on the page. */
@@ -115,6 +117,7 @@ async function loadWaiting() {
 
 /** A pick is over. */
 function end({ id, state, kept }) {
+  sessionStorage.removeItem(MEMORY + id);
   const record = waiting.get(id);
   if (!record) return;
   waiting.delete(id);
@@ -149,7 +152,10 @@ function showResult(node, output) {
 }
 
 function addPicker(node) {
-  const picker = new Picker({ onKeep: (places) => answer(node.jepaPick, places) });
+  const picker = new Picker({
+    onKeep: (places) => answer(node.jepaPick, places),
+    onPick: (kept) => sessionStorage.setItem(MEMORY + node.jepaPick.id, JSON.stringify(kept)),
+  });
   Object.assign(picker.element.style, { width: "100%", contain: "size", containIntrinsicHeight: `${HEIGHT - 2 * MARGIN}px` });
   node.jepaPicker = picker;
   node.jepaPick = null;

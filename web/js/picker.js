@@ -81,8 +81,8 @@ export function spoken(one, record, words, filled) {
 
 /** The grid, a line above it that says what to do or what was done, and a button that goes on. */
 export class Picker {
-  /** onKeep: called with what to keep, the places of images; none means the first. */
-  constructor({ onKeep }) {
+  /** onKeep: called with what to keep, the places of images; none means the first. onPick: with what is picked so far. */
+  constructor({ onKeep, onPick }) {
     this.element = made("div", "jepa-pick");
     const top = this.element.appendChild(made("div", "top"));
     this.head = top.appendChild(made("p", "head"));
@@ -108,6 +108,7 @@ export class Picker {
     this.record = null;
     this.seen = null; // the image that is shown large
     this.onKeep = onKeep;
+    this.onPick = onPick;
     this.button.addEventListener("click", () => this.onKeep(this.record.kept));
     new ResizeObserver(() => this.fit()).observe(this.element);
     this.list.addEventListener("click", ({ target }) => this.onClick(target));
@@ -205,6 +206,7 @@ export class Picker {
     const { index } = this.record.images[this.options.indexOf(option)];
     const { kept } = this.record;
     this.record.kept = kept.includes(index) ? kept.filter((one) => one !== index) : [...kept, index];
+    this.onPick(this.record.kept);
     this.update();
   }
 
