@@ -25,7 +25,7 @@ class JEPABoostAndSkip(io.ComfyNode):
             category="JEPA/compare",
             description="Starts each run with noise that is too strong, past its first steps, so that rarer images come "
             "out. Needs no gradient and no encoder, and costs nothing (Um, Kim, Ye, ICML 2025).",
-            **search_words("minority, rare, diversity, noise, bns"),
+            **search_words("JEPABoostAndSkip", "minority, rare, diversity, noise, bns"),
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The diffusion model. JEPA Guidance may come before or after."

@@ -28,7 +28,7 @@ class JEPACads(io.ComfyNode):
             category="JEPA/compare",
             description="Adds noise to the prompt that fades over the run, so that one prompt gives more varied images. "
             "Needs no gradient and no encoder, and costs nothing (Sadat et al., ICLR 2024).",
-            **search_words("diversity, seed variance, conditioning noise"),
+            **search_words("JEPACads", "diversity, seed variance, conditioning noise"),
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The diffusion model. JEPA Guidance may come before or after."

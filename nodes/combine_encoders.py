@@ -39,7 +39,7 @@ class JEPACombineEncoders(io.ComfyNode):
             description="Combines several encoders: guides toward images that all of them find rare, or scores images under "
             "each. For guidance, the gradients are scaled to the same size and then weighted. A guided step costs as much "
             "as one step of each encoder together.",
-            **search_words("dino, clip, ensemble, several encoders, weights"),
+            **search_words("JEPACombineEncoders", "dino, clip, ensemble, several encoders, weights"),
             inputs=inputs,
             outputs=[
                 JEPAEncoder.Output(

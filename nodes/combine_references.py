@@ -28,7 +28,7 @@ class JEPACombineReferences(io.ComfyNode):
             display_name="JEPA Combine References",
             category="JEPA",
             description="Puts the images of several references together, and keeps all or some of them, drawn at random.",
-            **search_words("merge, join, novelty"),
+            **search_words("JEPACombineReferences", "merge, join, novelty"),
             inputs=[
                 *references[:2],
                 io.Int.Input(

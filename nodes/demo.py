@@ -22,7 +22,7 @@ class JEPADemoLoader(io.ComfyNode):
             description="Loads the small generator of avatars that comes with this pack (128 x 128 pixels, fast "
             "enough on a CPU). Try guidance without downloading a checkpoint: use it with JEPA Demo Class, "
             "an Empty Latent Image of 128 x 128 and any stock sampler.",
-            **search_words("demo, example, robot, avatar, test model"),
+            **search_words("JEPADemoLoader", "demo, example, robot, avatar, test model"),
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The generator, for any sampler."),
                 io.Vae.Output(display_name="VAE", tooltip="Its VAE. It suits only these avatars."),
@@ -44,7 +44,7 @@ class JEPADemoClass(io.ComfyNode):
             display_name="JEPA Demo Class",
             category=CATEGORY,
             description="Tells the demo generator what to draw, in place of a text prompt.",
-            **search_words("demo, example, robot, avatar, prompt"),
+            **search_words("JEPADemoClass", "demo, example, robot, avatar, prompt"),
             inputs=[
                 io.Combo.Input(
                     "class_name",

@@ -27,7 +27,7 @@ class DJEPALoader(io.ComfyNode):
             category=CATEGORY,
             description="Loads a D-JEPA, a JEPA that generates images: it predicts masked tokens, one set after another "
             "(arXiv 2410.03755).",
-            **search_words("autoregressive, masked, token, avatar"),
+            **search_words("DJEPALoader", "autoregressive, masked, token, avatar"),
             inputs=[
                 io.Combo.Input(
                     "model",
@@ -64,7 +64,7 @@ class DJEPASampler(io.ComfyNode):
             category=CATEGORY,
             description="Draws images with a D-JEPA. Tokens appear in random order, a few at first, then more at a time; "
             "each is denoised in view of those already there. Decode the latent with the loader's VAE.",
-            **search_words("autoregressive, masked, token, inpaint"),
+            **search_words("DJEPASampler", "autoregressive, masked, token, inpaint"),
             inputs=[
                 DJEPAModel.Input("djepa", tooltip="From D-JEPA Loader."),
                 io.String.Input(

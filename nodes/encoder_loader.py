@@ -27,7 +27,8 @@ class JEPAEncoderLoader(io.ComfyNode):
             category="JEPA",
             description="Loads the image encoder that defines what is rare.",
             **search_words(
-                "dino, dinov2, dinov3, clip, siglip, metaclip, i-jepa, v-jepa, world model, vision encoder"
+                "JEPAEncoderLoader",
+                "dino, dinov2, dinov3, clip, siglip, metaclip, i-jepa, v-jepa, world model, vision encoder",
             ),
             inputs=[
                 io.Combo.Input(

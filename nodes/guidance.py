@@ -20,8 +20,9 @@ class JEPAGuidance(io.ComfyNode):
             description="Guides any sampler of this model (KSampler, SamplerCustomAdvanced, ...) toward images that the "
             "encoder finds rare. The message at the bottom of the node says what each run did.",
             **search_words(
+                "JEPAGuidance",
                 "rare, rarity, rarer, diversity, variation, seed variance, unusual, novelty, "
-                "minority, same face, too similar, boring, original, weird, strength"
+                "minority, same face, too similar, boring, original, weird, strength",
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to guide."),

@@ -61,7 +61,10 @@ class JEPAGuidanceSettings(io.ComfyNode):
             category="JEPA",
             description="The technical settings of guidance, for the input settings of JEPA Guided KSampler, JEPA Guidance "
             f"and JEPA Strength Strip. From gradient_path on they count with the preset {CUSTOM}; others set them.",
-            **search_words("advanced, options, gradient, schedule, memory, speed, criterion, rank"),
+            **search_words(
+                "JEPAGuidanceSettings",
+                "advanced, options, gradient, schedule, memory, speed, criterion, rank",
+            ),
             inputs=settings_inputs(),
             outputs=[
                 JEPASettings.Output(

@@ -21,8 +21,9 @@ class JEPAGuidedKSampler(io.ComfyNode):
             description="KSampler, guided toward images that the encoder finds rare: same prompt, same seed, rarer image. "
             "With strength 0 it is the stock KSampler, bit for bit.",
             **search_words(
+                "JEPAGuidedKSampler",
                 "rare, rarity, rarer, diversity, variation, seed variance, unusual, novelty, "
-                "minority, same face, too similar, boring, original, weird, creative, strength"
+                "minority, same face, too similar, boring, original, weird, creative, strength",
             ),
             inputs=guided_sampling_inputs(),
             outputs=[

@@ -30,7 +30,9 @@ class JEPAMinorityPrompt(io.ComfyNode):
             category="JEPA/compare",
             description="Adds a token to the prompt and learns it while the image is drawn, so that rarer images of the "
             "prompt come out. Takes the place of CLIP Text Encode. Needs no JEPA encoder and no VAE (Um, Ye, CVPR 2025).",
-            **search_words("minority, rare, prompt optimization, prompt tuning, diversity"),
+            **search_words(
+                "JEPAMinorityPrompt", "minority, rare, prompt optimization, prompt tuning, diversity"
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model. It must have a gradient."),
                 io.Clip.Input(

@@ -50,7 +50,7 @@ class JEPAPickImages(io.ComfyNode):
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
-            **search_words("choose, select, picker, pause, filter, keep, image chooser"),
+            **search_words("JEPAPickImages", "choose, select, picker, pause, filter, keep, image chooser"),
         )
 
     @classmethod

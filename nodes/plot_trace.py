@@ -20,7 +20,7 @@ class JEPAPlotTrace(io.ComfyNode):
             category="JEPA",
             description="Draws the JEPA score, the novelty, or both at each step of a JEPA Guided KSampler run. A lower "
             "score and a higher novelty are rarer; grey steps were not guided. A judge gets its own panel.",
-            **search_words("chart, graph, plot, curve, rarity"),
+            **search_words("JEPAPlotTrace", "chart, graph, plot, curve, rarity"),
             inputs=[JEPATrace.Input("trace", tooltip="From JEPA Guided KSampler, after it has run.")],
             outputs=[io.Image.Output(display_name="chart", tooltip="The chart, 1024 pixels wide.")],
             is_output_node=True,

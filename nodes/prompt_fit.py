@@ -26,8 +26,9 @@ class JEPAPromptFit(io.ComfyNode):
             description="Measures how well images show what a text says, by CLIP. Higher is better; pictures that fit have "
             "about 0.2 to 0.35. Compare only fits to the same text, with the same model.",
             **search_words(
+                "JEPAPromptFit",
                 "CLIP score, CLIP similarity, prompt adherence, prompt alignment, "
-                "text image similarity, does it match the prompt"
+                "text image similarity, does it match the prompt",
             ),
             inputs=[
                 io.String.Input(

@@ -29,7 +29,9 @@ class JEPAPromptMap(io.ComfyNode):
             category="JEPA",
             description="Shows what a prompt draws: groups of images that look alike, and of each its middle, its most "
             "typical and its rarest image. Takes many images of one prompt, as a batch or a list of batches.",
-            **search_words("diversity, variation, cluster, groups, modes, same face, mode collapse"),
+            **search_words(
+                "JEPAPromptMap", "diversity, variation, cluster, groups, modes, same face, mode collapse"
+            ),
             is_input_list=True,
             inputs=[
                 io.Image.Input(

@@ -34,7 +34,7 @@ class JEPAPromptReference(io.ComfyNode):
             category="JEPA",
             description="Makes a reference from what this prompt draws without guidance, with many seeds and few steps: "
             "what is rare is then what is unlike the prompt's usual pictures. They are drawn once, until an input changes.",
-            **search_words("novelty, usual, same face, prompt average, unlike"),
+            **search_words("JEPAPromptReference", "novelty, usual, same face, prompt average, unlike"),
             inputs=[
                 io.Model.Input(
                     "model",

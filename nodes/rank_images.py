@@ -55,8 +55,9 @@ class JEPARankImages(io.ComfyNode):
             description="Sorts images by rarity and keeps the rarest, or the most typical. Takes a batch or a list of "
             "batches, of any sizes.",
             **search_words(
+                "JEPARankImages",
                 "best of, pick, sort, sort images, filter, filter images, contact sheet, curate, rare, rarity, novelty, "
-                "unusual, outliers, select, choose, aesthetic"
+                "unusual, outliers, select, choose, aesthetic",
             ),
             is_input_list=True,
             inputs=[

@@ -48,7 +48,8 @@ class JEPARareSearch(io.ComfyNode):
             description="KSampler for many candidates at once: on the way the least rare are dropped, and the rarest are "
             "finished. It needs no gradient of the model: it only chooses among what the model draws.",
             **search_words(
-                "best of n, variation, seed variance, diversity, rare, unusual, pick, seed search"
+                "JEPARareSearch",
+                "best of n, variation, seed variance, diversity, rare, unusual, pick, seed search",
             ),
             is_input_list=True,
             inputs=[

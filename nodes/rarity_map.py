@@ -45,7 +45,8 @@ class JEPARarityMap(io.ComfyNode):
             "inpainting. From the JEPA score of every patch, where plain areas are bright too unless ignore_flat leaves "
             "them out; with a reference, from what makes the image unlike it.",
             **search_words(
-                "heatmap, saliency, attention, attribution, rare, anomaly, mask, inpaint, inpaint mask, segmentation"
+                "JEPARarityMap",
+                "heatmap, saliency, attention, attribution, rare, anomaly, mask, inpaint, inpaint mask, segmentation",
             ),
             inputs=[
                 io.Image.Input("images", tooltip="A batch of images; each gets its own map."),

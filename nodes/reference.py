@@ -33,7 +33,7 @@ class JEPAReferenceNode(io.ComfyNode):
             description="Makes a reference from pictures that count as usual: their embeddings and scores. Other images can "
             f"then be told how rare they are beside them. Takes a batch or a list of batches, of any sizes; {GOOD} images "
             "make a good reference.",
-            **search_words("novelty, usual, typical, baseline, data set, dataset, unlike"),
+            **search_words("JEPAReference", "novelty, usual, typical, baseline, data set, dataset, unlike"),
             is_input_list=True,
             inputs=[
                 io.Image.Input(

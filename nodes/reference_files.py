@@ -20,7 +20,7 @@ class JEPASaveReference(io.ComfyNode):
             category="JEPA",
             description="Saves a reference in models/jepa_references, for JEPA Load Reference. It holds embeddings and "
             "scores, not the pictures.",
-            **search_words("novelty, export, store"),
+            **search_words("JEPASaveReference", "novelty, export, store"),
             inputs=[
                 JEPAReference.Input("reference", tooltip="What is saved."),
                 io.String.Input(
@@ -61,7 +61,7 @@ class JEPALoadReference(io.ComfyNode):
             category="JEPA",
             description="Loads a reference that JEPA Save Reference saved. It is good only with the encoder, image size and "
             "settings that made it.",
-            **search_words("novelty, import, restore"),
+            **search_words("JEPALoadReference", "novelty, import, restore"),
             inputs=[
                 io.Combo.Input(
                     "file",

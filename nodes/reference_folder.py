@@ -34,7 +34,10 @@ class JEPAReferenceFolder(io.ComfyNode):
             category="JEPA",
             description="Makes a reference from the newest pictures in a folder, such as your last hundred renders or a "
             "data set: what is rare is then what is unlike them. Files that cannot be read are skipped and named.",
-            **search_words("novelty, outliers, my pictures, gallery, data set, dataset, batch, unlike"),
+            **search_words(
+                "JEPAReferenceFolder",
+                "novelty, outliers, my pictures, gallery, data set, dataset, batch, unlike",
+            ),
             inputs=[
                 io.Combo.Input(
                     "folder",

@@ -56,8 +56,9 @@ class JEPAScoreFolder(io.ComfyNode):
             description="Scores all pictures in a folder, such as your renders or a data set, and gives the rarest. Scores "
             "are kept, so that the next run scores only new pictures. Files that cannot be read are named with the reason.",
             **search_words(
+                "JEPAScoreFolder",
                 "rarity, novelty, unusual, outliers, gallery, my pictures, data set, dataset, curate, duplicates, "
-                "too similar, batch, csv"
+                "too similar, batch, csv",
             ),
             inputs=_inputs(),
             outputs=_outputs(),
@@ -210,8 +211,8 @@ def _outputs() -> list[io.Output]:
         ),
         io.String.Output(
             display_name="csv",
-            tooltip="All files as CSV, the rarest first: file, hash, width, height, bytes, score, novelty, "
-            "more_novel_than, error.",
+            tooltip="All files as CSV, the rarest first: file, score, novelty, more_novel_than, width, "
+            "height, bytes, error, hash.",
         ),
         io.String.Output(display_name="json", tooltip="The same as JSON, with the settings."),
         JEPAReference.Output(display_name="reference", tooltip=f"All pictures that were scored. {USES}"),

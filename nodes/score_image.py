@@ -27,7 +27,7 @@ class JEPAScoreImage(io.ComfyNode):
             description="Scores how typical an encoder finds each image of a batch. Lower is rarer; negative numbers are "
             "normal. A reference says how many of its images each is rarer than. Compare scores only at the same encoder, "
             "image size and mode.",
-            **search_words("rarity, novelty, unusual, outliers, typical, rate, measure"),
+            **search_words("JEPAScoreImage", "rarity, novelty, unusual, outliers, typical, rate, measure"),
             inputs=[
                 io.Image.Input("images", tooltip="A batch of images; each one is scored."),
                 JEPAEncoder.Input(

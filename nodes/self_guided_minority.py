@@ -27,7 +27,7 @@ class JEPASelfGuidedMinority(io.ComfyNode):
             category="JEPA/compare",
             description="Guides any sampler toward images that the model itself seldom draws: those that come back "
             "changed when noised and denoised again. Needs no encoder and no VAE (Um, Ye, ECCV 2024).",
-            **search_words("minority, rare, sgms, low density, diversity"),
+            **search_words("JEPASelfGuidedMinority", "minority, rare, sgms, low density, diversity"),
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to guide. It must have a gradient."),
                 io.Float.Input(

@@ -34,7 +34,10 @@ class JEPAStrengthStrip(io.ComfyNode):
             category="JEPA",
             description="Gives one seed at several strengths of guidance, side by side, with how rare each image became: to "
             "find the strength that suits. The other inputs are those of JEPA Guided KSampler.",
-            **search_words("strength, compare, comparison, xy plot, grid, sweep, side by side, rarity"),
+            **search_words(
+                "JEPAStrengthStrip",
+                "strength, compare, comparison, xy plot, grid, sweep, side by side, rarity",
+            ),
             inputs=[_strengths_input() if one.id == "strength" else one for one in guided_sampling_inputs()],
             outputs=[
                 io.Image.Output(

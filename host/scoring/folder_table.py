@@ -21,25 +21,25 @@ from .spreadsheet import csv_text
 
 
 class Line(NamedTuple):
-    """A file, and what is known of it; the columns are those of tables of the command line.
+    """A file, and what is known of it: columns of the command line's tables, what one looks for first.
 
     Attributes:
         file: its path inside the host's folder, with / between folders, as listing.text_of_path writes it.
-        hash: SHA-256 of its bytes in hexadecimal, "" if unknown.
-        width, height: in pixels, as the picture is shown; 0 if unknown. bytes: its length.
         score: lower is rarer. novelty, more_novel_than: higher is rarer, see novelty.more_novel_than. None if not known.
+        width, height: in pixels, as the picture is shown; 0 if unknown. bytes: its length.
         error: why it could not be read or scored, or None.
+        hash: SHA-256 of its bytes in hexadecimal, "" if unknown.
     """
 
     file: str
-    hash: str
-    width: int
-    height: int
-    bytes: int
     score: float | None
     novelty: float | None
     more_novel_than: float | None
+    width: int
+    height: int
+    bytes: int
     error: str | None
+    hash: str
 
 
 def lines_of(
@@ -63,9 +63,8 @@ def lines_of(
     known = dict(zip(found.good, zip(scores, novelties, shares, strict=True), strict=True))
     lines = []
     for place, (name, row) in enumerate(zip(names, found.rows, strict=True)):
-        score, novelty, share = known.get(place, (None, None, None))
-        of_file = (name, row.hash, row.width, row.height, row.bytes)
-        lines.append(Line(*of_file, score, novelty, share, found.errors.get(place)))
+        rarity = known.get(place, (None, None, None))
+        lines.append(Line(name, *rarity, row.width, row.height, row.bytes, found.errors.get(place), row.hash))
     return lines
 
 

@@ -65,6 +65,17 @@ def test_tooltips_name_menu_options_as_the_menu_does(server: Server, language: s
                     assert option in entry["tooltip"], f"{name}.{key}: {option}"
 
 
+@pytest.mark.parametrize("language", OTHERS)
+def test_every_node_is_found_by_words_of_every_language(server: Server, language: str) -> None:
+    info = server.object_info()
+    words = json.loads((FOLDER / language / "search.json").read_text(encoding="utf-8"))
+    assert words.keys() == texts("en", "nodeDefs.json").keys()
+    for name, found in words.items():
+        assert 2 <= len(found) == len(set(found))
+        assert all(word == word.strip() and not word.isascii() for word in found)
+        assert set(found) <= set(info[name]["search_aliases"]), name
+
+
 def test_the_server_sends_them_to_the_page(server: Server) -> None:
     handed = json.loads(server.get("/i18n"))
     for language in LANGUAGES:
