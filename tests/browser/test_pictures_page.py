@@ -148,10 +148,10 @@ def test_a_ranking_and_a_rarity_map_are_drawn_and_listed(comfy, server, encoder_
         assert sheet.shape[0] > 3 * sheet.shape[1] / 2  # three rows in one column
         (text,) = written(page, table)
         header, *rows = csv.reader(io.StringIO(text))
-        assert {"rank", "kept", "score"} <= set(header)
+        assert {"rank", "kept", "novelty"} <= set(header)
         assert len(rows) == 4
-        scores = [float(row[header.index("score")]) for row in rows]
-        assert scores[:3] == sorted(scores)[:3]
+        novelties = [float(row[header.index("novelty")]) for row in rows]
+        assert novelties[:3] == sorted(novelties, reverse=True)[:3]
         overlay = seen(page, server, page.node("JEPARarityMap"))
         assert overlay.std() > 10
         white = (seen(page, server, mask) > 127).mean()
