@@ -300,7 +300,7 @@ SCENES = (
     Scene(
         "15 How rare is an image",
         runs=({},),
-        pictures=(Shot(f"{THUMBNAILS}/15 How rare is an image.jpg", (2, 3, 4), width=450, height=450),),
+        pictures=(Shot(f"{THUMBNAILS}/15 How rare is an image.jpg", (2,), width=450, height=450),),
     ),
     # Only nodes: of two guides one, and of the checkpoints none, is at hand.
     Scene(
