@@ -160,7 +160,9 @@ def test_three_of_sixteen_from_a_fresh_page(comfy, encoder_name):
     page.wait(IDLE, seconds=120)
     page.wait("(id) => app.nodeOutputs[id]?.images?.length === 3", page.node("SaveImage"), 60)
     page.picture("pick_fresh_done")
-    assert [f"image {index}," for index in kept] == [labels[place].split(" novelty")[0] for place in (0, 3, 6)]
+    assert [f"image {index}," for index in kept] == [
+        labels[place].split(" novelty")[0] for place in (0, 3, 6)
+    ]
     assert page.clicks <= 9
     assert not page.errors
     # for people: clicks, and seconds to open, to draw and score, and to pick

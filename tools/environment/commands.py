@@ -29,7 +29,6 @@ OLDER_TESTS = (
     "guidance/test_schedule",
     "guidance/test_models_that_do_not_fit",
     "gradient/test_checkpointing",
-    "guidance/test_presets",
     "gradient/test_chain",
     "guidance/test_patch",
     "generators/test_djepa",

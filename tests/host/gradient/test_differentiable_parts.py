@@ -22,7 +22,6 @@ from jepa_guidance.host.gradient.differentiable import differentiable_options
 from jepa_guidance.host.gradient.residency import ResidentParts, keep_whole, resident
 from torch import Tensor, nn
 
-from tests.combinations import covering
 from tests.host.dynamic_vram import dynamic_vram
 from tests.host.guidance.test_families import encoder_of, family_of, guided, sample
 from tests.host.hosts import newer_host
@@ -162,7 +161,10 @@ COMPILERS = [compiled_by_the_hosts_node, compiled_by_an_object_patch]
 
 
 @newer_host
-@pytest.mark.parametrize(("compiled", "before"), covering(COMPILERS, [True, False]))
+@pytest.mark.parametrize("before", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "compiled", [COMPILERS[0], *(pytest.param(one, marks=pytest.mark.long) for one in COMPILERS[1:])]
+)
 def test_a_compiled_network_is_differentiated_as_it_was_written(gradients, compiled, before):
     family = family_of("sd15")
     assert through(family) == []

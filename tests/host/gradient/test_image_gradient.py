@@ -18,6 +18,7 @@ from jepa_core import Encoder, RarityGradient, jepa_score, load_encoder
 from jepa_core.novelty import Nearest, distances_within, embed
 from jepa_core.views import COUNT, views
 from research.harness.forms import FORMS
+from tests.combinations import covering
 from tests.core.conftest import random_model
 from tests.host.gradient.test_chain import RARITY, directional, plain_novelty, plain_parts, random_like
 
@@ -87,12 +88,13 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def named(settings: Any) -> str | None:
-    return " ".join(f"{name}={value}" for name, value in settings.items()) if settings else None
+def named(value: Any) -> str | None:
+    """The id of settings; None of what else a test takes."""
+    settings = value.items() if isinstance(value, dict) else ()
+    return " ".join(f"{name}={one}" for name, one in settings) or None
 
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("settings", SETTINGS, ids=named)
+@pytest.mark.parametrize(("settings", "count"), covering(SETTINGS, [1, 2]), ids=named)
 def test_the_gradient_of_a_latent_is_the_finite_difference(vae, encoders, settings, count):
     """In a batch of three, each with the others held constant; parts are scaled to the same size before they are added."""
     settings = dict(settings)

@@ -317,14 +317,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 # rounded to float8. So in these tests the network that is held constant is another one.
 UNPATCHED_ON_THE_CPU = {"LoraLoader", "UNETLoader, cast to float8"}
 LOADERS = ("CheckpointLoaderSimple", "UNETLoader", "LoraLoader", "TAESD")
-# every dtype from one loader, every loader in one dtype; the rest is long
-CASES: list[Any] = [
-    (loader, dtype)
-    if loader == LOADERS[0] or dtype == torch.float16
-    else pytest.param(loader, dtype, marks=pytest.mark.long)
-    for loader in LOADERS
-    for dtype in DTYPES
-]
+CASES = covering(LOADERS, DTYPES)
 CASES += [("UNETLoader, cast to float8", torch.float16), ("ControlNetLoader", torch.float16)]
 
 

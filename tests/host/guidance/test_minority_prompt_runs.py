@@ -68,7 +68,14 @@ def test_kinds_of_models_learn(tiny, clip, draw, kind, cfg):
 
 
 @pytest.mark.parametrize(
-    "sampler", ["euler", "heun", "dpmpp_2s_ancestral", "dpmpp_2m", "uni_pc", "euler_cfg_pp"]
+    "sampler",
+    [
+        *("euler", "heun", "euler_cfg_pp"),
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("dpmpp_2s_ancestral", "dpmpp_2m", "uni_pc")
+        ),
+    ],
 )
 def test_samplers_learn_once_at_the_start_of_each_step(tiny, clip, draw, monkeypatch, sampler):
     """Also those that call the model several times a step, or keep a copy of their state."""

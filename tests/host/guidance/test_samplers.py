@@ -281,8 +281,9 @@ def test_every_sampler_passes_its_dry_run_or_is_refused_by_name(tiny, name):
     assert steps.sigmas[-1] == 0
 
 
-@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION_EDM", "FLOW"])
-@pytest.mark.parametrize("scheduler", ["normal", "simple"])
+@pytest.mark.parametrize(
+    ("kind", "scheduler"), covering(["EPS", "V_PREDICTION_EDM", "FLOW"], ["normal", "simple"])
+)
 def test_the_verdict_depends_on_the_sampler_alone(tiny, kind, scheduler):
     """Not on the number of steps, or on the noise level at the start."""
     tiny.model = tiny.make_model(kind)
