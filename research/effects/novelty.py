@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     program.write(options.out, found, table)
     for group in options.groups:
-        if not any(held[arm] for arm in GROUPS[group]):  # a sheet shows first batches
+        if all(arm in made and not held[arm] for arm in GROUPS[group]):  # a sheet shows first batches
             draw_sheet(study, group).save(options.folder / f"{group}.png", optimize=True)
 
 
