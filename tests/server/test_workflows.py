@@ -60,6 +60,8 @@ GUIDED_AND_STOCK = (
     "06 Unlike what the prompt usually gives",
 )
 
+FIRST = "01 First try without a checkpoint"
+
 Workflow = dict[str, Any]
 Node = dict[str, Any]
 
@@ -351,17 +353,31 @@ def test_one_dial_sets_the_seed_of_both_samplers(infos, name):
     (stock,) = of_type(prompt, "KSampler").values()
     (guided,) = of_type(prompt, "JEPAGuidedKSampler").values()
     assert stock["inputs"]["seed"] == guided["inputs"]["seed"] == [dial, 0]
-    # all other settings are equal too, so guidance is the only difference
-    assert stock["inputs"].items() <= guided["inputs"].items()
+    # all other settings are equal too, so guidance is the only difference; the first template's latents are of the same size
+    same = set(stock["inputs"]) - ({"latent_image"} if name == FIRST else set())
+    assert {key: guided["inputs"][key] for key in same} == {key: stock["inputs"][key] for key in same}
+
+
+def test_the_first_template_guides_when_the_unguided_images_are_there(infos):
+    """Of two samplers that are ready the host takes either one, and the guided one takes much longer."""
+    prompt = api_prompt(workflow(FIRST), infos)
+    (stock,) = of_type(prompt, "KSampler")
+    (guided,) = of_type(prompt, "JEPAGuidedKSampler").values()
+    (size,) = of_type(prompt, "GetImageSize")
+    decoded = prompt[size]["inputs"]["image"][0]
+    assert prompt[decoded]["inputs"]["samples"] == [stock, 0]
+    latents = prompt[guided["inputs"]["latent_image"][0]]
+    assert latents["class_type"] == "EmptyLatentImage"
+    assert latents["inputs"] == {"width": [size, 0], "height": [size, 1], "batch_size": [size, 2]}
 
 
 def test_the_demo_runs_and_gives_pictures_and_scores(server, infos, local):
-    prompt = small(api_prompt(workflow("01 First try without a checkpoint"), infos), local)
+    prompt = small(api_prompt(workflow(FIRST), infos), local)
     for kind in ("KSampler", "JEPAGuidedKSampler"):
         for node in of_type(prompt, kind).values():
             node["inputs"]["steps"] = 4
-    (latent,) = of_type(prompt, "EmptyLatentImage").values()
-    latent["inputs"]["batch_size"] = 2
+    (stock,) = of_type(prompt, "KSampler").values()
+    prompt[stock["inputs"]["latent_image"][0]]["inputs"]["batch_size"] = 2
     for node in of_type(prompt, "JEPAScoreImage").values():
         node["inputs"]["top_k"] = 4
     entry = server.wait(server.queue(prompt), timeout=600)
