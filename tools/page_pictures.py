@@ -131,7 +131,7 @@ SCENES = (
             Added(105, "JEPACombineReferences", (3600, 300), inputs=()),
             Added(106, "JEPAReferenceFolder", (3600, 800), inputs=()),
         ),
-        off=tuple(range(8, 20)),
+        off=(*range(8, 20), 21, 22),
         pictures=(
             Sheet(
                 f"{HELP}/prompt_reference.jpg",
