@@ -207,7 +207,7 @@ def template(name: str, info: dict, encoder: str) -> dict[str, dict]:
             "top_k": 2,
         }
         one["inputs"] |= {name: value for name, value in changes.items() if name in one["inputs"]}
-        if one["class_type"] == "EmptyLatentImage":
+        if one["class_type"] == "EmptyLatentImage" and isinstance(one["inputs"]["batch_size"], int):
             one["inputs"]["batch_size"] = 1
             prompt = json.loads(json.dumps(prompt).replace(f'"{key}"', '"empty"'))
     prompt["huge"] = node("PrimitiveInt", value=9 * 10**18)

@@ -788,8 +788,8 @@ def test_a_folder_is_scored_once_and_gives_its_rarest(server, encoder):
     assert len(first["scored"]["images"]) == 1  # the sheet
     assert first["text"]["text"][0].startswith("3 pictures, 3 scored now")
     header, *rows = first["csv"]["text"][0].splitlines()
-    assert header == "file,hash,width,height,bytes,score,novelty,more_novel_than,error"
-    scores = [float(row.split(",")[5]) for row in rows]
+    assert header == "file,score,novelty,more_novel_than,width,height,bytes,error,hash"
+    scores = [float(row.split(",")[1]) for row in rows]
     assert scores == sorted(scores)
     pictures = json.loads(first["novelty"]["text"][0])["pictures"]
     assert {row["file"] for row in pictures} == {f"scored/picture_{number:05}_.png" for number in (1, 2, 3)}
