@@ -21,7 +21,7 @@ from .spreadsheet import csv_text
 
 
 class Line(NamedTuple):
-    """A file, and what is known of it: columns of the command line's tables, what one looks for first.
+    """A file, and what is known of it. The columns are those of the command line's tables; what people look for comes first.
 
     Attributes:
         file: its path inside the host's folder, with / between folders, as listing.text_of_path writes it.

@@ -34,11 +34,8 @@ PACKS = {
         ["ppm_sampling", "ppm_dyn_sampling", "ppm_cfgpp_sampling", "ppm_cfgpp_dyn_sampling"],
     ),
     "Euler-Smea-Dyn": ("Euler-Smea-Dyn-Sampler", "", ["smea_sampling"]),
-    "RES4LYF": (
-        "RES4LYF",
-        "",
-        ["beta", "beta.rk_sampler_beta", "legacy.legacy_sampler_rk"],
-    ),  # needs opencv-python and PyWavelets
+    # needs opencv-python and PyWavelets
+    "RES4LYF": ("RES4LYF", "", ["beta", "beta.rk_sampler_beta", "legacy.legacy_sampler_rk"]),
 }
 # Their state does not follow a change of the latent.
 REFUSED = {"Extra-Samplers: supreme"}
