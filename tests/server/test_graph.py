@@ -77,13 +77,15 @@ def node(kind: str, **inputs: Any) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
-def graph(encoder: str, sampler: dict[str, dict], latent: list | None = None) -> dict[str, dict]:
-    """A prompt: the demo generator, the nodes `sampler` (by id; LATENT comes from `latent`), and a saved image."""
+def graph(
+    encoder: str, sampler: dict[str, dict], latent: list | None = None, batch: int = 1
+) -> dict[str, dict]:
+    """A prompt: the demo generator, the nodes `sampler` (by id; LATENT comes from `latent`), and saved images."""
     return {
         "demo": node("JEPADemoLoader"),
         "robot": node("JEPADemoClass", class_name="robot"),
         "any": node("JEPADemoClass", class_name="any"),
-        "empty": node("EmptyLatentImage", width=128, height=128, batch_size=2),
+        "empty": node("EmptyLatentImage", width=128, height=128, batch_size=batch),
         # small, to keep the test short; everything else is as users run it
         "encoder": node("JEPAEncoderLoader", encoder=encoder, image_size=56),
         **sampler,
@@ -164,13 +166,12 @@ def encoder(server: Server) -> str:
 @pytest.fixture(scope="module")
 def run(server: Server):
     """Run a prompt to its end and return its images as arrays (N, 128, 128, 3) uint8."""
+    return lambda prompt: saved(server, server.wait(server.queue(prompt), timeout=300)["outputs"])
 
-    def pictures(prompt: dict) -> np.ndarray:
-        entry = server.wait(server.queue(prompt), timeout=300)
-        images = entry["outputs"]["save"]["images"]
-        return np.stack([np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in images])
 
-    return pictures
+def saved(server: Server, outputs: dict) -> np.ndarray:
+    images = outputs["save"]["images"]
+    return np.stack([np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in images])
 
 
 def alone(prompt: dict, latents: list, place: int) -> dict:
@@ -223,7 +224,7 @@ def test_every_node_is_found_by_the_words_that_people_use(server):
 def test_the_same_seed_gives_another_image_when_guided_and_the_same_one_again(run, encoder):
     plain = run(graph(encoder, stock()))
     first = run(graph(encoder, guided()))
-    assert first.shape == plain.shape == (2, 128, 128, 3)
+    assert first.shape == plain.shape == (1, 128, 128, 3)
     difference = np.abs(first.astype(int) - plain.astype(int))
     assert difference.max(axis=(1, 2, 3)).min() > 10
     # another end of the range that guides the same steps makes the server run again instead of using its cache
@@ -240,18 +241,15 @@ def test_strength_zero_or_an_empty_range_is_the_stock_image_bit_for_bit(run, enc
 
 def test_a_strip_holds_the_images_of_each_strength_bit_for_bit(run, server, encoder):
     one = graph(encoder, {"sample": strip()}, latent=["sample", 2])
-    one["empty"]["inputs"]["batch_size"] = 1
     one |= {"strip": node("SaveImage", images=["sample", 1], filename_prefix="strip")}
-    found = run(one)
-    assert found.shape == (3, 128, 128, 3)
-    for place, strength in enumerate((-1.0, 0.0, 2.0)):
-        other = graph(encoder, guided(strength=strength) if strength else stock())
-        other["empty"]["inputs"]["batch_size"] = 1
-        # the VAE's rounding depends on how many it decodes together
-        assert np.array_equal(run(other)[0], run(alone(one, ["sample", 2], place))[0])
-    outputs = server.wait(server.queue(one | {"again": one["strip"]}), timeout=300)["outputs"]
+    outputs = server.wait(server.queue(one), timeout=300)["outputs"]
+    assert saved(server, outputs).shape == (3, 128, 128, 3)
     (sheet,) = outputs["strip"]["images"]
     assert Image.open(io.BytesIO(server.image(sheet))).width == 3 * 256 + 4 * 16
+    for place, strength in enumerate((-1.0, 0.0, 2.0)):
+        other = graph(encoder, guided(strength=strength) if strength else stock())
+        # the VAE's rounding depends on how many it decodes together
+        assert np.array_equal(run(other)[0], run(alone(one, ["sample", 2], place))[0])
 
 
 def test_the_patch_guides_the_stock_sampler_like_the_guided_node(run, encoder):
@@ -325,9 +323,9 @@ def test_a_batch_with_a_mask_is_guided_inside_the_mask_only(run, encoder):
 
     def inpainted(sampler: dict[str, dict]) -> np.ndarray:
         sampler["sample"]["inputs"] |= {"latent_image": ["masked", 0], "seed": 4}
-        return run(graph(encoder, masked | sampler))
+        return run(graph(encoder, masked | sampler, batch=2))
 
-    found, kept = inpainted(guided()), run(graph(encoder, stock()))
+    found, kept = inpainted(guided()), run(graph(encoder, stock(), batch=2))
     assert found.shape == kept.shape == (2, 128, 128, 3)
     change = np.abs(found.astype(float) - kept).mean((1, 3))  # of each column
     assert (change[:, 80:].mean(1) > 10).all()
@@ -343,7 +341,8 @@ def test_a_compared_method_at_0_is_the_stock_image_bit_for_bit(run, encoder, met
 
 
 def test_every_image_of_a_batch_is_scored_and_ranked(server, encoder):
-    prompt = graph(encoder, stock())
+    prompt = graph(encoder, stock(), batch=2)
+    prompt["encoder"]["inputs"]["image_size"] = 28
     prompt["score"] = score(encoder=["encoder", 0], mode="exact", top_k=32)
     prompt["show"] = node("PreviewAny", source=["score", 0])
     entry = server.wait(server.queue(prompt), timeout=300)
@@ -426,7 +425,7 @@ def test_an_encoder_that_cannot_be_fetched_names_file_and_folder(server):
 
 
 def test_the_server_runs_on_after_a_refusal(run, encoder):
-    assert run(graph(encoder, guided())).shape == (2, 128, 128, 3)
+    assert run(graph(encoder, guided())).shape == (1, 128, 128, 3)
 
 
 def test_two_guides_a_judge_and_scores_under_each(server, run, encoder):
@@ -445,7 +444,7 @@ def test_two_guides_a_judge_and_scores_under_each(server, run, encoder):
     assert np.array_equal(alone, run(graph(encoder, guided(end_percent=0.99))))
     together = guided(encoder=["both", 0], judge=["both", 0]) | pair
     assert not np.array_equal(run(graph(encoder, together)), alone)
-    prompt = graph(encoder, together)
+    prompt = graph(encoder, stock() | pair, batch=2)
     prompt["score"] = score(encoder=["both", 0], mode="top-k", top_k=4)
     prompt["each"] = node("PreviewAny", source=["score", 2])
     entry = server.wait(server.queue(prompt), timeout=300)
@@ -646,7 +645,7 @@ def test_a_score_is_placed_among_reference_images(server, encoder):
 
 
 def test_what_guidance_did_is_written_into_the_saved_image(server, encoder):
-    noted = metadata_of(server, graph(encoder, guided()))
+    noted = metadata_of(server, graph(encoder, guided(), batch=2))
     (entry,) = json.loads(noted["jepa_guidance"]).values()
     assert entry["settings"]["strength"] == GUIDANCE["strength"]
     assert entry["settings"]["seed"] == SAMPLING["seed"]
@@ -658,7 +657,7 @@ def test_what_guidance_did_is_written_into_the_saved_image(server, encoder):
 
 def test_each_run_of_a_list_of_latents_is_in_the_saved_images(server, encoder):
     apart = {"apart": node("RebatchLatents", latents=["empty", 0], batch_size=1)}
-    prompt = graph(encoder, apart | guided())
+    prompt = graph(encoder, apart | guided(), batch=2)
     prompt["sample"]["inputs"]["latent_image"] = ["apart", 0]
     queued = server.queue(prompt, {"extra_pnginfo": {"workflow": {"nodes": []}}})
     saved = server.wait(queued, timeout=300)["outputs"]["save"]["images"]
@@ -711,10 +710,7 @@ def test_the_pictures_of_a_prompt_are_those_of_its_seeds_and_become_a_file(serve
     prompt = graph(encoder, stock(seed=6)) | reference
     outputs = server.wait(server.queue(prompt), timeout=300)["outputs"]
     pictures = [np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in outputs["preview"]["images"]]
-    alone = graph(encoder, stock(seed=6)) | {
-        "empty": node("EmptyLatentImage", width=128, height=128, batch_size=1)
-    }
-    assert np.array_equal(run(alone)[0], pictures[1])
+    assert np.array_equal(run(graph(encoder, stock(seed=6)))[0], pictures[1])
     loaded = {
         "loaded": node("JEPALoadReference", file="robots.safetensors"),
         "both": node(
@@ -811,9 +807,8 @@ def test_a_search_keeps_images_of_the_stock_sampler(server, run, encoder):
     assert len(places) == len(kept) == 2
     assert scores == sorted(scores)
     # alone, with the noise of its place
-    whole = graph(encoder, stock())
+    whole = graph(encoder, stock(), batch=4)
     whole["sample"]["inputs"]["latent_image"] = ["place", 0]
-    whole["empty"]["inputs"]["batch_size"] = 4
     whole["place"] = node("LatentFromBatch", samples=["empty", 0], batch_index=places[0], length=1)
     # the VAE's rounding depends on how many it decodes together
     assert np.array_equal(run(whole)[0], run(alone(prompt, ["sample", 0], 0))[0])
