@@ -41,6 +41,7 @@ HEADINGS = {
     "vendi": "Vendi score of 4",
 }
 TARGETED = ", 1 in 20"  # how the names of arms with a target end
+TWO_SIZES = (112, 168)  # one encoder as two, for want of the weights of another
 SHARES = ("minority", "recognised", "precise")
 # As the demo guides: research/effects/strengths.py says what came of it.
 INPUTS: Row = {"criterion": "score", "interval": 2, "oversampling": 1, "power_iterations": 1}
@@ -62,6 +63,10 @@ GROUPS: dict[str, dict[str, Arm]] = {
         "novelty 2, denoiser constant": Arm(_novelty(2.0, gradient_path="denoiser constant")),
         "novelty 2, prompt reference": Arm(_novelty(2.0), reference=PROMPT),
         "both 2": Arm({"strength": 2.0, "criterion": "both"}),
+    },
+    "two sizes": {
+        "novelty 2, at 112 and 168 px": Arm(_novelty(2.0), sizes=TWO_SIZES),
+        "novelty 2, at 112 and 168 px, agree": Arm(_novelty(2.0, agree=True), sizes=TWO_SIZES),
     },
     "score options": {
         "score 2, smooth": Arm({"strength": 2.0, "smooth": True}, reference=""),

@@ -1,7 +1,7 @@
 """Batches of pictures of one class of the demo world from the same noise in every arm: made, judged, resumable."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from jepa_core.reference import Reference, load_reference, mode_of, save_referen
 from jepa_core.score import PROJECTION
 from research.harness.images import Sampler
 from research.harness.pack_api import (
+    AnyEncoder,
     ImageGradient,
     SearchConfig,
     apply_search,
+    combined,
     demo,
     make_reference,
     preset_inputs,
@@ -42,6 +44,7 @@ class Arm:
     Attributes:
         inputs: of the guiding node; None does not guide.
         form: how novelty measures distance. reference: REAL, PROMPT, SCORED, or "" for none.
+        sizes: image sizes at which the encoder guides, each as an encoder of its own; () for the sampler's alone.
         rows: how many of a batch are sampled together.
         image: changes what is descended at the decoded image.
         gradient: seed -> what takes the place of the gradient, see pack_api.OwnGradient.
@@ -52,6 +55,7 @@ class Arm:
     inputs: Row | None = None
     form: Callable[[Tensor], Distance] = Nearest
     reference: str = REAL
+    sizes: tuple[int, ...] = ()
     rows: int = BATCH
     image: Callable[[ImageGradient], ImageGradient] | None = None
     gradient: Callable[[int], Callable[..., Any]] | None = None
@@ -67,25 +71,34 @@ class Study:
     sampler: Sampler
     world: Pictures
     inputs: Row
-    references: dict[tuple[str, str], Reference] = field(default_factory=dict)
+    references: dict[Path, Reference] = field(default_factory=dict)
 
     def file(self, arm: str, name: str, batch: int) -> Path:
         return self.folder / "pictures" / arm / f"{name}-{batch:03d}.safetensors"
 
-    def reference(self, kind: str, name: str) -> Reference | None:
+    def guide(self, sizes: Sequence[int] = ()) -> AnyEncoder:
+        """The encoder that guides, see Arm.sizes."""
+        own = self.sampler.encoder
+        return combined((replace(own, image_size=size), 1.0) for size in sizes) if sizes else own
+
+    def reference(self, kind: str, name: str, sizes: Sequence[int] = ()) -> Reference | None:
         """The reference of a class; made once."""
         if not kind:
             return None
-        if (kind, name) not in self.references:
-            file = self.folder / "references" / f"{kind}-{name}.safetensors"
+        words = [kind, name, *map(str, sizes)]
+        file = self.folder / "references" / f"{'-'.join(words)}.safetensors"
+        if file not in self.references:
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 scoring = {"projection": PROJECTION} if kind == SCORED else None
-                how = {"mode": mode_of(scoring)} | seen_as("squash", True)
+                looks = {"mode": mode_of(scoring)} | seen_as("squash", True)
                 pictures = list(self._usual(kind, name))
-                save_reference(make_reference(pictures, self.sampler.encoder, how), file)
-            self.references[kind, name] = load_reference(file)
-        return self.references[kind, name]
+                save_reference(make_reference(pictures, self.guide(sizes), looks), file)
+            self.references[file] = load_reference(file)
+        return self.references[file]
+
+    def _reference_of(self, how: Arm, name: str) -> Reference | None:
+        return self.reference(how.reference, name, how.sizes)
 
     def _usual(self, kind: str, name: str) -> Tensor:
         """Pictures (N, H, W, 3) in [0, 1] that count as usual."""
@@ -133,12 +146,8 @@ class Study:
             model = how.patch(model, seed)
         record = None
         if how.search:
-            vae, encoder, reference = (
-                self.sampler.vae,
-                self.sampler.encoder,
-                self.reference(how.reference, name),
-            )
-            model, record = apply_search(model, vae, encoder, how.search, reference=reference)
+            vae, guide, reference = self.sampler.vae, self.guide(how.sizes), self._reference_of(how, name)
+            model, record = apply_search(model, vae, guide, how.search, reference=reference)
         pictures, seconds = processor_seconds(lambda: self._drawn(model, name, seed, how.rows))
         return pictures[[one.index for one in record.kept]] if record else pictures, seconds, traces
 
@@ -155,7 +164,8 @@ class Study:
         inputs = preset_inputs(changes=self.inputs | how.inputs)
         others = {"form": how.form, "image": how.image, "report": note}
         others["gradient"] = how.gradient(seed) if how.gradient else None
-        return self.sampler.guided(inputs, reference=self.reference(how.reference, name), **others), traces
+        guide, reference = self.guide(how.sizes), self._reference_of(how, name)
+        return self.sampler.guided(inputs, guide, reference=reference, **others), traces
 
     def picture(self, arm: str, name: str, batch: int, index: int) -> Image.Image:
         """One that was made."""

@@ -40,9 +40,9 @@ class Sampler:
     def class_of(self, seed: int) -> str:
         return self.classes[seed % len(self.classes)]
 
-    def guided(self, inputs: Row, **others: Any) -> Any:
-        """The generator's MODEL, guided; see research.harness.pack_api.guided."""
-        return guided(self.model, self.vae, self.encoder, inputs, **others)
+    def guided(self, inputs: Row, encoder: Any = None, **others: Any) -> Any:
+        """The generator's MODEL, guided, by the sampler's encoder if no other is given; see pack_api.guided."""
+        return guided(self.model, self.vae, encoder or self.encoder, inputs, **others)
 
     @torch.inference_mode()
     def sample(self, model: Any, seed: int, callback: Callable[..., object] | None = None) -> Tensor:

@@ -13,7 +13,9 @@ from research.harness.program import Row
 load_pack()
 
 from comfy_api.latest._io import HiddenHolder as HiddenHolder  # noqa: E402
+from jepa_guidance.host.encoders.host_encoder import AnyEncoder as AnyEncoder  # noqa: E402
 from jepa_guidance.host.encoders.host_encoder import HostEncoder as HostEncoder  # noqa: E402
+from jepa_guidance.host.encoders.host_encoder import combined as combined  # noqa: E402
 from jepa_guidance.host.encoders.host_encoder import load_host_encoder as load_host_encoder  # noqa: E402
 from jepa_guidance.host.encoders.host_encoder import use_encoder as use_encoder  # noqa: E402
 from jepa_guidance.host.generators import demo as demo  # noqa: E402

@@ -63,7 +63,7 @@ def batch(size: int = CANDIDATES) -> dict:
 @pytest.mark.parametrize("sampler_name", SAMPLERS)
 def test_kept_rows_are_the_stock_batchs_bit_for_bit(tiny, stock, search, sampler_name):
     model = row_by_row(tiny.model)
-    sampling = {"sampler_name": sampler_name}
+    sampling = {"sampler_name": sampler_name, "steps": 6}
     kept, record = search(model, sampling=sampling)
     drawn = stock(model, tiny, latent_image=batch(), **SAMPLING | sampling)
     assert len(kept["samples"]) == COUNT
@@ -73,7 +73,7 @@ def test_kept_rows_are_the_stock_batchs_bit_for_bit(tiny, stock, search, sampler
 
 @pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m", "uni_pc", "heun", "euler_cfg_pp"])
 def test_one_row_at_once_gives_what_the_place_in_the_batch_gives_alone(tiny, stock, search, sampler_name):
-    sampling = {"sampler_name": sampler_name}
+    sampling = {"sampler_name": sampler_name, "steps": 6}
     kept, _ = search(sampling=sampling, rows_at_once=1)
     for row, place in zip(kept["samples"], kept["batch_index"], strict=True):
         alone = stock(tiny.model, tiny, latent_image=LATENT | {"batch_index": [place]}, **SAMPLING | sampling)
@@ -181,29 +181,32 @@ def test_a_single_row_that_does_not_fit_is_the_hosts_error(tiny, search):
 def test_a_conditioning_of_the_whole_batch_is_cut_to_the_rows(tiny, stock, search):
     model = row_by_row(tiny.model)
     own = [[torch.randn(CANDIDATES, 3, 8, generator=torch.Generator().manual_seed(3)), {}]]
-    kept, _ = search(model, sampling={"positive": own})
-    drawn = stock(model, tiny, latent_image=batch(), **SAMPLING | {"positive": own})
+    sampling = {"positive": own, "steps": 6}
+    kept, _ = search(model, sampling=sampling)
+    drawn = stock(model, tiny, latent_image=batch(), **SAMPLING | sampling)
     assert torch.equal(kept["samples"], drawn[kept["batch_index"]])
 
 
-@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.long), 4, 8])
 def test_prompts_that_the_host_repeats_or_cuts_off_are_those_of_the_whole_batch(tiny, stock, search, count):
     model = row_by_row(tiny.model)
     own = [[torch.randn(count, 3, 8, generator=torch.Generator().manual_seed(3)), {}]]
-    drawn = stock(model, tiny, latent_image=batch(), **SAMPLING | {"positive": own})
+    sampling = {"positive": own, "steps": 6}
+    drawn = stock(model, tiny, latent_image=batch(), **SAMPLING | sampling)
     for at_once in (0, 1):
-        kept, _ = search(model, sampling={"positive": own}, rows_at_once=at_once)
+        kept, _ = search(model, sampling=sampling, rows_at_once=at_once)
         assert torch.equal(kept["samples"], drawn[kept["batch_index"]])
 
 
-@pytest.mark.parametrize("count", [2, 3, 6])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.long), 3, 6])
 def test_masks_of_a_prompt_are_those_of_the_whole_batch(tiny, stock, search, count):
     model = row_by_row(tiny.model)
     masks = (torch.randn(count, 8, 8, generator=torch.Generator().manual_seed(3)) > 0).float()
     other = [[-tiny.positive[0][0], {}]]
     own = [[tiny.positive[0][0], {"mask": masks, "mask_strength": 1.0, "set_area_to_bounds": False}], *other]
-    drawn = stock(model, tiny, latent_image=batch(), **SAMPLING | {"positive": own})
-    kept, _ = search(model, sampling={"positive": own}, rows_at_once=1)
+    sampling = {"positive": own, "steps": 6}
+    drawn = stock(model, tiny, latent_image=batch(), **SAMPLING | sampling)
+    kept, _ = search(model, sampling=sampling, rows_at_once=1)
     torch.testing.assert_close(kept["samples"], drawn[kept["batch_index"]], rtol=1e-4, atol=1e-4)
 
 
@@ -211,7 +214,7 @@ def test_masks_of_a_prompt_are_those_of_the_whole_batch(tiny, stock, search, cou
 def test_masks_and_images_are_kept_as_by_the_stock_sampler(tiny, stock, search, latent):
     model = row_by_row(tiny.model)
     mask = (torch.arange(8) < 4).float().expand(1, 8, 8)
-    sampling = {"denoise": 0.6}
+    sampling = {"denoise": 0.6, "steps": 6}
     masked = latent | {"noise_mask": mask}
     kept, _ = search(model, latent=masked, sampling=sampling)
     whole = masked | {"samples": masked["samples"].repeat(CANDIDATES, 1, 1, 1)}
