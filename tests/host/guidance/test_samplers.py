@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from jepa_guidance.host.guidance.schedule import Schedule
 from jepa_core import RarityGradient
 from tests.combinations import covering
 from tests.host.guide import guide_model
+from tests.host.sampler_names import OTHERS, WAYS
 from tests.host.shifted_samplers import Shift, largest_entry_shift, shifted
 
 # The samplers of current hosts. Those of later hosts are sorted by the result of the dry run.
@@ -67,6 +69,12 @@ SAMPLERS = comfy.samplers.SAMPLER_NAMES
 SCHEDULERS = comfy.samplers.SCHEDULER_NAMES
 STEPS = 6
 SIGMAS = torch.tensor([14.0, 7.0, 3.0, 1.0, 0.0])
+
+
+def covering_samplers(kinds: Sequence[str]) -> list:
+    """Samplers with kinds of models; marked long but for a few that hold each kind and each sampler of WAYS."""
+    others = itertools.product(OTHERS, kinds)
+    return [*covering(sorted(WAYS), kinds), *(pytest.param(*pair, marks=pytest.mark.long) for pair in others)]
 
 
 def inner_model(tiny: Any) -> Any:
@@ -178,7 +186,7 @@ def check_parity(
         check(*guided_and_expected(tiny, stock, sampler, scheduler, kind, elsewhere, end_percent=0.1))
 
 
-@pytest.mark.parametrize(("sampler", "kind"), covering(SAMPLERS, ["EPS", "FLOW"]))
+@pytest.mark.parametrize(("sampler", "kind"), covering_samplers(["EPS", "FLOW"]))
 def test_the_shift_reaches_the_state_once_at_every_step(tiny, stock, sampler, kind):
     scheduler = "normal" if kind == "EPS" else "simple"
     if verdict(tiny, sampler) != "refused":
@@ -221,7 +229,7 @@ def zero_guided(tiny: Any, model: Any = None) -> Any:
     )
 
 
-@pytest.mark.parametrize(("sampler", "kind"), covering(SAMPLERS, ["EPS", "V_PREDICTION", "FLOW"]))
+@pytest.mark.parametrize(("sampler", "kind"), covering_samplers(["EPS", "V_PREDICTION", "FLOW"]))
 def test_a_zero_shift_is_bit_identical_to_the_stock_sampler(tiny, stock, sampler, kind):
     if verdict(tiny, sampler) == "refused":
         return

@@ -20,6 +20,7 @@ from jepa_guidance.host.search.config import SearchConfig
 from jepa_guidance.host.search.search import apply_search
 from jepa_guidance.nodes.self_guided_minority import JEPASelfGuidedMinority
 
+from tests.combinations import covering
 from tests.host.search.test_search import row_by_row
 
 KINDS = ("EPS", "V_PREDICTION", "EDM", "FLOW")
@@ -181,8 +182,10 @@ def plain_weights(tiny) -> None:
         sampling._buffers[name] = buffer.clone()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "euler_ancestral", "euler_cfg_pp"])
+@pytest.mark.parametrize(
+    ("kind", "sampler"),
+    covering(KINDS, ["euler", "dpmpp_2m", "heun", "euler_ancestral", "euler_cfg_pp"]),
+)
 def test_samplers_are_guided_and_give_the_same_image_again(tiny, stock, kind, sampler):
     model, traces = tiny.make_model(kind), []
     first, again = (

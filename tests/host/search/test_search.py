@@ -14,26 +14,10 @@ from jepa_guidance.host.search.batch import kept_rows
 from jepa_guidance.host.search.search import SearchConfig, apply_search
 
 from jepa_core import jepa_score
+from tests.host.sampler_names import others_long
 from tests.host.search.conftest import CANDIDATES, COUNT, LATENT, SAMPLING
 
-# One of each way to call the model; the others take long.
-WAYS = {
-    "euler",
-    "heun",
-    "dpm_2_ancestral",
-    "lms",
-    "dpm_fast",
-    "dpmpp_3m_sde",
-    "uni_pc",
-    "euler_cfg_pp",
-    "res_multistep",
-    "lcm",
-}
-SAMPLERS = [
-    name if name in WAYS else pytest.param(name, marks=pytest.mark.long)
-    for name in comfy.samplers.SAMPLER_NAMES
-    if name not in {own for own, _ in REFUSED.values()}
-]
+REFUSED_NAMES = {own for own, _ in REFUSED.values()}
 
 
 def row_by_row(model: Any) -> Any:
@@ -60,7 +44,9 @@ def batch(size: int = CANDIDATES) -> dict:
     return {"samples": torch.zeros(size, 4, 8, 8)}
 
 
-@pytest.mark.parametrize("sampler_name", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler_name", others_long(name for name in comfy.samplers.SAMPLER_NAMES if name not in REFUSED_NAMES)
+)
 def test_kept_rows_are_the_stock_batchs_bit_for_bit(tiny, stock, search, sampler_name):
     model = row_by_row(tiny.model)
     sampling = {"sampler_name": sampler_name, "steps": 6}
