@@ -71,7 +71,7 @@ class Study:
     sampler: Sampler
     world: Pictures
     inputs: Row
-    references: dict[Path, Reference] = field(default_factory=dict)
+    references: dict[tuple[str, ...], Reference] = field(default_factory=dict)
 
     def file(self, arm: str, name: str, batch: int) -> Path:
         return self.folder / "pictures" / arm / f"{name}-{batch:03d}.safetensors"
@@ -85,20 +85,17 @@ class Study:
         """The reference of a class; made once."""
         if not kind:
             return None
-        words = [kind, name, *map(str, sizes)]
-        file = self.folder / "references" / f"{'-'.join(words)}.safetensors"
-        if file not in self.references:
+        words = (kind, name, *map(str, sizes))
+        if words not in self.references:
+            file = self.folder / "references" / f"{'-'.join(words)}.safetensors"
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 scoring = {"projection": PROJECTION} if kind == SCORED else None
                 looks = {"mode": mode_of(scoring)} | seen_as("squash", True)
                 pictures = list(self._usual(kind, name))
                 save_reference(make_reference(pictures, self.guide(sizes), looks), file)
-            self.references[file] = load_reference(file)
-        return self.references[file]
-
-    def _reference_of(self, how: Arm, name: str) -> Reference | None:
-        return self.reference(how.reference, name, how.sizes)
+            self.references[words] = load_reference(file)
+        return self.references[words]
 
     def _usual(self, kind: str, name: str) -> Tensor:
         """Pictures (N, H, W, 3) in [0, 1] that count as usual."""
@@ -146,7 +143,8 @@ class Study:
             model = how.patch(model, seed)
         record = None
         if how.search:
-            vae, guide, reference = self.sampler.vae, self.guide(how.sizes), self._reference_of(how, name)
+            vae, guide = self.sampler.vae, self.guide(how.sizes)
+            reference = self.reference(how.reference, name, how.sizes)
             model, record = apply_search(model, vae, guide, how.search, reference=reference)
         pictures, seconds = processor_seconds(lambda: self._drawn(model, name, seed, how.rows))
         return pictures[[one.index for one in record.kept]] if record else pictures, seconds, traces
@@ -164,7 +162,7 @@ class Study:
         inputs = preset_inputs(changes=self.inputs | how.inputs)
         others = {"form": how.form, "image": how.image, "report": note}
         others["gradient"] = how.gradient(seed) if how.gradient else None
-        guide, reference = self.guide(how.sizes), self._reference_of(how, name)
+        guide, reference = self.guide(how.sizes), self.reference(how.reference, name, how.sizes)
         return self.sampler.guided(inputs, guide, reference=reference, **others), traces
 
     def picture(self, arm: str, name: str, batch: int, index: int) -> Image.Image:

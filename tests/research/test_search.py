@@ -97,3 +97,11 @@ def test_the_results_page_has_the_tables_of_the_committed_figures() -> None:
     figures = json.loads((FIGURES / "search.json").read_text())
     for one in search.tables(figures):
         assert one in page
+
+
+def test_sizes_guide_as_encoders_of_their_own(made: Searches) -> None:
+    study = made.study
+    assert study.guide() is study.sampler.encoder
+    members = study.guide((28, 42)).members
+    assert [(member.encoder.image_size, member.weight) for member in members] == [(28, 0.5), (42, 0.5)]
+    assert {member.encoder.patcher for member in members} == {study.sampler.encoder.patcher}

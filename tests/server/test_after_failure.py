@@ -25,8 +25,7 @@ RANK, OVERSAMPLING = 9, 2
 
 
 def small(prompt: dict) -> dict:
-    """The prompt with one image and an encoder of four patches, to keep the tests short."""
-    prompt["empty"]["inputs"]["batch_size"] = 1
+    """The prompt with an encoder of four patches, to keep the tests short."""
     prompt["encoder"]["inputs"]["image_size"] = 28
     return prompt
 

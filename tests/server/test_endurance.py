@@ -51,7 +51,6 @@ def prompt_of(kind: str, encoder: str, seed: int, steps: int) -> dict:
     prompt = graph(encoder, sampler)
     # another seed each time, since the server caches results
     prompt["sample"]["inputs"] |= {"seed": seed, "steps": steps}
-    prompt["empty"]["inputs"]["batch_size"] = 1
     prompt["encoder"]["inputs"]["image_size"] = 28
     prompt["count"] = node("LiveTensors", after=["decode", 0])
     if kind == SCORED:

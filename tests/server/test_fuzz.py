@@ -87,7 +87,6 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         graph(encoder, stock()) | {"score": score},
     ]
     for prompt in prompts:
-        prompt["empty"]["inputs"]["batch_size"] = 1
         prompt["encoder"]["inputs"]["image_size"] = 28
         prompt["sample"]["inputs"]["steps"] = 2
     rank = node(
@@ -160,7 +159,6 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
     }
     searched = graph(encoder, found)
     searched["encoder"]["inputs"]["image_size"] = 28
-    searched["empty"]["inputs"]["batch_size"] = 1
     patches = {
         "boosted": node("JEPABoostAndSkip", model=["demo", 0], gamma=1.5, skip=0),
         "noisy": node("JEPACads", model=["boosted", 0], scale=0.1, tau1=0.6, tau2=0.9, mix=1.0, seed=1),
@@ -175,11 +173,9 @@ def seeds_of(encoder: str) -> list[dict[str, dict]]:
         ),
     }
     compared_methods = graph(encoder, {**patches, **stock(["own", 0])})
-    compared_methods["empty"]["inputs"]["batch_size"] = 1
     compared_methods["sample"]["inputs"]["steps"] = 3
     stripped = {"sample": strip(strengths="0, 1", **SMALL, **more)}
     stripped = graph(encoder, stripped, latent=["sample", 2])
-    stripped["empty"]["inputs"]["batch_size"] = 1
     stripped["encoder"]["inputs"]["image_size"] = 28
     return [
         *prompts,
