@@ -21,11 +21,13 @@ WAYS = {
     "lcm",
     "res_multistep",
     "uni_pc",
+    "uni_pc_bh2",
     "sa_solver",
+    "sa_solver_pece",
 }
 OTHERS = [name for name in comfy.samplers.SAMPLER_NAMES if name not in WAYS]
 
 
-def others_long(names: Iterable[str] = comfy.samplers.SAMPLER_NAMES) -> list:
+def others_long(names: Iterable[str]) -> list:
     """Samplers for pytest.mark.parametrize; marked long but for those of WAYS."""
     return [name if name in WAYS else pytest.param(name, marks=pytest.mark.long) for name in names]

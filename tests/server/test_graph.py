@@ -166,10 +166,10 @@ def encoder(server: Server) -> str:
 @pytest.fixture(scope="module")
 def run(server: Server):
     """Run a prompt to its end and return its images as arrays (N, 128, 128, 3) uint8."""
-    return lambda prompt: saved(server, server.wait(server.queue(prompt), timeout=300)["outputs"])
+    return lambda prompt: saved_images(server, server.wait(server.queue(prompt), timeout=300)["outputs"])
 
 
-def saved(server: Server, outputs: dict) -> np.ndarray:
+def saved_images(server: Server, outputs: dict) -> np.ndarray:
     images = outputs["save"]["images"]
     return np.stack([np.asarray(Image.open(io.BytesIO(server.image(ref)))) for ref in images])
 
@@ -243,7 +243,7 @@ def test_a_strip_holds_the_images_of_each_strength_bit_for_bit(run, server, enco
     one = graph(encoder, {"sample": strip()}, latent=["sample", 2])
     one |= {"strip": node("SaveImage", images=["sample", 1], filename_prefix="strip")}
     outputs = server.wait(server.queue(one), timeout=300)["outputs"]
-    assert saved(server, outputs).shape == (3, 128, 128, 3)
+    assert saved_images(server, outputs).shape == (3, 128, 128, 3)
     (sheet,) = outputs["strip"]["images"]
     assert Image.open(io.BytesIO(server.image(sheet))).width == 3 * 256 + 4 * 16
     for place, strength in enumerate((-1.0, 0.0, 2.0)):
