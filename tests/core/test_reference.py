@@ -100,11 +100,11 @@ def test_a_hundred_thousand_embeddings_load_and_are_searched_quickly(tmp_path):
     points = torch.randn(100_000, 384, generator=torch.Generator().manual_seed(0))
     reference = Reference((ReferencePart("one", "x", 224, points, points.clone()),), HOW | {"mode": NO_SCORE})
     save_reference(reference, tmp_path / "a.safetensors")
-    begun = time.perf_counter()
+    begun = time.process_time()
     (part,) = load_reference(tmp_path / "a.safetensors").parts
     distance = Nearest(part.embeddings)(points[:1] + 1)
     assert distance.shape == (1,)
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 # --- merging, thinning --------------------------------------------------------------------------------------------

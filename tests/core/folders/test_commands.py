@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import redirect_stderr
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from jepa_core.folders import run as running
 from jepa_core.folders.commands import main
 from jepa_core.folders.journal import journal_of
 from jepa_core.folders.reading import read_picture
+from jepa_core.folders.scorer import Scorer
 from jepa_core.folders.table import read_table
 from jepa_core.novelty import Nearest, distances_within
 from jepa_core.reference import ReferencePart, percentile
@@ -239,24 +241,29 @@ def test_stopped_from_the_keyboard_it_says_how_to_go_on(tmp_path, encoder_folder
 # --- speed ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_encoder_does_not_wait_for_pictures(tmp_path, encoder_folder):
-    """Seconds that the encoder waited, of a run whose encoder takes several times as long as reading does."""
-    for number in range(40):
-        save(tmp_path / "in" / f"{number}.png", number, (200, 300))
-    scorer = scorer_of(encoder_folder, mode="exact", image_size=112)
-    paths = sorted(str(file) for file in (tmp_path / "in").iterdir())
-    begun = time.perf_counter()
-    prepared = [scorer.prepare(read_picture(path)) for path in paths]
-    reading = time.perf_counter() - begun
-    begun = time.perf_counter()
-    for one in prepared:
-        scorer.score([one])
-    alone = time.perf_counter() - begun
-    assert alone > reading  # else this says nothing
+def test_the_next_pictures_are_read_while_the_encoder_works(tmp_path, encoder_folder, monkeypatch):
+    paths = [str(save(tmp_path / "in" / f"{number}.png", number)) for number in range(8)]
+    scorer, read, scored = scorer_of(encoder_folder), Semaphore(0), []
+    own = scorer.score
+
+    def prepare(*arguments, **options):
+        prepared = Scorer.prepare(scorer, *arguments, **options)
+        read.release()
+        return prepared
+
+    def score(pictures, on_pass=lambda: None):
+        first = not scored
+        scored.extend(pictures)
+        for _ in range(2 if first else 1):  # this picture's own, and the one after it
+            assert len(scored) == len(paths) or read.acquire(timeout=60)
+        return own(pictures, on_pass)
+
+    monkeypatch.setattr(scorer, "prepare", prepare)
+    monkeypatch.setattr(scorer, "score", score)
     with running.Journal(tmp_path / "journal", scorer.settings) as journal:
-        run = running.score_files(paths, scorer, journal)
-    assert run.scored == 40
-    assert run.waiting < 0.1 * run.seconds
+        run = running.score_files(paths, scorer, journal, batch=1, threads=1)
+    assert run.scored == len(scored) == len(paths)
+    assert 0 <= run.waiting <= run.seconds
 
 
 def test_readers_leave_torch_as_it_was(tmp_path, scorer):
