@@ -17,7 +17,7 @@ from ...jepa_core.reference import percentile
 from ...jepa_core.views import views
 from ..options import NOVELTY, SCORE
 
-RAMP = 0.5  # of the way from the median to the target, over which the push falls to 0
+RAMP = 0.25  # of the way from the median to the target, over which the push falls to 0; wider, it fades too early to arrive
 UNSEEN = (1, 3)  # views other than the one that the gradient sees unless it is smoothed
 Seen = Callable[[Encoder, Tensor], Tensor]
 
@@ -70,7 +70,7 @@ class Target:
     typical: bool = False
 
     def push(self, image: Tensor, seen: Seen, on_pass: Callable[[], None]) -> dict[str, float]:
-        """For each criterion what remains of the strength: 0 from the target on, 1 up to halfway from the median to it."""
+        """For each criterion what remains of the strength: 0 from the target on, 1 up to RAMP before it."""
         return {
             criterion: sum(self._push(scale, criterion, image, seen, on_pass) for scale in self.scales)
             / len(self.scales)

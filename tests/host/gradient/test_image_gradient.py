@@ -407,7 +407,7 @@ HUNDRED = [float(value) for value in range(101)]  # its median is 50, one in 20 
         (False, math.nan, 1.0),
     ],
 )
-def test_the_push_is_full_until_halfway_and_nothing_from_the_target_on(typical, value, expected):
+def test_the_push_is_full_until_near_the_target_and_nothing_from_it_on(typical, value, expected):
     target = known_target(HUNDRED, share=0.05, typical=typical)
     assert target.push(flat(value), seen, nothing) == {SCORE: pytest.approx(expected)}
 
@@ -421,7 +421,7 @@ def test_where_median_and_target_are_the_same_the_push_is_all_or_nothing():
 
 def test_several_encoders_measure_in_the_mean():
     target = known_target(HUNDRED, [2 * value for value in HUNDRED], share=0.05)
-    # the first is beyond its target, the second not yet halfway to its own
+    # the first is beyond its target, the second far from its own
     assert target.push(flat(100.0), seen, nothing) == {SCORE: 0.5}
     assert target.place(flat(100.0), seen, nothing) == {SCORE: pytest.approx((50 / 101 + 50) / 2, rel=0.02)}
 

@@ -429,7 +429,7 @@ def test_novelty_alone_does_not_look_at_the_rank(tiny, reference):
 
 
 def plain_push(value: float, values: list[float], share: float, sign: int) -> float:
-    """What remains of the strength: 0 from the target on, 1 until halfway from the median to it."""
+    """What remains of the strength: 0 from the target on, 1 until RAMP before it."""
     ordered = torch.tensor([sign * one for one in values], dtype=torch.float64)
     middle, goal = (ordered.quantile(q).item() for q in (0.5, 1 - share))
     return min(1.0, max(0.0, (goal - sign * value) / (RAMP * (goal - middle))))
@@ -500,7 +500,7 @@ def test_the_shift_is_the_push_times_that_without_a_target(tiny, stock, monkeypa
         assert torch.equal(found[0], stock(tiny.model, tiny, steps=2, **batch(3))[0])
 
 
-def test_below_halfway_a_target_changes_nothing(tiny, stock, monkeypatch, reference):
+def test_far_below_it_a_target_changes_nothing(tiny, stock, monkeypatch, reference):
     monkeypatch.setattr(Scale, "rarity", lambda *args: -1e9)
     expected = stock(guide(tiny, reference=reference), tiny)
     assert torch.equal(stock(guide(tiny, reference=reference, target=0.05), tiny), expected)
