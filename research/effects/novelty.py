@@ -56,7 +56,7 @@ GROUPS: dict[str, dict[str, Arm]] = {
     "forms": {f"novelty 1, {form}": Arm(_novelty(1.0), FORMS[form]) for form in FORMS},
     "dose": {f"novelty {s:g}": Arm(_novelty(s)) for s in (-1.0, 0.25, 0.5, 1.0, 2.0)},
     "score": {f"score {s:g}": Arm({"strength": s}, reference="") for s in (1.0, 2.0)},
-    "score, more": {f"score {s:g}": Arm({"strength": s}, reference="") for s in (-1.0, 0.5)},
+    "score, more": {f"score {s:g}": Arm({"strength": s}, reference="") for s in (-1.0, 0.25, 0.5)},
     "options": {
         "novelty 2, smooth": Arm(_novelty(2.0, smooth=True)),
         "novelty 2, keep appearance": Arm(_novelty(2.0, keep_appearance=True)),
