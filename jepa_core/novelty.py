@@ -11,13 +11,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .duplicates import SAME, spread
 from .encoder import Encoder
 from .precision import differentiable, full_precision
 
 NEIGHBOURS = 5
 SAMPLE = 1000  # of a reference's pictures, this many tell how far its pictures are from each other
 _CHUNK = 256
-_SAME = 1e-4  # of an embedding's length: less than two pictures differ by, more than rounding
 
 
 class Distance(Protocol):
@@ -142,11 +142,12 @@ def distances_within(
 
 
 class Distances:
-    """Distances to the pictures of one part of a reference, on the CPU."""
+    """Distances to the pictures of one part of a reference, each of which is there once, on the CPU."""
 
     def __init__(self, embeddings: Tensor) -> None:
         self.embeddings = embeddings
         self._distance = Nearest(embeddings)
+        self._same = SAME * spread(embeddings)
 
     def of(self, embeddings: Tensor) -> Tensor:
         """How far embeddings (B, d) are from the pictures: (B,). A picture of the reference is compared with the others."""
@@ -156,14 +157,10 @@ class Distances:
         found = self._distance(embeddings)
         nearest = torch.cdist(embeddings, self.embeddings).argmin(1)
         apart = (embeddings - self.embeddings[nearest]).norm(dim=1)
-        inside = apart <= _SAME * embeddings.norm(dim=1)
+        inside = apart <= self._same
         if inside.any() and len(self.embeddings) > 1:
             found[inside] = self._distance(embeddings[inside], nearest[inside])
         return found
-
-    def among(self, index: Tensor) -> Tensor:
-        """How far some of the pictures (B,) are from all others: (B,). Needs two pictures at least."""
-        return torch.cat([self._distance(self.embeddings[some], some) for some in index.split(_CHUNK)])
 
     @cached_property
     def own(self) -> Tensor:

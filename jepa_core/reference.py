@@ -7,6 +7,7 @@ import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .duplicates import first_of_each
 from .tensors import unreadable
 from .writing import writing_into
 
@@ -87,6 +89,28 @@ class Reference:
     def label(self) -> str:
         """The encoders, as shown to users."""
         return ", ".join(part.label for part in self.parts)
+
+    @property
+    def distinct(self) -> "Reference":
+        """The reference with each picture once: of pictures that are the same to all its encoders, the first.
+
+        Distances and percentiles are those among it. A second copy would be the nearest neighbour of the first, and what
+        is usual would shrink to nothing.
+        """
+        return self._distinct or self
+
+    @cached_property
+    @torch.inference_mode(False)  # so that its tensors can take part in gradients
+    def _distinct(self) -> "Reference | None":
+        """None if it is this one: a reference to itself would keep its tensors from being freed at once."""
+        firsts = torch.stack([first_of_each(part.embeddings) for part in self.parts], 1)
+        seen: dict[tuple[int, ...], int] = {}
+        for place, first in enumerate(map(tuple, firsts.tolist())):
+            seen.setdefault(first, place)
+        if len(seen) == len(self):
+            return None
+        index = torch.tensor(list(seen.values()), device="cpu")
+        return Reference(tuple(part.taken(index) for part in self.parts), self.how)
 
     @torch.inference_mode(False)  # so that its tensors can take part in gradients
     def thinned(self, count: int, seed: int = 0) -> "Reference":

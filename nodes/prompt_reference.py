@@ -114,7 +114,7 @@ class JEPAPromptReference(io.ComfyNode):
             how_of(**settings),
             on_image=lambda: bar.update(1),
         )
-        text = summary(count, reference_scores(reference, encoder))
+        text = summary(reference, reference_scores(reference, encoder))
         if (guidance := guidance_of(model)) is not None:
             text += f"\ndrawn without {guidance.by}, which the model brought"
         show_text(cls.hidden.unique_id, text)

@@ -7,6 +7,7 @@ from ..host.comfy.required import ProgressBar
 from ..host.scoring.modes import how_of
 from ..host.scoring.novelty import own_novelties
 from ..host.scoring.reference import make_reference, reference_scores
+from ..jepa_core import Reference
 from .input_checks import check_values, inputs_of, only, with_images
 from .scoring_inputs import reference_inputs
 from .search_words import search_words
@@ -78,16 +79,20 @@ class JEPAReferenceNode(io.ComfyNode):
             on_image=lambda: bar.update(1),
         )
         scores = reference_scores(reference, judge)
-        show_text(cls.hidden.unique_id, summary(len(reference), scores))
+        show_text(cls.hidden.unique_id, summary(reference, scores))
         return io.NodeOutput(reference, scores, own_novelties(reference, judge))
 
 
-def summary(count: int, scores: list[float]) -> str:
-    """A few lines about the reference, for the page."""
+def summary(reference: Reference, scores: list[float]) -> str:
+    """A few lines about the reference and its pictures' scores, for the page."""
+    count, different = len(reference), len(reference.distinct)
     text = f"{count} reference image{'s' * (count > 1)}"
     if scores:
         ordered = sorted(scores)
         text += f": {ordered[0]:.2f} (rarest) to {ordered[-1]:.2f}, median {ordered[len(ordered) // 2]:.2f}"
-    if count < FEW:
-        text += f"\nfew images: each is {100 / count:.0f} % of them, so percentages are coarse; {GOOD} make a good reference"
+    if different < count:
+        text += f"\n{different} of them differ; the same image counts once"
+    if different < FEW:
+        text += f"\nfew images: each is {100 / different:.0f} % of them, so percentages are coarse; "
+        text += f"{GOOD} make a good reference"
     return text

@@ -101,7 +101,7 @@ class JEPAReferenceFolder(io.ComfyNode):
             how_of(**settings),
             on_image=lambda: bar.update(1),
         )
-        text = summary(len(reference), reference_scores(reference, encoder))
+        text = summary(reference, reference_scores(reference, encoder))
         if pictures.skipped:
             text += f"\nskipped: {skipped_text(pictures.skipped)}"
         show_text(cls.hidden.unique_id, text)

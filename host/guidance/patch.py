@@ -63,6 +63,7 @@ def apply_guidance(
     check_one_device(model)
     guides = [member.encoder for member in encoder.members]
     judges = [member.encoder for member in judge.members] if judge else []
+    reference = reference and reference.distinct
     check_usual(config, encoder, reference)
     if config.criterion != NOVELTY:
         check_rank(config.rarity.k, guides)

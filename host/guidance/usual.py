@@ -34,8 +34,8 @@ def check_usual(config: GuidanceConfig, encoder: AnyEncoder, reference: Referenc
     check_comparable(reference, encoder, seen_as(config.fit, config.antialias))
     if config.target is not None and len(reference) < (fewest := round(1 / config.target)):
         raise ValueError(
-            f"target 1 in {fewest} needs a reference of at least {fewest} pictures, this one has {len(reference)}; add "
-            "pictures, or choose a nearer target"
+            f"target 1 in {fewest} needs a reference of at least {fewest} different pictures, this one has "
+            f"{len(reference)}; add pictures, or choose a nearer target"
         )
     if config.target is not None and config.criterion != NOVELTY and reference.how["mode"] == NO_SCORE:
         raise ValueError(

@@ -54,7 +54,7 @@ def compare(
     """Compare images (H, W, 3 or 4) and their scores with a reference that check_scored_alike let pass."""
     values = novelties(images, encoder, reference, how)
     return Comparison(
-        len(reference),
+        len(reference.distinct),
         rarer_than(scores, reference, encoder),
         values,
         more_novel_than(values, reference, encoder),

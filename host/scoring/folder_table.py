@@ -84,7 +84,7 @@ def _beside(
         raise ValueError(
             "by novelty needs something to compare a single picture with: link a reference, or set by to score"
         )
-    return values, more_novel_than(values, made, encoder)
+    return values, more_novel_than(values, made, encoder) or unknown
 
 
 def rarest_first(lines: Sequence[Line], by: str) -> list[int]:

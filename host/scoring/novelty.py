@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 
 from ...jepa_core import Reference
@@ -37,7 +36,7 @@ def novelties(
 
 def novelties_of(embeddings: Iterable[Tensor], encoder: AnyEncoder, reference: Reference) -> list[float]:
     """As novelties, of pictures whose embeddings (N, d) under each encoder of the set are known."""
-    parts = parts_of(reference, encoder)
+    parts = parts_of(reference.distinct, encoder)
     each = (distances_to(part).of(own) for (part, _), own in zip(parts, embeddings, strict=True))
     return combined(each, reference, encoder)
 
@@ -46,14 +45,12 @@ def own_novelties(reference: Reference, encoder: AnyEncoder) -> list[float]:
     """How far each picture of a reference is from the others; [] if it is alone."""
     if len(reference) < 2:
         return []
-    everything = torch.arange(len(reference), device="cpu")
-    each = (distances_to(part).among(everything) for part, _ in parts_of(reference, encoder))
-    return combined(each, reference, encoder)
+    return novelties_of((part.embeddings for part, _ in parts_of(reference, encoder)), encoder, reference)
 
 
 def sorted_novelties(reference: Reference, encoder: AnyEncoder) -> list[float]:
     """How far pictures of a reference (at most novelty.SAMPLE) are from the others, ascending; [] if it has one picture."""
-    each = (distances_to(part).own for part, _ in parts_of(reference, encoder))
+    each = (distances_to(part).own for part, _ in parts_of(reference.distinct, encoder))
     return sorted(combined(each, reference, encoder))
 
 
@@ -62,7 +59,7 @@ def combined(each: Iterable[Tensor], reference: Reference, encoder: AnyEncoder) 
 
     Those of a single encoder stay as they are.
     """
-    parts = parts_of(reference, encoder)
+    parts = parts_of(reference.distinct, encoder)
     if len(parts) == 1:
         (alone,) = each
         values: list[float] = alone.tolist()

@@ -72,7 +72,7 @@ def novelty_fields(
     height, width = images.shape[1:3]
     total = torch.zeros(len(images), height, width, device="cpu")
     several = len(encoder.members) > 1
-    for member, (part, weight) in zip(encoder.members, parts_of(reference, encoder), strict=True):
+    for member, (part, weight) in zip(encoder.members, parts_of(reference.distinct, encoder), strict=True):
         distance = Nearest(part.embeddings)
         measure = partial(patch_novelty, distance=distance, on_pass=interrupt_check)
         about = ("patch novelty", digest(part.embeddings))

@@ -185,7 +185,7 @@ def _missing(reference: Reference, encoder: HostEncoder) -> str:
 
 def sorted_scores(reference: Reference, encoder: AnyEncoder) -> list[float]:
     """The scores of a reference's pictures under a set's weights, rarest first; [] if it has none."""
-    return sorted(reference_scores(reference, encoder))
+    return sorted(reference_scores(reference.distinct, encoder))
 
 
 def reference_scores(reference: Reference, encoder: AnyEncoder) -> list[float]:

@@ -94,7 +94,7 @@ class Appraiser:
         assert self.reference is not None
         measure = partial(embed, on_pass=interrupt_check)
         embedding = self._asked(("embedding of one",), measure, frames, self.encoder.members[number].encoder)
-        part, _ = parts_of(self.reference, self.encoder)[number]
+        part, _ = parts_of(self.reference.distinct, self.encoder)[number]
         return distances_to(part).of(embedding.float())
 
     def _asked(

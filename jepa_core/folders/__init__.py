@@ -9,7 +9,6 @@ cluster.py     scoring files on many machines, with Ray
 comparison.py  novelty beside a reference
 table.py       tables in parquet, and references as tables
 collection.py  the pictures of a table, as report and select look at them
-duplicates.py  the same bytes, or embeddings that lie close together
 report.py      a table as one page; page/ holds its template, style and script
 selection.py   the rare kept, duplicates dropped, the common thinned out
 options.py     what commands have in common: encoders, devices, settings

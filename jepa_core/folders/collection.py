@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .duplicates import find_duplicates
+from ..duplicates import find_duplicates
 from .scorer import Settings
 from .table import TableError, read_table
 

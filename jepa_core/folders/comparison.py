@@ -17,7 +17,7 @@ class Comparison:
     """
 
     def __init__(self, reference: Reference, settings: Settings) -> None:
-        self._distances = Distances(comparable_part(reference, settings).embeddings)
+        self._distances = Distances(comparable_part(reference.distinct, settings).embeddings)
         self._own = self._distances.own.sort().values.tolist()
 
     def of(self, embeddings: Tensor) -> list[tuple[float, float | None]]:

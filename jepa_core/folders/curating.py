@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..duplicates import DISTANCE
 from .collection import NOVELTY, SCORE, Collection, duplicates_of, read_collection
-from .duplicates import DISTANCE
 from .options import OptionError, check_output, need_packages, refused, unwritable
 from .report import THUMBNAILS, write_report
 from .selection import Amount, amount, choose, link_files, write_list

@@ -1,5 +1,5 @@
 """How far embeddings of altered copies lie from their picture, and how near those of different pictures: for the default
-distance of near-duplicates (jepa_core/folders/duplicates.py).
+distance of near-duplicates (jepa_core/duplicates.py).
 
     python dev.py run research/effects/duplicates.py
 

@@ -107,6 +107,69 @@ def test_a_hundred_thousand_embeddings_load_and_are_searched_quickly(tmp_path):
     assert time.process_time() - begun < 10
 
 
+# --- each once ----------------------------------------------------------------------------------------------------
+
+
+def embedded(points: torch.Tensor, *others: torch.Tensor) -> Reference:
+    """A reference without scores whose parts have these embeddings."""
+    parts = (
+        ReferencePart(str(number), str(number), 28, own, own + 1)
+        for number, own in enumerate([points, *others])
+    )
+    return Reference(tuple(parts), HOW | {"mode": NO_SCORE})
+
+
+def each_once(points: torch.Tensor) -> list[int]:
+    """The places of points that are not within a twentieth of the spread of an earlier one that was kept, pair by pair."""
+    spread = (points - points.mean(0)).norm(dim=1).square().mean().sqrt()
+    kept: list[int] = []
+    for place, point in enumerate(points):
+        if all((point - points[one]).norm() > spread / 20 for one in kept):
+            kept.append(place)
+    return kept
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0])  # embeddings around zero, or all of much the same direction
+@pytest.mark.parametrize("count", [2, 3, 40, 700])
+def test_distinct_are_the_first_of_those_that_are_the_same(count, shift):
+    generator = torch.Generator().manual_seed(count)
+    own = torch.randn(count, 24, generator=generator) + shift
+    saved_again = own[::2] + 0.004 * torch.randn(len(own[::2]), 24, generator=generator)
+    points = torch.cat([own, saved_again, own[:1]])[
+        torch.randperm(len(own) + len(own[::2]) + 1, generator=generator)
+    ]
+    expected = each_once(points)
+    assert len(expected) == count
+    reference = embedded(points)
+    (part,) = reference.distinct.parts
+    assert torch.equal(part.embeddings, points[expected])
+    assert torch.equal(part.smoothed, points[expected] + 1)
+    assert len(reference) == len(points)
+
+
+def test_a_reference_without_repetitions_is_its_own_distinct_one():
+    for count in (1, 2, 30):
+        reference = embedded(torch.randn(count, 16, generator=torch.Generator().manual_seed(count)))
+        assert reference.distinct is reference
+
+
+def test_pictures_that_are_all_the_same_are_one():
+    assert len(embedded(torch.ones(30, 16)).distinct) == 1
+
+
+def test_pictures_are_the_same_only_if_all_encoders_say_so():
+    points = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    twice, other = points[[0, 1, 2, 0, 1, 5]], points[[0, 1, 2, 0, 4, 5]]
+    reference = embedded(twice, other).distinct
+    for part, own in zip(reference.parts, (twice, other), strict=True):
+        assert torch.equal(part.embeddings, own[[0, 1, 2, 4, 5]])
+
+
+def test_a_reference_merged_with_itself_says_the_same():
+    reference = reference_of(40)
+    assert same(merged([reference, reference]).distinct, reference.distinct)
+
+
 # --- merging, thinning --------------------------------------------------------------------------------------------
 
 

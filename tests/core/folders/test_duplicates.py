@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa_core.folders.duplicates import Components, find_duplicates, shortened
+from jepa_core.duplicates import Components, find_duplicates, shortened
 from tests.conftest import ROOT
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from jepa_core import RarityGradient, jepa_score
 from jepa_core.novelty import Nearest, distances_within, embed
-from jepa_core.reference import Reference
+from jepa_core.reference import Reference, merged
 from jepa_core.views import views
 from research.harness.forms import FORMS
 from tests.combinations import covering
@@ -393,7 +393,7 @@ REFUSED: list[tuple[Made, str]] = [
     ),
     (
         lambda reference: {"criterion": NOVELTY, "target": "1 in 5", "reference": reference.thinned(4)},
-        "target 1 in 5 needs a reference of at least 5 pictures, this one has 4; add pictures, or choose a nearer target",
+        "target 1 in 5 needs a reference of at least 5 different pictures, this one has 4; add pictures, or choose a nearer target",
     ),
     (lambda reference: {"reference": "x"}, "reference must be of type JEPA_REFERENCE, got str"),
     (lambda reference: {"criterion": "x"}, "criterion must be one of auto, score, novelty, both, got 'x'"),
@@ -498,6 +498,26 @@ def test_the_shift_is_the_push_times_that_without_a_target(tiny, stock, monkeypa
         full, some = shifts
         assert some == pytest.approx([0, 0.25 * full[1], full[2]])
         assert torch.equal(found[0], stock(tiny.model, tiny, steps=2, **batch(3))[0])
+
+
+@pytest.mark.parametrize("criterion", [SCORE, NOVELTY, BOTH])
+def test_pictures_that_repeat_count_once_for_guidance_and_its_target(tiny, stock, reference, criterion):
+    schedule = Schedule(strength=4.0, end_percent=1.0, start_percent=0.0)
+    found = []
+    for known in (reference, merged([reference, reference])):
+        reports: list[Any] = []
+        settings = {"criterion": criterion, "reference": known, "target": 0.2, "report": reports.append}
+        images = stock(guide(tiny, schedule, **settings), tiny, steps=6, **batch(2))
+        found.append((images, [step.push for step in reports[-1].guided_steps], reports[-1].places))
+    (images, *told), (again, *told_again) = found
+    assert torch.equal(images, again)
+    assert told == told_again
+
+
+def test_a_target_needs_different_pictures(tiny, reference):
+    few = reference.thinned(9)
+    with pytest.raises(ValueError, match="at least 20 different pictures, this one has 9;"):
+        guide(tiny, reference=merged([few] * 3), target=0.05)
 
 
 def test_far_below_it_a_target_changes_nothing(tiny, stock, monkeypatch, reference):

@@ -15,7 +15,7 @@ from jepa_guidance.host.scoring.novelty import novelties, sorted_novelties
 from jepa_guidance.host.scoring.reference import check_comparable, make_reference, part_of, sorted_scores
 from jepa_guidance.host.scoring.scores import score_images
 from jepa_guidance.jepa_core.novelty import NEIGHBOURS, SAMPLE, Distances, distances_within
-from jepa_guidance.jepa_core.reference import NO_SCORE, Reference, ReferencePart, percentile
+from jepa_guidance.jepa_core.reference import NO_SCORE, Reference, ReferencePart, merged, percentile
 from jepa_guidance.jepa_core.views import views
 from jepa_guidance.nodes.rank_images import JEPARankImages
 from jepa_guidance.nodes.rarity_map import JEPARarityMap
@@ -181,6 +181,40 @@ def test_a_set_of_encoders_is_compared_with_its_own_parts(images, both):
         expected += member.weight * far(z[8], z[:8]) / own
     assert distances == pytest.approx([expected], rel=1e-4)
     assert shares == pytest.approx([percentile(expected, sorted_novelties(reference, both))])
+
+
+def repeated(reference: Reference) -> Reference:
+    """Every picture three times, as from overlapping folders."""
+    return merged([reference, reference, reference])
+
+
+def test_pictures_that_repeat_count_once(tiny, images):
+    once, *_ = reference_of([images[:8]], tiny.encoder)
+    _, text, *expected = score(images, tiny.encoder, reference=once)
+    _, again, *found = score(images, tiny.encoder, reference=repeated(once))
+    assert found == expected
+    assert again == text
+    assert sorted_novelties(repeated(once), tiny.encoder) == sorted_novelties(once, tiny.encoder)
+    assert sorted_scores(repeated(once), tiny.encoder) == sorted_scores(once, tiny.encoder)
+
+
+def test_every_image_is_told_its_novelty_though_some_repeat(tiny, images):
+    _, _, once = reference_of([images[:8]], tiny.encoder)
+    reference, scores, own = reference_of([images[:8], images[:3]], tiny.encoder)
+    assert (len(reference), len(scores)) == (11, 11)
+    assert own == pytest.approx([*once, *once[:3]], rel=1e-5)
+
+
+def test_of_images_that_are_all_the_same_none_is_novel(tiny, images):
+    _, _, own = reference_of([images[[0, 0, 0]]], tiny.encoder, mode=NO_SCORE)
+    assert own == pytest.approx([0, 0, 0], abs=1e-3)
+
+
+def test_a_picture_of_the_reference_that_was_saved_is_compared_with_the_others(tiny, images):
+    reference, _, own = reference_of([images], tiny.encoder, mode=NO_SCORE)
+    saved = (images * 255).floor() / 255  # as the host saves pictures
+    *_, distances, _ = score(saved, tiny.encoder, reference=reference)
+    assert distances == pytest.approx(own, rel=0.05)
 
 
 def test_without_a_reference_there_is_nothing_beside_a_score(tiny, images):

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+# Two embeddings that are nearer than this share of the spread (root mean square distance from the mean) of all are one
+# picture: more than saving a picture again moves it, less than two pictures differ by.
+SAME = 0.05
 # The default of the largest cosine distance between near-duplicates; research/effects/duplicates.py measures it.
 DISTANCE = 0.01
 
@@ -28,7 +31,7 @@ class Components:
     """
 
     def __init__(self, count: int) -> None:
-        self.root = torch.arange(count)
+        self.root = torch.arange(count, device="cpu")
 
     def join(self, left: Tensor, right: Tensor) -> None:
         """Add the edges between nodes left (E,) and right (E,)."""
@@ -57,8 +60,10 @@ def find_duplicates(hashes: Sequence[str], embeddings: Tensor, distance: float =
     """
     components = Components(len(hashes))
     first: dict[str, int] = {}
-    same = torch.tensor([first.setdefault(one, place) for place, one in enumerate(hashes)], dtype=torch.long)
-    components.join(torch.arange(len(hashes)), same)
+    same = torch.tensor(
+        [first.setdefault(one, place) for place, one in enumerate(hashes)], dtype=torch.long, device="cpu"
+    )
+    components.join(torch.arange(len(hashes), device="cpu"), same)
     if len(hashes) > 1:
         embeddings /= embeddings.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         with one_thread():
@@ -67,6 +72,32 @@ def find_duplicates(hashes: Sequence[str], embeddings: Tensor, distance: float =
     for place, root in enumerate(components.root.tolist()):
         groups.setdefault(root, []).append(place)
     return [group for group in groups.values() if len(group) > 1]
+
+
+@torch.inference_mode(False)
+def first_of_each(embeddings: Tensor) -> Tensor:
+    """For each of some pictures the index of an earlier one that is the same, by SAME, or its own: (N,) int64.
+
+    Args:
+        embeddings: (N, d) float32, finite.
+    """
+    if len(embeddings) < 2:
+        return torch.zeros(len(embeddings), dtype=torch.int64, device="cpu")
+    components = Components(len(embeddings))
+    units = embeddings / embeddings.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    with one_thread():
+        join_close(components, units, (SAME * spread(units)) ** 2)
+    # joined are pictures of one direction, some by way of others
+    apart = (embeddings - embeddings[components.root]).norm(dim=1)
+    return torch.where(
+        apart <= SAME * spread(embeddings), components.root, torch.arange(len(embeddings), device="cpu")
+    )
+
+
+def spread(embeddings: Tensor) -> float:
+    """The root mean square distance of embeddings (N, d) from their mean."""
+    exact = embeddings.double()
+    return (exact - exact.mean(0)).square().sum(1).mean().sqrt().item()
 
 
 @contextmanager
@@ -83,11 +114,11 @@ def one_thread() -> Iterator[None]:
 def join_close(components: Components, points: Tensor, limit: float) -> None:
     """Join all pairs of points (N, d) whose squared distance is at most `limit`; unit vectors, float32."""
     short = shortened(points)
-    leaves = split(short, torch.arange(len(short)))
+    leaves = split(short, torch.arange(len(short), device="cpu"))
     low = torch.stack([short[leaf].amin(0) for leaf in leaves])
     high = torch.stack([short[leaf].amax(0) for leaf in leaves])
     # (-2 p, 1, |p|^2) . (q, |q|^2, 1) = |p - q|^2: one product bounds the distances of a tile
-    squares, ones = short.square().sum(1, keepdim=True), torch.ones(len(short), 1)
+    squares, ones = short.square().sum(1, keepdim=True), torch.ones(len(short), 1, device="cpu")
     left, right = torch.cat([-2 * short, ones, squares], 1), torch.cat([short, squares, ones], 1)
     for place, leaf in enumerate(leaves):
         gaps = torch.maximum(low[place:] - high[place], low[place] - high[place:]).clamp_min(0)
@@ -104,7 +135,7 @@ def shortened(points: Tensor) -> Tensor:
     They hold the principal axes, and what is left of the length beside them: |p - q|^2 is at least the squared distance
     along the axes plus (rest of p - rest of q)^2.
     """
-    sample = points[torch.linspace(0, len(points) - 1, min(_SAMPLE, len(points))).long()]
+    sample = points[torch.linspace(0, len(points) - 1, min(_SAMPLE, len(points)), device="cpu").long()]
     mean = sample.mean(0)
     _, axes = torch.linalg.eigh((sample - mean).T @ (sample - mean))  # ascending
     axes = axes[:, -_AXES:].flip(1)
@@ -140,7 +171,7 @@ def join_possible(
     one, other = near.nonzero(as_tuple=True)
     components.join(rows[one], columns[other])
     one, other = (possible & ~near & (squares <= limit + _SLACK)).nonzero(as_tuple=True)
-    for some in torch.arange(len(one)).split(_CHECKED):
+    for some in torch.arange(len(one), device="cpu").split(_CHECKED):
         left, right = rows[one[some]], columns[other[some]]
         close = (points[left].double() - points[right].double()).square().sum(1) <= limit
         components.join(left[close], right[close])
