@@ -11,7 +11,7 @@ from ..host.guidance.refusals import check_finite, check_frames
 from ..host.guidance.trace import Trace
 from .guidance_inputs import check_guidance, config_of, guidance_inputs, guides_nothing, off_text
 from .input_checks import inputs_of
-from .sampling_inputs import sampler_message, sampling_inputs
+from .sampling_inputs import missing_sampler, sampler_message, sampling_inputs
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
 
@@ -70,6 +70,8 @@ def guided_model(
     Raises:
         ValueError: inputs, a sampler, models or a latent that cannot be guided.
     """
+    if message := missing_sampler(sampler_name):
+        raise ValueError(message)
     if guides_nothing(inputs):
         report(Trace(instead=off_text(model, "this is the stock sampler's image")))
         return model

@@ -13,7 +13,7 @@ from ..host.scoring.prompt_pictures import check_one_picture, draw_pictures
 from ..host.scoring.reference import make_reference, reference_scores
 from .input_checks import check_values, inputs_of
 from .reference import REFERENCE_ENCODER, USES, summary
-from .sampling_inputs import sampling_inputs
+from .sampling_inputs import missing_sampler, sampling_inputs
 from .scoring_inputs import reference_inputs
 from .search_words import search_words
 from .types import JEPAEncoder, JEPAReference
@@ -94,6 +94,8 @@ class JEPAPromptReference(io.ComfyNode):
             inputs_of(JEPAPromptReference),
             {**parts, "first_seed": first_seed, "count": count, **settings, **sampling},
         )
+        if message := missing_sampler(sampling["sampler_name"]):
+            raise ValueError(message)
         check_one_picture(latent_image)
         check_vae_fits(vae, model)
         images = draw_pictures(

@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..host.comfy.required import KSampler, sampler_object
+from ..host.comfy.required import KSampler
+from ..host.comfy.sampling import sampler_named
 from ..host.guidance.refused_samplers import sampler_refusal
 
 MAX_CFG = 100.0
@@ -23,7 +24,7 @@ def sampling_inputs(*, steps: int, steps_tip: str, cfg_tip: str, sampler_tip: st
             default="euler",
             tooltip=sampler_tip,
             # web/js/samplers.js warns of these, which strength 0 allows
-            extra_dict={"jepa_unguided": [name for name in KSampler.SAMPLERS if sampler_message(name)]},
+            extra_dict={"jepa_unguided": list(filter(_refusal, KSampler.SAMPLERS))},
         ),
         io.Combo.Input(
             "scheduler",
@@ -41,6 +42,18 @@ def share_input(name: str, default: float, tooltip: str) -> io.Float.Input:
 
 def sampler_message(name: str) -> str | None:
     """Why the pack cannot follow the steps of a sampler, or None if it can."""
+    return missing_sampler(name) or _refusal(name)
+
+
+def missing_sampler(name: str) -> str | None:
+    """Why there is no such sampler, or None if there is."""
     if name not in KSampler.SAMPLERS:
         return f"sampler_name {name!r} is not in KSampler's menu now; choose another, or load the pack that adds it"
-    return sampler_refusal(sampler_object(name))
+    if sampler_named(name) is None:
+        return f"sampler_name {name!r} works only in a node of the pack that lists it; choose another, for instance euler"
+    return None
+
+
+def _refusal(name: str) -> str | None:
+    sampler = sampler_named(name)
+    return None if sampler is None else sampler_refusal(sampler)

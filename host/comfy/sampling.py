@@ -1,7 +1,7 @@
 """The stock sampler, and wrapping the samplers and runs of a MODEL."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,12 +37,18 @@ def stock_sample(model: Any, latent: dict, **settings: Any) -> dict:
     return common_ksampler(model, latent=latent, **settings)[0]
 
 
+def sampler_named(name: str) -> Any | None:
+    """The sampler (KSAMPLER) of a name in KSampler's menu, or None if the host cannot make it."""
+    try:
+        return sampler_object(name)
+    except Exception:  # whatever it is: packs list names that only their own nodes can make a sampler of
+        return None
+
+
 def name_in_menu(sampler: Any) -> str | None:
     """The name in KSampler's menu of a sampler (KSAMPLER), or None if it is not there."""
-    listed = {}
-    for name in KSampler.SAMPLERS:
-        with suppress(Exception):  # packs list names that only their own nodes can make a sampler of
-            listed[name] = sampler_object(name)
+    made = {name: sampler_named(name) for name in KSampler.SAMPLERS}
+    listed = {name: one for name, one in made.items() if one is not None}
     function = sampler.sampler_function
     same = [name for name, own in listed.items() if own.sampler_function is function]
     # some of the host's are made anew each time

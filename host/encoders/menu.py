@@ -1,5 +1,6 @@
 """The names in the encoder loader's menu, and their files in models/jepa."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,8 @@ def _installed_file(name: str) -> Path | None:
     files = (
         Path(path) / name / "model.safetensors" for path in folder_paths.get_folder_paths(ENCODER_FOLDER)
     )
-    return next((file for file in files if file.is_file()), None)
+    # not Path.is_file, which raises for a folder that this program may not open, or a drive that is gone
+    return next((file for file in files if os.path.isfile(file)), None)
 
 
 def is_installed(name: str) -> bool:

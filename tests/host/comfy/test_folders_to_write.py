@@ -22,11 +22,13 @@ from jepa_guidance.jepa_core import hub
 from jepa_guidance.jepa_core.djepa import files as djepa_files
 from jepa_guidance.jepa_core.reference import Reference, ReferencePart
 from jepa_guidance.jepa_core.writing import UnwritableError, is_unwritable, writing_into
+from jepa_guidance.nodes import JEPAExtension
 from safetensors import SafetensorError
 
 from tests.conftest import HOST, ROOT
 from tests.core.conftest import random_djepa
 from tests.host.scoring.test_references import HOW
+from tests.own_loop import finished
 
 KINDS = ("jepa", "djepa", "jepa_references")
 DINO, CLIP = "dinov2-small", "CLIP-ViT-B-32-laion2B-s34B-b79K"
@@ -46,10 +48,10 @@ def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @contextmanager
-def without_rights(folder: Path) -> Iterator[None]:
-    """Within the block, this process may not write into the folder; if it is root's, as another user."""
+def without_rights(folder: Path, rights: int = 0o555) -> Iterator[None]:
+    """Within the block, this process has only these rights to the folder, to read it; if it is root's, as another user."""
     mode = folder.stat().st_mode
-    folder.chmod(0o555)
+    folder.chmod(rights)
     root = os.geteuid() == 0
     try:
         if root:
@@ -121,6 +123,21 @@ def test_a_file_that_is_put_there_later_is_found(base: Path) -> None:
     assert reference_names() == []
     save_reference()
     assert reference_names() == ["usual.safetensors"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_menus_are_there_though_a_folder_cannot_be_opened(base: Path, kind: str) -> None:
+    """As below a folder of another user, or on a drive that is gone."""
+    (base / "theirs" / kind / DINO).mkdir(parents=True)
+    (base / "theirs" / kind / DINO / "model.safetensors").touch()
+    folder_paths.add_model_folder_path(kind, str(base / "theirs" / kind), is_default=True)
+    register_folders()
+    with without_rights(base / "theirs", 0o000):
+        with pytest.raises(PermissionError):
+            (base / "theirs" / kind / DINO / "model.safetensors").stat()
+        for node in finished(JEPAExtension().get_node_list()):
+            assert node.GET_SCHEMA()
+            assert node.INPUT_TYPES()
 
 
 # --- the folder that the user configured --------------------------------------------------------------------------

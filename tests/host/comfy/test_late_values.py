@@ -20,6 +20,7 @@ from jepa_guidance.nodes.input_checks import check_values, inputs_of
 from jepa_guidance.nodes.prompt_reference import JEPAPromptReference
 from jepa_guidance.nodes.rare_search import JEPARareSearch
 from jepa_guidance.nodes.sampling_inputs import sampler_message
+from jepa_guidance.nodes.strength_strip import JEPAStrengthStrip
 
 SAMPLING = (JEPAGuidedKSampler, JEPARareSearch, JEPAPromptReference)
 HOST_MODULES = ("comfy", "folder_paths", "nodes", "comfy_execution")
@@ -70,14 +71,54 @@ def test_the_message_about_a_sampler_is_true_before_and_after(request: Any) -> N
     assert sampler_message("late") is None
 
 
+def widgets_of(node: Any) -> dict[str, Any]:
+    return {entry.id: entry.default for entry in inputs_of(node) if hasattr(entry, "default")}
+
+
+@pytest.fixture
+def own_name(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A name that another pack lists, though only its own node can make a sampler of it."""
+    samplers = comfy.samplers.KSampler.SAMPLERS
+    monkeypatch.setattr(comfy.samplers.KSampler, "SAMPLERS", [*samplers, "only_theirs"])
+    with pytest.raises(AttributeError):
+        comfy.samplers.sampler_object("only_theirs")
+    return "only_theirs"
+
+
+@pytest.mark.parametrize("node", [*SAMPLING, JEPAStrengthStrip])
+def test_menus_have_a_name_that_only_its_own_pack_can_use(own_name: str, node: Any) -> None:
+    facts = node.INPUT_TYPES()["required"]["sampler_name"][1]
+    assert own_name in facts["options"]
+    assert own_name not in facts["jepa_unguided"]  # the pack's own node can be guided
+
+
+ONLY_THEIRS = "sampler_name 'only_theirs' works only in a node of the pack that lists it; choose another"
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+@pytest.mark.parametrize("node", [JEPAGuidedKSampler, JEPAPromptReference, JEPAStrengthStrip])
+def test_a_name_that_only_its_own_pack_can_use_is_refused_before_work_starts(
+    tiny: SimpleNamespace, own_name: str, node: Any, strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jepa_guidance.host.comfy.sampling.common_ksampler", None)
+    parts = {"model": tiny.model, "vae": tiny.vae, "encoder": tiny.encoder, "positive": tiny.positive}
+    parts |= {"negative": tiny.negative, "latent_image": {"samples": torch.zeros(1, 4, 8, 8)}}
+    values = {**widgets_of(node), **parts, "sampler_name": own_name}
+    values |= {"strength": strength, "strengths": f"{strength}, 1", "rank": 3, "preset": "custom"}
+    known = {entry.id for entry in inputs_of(node)}
+    with torch.inference_mode(), pytest.raises(ValueError, match=ONLY_THEIRS):
+        node.execute(**{name: value for name, value in values.items() if name in known})
+
+
+def test_a_search_with_a_name_that_only_its_own_pack_can_use_is_refused(own_name: str) -> None:
+    assert JEPARareSearch.validate_inputs(sampler_name=[own_name]).startswith(ONLY_THEIRS)
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_a_sampler_and_a_scheduler_added_later_run(
     tiny: SimpleNamespace, late_pack: None, strength: float
 ) -> None:
-    widgets = {
-        entry.id: entry.default for entry in inputs_of(JEPAGuidedKSampler) if hasattr(entry, "default")
-    }
-    settings = widgets | {
+    settings = widgets_of(JEPAGuidedKSampler) | {
         **{"model": tiny.model, "vae": tiny.vae, "encoder": tiny.encoder, "strength": strength},
         **{"positive": tiny.positive, "negative": tiny.negative, "steps": 4, "rank": 3, "preset": "custom"},
         **{"latent_image": {"samples": torch.zeros(1, 4, 8, 8)}},

@@ -393,7 +393,7 @@ REFUSED: list[tuple[Made, str]] = [
     ),
     (
         lambda reference: {"criterion": NOVELTY, "target": "1 in 5", "reference": reference.thinned(4)},
-        "target 1 in 5 needs a reference of at least 5 different pictures, this one has 4; add pictures, or choose a nearer target",
+        "target 1 in 5 needs a reference of at least 5 different pictures, this one has 4; add pictures, or choose a ",
     ),
     (lambda reference: {"reference": "x"}, "reference must be of type JEPA_REFERENCE, got str"),
     (lambda reference: {"criterion": "x"}, "criterion must be one of auto, score, novelty, both, got 'x'"),
