@@ -170,9 +170,12 @@ def values_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {name: given[name] for name in defaults() if name in given} | dict(
         linked.chosen if linked else {}
     )
-    values = given | defaults() | chosen | PRESETS.get(given["preset"], {})
+    preset = PRESETS.get(given["preset"], {})
+    values = given | defaults() | chosen | preset
     values.pop("settings", None)
-    fit = AUTO if reference is not None and chosen.get("fit", AUTO) == AUTO else values["fit"]
+    # a preset is for any reference
+    asked = AUTO if "fit" in preset else chosen.get("fit", AUTO)
+    fit = AUTO if reference is not None and asked == AUTO else values["fit"]
     return values | view_of(how_beside(reference, fit=fit, antialias=values["antialias"]))
 
 

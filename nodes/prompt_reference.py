@@ -4,9 +4,8 @@ from comfy_api.latest import io
 
 from ..host.comfy.page import show_text
 from ..host.comfy.required import ProgressBar
-from ..host.comfy.sampling import MAX_SEED, seeds_from, unwrapped
-from ..host.guidance.attachment import guidance_of
-from ..host.guidance.guidance import KEY
+from ..host.comfy.sampling import MAX_SEED, seeds_from
+from ..host.guidance.brought import brought, without_patches
 from ..host.guidance.refusals import check_vae_fits
 from ..host.scoring.modes import how_of
 from ..host.scoring.prompt_pictures import check_one_picture, draw_pictures
@@ -99,7 +98,7 @@ class JEPAPromptReference(io.ComfyNode):
         check_one_picture(latent_image)
         check_vae_fits(vae, model)
         images = draw_pictures(
-            unwrapped(model, KEY),
+            without_patches(model),
             vae,
             latent_image,
             first_seed=first_seed,
@@ -117,7 +116,7 @@ class JEPAPromptReference(io.ComfyNode):
             on_image=lambda: bar.update(1),
         )
         text = summary(reference, reference_scores(reference, encoder))
-        if (guidance := guidance_of(model)) is not None:
-            text += f"\ndrawn without {guidance.by}, which the model brought"
+        if names := brought(model):
+            text += f"\ndrawn without {' and '.join(names)}, which the model brought"
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(reference, images, seeds_from(first_seed, count))

@@ -106,7 +106,7 @@ def wrap_preparation(model: Any, key: str, wrapper: Callable) -> None:
 def unwrapped(model: Any, key: str) -> Any:
     """A clone of MODEL without the wrappers of this key, and without the models that are attached with it."""
     plain = model.clone()
-    for kind in (SAMPLER_WRAPPER, RUN_WRAPPER):
+    for kind in (SAMPLER_WRAPPER, CALL_WRAPPER, RUN_WRAPPER):
         plain.remove_wrappers_with_key(kind, key)
     plain.remove_additional_models(key)
     return plain

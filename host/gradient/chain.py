@@ -42,6 +42,10 @@ class LatentGradient(EstimateGradient):
     def ways(self, batch: int) -> list[Way]:
         return ways_down(self.way, self.small is not None, batch, self.image.uses_score)
 
+    def notices(self, batch: int) -> list[str]:
+        alone = self.image.apart and batch == 1
+        return ["apart: a batch of one image has nothing to move away from"] if alone else []
+
     def decoder_of(self, way: Way) -> LatentDecoder:
         """The decoder that a way uses."""
         return self.small if way.small_decoder and self.small is not None else self.decoder

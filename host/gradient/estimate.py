@@ -69,6 +69,10 @@ class GradientChain(Protocol):
         """The ways from the one that was asked for down to the one with least memory, for a batch of this size."""
         return [self.way]
 
+    def notices(self, batch: int) -> list[str]:
+        """What has no effect on a batch of this size, one line each."""
+        return []
+
     def begin_run(self, on_pass: Callable[[], None], check: GradientCheck) -> "GradientChain":
         """Return a chain for one run, which shares no state with other runs.
 

@@ -239,5 +239,7 @@ def _combined(parts: Sequence[_Part], push: dict[str, float] | None, agree: bool
     total = sum(scaled[1:], scaled[0])
     if not agree:
         return total
-    signs = torch.stack([part.gradient for part in parts]).sign()
+    # a gradient of zero, as that of an image alone in its batch, has no direction to agree with
+    telling = [part.gradient for part in parts if part.gradient.any()] or [total]
+    signs = torch.stack(telling).sign()
     return torch.where((signs == signs[0]).all(0) | total.isnan(), total, 0.0)

@@ -134,6 +134,8 @@ class GuidedRun:
             self.trace.add(UnguidedStep(step, plan.sigmas[step]))
         self.progress = StepProgress(plan.steps, self.report_passes)
         if self.guided:
+            for notice in self.chain.notices(len(x)):
+                self.trace.notice(notice)
             self._plan_memory(model, x, sigmas[:1], extra_args)
         else:
             logging.warning("JEPA guidance: none of the %d steps lies in the guided range", plan.steps)

@@ -130,10 +130,12 @@ class Trace:
         last = guided[-1]
         skipped = sum(not math.isfinite(norm) for step in guided for norm in step.gradient_norm)
         each = self.guides if len(self.guides) > 1 else ()
+        moved = any(largest > 0 for step in guided for largest in step.shift)
+        what = "steps guided" if moved else "steps in the guided range, no image was moved"
         # a node shows only some lines: notices first
         return "\n".join(
             [
-                f"JEPA guidance: {len(guided)} of {total} steps guided, {self._courses()}",
+                f"JEPA guidance: {len(guided)} of {total} {what}, {self._courses()}",
                 *self.notices,
                 *self._places(),
                 *([f"{skipped} shift(s) skipped, their gradient was not finite"] if skipped else []),

@@ -239,6 +239,16 @@ def test_nothing_is_apart_from_itself(vae, encoders):
     assert torch.equal(with_apart.gradient, without.gradient)
 
 
+@pytest.mark.parametrize("agree", [False, True])
+def test_alone_in_its_batch_the_other_criterion_is_all_that_counts(vae, encoders, agree):
+    latent = random_like(LATENT, 1)
+    settings = {"apart": True, "agree": agree}
+    both = chain_of(vae, [Guide(encoders[0])], criterion=BOTH, **settings).of_latent(latent).gradient
+    score = chain_of(vae, [Guide(encoders[0])], criterion=SCORE).of_latent(latent).gradient
+    assert score.any()
+    torch.testing.assert_close(both / both.norm(), score / score.norm())
+
+
 def test_the_order_of_a_batch_does_not_matter_apart(vae, encoders):
     guides = [Guide(encoder, 0.5) for encoder in encoders]
     latents = torch.cat([random_like(LATENT, seed) for seed in range(8)])

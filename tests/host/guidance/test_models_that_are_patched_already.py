@@ -104,6 +104,20 @@ def test_the_names_are_those_of_the_nodes(tiny, run, page):
     assert brought(tiny.model) == []
 
 
+@pytest.mark.parametrize("first", NAMES[:3])  # which do not run together
+def test_what_a_prompt_draws_by_itself_is_without_all_of_them(tiny, run, page, first):
+    settings = {"count": 2, "mode": "no scores"}
+    plain = run(nodes.JEPAPromptReference, tiny.model, **settings)[1]
+    assert not any("drawn without" in text for text in page.said)
+    model = tiny.model
+    for name in (first, *NAMES[3:]):
+        model = patched(SimpleNamespace(**vars(tiny) | {"model": model}), run, name)
+    assert brought(model) == [first, *NAMES[3:]]
+    assert torch.equal(run(nodes.JEPAPromptReference, model, **settings)[1], plain)
+    assert f"drawn without {first} and Boost-and-Skip and CADS, which the model brought" in page.said[-1]
+    assert brought(model) == [first, *NAMES[3:]]
+
+
 @pytest.mark.parametrize("by", [*NAMES, ""])
 def test_a_sampler_that_is_off_claims_the_stock_image_only_of_an_unpatched_model(tiny, run, page, by):
     model = patched(tiny, run, by) if by else tiny.model

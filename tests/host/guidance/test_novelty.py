@@ -206,6 +206,17 @@ def test_strength_is_how_far_from_the_reference(tiny, stock, reference, through)
     assert all(later > earlier for earlier, later in itertools.pairwise(means))
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_batch_of_one_with_nothing_to_be_apart_from_is_said_not_to_be_guided(tiny, stock, count):
+    reports: list[Any] = []
+    stock(guide(tiny, apart=True, report=reports.append), tiny, **batch(count))
+    message, *notices = reports[-1].message().splitlines()
+    said = "apart: a batch of one image has nothing to move away from"
+    assert (said in notices) == (count == 1)
+    assert ("no image was moved" in message) == (count == 1)
+    assert ("steps guided" in message) == (count > 1)
+
+
 @pytest.mark.parametrize("referred", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_apart_moves_the_images_of_a_batch_away_from_each_other(tiny, stock, reference, referred):
     means = []

@@ -67,6 +67,14 @@ def test_auto_is_novelty_where_there_is_something_to_compare_with(tiny):
         assert config_of(inputs(tiny, **changes)).criterion == expected
 
 
+@pytest.mark.parametrize("preset", [SUBTLE, BALANCED, WILD, FAITHFUL, CUSTOM])
+@pytest.mark.parametrize("chosen", ["auto", "crop"])
+def test_every_preset_sees_images_as_a_references_pictures_were_seen(tiny, preset, chosen):
+    reference = SimpleNamespace(how={"mode": "exact", "fit": "crop", "antialias": "on"})
+    config = config_of(inputs(tiny, preset=preset, settings=linked(fit=chosen), reference=reference))
+    assert config.fit == "crop"
+
+
 def test_custom_is_the_linked_settings_and_without_any_their_defaults(tiny):
     expected = [True, "full", "two", False, 9, 2, 2, True, False, 0.3]
     assert how(config_of(inputs(tiny, preset=CUSTOM))) == expected
