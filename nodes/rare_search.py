@@ -18,8 +18,10 @@ from ..host.options import (
     BOOSTED_START,
     FLOOR_PERCENTILE,
     NO_FLOOR,
+    NOVELTY,
 )
 from ..host.scoring.modes import how_beside
+from ..host.scoring.novelty import more_novel_than
 from ..host.scoring.reference import view_of
 from ..host.search.batch import batch_of, kept_rows
 from ..host.search.config import SearchConfig
@@ -131,6 +133,12 @@ class JEPARareSearch(io.ComfyNode):
                     is_output_list=True,
                     tooltip="Rarity of all candidates against their quality, with those that nothing beats in both.",
                 ),
+                io.Float.Output(
+                    display_name="rarer_than",
+                    is_output_list=True,
+                    tooltip="By novelty: the percentage of the reference than which each kept image is rarer; higher is "
+                    "rarer. Empty by score.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -161,6 +169,7 @@ class JEPARareSearch(io.ComfyNode):
             [one.value for record in records for one in record.candidates],
             [search_sheet(record) for record in records],
             [to_image(chart_of(record)) for record in records],
+            [share for run, record in zip(runs, records, strict=True) for share in _shares(run, record)],
             # the panel on the node shows the candidates; a preview of the sheet would show them twice
             ui={
                 "jepa_search": [
@@ -282,6 +291,13 @@ def part_of_schedule(given: dict[str, Any]) -> dict[str, Any]:
         "start_step": start or None,
         "last_step": end if end < given["steps"] else None,
     }
+
+
+def _shares(inputs: dict[str, Any], record: SearchRecord) -> list[float]:
+    """The percentage of the reference than which each kept image is more novel; [] by score."""
+    if record.by != NOVELTY:
+        return []
+    return more_novel_than([one.value for one in record.kept], inputs["reference"], inputs["encoder"])
 
 
 def pictures_of(record: SearchRecord) -> torch.Tensor:

@@ -13,13 +13,24 @@ from jepa_guidance.host.drawing.pictures import labelled_sheet
 from jepa_guidance.host.options import BOOSTED_START
 from jepa_guidance.host.search.record import Candidate, SearchRecord
 from jepa_guidance.host.search.report import MOST_SHOWN, SearchReporter
+from jepa_guidance.jepa_core.novelty import distances_within
 from jepa_guidance.nodes import rare_search
 from jepa_guidance.nodes.input_checks import inputs_of
 from jepa_guidance.nodes.rare_search import JEPARareSearch
 
 from tests.host.search.conftest import LATENT, SAMPLING
 
-NAMES = ("latent", "scores", "indices", "qualities", "candidates", "candidate_scores", "sheet", "chart")
+NAMES = (
+    "latent",
+    "scores",
+    "indices",
+    "qualities",
+    "candidates",
+    "candidate_scores",
+    "sheet",
+    "chart",
+    "rarer_than",
+)
 
 
 def node(tiny: Any, **changes: Any) -> dict[str, Any]:
@@ -97,9 +108,15 @@ def test_novelty_against_a_reference(tiny):
 
     images = torch.rand(8, 16, 16, 3, generator=torch.Generator().manual_seed(4))
     reference = reference_of([tiny.encoder], images)
-    found = node(tiny, by=["novelty"], reference=[reference])
+    how = {"by": ["novelty"], "reference": [reference]}
+    found = node(tiny, **how)
     assert found["scores"] == sorted(found["scores"], reverse=True)
     assert all(score > 0 for score in found["scores"])
+    own = distances_within(reference.parts[0].embeddings)
+    assert found["rarer_than"] == [100 * (own < score).double().mean().item() for score in found["scores"]]
+    both, other = node(tiny, **how, seed=[SAMPLING["seed"], 6]), node(tiny, **how, seed=[6])
+    assert both["rarer_than"] == found["rarer_than"] + other["rarer_than"]
+    assert node(tiny, reference=[reference])["rarer_than"] == []
 
 
 @pytest.mark.parametrize(
