@@ -11,16 +11,22 @@ from .required import folder_paths
 ENCODER_FOLDER = "jepa"
 DJEPA_FOLDER = "djepa"
 REFERENCE_FOLDER = "jepa_references"
+ENDING = ".safetensors"
 
 
 def register_folders() -> None:
     """Register the pack's model folders with the host, after those of the user's configuration. Makes none of them."""
     for name in (ENCODER_FOLDER, DJEPA_FOLDER, REFERENCE_FOLDER):
         default = Path(folder_paths.models_dir) / name
-        paths, _ = folder_paths.folder_names_and_paths.get(name, ([], set()))
+        paths, endings = folder_paths.folder_names_and_paths.get(name, ([], set()))
         paths = list(dict.fromkeys([*paths, str(default)]))
-        # .safetensors only: the host's default extensions include pickles
-        folder_paths.folder_names_and_paths[name] = (paths, {".safetensors"})
+        # whatever another pack keeps there stays in its menus
+        folder_paths.folder_names_and_paths[name] = (paths, {*endings, ENDING})
+
+
+def files_in_menu(name: str) -> list[str]:
+    """The pack's own files of a kind, by the host's list of them. Only safetensors: other weights can be pickles."""
+    return [file for file in folder_paths.get_filename_list(name) if file.lower().endswith(ENDING)]
 
 
 def folder_to_write(name: str) -> Path:

@@ -16,7 +16,7 @@ from ...jepa_core.hub import (
     fetch_tokenizer,
 )
 from ...jepa_core.prompt_fit import MODEL_TYPE
-from ..comfy.model_folders import ENCODER_FOLDER, folder_to_write, inside, writing_to
+from ..comfy.model_folders import ENCODER_FOLDER, files_in_menu, folder_to_write, inside, writing_to
 from ..comfy.required import folder_paths
 
 PAPER_ENCODER = "dinov2-with-registers-small"
@@ -25,7 +25,7 @@ FACTS = "jepa_installed"  # where an input of object_info has menu_facts; web/js
 
 def encoder_names() -> list[str]:
     """Names for the menu: the installed encoders, those of the hub before other files; then those that can be downloaded."""
-    local = folder_paths.get_filename_list(ENCODER_FOLDER)
+    local = files_in_menu(ENCODER_FOLDER)
     others = [name for name in local if Path(name).parts[0] not in ENCODERS]
     here = [name for name in ENCODERS if _installed_file(name)]
     return [*here, *others, *(name for name in ENCODERS if name not in here)]

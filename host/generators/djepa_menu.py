@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..comfy.model_folders import DJEPA_FOLDER, inside
+from ..comfy.model_folders import DJEPA_FOLDER, files_in_menu, inside
 from ..comfy.required import folder_paths
 from .autoencoder import TOKENIZER
 
@@ -18,7 +18,7 @@ def djepa_tokenizer(name: str) -> Path | None:
 
 def djepa_names() -> list[str]:
     """Names for the menu: the D-JEPA of this pack, then all .safetensors files in models/djepa."""
-    return [DJEPA_DEMO, *folder_paths.get_filename_list(DJEPA_FOLDER)]
+    return [DJEPA_DEMO, *files_in_menu(DJEPA_FOLDER)]
 
 
 def djepa_file(name: str) -> Path:

@@ -17,6 +17,7 @@ import pytest
 import tomllib
 from PIL import Image
 
+from tools.environment.pinned import HOST
 from tools.server import ExecutionFailed, PromptRefused, Server
 
 FOLDER = Path(__file__).absolute().parents[2] / "workflows"
@@ -185,7 +186,7 @@ def test_a_template_says_where_its_models_and_its_nodes_come_from(name):
         if node["type"].startswith(("JEPA", "DJEPA")):
             assert (properties["cnr_id"], properties["ver"]) == (PROJECT["name"], PROJECT["version"])
         else:
-            assert properties["cnr_id"] == "comfy-core"
+            assert (properties["cnr_id"], properties["ver"]) == ("comfy-core", HOST.version)
         # the host offers to download what a menu lacks; encoders are fetched by their loader
         models = properties.get("models", [])
         files = [value for value in node.get("widgets_values", []) if str(value).endswith(".safetensors")]

@@ -16,7 +16,8 @@ import folder_paths
 import pytest
 import torch
 from jepa_guidance.host.comfy.model_folders import folder_to_write, register_folders
-from jepa_guidance.host.encoders.menu import clip_file, encoder_file
+from jepa_guidance.host.encoders.menu import clip_file, encoder_file, encoder_names
+from jepa_guidance.host.generators.djepa_menu import djepa_names
 from jepa_guidance.host.scoring.reference_files import reference_names, save_named
 from jepa_guidance.jepa_core import hub
 from jepa_guidance.jepa_core.djepa import files as djepa_files
@@ -141,6 +142,20 @@ def test_menus_are_there_though_a_folder_cannot_be_opened(base: Path, kind: str)
 
 
 # --- the folder that the user configured --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_another_pack_keeps_there_stays_in_its_menus_and_out_of_ours(base: Path, kind: str) -> None:
+    folder_paths.add_model_folder_path(kind, str(base / "theirs"))
+    folder_paths.folder_names_and_paths[kind][1].add(".pth")
+    (base / "theirs").mkdir()
+    for name in ("weights.pth", "weights.safetensors", "notes.txt"):
+        (base / "theirs" / name).touch()
+    register_folders()
+    assert set(folder_paths.get_filename_list(kind)) == {"weights.pth", "weights.safetensors"}
+    ours = {"jepa": encoder_names, "djepa": djepa_names, "jepa_references": reference_names}[kind]()
+    assert "weights.safetensors" in ours
+    assert "weights.pth" not in ours
 
 
 @pytest.mark.parametrize("kind", KINDS)
