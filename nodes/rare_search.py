@@ -19,9 +19,10 @@ from ..host.options import (
     FLOOR_PERCENTILE,
     NO_FLOOR,
 )
+from ..host.scoring.along import kept_rows
 from ..host.scoring.modes import how_beside
 from ..host.scoring.reference import view_of
-from ..host.search.batch import batch_of, kept_rows
+from ..host.search.batch import batch_of
 from ..host.search.config import SearchConfig
 from ..host.search.record import SearchRecord
 from ..host.search.report import SearchReporter

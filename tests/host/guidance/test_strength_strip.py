@@ -185,6 +185,14 @@ def test_a_reference_of_other_settings_is_refused_at_strength_0_too(tiny, monkey
         strip(tiny, strengths="0", fit="crop", reference=reference_of(tiny.encoder, "no scores"))
 
 
+def test_entries_of_a_latent_that_are_none_count_as_absent(tiny):
+    bare = {"samples": torch.zeros(2, 4, 8, 8)}
+    none = bare | {"noise_mask": None, "batch_index": None}
+    latent, other = (strip(tiny, strengths="0, 1", latent_image=one)["latents"] for one in (bare, none))
+    assert torch.equal(latent.pop("samples"), other.pop("samples"))
+    assert latent == other == {"batch_index": [0, 0, 1, 1]}
+
+
 def test_the_text_of_strengths_is_read_in_its_order():
     assert strengths_of("-1, 0; .5\n2 \u22123 +4 -0.25", 10) == [-1, 0, 0.5, 2, -3, 4, -0.25]
     assert str(strengths_of("-0", 10)[0]) == "0.0"

@@ -285,6 +285,15 @@ def test_latents_of_several_batches_keep_their_batch_index_and_their_mask(tiny, 
     assert together["batch_index"] == [2, 1]
 
 
+def test_entries_of_latents_that_are_none_count_as_absent(tiny, images):
+    samples = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 4, 2, 2)
+    bare, none = {"samples": samples[:2]}, {"samples": samples[2:], "noise_mask": None, "batch_index": None}
+    (kept,) = named([images], tiny.encoder, latents=[bare, none], places="3, 0").latents
+    assert kept.keys() == {"samples", "batch_index"}
+    assert kept["samples"][:, 0, 0, 0].tolist() == [3, 0]
+    assert kept["batch_index"] == [1, 0]
+
+
 def test_kept_latents_draw_the_noise_of_their_batch(tiny, images):
     from comfy.sample import prepare_noise
 
