@@ -202,6 +202,22 @@ def test_the_text_of_strengths_is_read_in_its_order():
         strengths_of(f"{numbers} 9", 10)
 
 
+@pytest.mark.parametrize("comma", [*",;", "\uff0c", "\uff1b", "\u3001"])
+def test_numbers_may_stand_between_commas_of_any_keyboard(comma):
+    assert strengths_of(f"-1{comma} 0{comma} 0.5", 10) == [-1, 0, 0.5]
+    assert strengths_of(f"-1{comma}0{comma}0.5", 10) == [-1, 0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("0,5", "0,5"), ("0.5, 1,5", "1,5"), ("-1,0", "-1,0"), ("1; 0,5", "0,5"), ("0,5 1", "0,5")],
+)
+def test_a_comma_that_may_stand_for_a_point_is_refused(text, named):
+    message = f"strengths must have a space after each comma, and a point in decimals, .* got '{named}'"
+    with pytest.raises(ValueError, match=message):
+        strengths_of(text, 10)
+
+
 def test_a_typed_text_that_does_not_fit_is_refused_before_the_graph_runs():
     assert JEPAStrengthStrip.validate_inputs(strengths="-1, 0, 2") is True
     assert JEPAStrengthStrip.validate_inputs() is True  # a linked one is checked when it is known

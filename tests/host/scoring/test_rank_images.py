@@ -244,7 +244,7 @@ def test_a_threshold_that_no_image_reaches_names_the_rarest(tiny, images):
 def test_places_are_kept_in_their_order(tiny, images):
     (scores,) = score_images(images, tiny.encoder)
     found = named(
-        [images], tiny.encoder, places=" 4, 0,2 ", count=1, keep="most typical", seeds=[1, 2, 3, 4, 5]
+        [images], tiny.encoder, places=" 4\u30010,2 ", count=1, keep="most typical", seeds=[1, 2, 3, 4, 5]
     )
     assert found.indices == [4, 0, 2]
     assert found.scores == [scores[index] for index in (4, 0, 2)]
