@@ -22,6 +22,10 @@ class PictureError(ValueError):
     """A file holds no picture that can be read. The message does not name the file."""
 
 
+# What reading one file may raise while others can be read. torch raises RuntimeError if memory is short.
+UNREADABLE = (PictureError, OSError, MemoryError, RuntimeError)
+
+
 @contextmanager
 def opened_picture(file: Path | str | BinaryIO) -> Iterator[Image.Image]:
     """Open a picture file; only its header is read.
