@@ -211,6 +211,11 @@ def test_a_full_disk(base, monkeypatch, says):
         encoder_file(DINO)
 
 
+def test_a_name_that_is_too_long(base):
+    with pytest.raises(UnwritableError, match=r"\(File name too long\): use a shorter name"):
+        djepa_files.save_djepa(base / ("x" * 300), random_djepa(), ["cat", "dog", "owl"])
+
+
 def test_other_errors_keep_their_words(base, no_hub):
     register_folders()
     with pytest.raises(
