@@ -193,6 +193,14 @@ def test_entries_of_a_latent_that_are_none_count_as_absent(tiny):
     assert latent == other == {"batch_index": [0, 0, 1, 1]}
 
 
+def test_a_strip_that_would_be_too_high_is_refused_before_it_is_drawn(tiny, monkeypatch):
+    monkeypatch.setattr("jepa_guidance.nodes.strength_strip.stock_sample", None)
+    with pytest.raises(
+        ValueError, match="latent_image holds 200 images, each a row of the strip; use 199 at most"
+    ):
+        strip(tiny, latent_image={"samples": torch.zeros(200, 4, 8, 8)})
+
+
 def test_the_text_of_strengths_is_read_in_its_order():
     assert strengths_of("-1, 0; .5\n2 \u22123 +4 -0.25", 10) == [-1, 0, 0.5, 2, -3, 4, -0.25]
     assert str(strengths_of("-0", 10)[0]) == "0.0"
