@@ -25,7 +25,7 @@ from jepa_guidance.jepa_core.writing import UnwritableError, is_unwritable, writ
 from safetensors import SafetensorError
 
 from tests.conftest import HOST, ROOT
-from tests.core.conftest import random_djepa
+from tests.core.conftest import CLIP_TOKENIZER, random_djepa, save_clip
 from tests.host.scoring.test_references import HOW
 
 KINDS = ("jepa", "djepa", "jepa_references")
@@ -172,6 +172,21 @@ def test_without_rights_one_message_names_the_folder_and_the_fix(base, no_hub, k
     )
     assert f"under '{name}' in extra_model_paths.yaml, with is_default: true" in message
     assert ".lock" not in message
+
+
+def test_a_clip_without_its_tokenizer_where_nothing_can_be_written_says_what_helps(base, no_hub):
+    register_folders()
+    folder = save_clip(base / "models" / "jepa" / CLIP, tokenizer=False)
+    with without_rights(folder.parent), pytest.raises(UnwritableError) as caught:
+        clip_file(CLIP)
+    message = str(caught.value)
+    assert "allow this program to write there, or put merges.txt and vocab.json of laion/" in message
+    assert message.endswith(f"into {folder} yourself")
+    assert "is_default" not in message  # the weights would still be found here
+    for name in ("merges.txt", "vocab.json"):
+        shutil.copy(CLIP_TOKENIZER / name, folder)
+    with without_rights(folder.parent):
+        assert clip_file(CLIP) == folder / "model.safetensors"
 
 
 def test_a_file_in_the_place_of_the_folder(base, no_hub):
