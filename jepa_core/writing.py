@@ -16,6 +16,7 @@ _FIXES = {
     errno.EROFS: "make the disk writable",
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
+    errno.ENAMETOOLONG: "use a shorter name",
     errno.ENOTDIR: "remove the file that has the name of a folder",
     errno.EEXIST: "remove the file that has the name of a folder",
 }
@@ -33,7 +34,8 @@ def writing_into(folder: Path, what: str) -> Iterator[None]:
         what: is written, for the message.
 
     Raises:
-        UnwritableError: no permission, a disk that is full or can only be read, or a file in the folder's place.
+        UnwritableError: no permission, a disk that is full or can only be read, a name that is too long, or a
+            file in the folder's place.
     """
     try:
         yield

@@ -150,12 +150,10 @@ class DJEPASampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, djepa, class_name, latent_image=None, time_shift=1.0, **settings) -> io.NodeOutput:
-        values = {"djepa": djepa, "time_shift": time_shift, **settings}
+        values = {"djepa": djepa, "class_name": class_name, "time_shift": time_shift, **settings}
         if latent_image is not None:
             values["latent_image"] = latent_image
         check_values(inputs_of(DJEPASampler), values)
-        if not isinstance(class_name, str):
-            raise ValueError(f"class_name must be text, got {class_name!r:.100}")
         latent = sample_djepa(
             djepa,
             class_name=class_name,

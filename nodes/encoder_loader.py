@@ -73,7 +73,8 @@ class JEPAEncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, encoder: str, image_size: int, non_commercial: bool = False) -> io.NodeOutput:
-        check_values(inputs_of(JEPAEncoderLoader), {"image_size": image_size})
+        values = {"image_size": image_size, "non_commercial": non_commercial}
+        check_values(inputs_of(JEPAEncoderLoader), values)
         bar = ProgressBar(1)
         file = encoder_file(
             encoder,

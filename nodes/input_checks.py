@@ -109,8 +109,9 @@ def seeds_of(seeds: list | None, total: int) -> list[int]:
         ValueError: any other number of seeds.
     """
     each = given(seeds)
-    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in each):
+    if not all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in each):
         raise ValueError(f"seeds must be whole numbers, got {each!r:.100}")
+    each = [int(seed) for seed in each]
     if len(each) == 1:
         return each * total
     if each and len(each) != total:

@@ -82,8 +82,8 @@ class JEPAPromptFit(io.ComfyNode):
     def execute(cls, text, model, images=None, non_commercial=False) -> io.NodeOutput:
         if is_empty(images):
             images = None
-        if images is not None:
-            check_values(inputs_of(JEPAPromptFit), {"images": images})
+        values = {"text": text, "non_commercial": non_commercial}
+        check_values(inputs_of(JEPAPromptFit), values if images is None else values | {"images": images})
         check_text(text)
         bar = ProgressBar(1)
         file = clip_file(
@@ -98,10 +98,8 @@ class JEPAPromptFit(io.ComfyNode):
         return io.NodeOutput(fits, summary, scorer, ui=ui.PreviewText(summary))
 
 
-def check_text(text: object) -> None:
-    """Raise ValueError unless this is a text with something in it."""
-    if not isinstance(text, str):
-        raise ValueError(f"text must be a text, got {type(text).__name__}")
+def check_text(text: str) -> None:
+    """Raise ValueError unless there is something in the text."""
     if not text.strip():
         raise ValueError("text is empty; write what the images should show")
     try:

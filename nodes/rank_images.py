@@ -27,7 +27,7 @@ from .choice_inputs import (
 )
 from .input_checks import check_values, given, inputs_of, only, seed_words, seeds_of, with_images
 from .search_words import search_words
-from .sheet_inputs import list_outputs, names_of, sheet_inputs
+from .sheet_inputs import check_sheet, list_outputs, names_of, sheet_inputs
 from .types import JEPAEncoder, JEPAReference
 
 LISTS = ("seeds", "quality", "latents", "masks", "names")  # one entry for each image
@@ -128,6 +128,9 @@ class JEPARankImages(io.ComfyNode):
             floor_value(single["floor_kind"], single["floor"], qualities),
         )
         choice.check("reference" in single)
+        lines = 2 + sum(map(bool, (names, seeds, qualities, "reference" in single)))
+        most = len(choice.places) or min(choice.count, total)
+        check_sheet(most, single["columns"], lines, single["caption_size"])
         rarity = rarity_of(images, single["encoder"], single["mode"], choice.by, single.get("reference"))
         indices = choice.kept(rarity)
         every = ranked_images(rarity, indices, names, qualities, seeds, seed_words(seeds, images))

@@ -20,10 +20,11 @@ from ..host.options import (
     NO_FLOOR,
     NOVELTY,
 )
+from ..host.scoring.along import kept_rows
 from ..host.scoring.modes import how_beside
 from ..host.scoring.novelty import more_novel_than
 from ..host.scoring.reference import view_of
-from ..host.search.batch import batch_of, kept_rows
+from ..host.search.batch import batch_of
 from ..host.search.config import SearchConfig
 from ..host.search.record import SearchRecord
 from ..host.search.report import SearchReporter

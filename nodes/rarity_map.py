@@ -107,7 +107,14 @@ class JEPARarityMap(io.ComfyNode):
     def execute(cls, images, encoder, opacity, fit, antialias, **later) -> io.NodeOutput:
         settings = LATER_INPUTS | later
         reference = settings.pop("reference")
-        values = {"images": images, "encoder": encoder, "opacity": opacity, "fit": fit, **settings}
+        values = {
+            "images": images,
+            "encoder": encoder,
+            "opacity": opacity,
+            "fit": fit,
+            "antialias": antialias,
+        }
+        values |= settings
         if reference is not None:
             values["reference"] = reference
         check_values(inputs_of(JEPARarityMap), values)

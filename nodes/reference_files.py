@@ -41,9 +41,8 @@ class JEPASaveReference(io.ComfyNode):
 
     @classmethod
     def execute(cls, reference, filename, overwrite) -> io.NodeOutput:
-        check_values(inputs_of(JEPASaveReference), {"reference": reference})
-        if not isinstance(filename, str):
-            raise ValueError(f"filename must be text, got {filename!r:.100}")
+        values = {"reference": reference, "filename": filename, "overwrite": overwrite}
+        check_values(inputs_of(JEPASaveReference), values)
         name = save_named(reference, filename, overwrite=overwrite)
         text = f"{len(reference)} images saved as {name}"
         show_text(cls.hidden.unique_id, text)

@@ -84,6 +84,7 @@ class JEPAScoreImage(io.ComfyNode):
     @classmethod
     def execute(cls, images, encoder, mode, top_k, fit, antialias, reference=None) -> io.NodeOutput:
         values = {"images": images, "encoder": encoder, "mode": mode, "top_k": top_k, "fit": fit}
+        values["antialias"] = antialias
         if reference is not None:
             values["reference"] = reference
         check_values(inputs_of(JEPAScoreImage), values)

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host.drawing.pictures import TEXT
+from ..host.drawing.pictures import MOST_HIGH, TEXT, rows_that_fit
 from .input_checks import given
 
 MAX_COLUMNS, SMALLEST, LARGEST = 64, 10, 64
@@ -80,3 +80,17 @@ def names_of(names: list | None, total: int) -> list[str]:
             f"names holds {len(each)} names for {total} images; give one for each, in the images' order"
         )
     return each
+
+
+def check_sheet(pictures: int, columns: int, lines: int, text: int) -> None:
+    """Raise ValueError, before any work, if a sheet would be too high.
+
+    Args:
+        columns: 0 for as many as look well, which always fits. lines: of a label. text: its size, pixels.
+    """
+    fit = rows_that_fit(lines, text)
+    if columns and -(-pictures // columns) > fit:
+        raise ValueError(
+            f"columns {columns} makes the sheet of {pictures} images higher than {MOST_HIGH} pixels, which other programs "
+            f"do not open; set columns to {-(-pictures // fit)} or more, or to 0"
+        )

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from ..host.comfy.page import show_text
 from ..host.comfy.sampling import stock_sample
 from ..host.comfy.vae import stock_decode
-from ..host.drawing.pictures import labelled_sheet
+from ..host.drawing.pictures import labelled_sheet, rows_that_fit
 from ..host.encoders.host_encoder import AnyEncoder
 from ..host.guidance.brought import brought
 from ..host.guidance.notes import note_in_images
@@ -87,6 +87,9 @@ class JEPAStrengthStrip(io.ComfyNode):
         check_all_but_seed(JEPAStrengthStrip, values)
         each = strengths_of(strengths, MAX_STRENGTH)
         check_one_picture(latent_image)
+        rows = len(latent_image["samples"])
+        if rows > (fit := rows_that_fit(lines=2)):
+            raise ValueError(f"latent_image holds {rows} images, each a row of the strip; use {fit} at most")
         sampling = {name: inputs.pop(name) for name in SAMPLING}
         settings = values_of(inputs)
         reference, view = settings["reference"], {name: settings[name] for name in VIEW}
@@ -106,7 +109,6 @@ class JEPAStrengthStrip(io.ComfyNode):
         latents = [stock_sample(one, latent_image, **sampling) for one in models]
         # the decoder only afterwards: it need not fit on the device together with the denoiser
         pictures = [stock_decode(settings["vae"], latent) for latent in latents]
-        rows = len(latent_image["samples"])
         order = [column * rows + row for row in range(rows) for column in range(len(each))]
         (images,), (latent,) = kept_pictures(pictures, order), kept_latents(latents, order)
 

@@ -1,8 +1,10 @@
 """The picture that comes along for templates that load one."""
 
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .required import folder_paths
 
@@ -17,4 +19,6 @@ def offer_picture() -> None:
     place = Path(folder_paths.get_input_directory()) / PICTURE.name
     with suppress(OSError):
         if not place.exists():
-            shutil.copyfile(PICTURE, place)
+            # it appears whole or not at all, since it is never copied again
+            with TemporaryDirectory(dir=place.parent, prefix=".copying-") as folder:
+                os.replace(shutil.copyfile(PICTURE, Path(folder) / PICTURE.name), place)

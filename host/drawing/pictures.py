@@ -18,6 +18,7 @@ SIDE, GAP, LINE = 256, 16, 28  # pixels; text stays legible at half the size
 CLOSE = 512  # the longer side of a picture that is looked at closely, pixels
 TEXT = 22
 FEW_COLUMNS = 6  # of up to 36 pictures
+MOST_HIGH = 65_535  # pixels; other programs do not open an image of more
 
 
 def to_image(picture: Image.Image) -> Tensor:
@@ -43,16 +44,21 @@ def labelled_sheet(
     Returns:
         (1, H, W, 3) in [0, 1].
     """
-    # many pictures in as many columns as rows: other programs do not open an image of 65536 pixels
+    # many pictures in as many columns as rows, so that it is not too high
     columns = min(columns or max(FEW_COLUMNS, math.ceil(len(pictures) ** 0.5)), len(pictures))
     rows = -(-len(pictures) // columns)
     lines = max(len(label.splitlines()) for label in labels)
-    height = SIDE + _line(text) * lines + GAP
+    height = _row(lines, text)
     sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, rows * height + GAP), PAPER)
     for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         left, top = GAP + index % columns * (SIDE + GAP), GAP + index // columns * height
         paste_labelled(sheet, picture, label, left, top, text=text)
     return to_image(sheet)
+
+
+def rows_that_fit(lines: int, text: int = TEXT) -> int:
+    """How many rows of a sheet with labels of so many lines are not too high."""
+    return (MOST_HIGH - GAP) // _row(lines, text)
 
 
 def paste_labelled(
@@ -73,6 +79,11 @@ def paste_labelled(
             words, font = lettering(words, text * share)
         place = left + SIDE // 2, top + SIDE + 4 + _line(text) * (line + 0.5)
         draw.text(place, words, fill=DIM if line else INK, font=font, anchor="mm")
+
+
+def _row(lines: int, text: int) -> int:
+    """The height of a row of pictures with labels of so many lines, pixels."""
+    return SIDE + _line(text) * lines + GAP
 
 
 def _line(text: int) -> int:

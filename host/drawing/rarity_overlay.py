@@ -12,6 +12,7 @@ from .palettes import painted
 from .pictures import INK, PAPER, to_image
 
 _LEAST_SIZE = 13.0  # of text that fits, pixels
+_READABLE = 4.0  # texts that had to be smaller are left out, pixels
 _APART = 0.8  # between two texts, in text sizes
 
 
@@ -49,7 +50,8 @@ def draw_overlay(image: Tensor, rarity: Tensor, judged: Tensor, opacity: float, 
 
 
 def draw_legend(width: int, ends: tuple[float, float], palette: str, legend: Legend = SCORES) -> Tensor:
-    """The colour scale with its texts, (1, rows, width, 3); they are written smaller where they would overlap.
+    """The colour scale with its texts, (1, rows, width, 3); they are written smaller where they would overlap,
+    and left out where nobody could read them.
 
     Args:
         ends: the numbers at the rare and at the typical end.
@@ -65,7 +67,10 @@ def draw_legend(width: int, ends: tuple[float, float], palette: str, legend: Leg
     length = ImageFont.load_default(size).getlength
     margin, apart = size / 3, _APART * size
     room = width - 2 * margin
-    font = ImageFont.load_default(size * min(1.0, room / (length(typical) + apart + length(rare))))
+    own = size * min(1.0, room / (length(typical) + apart + length(rare)))
+    if own < _READABLE:
+        return to_image(strip)
+    font = ImageFont.load_default(own)
     draw, middle = ImageDraw.Draw(strip), round(rows * 0.68)
     draw.text((margin, middle), typical, fill=INK, font=font, anchor="lm")
     draw.text((width - margin, middle), rare, fill=INK, font=font, anchor="rm")

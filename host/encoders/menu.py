@@ -16,6 +16,7 @@ from ...jepa_core.hub import (
     fetch_tokenizer,
 )
 from ...jepa_core.prompt_fit import MODEL_TYPE
+from ...jepa_core.writing import UnwritableError
 from ..comfy.model_folders import ENCODER_FOLDER, files_in_menu, folder_to_write, inside, writing_to
 from ..comfy.required import folder_paths
 
@@ -156,8 +157,13 @@ def clip_file(
             raise EncoderDownloadError(f"{error}, together with {' and '.join(TOKENIZER_FILES)}") from error
     inside(file, ENCODER_FOLDER, *tokenizer_files(file.parent))
     if name in ENCODERS:
-        with writing_to(ENCODER_FOLDER):
+        try:
             fetch_tokenizer(name, file.parent.parent)
+        except UnwritableError as error:
+            # not writing_to, whose advice moves what is downloaded later, but not these weights
+            raise UnwritableError(
+                f"{error}, or put {' and '.join(TOKENIZER_FILES)} of {ENCODERS[name].repo_id} into {file.parent} yourself"
+            ) from error
     return file
 
 

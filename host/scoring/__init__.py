@@ -19,6 +19,7 @@ folder_scores.py    those pictures scored, each once from run to run
 folder_table.py     what is known of them, as text; the rarest
 prompt_pictures.py  what a prompt draws without guidance
 reference_files.py  references in models/jepa_references
+number_lists.py     lists of numbers as a user writes them
 strengths.py        strengths as a user writes them
 rarity_map.py       patch scores at every pixel
 rarity_mask.py      patch scores on a scale, and masks made of them

@@ -37,7 +37,7 @@ def kept_latents(latents: Sequence[Latent], indices: Sequence[int]) -> list[dict
     Each keeps its part of noise_mask and its batch_index; without one, that is its position in its own batch, which
     makes the host draw the same noise for it again.
     """
-    every = [_row(latent, index) for latent in latents for index in range(len(latent["samples"]))]
+    every = [kept_rows(latent, [index]) for latent in latents for index in range(len(latent["samples"]))]
     kept = [every[index] for index in indices]
     first = kept[0]
     if not all(_joins(first, other) for other in kept):
@@ -49,17 +49,21 @@ def kept_latents(latents: Sequence[Latent], indices: Sequence[int]) -> list[dict
     return [joined]
 
 
-def _row(latent: Latent, index: int) -> dict[str, Any]:
-    """One of a batch of latents, as a batch of one."""
-    samples = latent["samples"]
-    own = {**latent, "samples": samples[index : index + 1]}
-    own["batch_index"] = [latent["batch_index"][index] if "batch_index" in latent else index]
-    if "noise_mask" in latent:
-        own["noise_mask"] = noise_mask_of(latent, [index])
-    return own
+def kept_rows(latent: Latent, indices: Sequence[int]) -> dict[str, Any]:
+    """Some rows of a LATENT, with their places in the batch, from which the host's samplers draw the same noise again."""
+    # the host takes an entry that is None for one that is not there
+    rows = {name: value for name, value in latent.items() if value is not None}
+    places = rows.get("batch_index", range(len(latent["samples"])))
+    rows |= {
+        "samples": latent["samples"][list(indices)],
+        "batch_index": [places[index] for index in indices],
+    }
+    if "noise_mask" in rows:
+        rows["noise_mask"] = _noise_mask_of(latent, indices)
+    return rows
 
 
-def noise_mask_of(latent: Latent, indices: Sequence[int]) -> Tensor:
+def _noise_mask_of(latent: Latent, indices: Sequence[int]) -> Tensor:
     """The noise_mask of some images of a LATENT, as the host gives it to them in the whole batch."""
     mask = batched(latent["noise_mask"])
     if latent["samples"].ndim == 5 and mask.ndim < 5:

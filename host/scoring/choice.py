@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..options import NOVELTY, TYPICAL
 from .floor import above, check_any_above
+from .number_lists import words_of
 from .rarity import Rarity
 
 
@@ -60,7 +61,7 @@ def places_of(text: str, total: int) -> list[int]:
     Raises:
         ValueError: not a whole number, not the position of one of `total` images, or the same position twice.
     """
-    words = [word for word in re.split(r"[\s,;]+", text) if word]
+    words = words_of(text)
     for word in words:
         if not re.fullmatch(r"[0-9]{1,9}", word):
             raise ValueError(f"places must be whole numbers from 0, such as 0, 3, 5; got {word!r:.100}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...jepa_core import Reference
-from ...jepa_core.folders.reading import read_picture
+from ...jepa_core.folders.reading import UNREADABLE, read_picture
 from ...jepa_core.transparency import over_white
 from ..encoders.host_encoder import AnyEncoder
 from ..options import NOVELTY
@@ -115,6 +115,7 @@ def rarest_pictures(
     """
     places: dict[str, int] = {}
     pictures: list[Tensor] = []
+    why = ""
     for place in order:
         if len(pictures) == count:
             break
@@ -122,12 +123,13 @@ def rarest_pictures(
             continue
         try:
             picture = read_picture(Path(files[place]))
-        except (ValueError, OSError):  # removed or changed since it was scored
+        except UNREADABLE as error:  # removed or changed since it was scored, or memory is short now
+            why = str(error) or type(error).__name__
             continue
         places[lines[place].hash] = place
         pictures.append(over_white(picture))
     if not pictures:
-        raise ValueError("the pictures were removed while they were scored; run again")
+        raise ValueError(f"none of the pictures that were scored can be read any more ({why}); run again")
     return list(places.values()), pictures
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...jepa_core.folders.listing import find_pictures, text_of_path
-from ...jepa_core.folders.reading import read_picture
+from ...jepa_core.folders.reading import UNREADABLE, read_picture
 from ..comfy.required import folder_paths
 
 INPUT, OUTPUT = "input", "output"
@@ -90,7 +90,7 @@ class FolderPictures:
                 continue
             try:
                 picture = read_picture(Path(path))
-            except (ValueError, OSError) as error:
+            except UNREADABLE as error:
                 self.skipped[name] = str(error) or type(error).__name__
                 continue
             given += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from .answers import ask
 from .scores import check_lengths, picture_scores
 
 _PASS, _PASS_BYTES = 16, 1 << 29  # the most pictures in an encoder pass, and bytes of its layers
+_HELD_BYTES = 1 << 28  # of pictures that are read and held together; a larger one is alone
 
 
 def make_reference(
@@ -96,8 +96,14 @@ def embed_pictures(pictures: Iterable[Tensor], encoder: HostEncoder, how: Mappin
 
 
 def _groups(pictures: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
-    remaining = iter(pictures)
-    while some := list(islice(remaining, size)):
+    """Pictures in their order, at most `size` and the bytes that may be held at a time. Each list is emptied afterwards."""
+    some: list[Tensor] = []
+    for picture in pictures:
+        some.append(picture)
+        if len(some) == size or sum(one.nbytes for one in some) >= _HELD_BYTES:
+            yield some
+            some.clear()  # whoever was given it would hold it while the next are read
+    if some:
         yield some
 
 

@@ -1,10 +1,6 @@
 """Candidates as the rows of a latent."""
 
-from collections.abc import Sequence
-
 import torch
-
-from ..scoring.along import noise_mask_of
 
 
 def batch_of(latent: dict, candidates: int) -> dict:
@@ -32,13 +28,3 @@ def batch_of(latent: dict, candidates: int) -> dict:
     raise ValueError(
         f"latent_image holds {len(samples)} images for {candidates} candidates; give one image, or one for each candidate"
     )
-
-
-def kept_rows(latent: dict, kept: Sequence[int]) -> dict:
-    """Some rows of a LATENT, with their places in the batch, from which the host's samplers draw the same noise again."""
-    samples = latent["samples"]
-    places = latent.get("batch_index", range(len(samples)))
-    rows = {**latent, "samples": samples[list(kept)], "batch_index": [places[index] for index in kept]}
-    if "noise_mask" in latent:
-        rows["noise_mask"] = noise_mask_of(latent, kept)
-    return rows

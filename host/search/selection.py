@@ -6,7 +6,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from ..scoring.floor import above
+from ..scoring.number_lists import check_decimals, words_of
 from .record import Candidate
+
+_EXAMPLE = "0.4, 0.7"
 
 
 class Look(NamedTuple):
@@ -22,12 +25,12 @@ def looks_of(text: str) -> tuple[float, ...]:
     Raises:
         ValueError: entries that are not numbers between 0 and 1 in ascending order.
     """
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    check_decimals("looks", text, _EXAMPLE)
     try:
-        looks = tuple(map(float, parts))
+        looks = tuple(map(float, words_of(text)))
     except ValueError:
         raise ValueError(
-            f"looks must be numbers with commas between them, such as 0.4, 0.7; got {text!r:.100}"
+            f"looks must be numbers with commas between them, such as {_EXAMPLE}; got {text!r:.100}"
         ) from None
     if not all(0 < look < 1 for look in looks):
         raise ValueError(f"looks must lie between 0 and 1, as shares of the steps; got {text!r:.100}")

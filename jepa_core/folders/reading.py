@@ -16,10 +16,15 @@ from torch import Tensor
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MOST_PIXELS = 100_000_000
 _DEEP = ("I", "F")  # modes of more than 8 bits begin with these
+_OVERSHOOT = 0.5  # how far a resize may lead out of 0 to 1
 
 
 class PictureError(ValueError):
     """A file holds no picture that can be read. The message does not name the file."""
+
+
+# What reading one file may raise while others can be read. torch raises RuntimeError if memory is short.
+UNREADABLE = (PictureError, OSError, MemoryError, RuntimeError)
 
 
 @contextmanager
@@ -51,15 +56,15 @@ def pixels_of(opened: Image.Image) -> Tensor:
     """The pixels of an opened picture: (H, W, 3) in [0, 1], or (H, W, 4) with transparency.
 
     It is turned as its EXIF data says. Of an animation it is the first frame. Grey of 16 bits keeps them; colours of 16 bits
-    have 8 here.
+    have 8 here. Grey of 32 bits is from 0 to 65535, or from 0 to 1 with a point.
 
     Raises:
-        PictureError: damaged.
+        PictureError: damaged, or of numbers whose black and white nobody knows.
     """
     try:
         picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith(_DEEP):
-            return _deep_grey(picture)
+            return _deep_grey(picture, states_bits=(opened.format, picture.mode) != ("TIFF", "I"))
         transparent = "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info
         pixels = np.array(picture.convert("RGBA" if transparent else "RGB"), dtype=np.float32)
     except (PictureError, MemoryError):
@@ -70,13 +75,27 @@ def pixels_of(opened: Image.Image) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-def _deep_grey(picture: Image.Image) -> Tensor:
-    """A picture of one channel with more than 8 bits; convert would cut off what is above 255."""
+def _deep_grey(picture: Image.Image, *, states_bits: bool) -> Tensor:
+    """A picture of one channel with more than 8 bits; convert would cut off what is above 255.
+
+    Args:
+        states_bits: the file says how many bits count. Otherwise a picture that would be black shows that fewer do.
+    """
     grey = np.asarray(picture, dtype=np.float32)
     if not np.isfinite(grey).all():
         raise PictureError("its pixels are not finite")
+    low, high = float(grey.min()), float(grey.max())
+    found = f"its pixels are from {low:g} to {high:g}"
     # numbers with a point are from 0 to 1, others from 0 to 65535
-    scale = 1 if picture.mode.startswith("F") else 65535
+    scale = 65535
+    if picture.mode.startswith("F"):
+        scale = 1
+        if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+            raise PictureError(
+                f"{found}, and numbers with a point must be from 0 to 1; save it with 8 or 16 bits"
+            )
+    elif low < 0 or high > scale or (not states_bits and 0 < high <= 255):
+        raise PictureError(f"{found}, and grey of 32 bits must span 0 to {scale}; save it with 8 or 16 bits")
     return torch.from_numpy((grey / scale).clip(0, 1))[..., None].repeat(1, 1, 3)
 
 

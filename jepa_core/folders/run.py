@@ -19,7 +19,7 @@ from ..precision import full_precision
 from .comparison import Comparison
 from .journal import Entry, Journal, Kept
 from .listing import text_of_path
-from .reading import PictureError, hash_of, opened_picture, pixels_of
+from .reading import UNREADABLE, PictureError, hash_of, opened_picture, pixels_of
 from .scorer import Found, Scorer
 from .table import Row
 
@@ -80,7 +80,7 @@ class Reader:
                 after = os.fstat(file.fileno())
         except PictureError as error:
             return read._replace(error=str(error), lasting=True)
-        except (OSError, MemoryError, RuntimeError) as error:  # torch raises the last if memory is short
+        except UNREADABLE as error:
             return read._replace(error=_said(error))
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             return read._replace(error="it changed while it was read; run again")

@@ -1,12 +1,15 @@
 // What a search will do with its settings. Independent of the host's page.
 
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
+const OTHERS = /[\s;\uff0c\uff1b\u3001]+/; // separators besides the comma
 const BOOSTED_START = "boosted start (Boost-and-Skip)"; // host/options.py
 
 /** The looks written as "0.4, 0.7": {looks} or {wrong}, the name of a text. host/search/selection.py refuses the same. */
 export function looksOf(text) {
-  const parts = text.trim() ? text.split(",").map((part) => part.trim()) : [];
-  if (!parts.every((part) => NUMBER.test(part))) return { wrong: "looksNoNumbers" };
+  // host/scoring/number_lists.py: "0,4" may be one number or two
+  const unclear = text.split(OTHERS).some((part) => /\d,\d/.test(part) && !part.includes("."));
+  const parts = text.split(OTHERS).flatMap((part) => part.split(",")).filter(Boolean);
+  if (unclear || !parts.every((part) => NUMBER.test(part))) return { wrong: "looksNoNumbers" };
   const looks = parts.map(Number);
   if (!looks.every((look) => look > 0 && look < 1)) return { wrong: "looksOutside" };
   if (looks.some((look, i) => i > 0 && look <= looks[i - 1])) return { wrong: "looksNotGrowing" };

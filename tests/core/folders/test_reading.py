@@ -124,6 +124,61 @@ def test_colours_of_16_bits_are_right_to_8(tmp_path):
     np.testing.assert_allclose(read_picture(tmp_path / "a.png"), deep / 65535, atol=1 / 255)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "kind", "message"),
+    [
+        (
+            (0, 255),
+            np.float32,
+            r"from 0 to 255, and numbers with a point must be from 0 to 1; save it with 8",
+        ),
+        ((0, 65535), np.float32, r"from 0 to 65535, and numbers with a point"),
+        ((-1, 1), np.float32, r"from -1 to 1, and numbers with a point"),
+        (
+            (0, 255),
+            np.int32,
+            r"from 0 to 255, and grey of 32 bits must span 0 to 65535; save it with 8 or 16 bits",
+        ),
+        ((0, 1), np.int32, r"from 0 to 1, and grey of 32 bits"),
+        ((0, 65536), np.int32, r"from 0 to 65536, and grey of 32 bits"),
+        ((-32768, 32767), np.int32, r"from -32768 to 32767, and grey of 32 bits"),
+    ],
+)
+def test_a_picture_whose_numbers_are_on_another_scale_is_refused(tmp_path, numbers, kind, message):
+    grey = np.linspace(*numbers, 1200).reshape(30, 40).astype(kind)
+    Image.fromarray(grey).save(tmp_path / "a.tif", exif=turned())
+    with pytest.raises(PictureError, match=message):
+        read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind", "scale"),
+    [
+        ((0, 0), np.int32, 65535),
+        ((0, 65535), np.int32, 65535),
+        ((0, 300), np.int32, 65535),
+        ((0, 255), np.uint16, 65535),
+        ((0, 0.01), np.float32, 1),
+        ((-0.1, 1.2), np.float32, 1),
+    ],
+)
+def test_a_dark_or_sharpened_picture_is_read_as_it_is(tmp_path, numbers, kind, scale):
+    grey = np.linspace(*numbers, 1200).reshape(30, 40).astype(kind)
+    Image.fromarray(grey).save(tmp_path / "a.tif")
+    expected = torch.from_numpy((grey / scale).clip(0, 1)).float()
+    torch.testing.assert_close(read_picture(tmp_path / "a.tif")[..., 1], expected)
+    if kind is np.uint16:
+        Image.fromarray(grey).save(tmp_path / "a.png", exif=turned())
+        assert read_picture(tmp_path / "a.png").shape == (40, 30, 3)
+
+
+def turned() -> Image.Exif:
+    """EXIF data of a picture that lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
 def test_numbers_with_a_point_are_from_0_to_1(tmp_path):
     light = RNG.random((30, 40)).astype(np.float32)
     Image.fromarray(light).save(tmp_path / "a.tif")

@@ -27,7 +27,7 @@ from jepa_guidance.nodes import JEPAExtension
 from safetensors import SafetensorError
 
 from tests.conftest import HOST, ROOT
-from tests.core.conftest import random_djepa
+from tests.core.conftest import CLIP_TOKENIZER, random_djepa, save_clip
 from tests.host.scoring.test_references import HOW
 from tests.own_loop import finished
 
@@ -206,6 +206,21 @@ def test_without_rights_one_message_names_the_folder_and_the_fix(base, no_hub, k
     assert ".lock" not in message
 
 
+def test_a_clip_without_its_tokenizer_where_nothing_can_be_written_says_what_helps(base, no_hub):
+    register_folders()
+    folder = save_clip(base / "models" / "jepa" / CLIP, tokenizer=False)
+    with without_rights(folder.parent), pytest.raises(UnwritableError) as caught:
+        clip_file(CLIP)
+    message = str(caught.value)
+    assert "allow this program to write there, or put merges.txt and vocab.json of laion/" in message
+    assert message.endswith(f"into {folder} yourself")
+    assert "is_default" not in message  # the weights would still be found here
+    for name in ("merges.txt", "vocab.json"):
+        shutil.copy(CLIP_TOKENIZER / name, folder)
+    with without_rights(folder.parent):
+        assert clip_file(CLIP) == folder / "model.safetensors"
+
+
 def test_a_file_in_the_place_of_the_folder(base, no_hub):
     register_folders()
     (base / "models" / "jepa").write_text("")
@@ -241,6 +256,11 @@ def test_a_full_disk(base, monkeypatch, says):
     monkeypatch.setattr(hub, "get_hf_file_metadata", full)
     with pytest.raises(UnwritableError, match=r"dinov2-small \(88 MB\) into .*: free some space"):
         encoder_file(DINO)
+
+
+def test_a_name_that_is_too_long(base):
+    with pytest.raises(UnwritableError, match=r"\(File name too long\): use a shorter name"):
+        djepa_files.save_djepa(base / ("x" * 300), random_djepa(), ["cat", "dog", "owl"])
 
 
 def test_other_errors_keep_their_words(base, no_hub):

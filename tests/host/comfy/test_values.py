@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from comfy_api.latest import io
 from jepa_guidance.host.comfy.values import image_message, latent_message, mask_message
 from jepa_guidance.nodes import JEPAExtension
-from jepa_guidance.nodes.input_checks import is_empty, value_message, with_images
+from jepa_guidance.nodes.input_checks import USED, is_empty, value_message, with_images
 
 from tests.own_loop import finished
 
@@ -107,6 +109,60 @@ def models(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
     register_folders()
+
+
+# Of each kind of widget, what a switch node may pass in place of its value.
+WRONG: dict[type, Any] = {
+    io.Boolean.Input: "false",
+    io.Int.Input: "7",
+    io.Float.Input: "7",
+    io.Combo.Input: "no such choice",
+    io.String.Input: 7.5,
+}
+# The stock sampler takes any.
+FREE = {("JEPAGuidedKSampler", "seed"), ("JEPAStrengthStrip", "seed")}
+
+
+def fitting(entry: Any) -> Any:
+    """A value that fits an input, or a stand-in that passes for one."""
+    kind = entry.get_io_type()
+    if isinstance(entry, io.Combo.Input):
+        return entry.options[0]
+    if type(entry) in WRONG:
+        return "x" if isinstance(entry, io.String.Input) and not entry.default else entry.default
+    found = {name: good for name, (good, _) in CHECKED.items()}
+    return found[kind] if kind in found else SimpleNamespace(**dict.fromkeys(USED.values(), ()))
+
+
+def said(node: Any, values: dict[str, Any]) -> str:
+    """How a node refuses values, or what else it does with them."""
+    if node.GET_SCHEMA().is_input_list:
+        values = {name: [value] for name, value in values.items()}
+    try:
+        node.execute(**values)
+    except ValueError as error:
+        return str(error)
+    except Exception as error:
+        return type(error).__name__
+    return "nothing"
+
+
+def test_a_value_of_another_type_is_named_whatever_input_and_node_it_is_for(models, monkeypatch):
+    monkeypatch.setattr("folder_paths.get_filename_list", lambda folder: ["there.safetensors"])
+    passed = []
+    for node in finished(JEPAExtension().get_node_list()):
+        schema = node.GET_SCHEMA()
+        good = {
+            entry.id: fitting(entry) for entry in schema.inputs if not getattr(entry, "force_input", False)
+        }
+        for entry in schema.inputs:
+            wrong = next((one for kind, one in WRONG.items() if isinstance(entry, kind)), None)
+            if wrong is None or (schema.node_id, entry.id) in FREE:
+                continue
+            found = said(node, good | {entry.id: wrong})
+            if repr(wrong) not in found:
+                passed.append(f"{schema.node_id} {entry.id}: {found}")
+    assert passed == [], "\n".join(passed)
 
 
 def test_empty_batches_in_a_list_are_left_out():

@@ -70,6 +70,14 @@ def test_the_legend_says_which_colour_is_which(palette):
     assert letters(scale) > 300
 
 
+@pytest.mark.parametrize("legend", [SCORES, NOVELTIES, with_plain(SCORES)])
+def test_the_scale_of_a_tiny_image_has_no_texts(legend):
+    for width in (*range(1, 41), 64, 100):
+        (scale,) = draw_legend(width, (-1234.0, -567.0), "heat", legend)
+        assert scale.shape == (46, width, 3)
+        assert bool((scale[46 // 3 :] < 0.9).any()) == (width > 40)
+
+
 def letters(scale: torch.Tensor) -> int:
     """Dark pixels below the colours."""
     return int((scale[len(scale) // 3 :] < 0.4).all(-1).sum())

@@ -185,6 +185,22 @@ def test_a_reference_of_other_settings_is_refused_at_strength_0_too(tiny, monkey
         strip(tiny, strengths="0", fit="crop", reference=reference_of(tiny.encoder, "no scores"))
 
 
+def test_entries_of_a_latent_that_are_none_count_as_absent(tiny):
+    bare = {"samples": torch.zeros(2, 4, 8, 8)}
+    none = bare | {"noise_mask": None, "batch_index": None}
+    latent, other = (strip(tiny, strengths="0, 1", latent_image=one)["latents"] for one in (bare, none))
+    assert torch.equal(latent.pop("samples"), other.pop("samples"))
+    assert latent == other == {"batch_index": [0, 0, 1, 1]}
+
+
+def test_a_strip_that_would_be_too_high_is_refused_before_it_is_drawn(tiny, monkeypatch):
+    monkeypatch.setattr("jepa_guidance.nodes.strength_strip.stock_sample", None)
+    with pytest.raises(
+        ValueError, match="latent_image holds 200 images, each a row of the strip; use 199 at most"
+    ):
+        strip(tiny, latent_image={"samples": torch.zeros(200, 4, 8, 8)})
+
+
 def test_the_text_of_strengths_is_read_in_its_order():
     assert strengths_of("-1, 0; .5\n2 \u22123 +4 -0.25", 10) == [-1, 0, 0.5, 2, -3, 4, -0.25]
     assert str(strengths_of("-0", 10)[0]) == "0.0"
@@ -192,6 +208,22 @@ def test_the_text_of_strengths_is_read_in_its_order():
     assert len(strengths_of(numbers, 10)) == MOST
     with pytest.raises(ValueError, match=f"1 to {MOST} numbers, got {MOST + 1}"):
         strengths_of(f"{numbers} 9", 10)
+
+
+@pytest.mark.parametrize("comma", [*",;", "\uff0c", "\uff1b", "\u3001"])
+def test_numbers_may_stand_between_commas_of_any_keyboard(comma):
+    assert strengths_of(f"-1{comma} 0{comma} 0.5", 10) == [-1, 0, 0.5]
+    assert strengths_of(f"-1{comma}0{comma}0.5", 10) == [-1, 0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("0,5", "0,5"), ("0.5, 1,5", "1,5"), ("-1,0", "-1,0"), ("1; 0,5", "0,5"), ("0,5 1", "0,5")],
+)
+def test_a_comma_that_may_stand_for_a_point_is_refused(text, named):
+    message = f"strengths must have a space after each comma, and a point in decimals, .* got '{named}'"
+    with pytest.raises(ValueError, match=message):
+        strengths_of(text, 10)
 
 
 def test_a_typed_text_that_does_not_fit_is_refused_before_the_graph_runs():

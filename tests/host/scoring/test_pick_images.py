@@ -88,6 +88,13 @@ def test_seeds_and_latents_go_along(tiny, pictures):
     ]
 
 
+def test_entries_of_latents_that_are_none_count_as_absent(tiny, pictures):
+    latent = {"samples": torch.zeros(5, 4, 2, 2), "noise_mask": None, "batch_index": None}
+    (_, _, indices, _, (kept,)), _ = pick([pictures], tiny.encoder, latents=[latent])
+    assert kept.keys() == {"samples", "batch_index"}
+    assert kept["batch_index"] == indices
+
+
 def test_the_page_tells_images_of_one_seed_by_their_place_in_their_batch(tiny, pictures):
     (_, _, _, seeds, _), record = pick([pictures[:2], pictures[2:]], tiny.encoder, seeds=[5])
     assert seeds == [5, 5, 5]  # the seed that drew the batch, not one that drew nothing

@@ -200,7 +200,7 @@ def test_a_text_that_is_too_long_is_said_on_the_node(models, images):
     [
         ({"text": ""}, "text is empty; write what the images should show"),
         ({"text": " \n\t"}, "text is empty"),
-        ({"text": None}, "text must be a text, got NoneType"),
+        ({"text": None}, "text must be text, got None"),
         ({"text": "a fox \ud800"}, "text holds half of a character at position 6"),
         ({"images": "a picture"}, "images must be of type IMAGE, got str"),
         ({"images": torch.zeros(2, 8, 8)}, r"images must be \(batch, height, width, 3 or 4\)"),

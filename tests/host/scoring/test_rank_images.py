@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from jepa_guidance.host.comfy.required import ExecutionBlocker
-from jepa_guidance.host.drawing.pictures import labelled_sheet
+from jepa_guidance.host.drawing.pictures import labelled_sheet, rows_that_fit
 from jepa_guidance.host.encoders.host_encoder import combined
 from jepa_guidance.host.options import FLOORS
 from jepa_guidance.host.scoring.ranked import as_csv, as_json, ranked_images, shortened
@@ -244,7 +244,7 @@ def test_a_threshold_that_no_image_reaches_names_the_rarest(tiny, images):
 def test_places_are_kept_in_their_order(tiny, images):
     (scores,) = score_images(images, tiny.encoder)
     found = named(
-        [images], tiny.encoder, places=" 4, 0,2 ", count=1, keep="most typical", seeds=[1, 2, 3, 4, 5]
+        [images], tiny.encoder, places=" 4\u30010,2 ", count=1, keep="most typical", seeds=[1, 2, 3, 4, 5]
     )
     assert found.indices == [4, 0, 2]
     assert found.scores == [scores[index] for index in (4, 0, 2)]
@@ -283,6 +283,15 @@ def test_latents_of_several_batches_keep_their_batch_index_and_their_mask(tiny, 
     (together,) = named([images], tiny.encoder, latents=[first, second], places="4, 3").latents
     assert together["noise_mask"].flatten().tolist() == [6.0, 8.0]
     assert together["batch_index"] == [2, 1]
+
+
+def test_entries_of_latents_that_are_none_count_as_absent(tiny, images):
+    samples = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 4, 2, 2)
+    bare, none = {"samples": samples[:2]}, {"samples": samples[2:], "noise_mask": None, "batch_index": None}
+    (kept,) = named([images], tiny.encoder, latents=[bare, none], places="3, 0").latents
+    assert kept.keys() == {"samples", "batch_index"}
+    assert kept["samples"][:, 0, 0, 0].tolist() == [3, 0]
+    assert kept["batch_index"] == [1, 0]
 
 
 def test_kept_latents_draw_the_noise_of_their_batch(tiny, images):
@@ -438,6 +447,36 @@ def test_a_long_name_keeps_its_ends_on_one_line():
     name = shortened("the beginning of a very long name and its end.png")
     assert name == "the beginnin... its end.png"
     assert len(name) <= 28
+
+
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [({"columns": 1}, 2), ({"columns": 1, "caption_size": 64, "names": ["x"] * 300}, 3)],
+)
+def test_a_sheet_that_would_be_too_high_is_refused_before_work(tiny, images, monkeypatch, settings, least):
+    monkeypatch.setattr("jepa_guidance.nodes.rank_images.rarity_of", None)
+    many = [images.repeat(60, 1, 1, 1)]
+    message = (
+        f"columns 1 makes the sheet of 300 images higher than 65535 pixels, .* set columns to {least} or more"
+    )
+    with pytest.raises(ValueError, match=message):
+        rank(many, tiny.encoder, count=4096, **settings)
+    with pytest.raises(TypeError):  # goes on to work
+        rank(many, tiny.encoder, count=4096, **settings | {"columns": least})
+
+
+def test_the_highest_sheet_is_one_that_other_programs_open():
+    rows = rows_that_fit(1)
+    high = labelled_sheet([torch.zeros(8, 8, 3)] * rows, ["x"] * rows, columns=1).shape[1]
+    assert 65535 - 300 < high <= 65535
+
+
+@pytest.mark.parametrize("seeds", [[np.int64(5)], list(np.arange(5, 10)), [5]])
+def test_seeds_are_whole_numbers_of_any_kind(tiny, images, seeds):
+    found = named([images], tiny.encoder, seeds=seeds, count=5)
+    assert sorted(found.seeds) == (list(range(5, 10)) if len(seeds) > 1 else [5] * 5)
+    assert {type(seed) for seed in found.seeds} == {int}
+    assert json.loads(found.json)["images"][0]["seed"] == found.seeds[0]
 
 
 def test_columns_and_caption_size_lay_out_the_sheet(tiny, images):

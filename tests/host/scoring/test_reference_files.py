@@ -66,7 +66,7 @@ def test_a_file_of_the_same_name_is_kept_unless_told(models):
 @pytest.mark.parametrize(
     "name",
     ["", " ", ".", "..", "../x", "a/b", "a\\b", "/etc/x", "C:x", "a\0b", "a\nb", ".hidden", "con", "NUL.txt", "com1",
-     "x" * 101, "a*", "a?", "<a>", "a|b", "~", "a.", "\u202ea", ".safetensors", "-rf"],
+     "\u0301a", "a*", "a?", "<a>", "a|b", "~", "a.", "\u202ea", ".safetensors", "-rf"],
 )  # fmt: skip
 def test_names_that_are_not_those_of_plain_files_are_refused(models, name):
     with pytest.raises(ValueError, match="filename"):
@@ -74,9 +74,30 @@ def test_names_that_are_not_those_of_plain_files_are_refused(models, name):
     assert list(models.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["my cats 2", "a.b", "\u732b", "x" * 100, "1 + 1", "a_(1)", "v1.0, new"])
+@pytest.mark.parametrize(
+    "name",
+    ["my cats 2", "a.b", "\u732b", "x" * 100, "1 + 1", "a_(1)", "v1.0, new", "my friend's", "my friend\u2019s",
+     "\u0939\u093f\u0928\u094d\u0926\u0940", "\u0e44\u0e17\u0e22\u0e48", "\u732b" * 66],
+)  # fmt: skip
 def test_other_names_are_fine(models, name):
+    assert save(name) == f"{name}.safetensors"
     assert load(save(name)).how == HOW
+    assert [file.name for file in models.iterdir() if "_2" in file.name] == [f"{name}_2.safetensors"]
+
+
+def test_a_name_is_one_file_however_it_is_written(models):
+    assert save("re\u0301fe\u0301rence") == "r\u00e9f\u00e9rence.safetensors"
+    assert save("r\u00e9f\u00e9rence", overwrite=True) == "r\u00e9f\u00e9rence.safetensors"
+    assert save("usual.SAFETENSORS") == save("usual .Safetensors", overwrite=True) == "usual.safetensors"
+    assert len(list(models.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["x" * 101, "\u732b" * 67, "\u732b" * 100, "\u00e9" * 101])
+def test_a_name_that_no_file_system_takes_is_refused_as_too_long(models, name):
+    with pytest.raises(
+        ValueError, match=r"filename .* is too long; shorten it to 100 letters, or 66 of Chinese"
+    ):
+        save(name)
 
 
 @pytest.mark.parametrize("name", [None, 3, ["x"], {}])

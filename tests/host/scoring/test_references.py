@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from jepa_guidance.host.encoders.host_encoder import HostEncoder, combined, use_encoder
 from jepa_guidance.host.scoring import novelty
+from jepa_guidance.host.scoring.answers import known
 from jepa_guidance.host.scoring.novelty import novelties, sorted_novelties
 from jepa_guidance.host.scoring.reference import check_comparable, make_reference, part_of, sorted_scores
 from jepa_guidance.host.scoring.scores import score_images
@@ -125,6 +127,30 @@ def test_a_set_of_encoders_gives_a_part_for_each(tiny, images, both):
         distances = torch.tensor([far(z[i], others(z, i)) for i in range(9)])
         units.append(member.weight * distances / distances.median())
     assert own == pytest.approx(sum(units).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", [NO_SCORE, "exact"])
+def test_of_large_pictures_few_are_held_at_a_time(tiny, mode, monkeypatch):
+    held: set[int] = set()
+    most = 0
+
+    def read() -> Any:
+        nonlocal most
+        for seed in range(9):
+            picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(seed))
+            held.add(seed)
+            weakref.finalize(picture, held.remove, seed)
+            most = max(most, len(held))
+            yield picture
+            del picture
+
+    whole = make_reference(list(read()), tiny.encoder, HOW | {"mode": mode})
+    known.clear()
+    most = 0
+    monkeypatch.setattr("jepa_guidance.host.scoring.reference._HELD_BYTES", 2 * 64 * 64 * 3 * 4)
+    few = make_reference(read(), tiny.encoder, HOW | {"mode": mode})
+    assert most <= 3
+    assert torch.equal(few.parts[0].embeddings, whole.parts[0].embeddings)
 
 
 def test_pictures_that_change_between_two_encoders_are_refused(images, both):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import folder_paths
+import numpy as np
 import pytest
 import torch
 from jepa_guidance.host.comfy.required import InterruptProcessingException
@@ -26,9 +27,11 @@ from jepa_guidance.jepa_core.writing import UnwritableError
 from jepa_guidance.nodes.reference import JEPAReferenceNode
 from jepa_guidance.nodes.score_folder import JEPAScoreFolder
 from jepa_guidance.nodes.score_image import JEPAScoreImage
+from PIL import Image
 
 from tests.host.comfy.test_folders_to_write import without_rights
 from tests.host.scoring.test_picture_folder import output, save  # noqa: F401 (a fixture)
+from tests.host.scoring.test_picture_folder import run as of_folder
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, links and pipes")
 SETTINGS = {"mode": "exact", "top_k": 2, "fit": "squash", "antialias": True}
@@ -423,6 +426,30 @@ def test_a_full_disk_is_named(tiny, output, monkeypatch):  # noqa: F811
         run(tiny.encoder)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory")])
+def test_a_picture_for_which_memory_is_short_is_skipped_and_named_by_both_nodes_of_folders(
+    tiny,
+    output,  # noqa: F811
+    monkeypatch,
+    error,
+):
+    fill(output, 3)
+    Image.new("RGB", (77, 30)).save(output / "large.png")
+    convert = torch.from_numpy
+
+    def short(array: np.ndarray) -> torch.Tensor:
+        if array.shape[:2] == (30, 77):
+            raise error
+        return convert(array)
+
+    monkeypatch.setattr(torch, "from_numpy", short)
+    reason = str(error) or "MemoryError"
+    found, (reference, text) = run(tiny.encoder), of_folder(tiny.encoder)
+    assert f"skipped: large.png ({reason})" in found.text
+    assert f"skipped: large.png ({reason})" in text
+    assert len(found.reference) == len(reference) == 3
+
+
 def test_pictures_that_go_while_they_are_scored(tiny, output, monkeypatch):  # noqa: F811
     files = fill(output, 3)
     order = run(tiny.encoder).files
@@ -440,7 +467,9 @@ def test_pictures_that_go_while_they_are_scored(tiny, output, monkeypatch):  # n
     with pytest.raises(ValueError, match="holds no picture that can be read; make some first"):
         run(tiny.encoder)
     save(output / order[0], 1)
-    with pytest.raises(ValueError, match="the pictures were removed while they were scored; run again"):
+    with pytest.raises(
+        ValueError, match=r"none of the pictures that were scored can be read any more \(.*No such file"
+    ):
         run(tiny.encoder)
 
 

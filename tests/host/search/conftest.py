@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from jepa_guidance.host.comfy.sampling import stock_sample
-from jepa_guidance.host.search.batch import batch_of, kept_rows
+from jepa_guidance.host.scoring.along import kept_rows
+from jepa_guidance.host.search.batch import batch_of
 from jepa_guidance.host.search.config import SearchConfig
 from jepa_guidance.host.search.search import apply_search
 

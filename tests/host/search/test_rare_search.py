@@ -63,6 +63,16 @@ def test_outputs_agree_with_each_other(tiny, search):
     assert all(one["picture"].startswith("data:image/jpeg,") for one in search_ui["candidates"])
 
 
+@pytest.mark.parametrize("images", [1, 6])
+def test_entries_of_a_latent_that_are_none_count_as_absent(tiny, images):
+    bare = {"samples": torch.ones(images, 4, 8, 8)}
+    none = bare | {"noise_mask": None, "batch_index": None}
+    (latent,), (other,) = (node(tiny, latent_image=[one])["latent"] for one in (bare, none))
+    assert torch.equal(latent["samples"], other["samples"])
+    assert latent.keys() == other.keys() == {"samples", "batch_index"}
+    assert latent["batch_index"] == other["batch_index"]
+
+
 def test_a_list_of_seeds_gives_a_search_for_each(tiny):
     both = node(tiny, seed=[5, 6])
     one, other = node(tiny), node(tiny, seed=[6])

@@ -10,7 +10,7 @@ import comfy.samplers
 import pytest
 import torch
 from jepa_guidance.host.guidance.refused_samplers import REFUSED
-from jepa_guidance.host.search.batch import kept_rows
+from jepa_guidance.host.scoring.along import kept_rows
 from jepa_guidance.host.search.search import SearchConfig, apply_search
 
 from jepa_core import jepa_score

@@ -13,10 +13,11 @@ from jepa_guidance.host.search.selection import choose, looks_of, plan_looks
 def test_looks_are_read():
     assert looks_of("0.4, 0.7") == (0.4, 0.7)
     assert looks_of(" ") == ()
+    assert looks_of("0.4,0.7") == looks_of("0.4;0.7") == looks_of("0.4\uff0c0.7") == (0.4, 0.7)
 
 
 @pytest.mark.parametrize(
-    "text", ["0.7, 0.4", "0.4, 0.4", "0, 0.5", "0.5, 1", "half", "0.4,,0.7", "nan", "-0.1"]
+    "text", ["0.7, 0.4", "0.4, 0.4", "0, 0.5", "0.5, 1", "half", "0,4", "0,4 0,7", "nan", "-0.1"]
 )
 def test_a_look_that_means_nothing_is_refused_by_name(text):
     with pytest.raises(ValueError, match=r"^looks must .*got"):
