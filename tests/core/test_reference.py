@@ -120,11 +120,11 @@ def embedded(points: torch.Tensor, *others: torch.Tensor) -> Reference:
 
 
 def each_once(points: torch.Tensor) -> list[int]:
-    """The places of points that are not within a twentieth of the spread of an earlier one that was kept, pair by pair."""
+    """The places of points that are not within a fiftieth of the spread of an earlier one that was kept, pair by pair."""
     spread = (points - points.mean(0)).norm(dim=1).square().mean().sqrt()
     kept: list[int] = []
     for place, point in enumerate(points):
-        if all((point - points[one]).norm() > spread / 20 for one in kept):
+        if all((point - points[one]).norm() > spread / 50 for one in kept):
             kept.append(place)
     return kept
 
