@@ -14,7 +14,7 @@ def words_of(text: str) -> list[str]:
 def check_decimals(name: str, text: str, example: str) -> None:
     """Raise ValueError, naming the input, for a comma between digits that may stand for a point.
 
-    "0,5" may be one number or two. In "0,0.5,1" the point says that the commas are none.
+    "0,5" may be one number or two. In "0,0.5,1" the point shows that no comma stands for one.
     """
     for part in re.split(rf"[{_OTHERS}]+", text):
         if re.search(r"\d,\d", part) and "." not in part:

@@ -328,7 +328,7 @@ def test_an_interrupt_ends_the_wait_at_once_and_the_next_run_asks_again(server, 
     first = human.asked()
     server.interrupt()
     with pytest.raises(ExecutionFailed) as stopped:
-        server.wait(running, timeout=60)  # of a wait of a day
+        server.wait(running, timeout=15)  # on a busy machine
     assert stopped.value.event == "execution_interrupted"
     wait_for(lambda: human.picks("cancelled"))
     assert human.picks("cancelled") == [{"id": first["id"], "state": "cancelled", "kept": []}]
@@ -346,7 +346,7 @@ def test_when_the_time_is_over_the_first_are_kept_or_the_run_stops(server, encod
     running = human.queue(keeps)
     order = [image["index"] for image in human.asked()["images"]]
     before = time.monotonic()
-    outputs = server.wait(running, timeout=60)["outputs"]
+    outputs = server.wait(running, timeout=30)["outputs"]
     assert time.monotonic() - before > 3
     (record,) = outputs["pick"]["jepa_pick"]
     assert record["state"] == "late"
