@@ -91,7 +91,7 @@ def summary(reference: Reference, scores: list[float]) -> str:
         ordered = sorted(scores)
         text += f": {ordered[0]:.2f} (rarest) to {ordered[-1]:.2f}, median {ordered[len(ordered) // 2]:.2f}"
     if different < count:
-        text += f"\n{different} of them differ; the same image counts once"
+        text += f"\n{different} of them are different; an image that repeats counts once"
     if different < FEW:
         text += f"\nfew images: each is {100 / different:.0f} % of them, so percentages are coarse; "
         text += f"{GOOD} make a good reference"
